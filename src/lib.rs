@@ -1,0 +1,17 @@
+//! Candlewick: exact, fast and loud mechanistic interpretability of transformers, on candle.
+//!
+//! The walk: a [`task`] (prompt pairs and a metric) becomes tokens, a [`model`] runs them with hooks and edits ([`run`]),
+//! a method ([`methods`]) asks which sites matter, and the answer is one tidy table ([`scores`]).
+
+pub mod error;
+pub mod hooks;
+pub mod metric;
+pub mod model;
+pub mod nn;
+pub mod run;
+pub mod scores;
+pub mod task;
+pub mod methods;
+pub mod plot;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! One thin file per family: from the real `config.json` to a `ModelSpec`, and the checkpoint name of each weight.

@@ -1,0 +1,169 @@
+//! `ModelSpec`: everything that distinguishes one supported transformer from another, as a plain value.
+
+use serde::{Deserialize, Serialize};
+
+/// The description of one decoder-only transformer. A family (`families/`) makes it from `config.json` or GGUF metadata;
+/// the forward pass, the sweep and the backward pass read nothing else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    /// Family name, as in `families/`: `llama`, `gpt2`, ...
+    pub family: String,
+    pub n_layers: usize,
+    pub n_heads: usize,
+    /// Key/value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    pub d_model: usize,
+    pub d_head: usize,
+    /// Width of the MLP; 0 in attention-only models.
+    pub d_mlp: usize,
+    pub d_vocab: usize,
+    /// Longest prompt that the positions allow.
+    pub n_ctx: usize,
+
+    pub norm: NormKind,
+    pub norm_eps: f64,
+    pub norm_placement: NormPlacement,
+    pub block: Block,
+    pub position: Position,
+
+    /// Factor on query-key products, usually `1/sqrt(d_head)`. One entry per layer.
+    pub attn_scale: Vec<f32>,
+    /// `cap * tanh(scores / cap)` before the mask.
+    pub attn_softcap: Option<f32>,
+    /// Sliding window per layer: a query at `i` sees keys `j` with `i - j < window`. `None`: all earlier keys.
+    pub windows: Vec<Option<usize>>,
+    pub qk_norm: QkNorm,
+
+    pub mlp: Mlp,
+    pub activation: Activation,
+
+    /// Multiplier on the token embedding (Gemma: `sqrt(d_model)`).
+    pub embed_scale: Option<f32>,
+    /// Multiplier on what each branch adds to the stream.
+    pub residual_multiplier: Option<f32>,
+    /// Multiplier on the logits, before the soft-cap.
+    pub logit_scale: Option<f32>,
+    /// `cap * tanh(logits / cap)`.
+    pub final_softcap: Option<f32>,
+    /// The unembedding is the token embedding.
+    pub tied: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NormKind {
+    /// `(x - mean) / sqrt(var + eps) * w + b`
+    Layer,
+    /// `x / sqrt(mean(x^2) + eps) * w`; Gemma's `1 + w` is folded into `w` at load.
+    Rms,
+}
+
+/// Where norms stand around the two branches of a block. The final norm is there unless `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NormPlacement {
+    /// Before each branch (GPT-2, Llama).
+    Pre,
+    /// Before each branch and on its output (Gemma 2 and 3).
+    Sandwich,
+    /// Only on each branch's output, before it is added (OLMo 2).
+    Post,
+    /// No norms at all, not even the final one (toy models).
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Block {
+    /// The MLP reads the stream after attention was added.
+    Sequential,
+    /// Attention and MLP read the same stream. With `shared_norm` (GPT-J, Phi-2) `ln1` serves both and there is no `ln2`.
+    Parallel { shared_norm: bool },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Position {
+    None,
+    /// A learned vector per position; `offset` rows are skipped (OPT: 2; they are cut off at load).
+    Learned,
+    Rotary(Rotary),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rotary {
+    /// How many of the `d_head` dimensions rotate, from the first on.
+    pub dims: usize,
+    pub style: RotaryStyle,
+    /// Which entry of `bases` each layer uses.
+    pub base_of_layer: Vec<usize>,
+    pub bases: Vec<RotaryBase>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RotaryStyle {
+    /// Dimension `i` pairs with `i + dims/2` (Llama, NeoX).
+    Half,
+    /// Dimension `2i` pairs with `2i + 1` (GPT-J).
+    Interleaved,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RotaryBase {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum RopeScaling {
+    None,
+    Linear { factor: f64 },
+    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position: usize },
+    /// A factor per frequency, as a GGUF stores them (`rope_freqs`): each inverse frequency is divided by its factor.
+    Factors { factors: Vec<f64> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QkNorm {
+    None,
+    /// RMS norm over each head's `d_head` (Qwen 3, Gemma 3).
+    PerHead,
+    /// RMS norm over all heads at once (OLMo 2).
+    FullWidth,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mlp {
+    /// Attention-only.
+    None,
+    /// `act(x W_in + b_in) W_out + b_out`
+    Plain,
+    /// `(act(x W_gate) * (x W_up)) W_out`
+    Gated,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activation {
+    /// `x * Phi(x)` with erf.
+    Gelu,
+    /// The tanh form (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    Silu,
+    Relu,
+}
+
+impl ModelSpec {
+    /// Query heads that share one key/value head.
+    pub fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
+
+    pub fn has_pre_norm(&self) -> bool {
+        matches!(self.norm_placement, NormPlacement::Pre | NormPlacement::Sandwich)
+    }
+
+    pub fn has_post_norm(&self) -> bool {
+        matches!(self.norm_placement, NormPlacement::Post | NormPlacement::Sandwich)
+    }
+
+    /// Whether there is a stream between attention and MLP that `hook_resid_mid` could name.
+    pub fn has_resid_mid(&self) -> bool {
+        self.block == Block::Sequential && self.mlp != Mlp::None
+    }
+}

@@ -1,0 +1,58 @@
+//! The canonical layout of weights: what the kernels want, made once at load, the same for every family.
+//! Matrices are `[in, out]`, row-major, for `x @ w`; what is read together is stored together.
+
+use candle_core::Tensor;
+
+#[derive(Debug, Clone)]
+pub struct Weights {
+    /// `[d_vocab, d_model]`, without `embed_scale`.
+    pub w_e: Tensor,
+    /// `[n_ctx, d_model]`, where positions are learned.
+    pub w_pos: Option<Tensor>,
+    pub blocks: Vec<BlockWeights>,
+    pub ln_final: Option<NormWeights>,
+    /// `[d_vocab, d_model]` (a row per token, unlike the other matrices: a metric gathers rows); shares storage with `w_e` when tied.
+    pub w_u: Tensor,
+    /// `[d_vocab]`
+    pub b_u: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+pub struct NormWeights {
+    /// `[d]`
+    pub w: Tensor,
+    /// `[d]`, LayerNorm only.
+    pub b: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+pub struct BlockWeights {
+    /// Pre-attention norm (placements `Pre`, `Sandwich`).
+    pub ln1: Option<NormWeights>,
+    /// `[d_model, (n_heads + 2 n_kv_heads) d_head]`: queries, then keys, then values; heads in order inside each.
+    pub w_qkv: Tensor,
+    pub b_qkv: Option<Tensor>,
+    /// `[d_head]` (`PerHead`), or `[n_heads d_head]` and `[n_kv_heads d_head]` (`FullWidth`).
+    pub q_norm: Option<Tensor>,
+    pub k_norm: Option<Tensor>,
+    /// `[n_heads d_head, d_model]`
+    pub w_o: Tensor,
+    pub b_o: Option<Tensor>,
+    /// Norm on the attention output (placements `Post`, `Sandwich`).
+    pub ln1_post: Option<NormWeights>,
+    /// Pre-MLP norm; absent with a shared norm.
+    pub ln2: Option<NormWeights>,
+    pub mlp: Option<MlpWeights>,
+    /// Norm on the MLP output.
+    pub ln2_post: Option<NormWeights>,
+}
+
+#[derive(Debug, Clone)]
+pub struct MlpWeights {
+    /// `[d_model, d_mlp]`, or gated `[d_model, 2 d_mlp]`: gate, then linear branch.
+    pub w_in: Tensor,
+    pub b_in: Option<Tensor>,
+    /// `[d_mlp, d_model]`
+    pub w_out: Tensor,
+    pub b_out: Option<Tensor>,
+}

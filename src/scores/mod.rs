@@ -1,0 +1,1 @@
+//! The one long table, and how it says where it came from.
