@@ -1,6 +1,7 @@
 //! A model: its [`ModelSpec`], its [`Weights`] in canonical layout, and where they came from.
 
 pub mod spec;
+pub mod tokenizer;
 pub mod weights;
 pub mod families;
 
@@ -8,6 +9,7 @@ use candle_core::{DType, Device};
 
 use crate::error::Result;
 pub use spec::ModelSpec;
+pub use tokenizer::Tokenizer;
 pub use weights::Weights;
 
 /// A transformer that can be run with hooks and edits (`crate::run`).
