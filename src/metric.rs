@@ -1,6 +1,15 @@
 //! Logits and answers to one number per example.
+//!
+//! Every metric is a function of the logits at the answer position of one prompt; the value of a task is the mean over its
+//! pairs, which is taken elsewhere. `kl` and `js` sum over the vocabulary (some published code takes the mean over it, which
+//! makes their numbers smaller by its size).
+
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 /// A metric on the logits at the answer position of one prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,5 +55,415 @@ impl Target {
     /// The columns of W_U that a [`Reads::Answers`] metric needs: `answers`, then `wrong`.
     pub fn columns(&self) -> Vec<u32> {
         self.answers.iter().chain(&self.wrong).copied().collect()
+    }
+}
+
+impl Metric {
+    pub fn reads(self) -> Reads {
+        match self {
+            Metric::LogitDiff | Metric::Accuracy => Reads::Answers,
+            Metric::ProbDiff
+            | Metric::LogProb
+            | Metric::Prob
+            | Metric::Kl
+            | Metric::Js
+            | Metric::Rank
+            | Metric::TopK(_) => Reads::Vocabulary,
+        }
+    }
+
+    /// Whether it compares the answers with wrong ones, so that a pair without any has no value.
+    pub fn needs_wrong(self) -> bool {
+        matches!(
+            self,
+            Metric::LogitDiff | Metric::ProbDiff | Metric::Accuracy
+        )
+    }
+
+    /// Whether it compares with the logits of the clean run.
+    pub fn needs_reference(self) -> bool {
+        matches!(self, Metric::Kl | Metric::Js)
+    }
+
+    /// The unit of a value, as it stands in tables and on axes.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Metric::LogitDiff => "logits",
+            Metric::ProbDiff | Metric::Prob => "probability",
+            Metric::LogProb | Metric::Kl | Metric::Js => "nats",
+            Metric::Rank => "rank",
+            Metric::TopK(_) | Metric::Accuracy => "fraction",
+        }
+    }
+
+    /// Whether it has a useful gradient at the logits; ranks and accuracies are flat almost everywhere.
+    pub fn differentiable(self) -> bool {
+        !matches!(self, Metric::Rank | Metric::TopK(_) | Metric::Accuracy)
+    }
+
+    /// Whether a larger value means that the model does the task better (for `kl` and `js`: is nearer to its clean self).
+    pub fn higher_is_better(self) -> bool {
+        !matches!(self, Metric::Kl | Metric::Js | Metric::Rank)
+    }
+
+    /// The value for one example, computed in f64.
+    /// # Shapes
+    /// `logits`: one per [`Target::columns`], in that order, where the metric [`reads`](Metric::reads) answers only; else
+    /// `[vocabulary]`. `reference`: `[vocabulary]`, the clean run's.
+    /// # Units
+    /// [`Metric::unit`].
+    /// # Errors
+    /// [`Error::BadMetric`] if the target has no answer, or no wrong answer where one is needed; if there is no reference where
+    /// one is needed; if a length does not fit; if a logit is NaN or infinite.
+    pub fn value(self, logits: &[f32], target: &Target, reference: Option<&[f32]>) -> Result<f64> {
+        self.check(logits, target)?;
+        let at = |ids: &[u32]| {
+            ids.iter()
+                .map(|&id| f64::from(logits[id as usize]))
+                .collect::<Vec<f64>>()
+        };
+        let value = match self {
+            Metric::LogitDiff | Metric::Accuracy => {
+                let (answers, wrong) = logits.split_at(target.answers.len());
+                let difference = mean(answers) - mean(wrong);
+                if self == Metric::LogitDiff {
+                    difference
+                } else {
+                    f64::from(u8::from(difference > 0.0))
+                }
+            }
+            Metric::Prob => log_prob(&at(&target.answers), logits).exp(),
+            Metric::LogProb => log_prob(&at(&target.answers), logits),
+            Metric::ProbDiff => {
+                log_prob(&at(&target.answers), logits).exp()
+                    - log_prob(&at(&target.wrong), logits).exp()
+            }
+            Metric::Rank => rank(&at(&target.answers), logits) as f64,
+            Metric::TopK(k) => f64::from(u8::from(rank(&at(&target.answers), logits) <= k)),
+            Metric::Kl => kl(&self.reference(logits, reference)?, &log_softmax(logits)),
+            Metric::Js => js(&self.reference(logits, reference)?, &log_softmax(logits)),
+        };
+        Ok(value)
+    }
+
+    fn check(self, logits: &[f32], target: &Target) -> Result<()> {
+        if target.answers.is_empty() && !self.needs_reference() {
+            return Err(
+                self.error("needs an answer, and this pair has none; fill the column `answer`")
+            );
+        }
+        if target.wrong.is_empty() && self.needs_wrong() {
+            return Err(self.error(
+                "compares with a wrong answer, and this pair has none; fill the column `wrong`, or use `--metric log_prob`",
+            ));
+        }
+        let columns = target.columns();
+        match self.reads() {
+            Reads::Answers if logits.len() != columns.len() => {
+                return Err(self.error(format!(
+                    "reads {} answer logits, but was given {}",
+                    columns.len(),
+                    logits.len()
+                )));
+            }
+            Reads::Vocabulary => {
+                if let Some(id) = columns.iter().find(|&&id| id as usize >= logits.len()) {
+                    return Err(self.error(format!(
+                        "reads token {id}, but there are {} logits; is the tokenizer of this model?",
+                        logits.len()
+                    )));
+                }
+            }
+            Reads::Answers => {}
+        }
+        self.check_finite(logits)
+    }
+
+    fn check_finite(self, logits: &[f32]) -> Result<()> {
+        match logits.iter().find(|l| !l.is_finite()) {
+            Some(bad) => Err(self.error(format!(
+                "has no value, because a logit is {bad}; if the model is run in f16 or bf16, try `--dtype f32`"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn reference(self, logits: &[f32], reference: Option<&[f32]>) -> Result<Vec<f64>> {
+        let Some(reference) = reference else {
+            return Err(
+                self.error("compares with the logits of the clean run, which were not given")
+            );
+        };
+        if reference.len() != logits.len() {
+            return Err(self.error(format!(
+                "compares {} logits with {} of the clean run; both must be the whole vocabulary",
+                logits.len(),
+                reference.len()
+            )));
+        }
+        self.check_finite(reference)?;
+        Ok(log_softmax(reference))
+    }
+
+    fn error(self, reason: impl Into<String>) -> Error {
+        Error::BadMetric {
+            metric: self.to_string(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Metric::LogitDiff => f.write_str("logit_diff"),
+            Metric::ProbDiff => f.write_str("prob_diff"),
+            Metric::LogProb => f.write_str("log_prob"),
+            Metric::Prob => f.write_str("prob"),
+            Metric::Kl => f.write_str("kl"),
+            Metric::Js => f.write_str("js"),
+            Metric::Rank => f.write_str("rank"),
+            Metric::TopK(k) => write!(f, "top{k}"),
+            Metric::Accuracy => f.write_str("accuracy"),
+        }
+    }
+}
+
+impl FromStr for Metric {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "logit_diff" => Ok(Metric::LogitDiff),
+            "prob_diff" => Ok(Metric::ProbDiff),
+            "log_prob" => Ok(Metric::LogProb),
+            "prob" => Ok(Metric::Prob),
+            "kl" => Ok(Metric::Kl),
+            "js" => Ok(Metric::Js),
+            "rank" => Ok(Metric::Rank),
+            "accuracy" => Ok(Metric::Accuracy),
+            _ => match text.strip_prefix("top").and_then(|k| k.parse().ok()) {
+                Some(k) if k > 0 => Ok(Metric::TopK(k)),
+                _ => Err(Error::Parse {
+                    what: "a metric",
+                    text: text.to_owned(),
+                    reason: "metrics are logit_diff, prob_diff, log_prob, prob, kl, js, rank, top1 (top5, ...), accuracy".into(),
+                }),
+            },
+        }
+    }
+}
+
+fn mean(logits: &[f32]) -> f64 {
+    logits.iter().map(|&l| f64::from(l)).sum::<f64>() / logits.len() as f64
+}
+
+/// `ln sum exp`, shifted by the largest term so that it neither overflows nor vanishes.
+fn log_sum_exp(terms: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = terms.clone().fold(f64::NEG_INFINITY, f64::max);
+    largest + terms.map(|t| (t - largest).exp()).sum::<f64>().ln()
+}
+
+/// `ln sum p(chosen)`; the chosen logits are among `logits`.
+fn log_prob(chosen: &[f64], logits: &[f32]) -> f64 {
+    log_sum_exp(chosen.iter().copied()) - log_sum_exp(logits.iter().map(|&l| f64::from(l)))
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let total = log_sum_exp(logits.iter().map(|&l| f64::from(l)));
+    logits.iter().map(|&l| f64::from(l) - total).collect()
+}
+
+/// Ties do not count against the answer.
+fn rank(answers: &[f64], logits: &[f32]) -> usize {
+    let best = answers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    1 + logits.iter().filter(|&&l| f64::from(l) > best).count()
+}
+
+/// `KL(p || q)` of two log distributions. Rounding can put it a hair below zero, where it cannot be.
+fn kl(p: &[f64], q: &[f64]) -> f64 {
+    p.iter()
+        .zip(q)
+        .map(|(p, q)| p.exp() * (p - q))
+        .sum::<f64>()
+        .max(0.0)
+}
+
+fn js(p: &[f64], q: &[f64]) -> f64 {
+    let middle: Vec<f64> = p
+        .iter()
+        .zip(q)
+        .map(|(&p, &q)| log_sum_exp([p, q].into_iter()) - std::f64::consts::LN_2)
+        .collect();
+    0.5 * (kl(p, &middle) + kl(q, &middle))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Metric; 9] = [
+        Metric::LogitDiff,
+        Metric::ProbDiff,
+        Metric::LogProb,
+        Metric::Prob,
+        Metric::Kl,
+        Metric::Js,
+        Metric::Rank,
+        Metric::TopK(5),
+        Metric::Accuracy,
+    ];
+
+    fn target(answers: &[u32], wrong: &[u32]) -> Target {
+        Target {
+            answers: answers.to_vec(),
+            wrong: wrong.to_vec(),
+        }
+    }
+
+    /// Logits whose softmax is 1/8, 1/8, 1/4, 1/2.
+    fn eighths() -> Vec<f32> {
+        [1.0f32, 1.0, 2.0, 4.0]
+            .iter()
+            .map(|p| p.ln() + 3.0)
+            .collect()
+    }
+
+    fn check(
+        metric: Metric,
+        logits: &[f32],
+        target: &Target,
+        reference: Option<&[f32]>,
+        expected: f64,
+    ) {
+        let value = metric.value(logits, target, reference).unwrap();
+        assert!(
+            (value - expected).abs() < 1e-6,
+            "{metric}: {value}, expected {expected}"
+        );
+    }
+
+    #[test]
+    fn a_name_reads_back_as_its_metric() {
+        for metric in ALL {
+            assert_eq!(metric.to_string().parse::<Metric>().unwrap(), metric);
+        }
+        for bad in ["", "top0", "top", "topx", "loss", "Logit_diff"] {
+            let message = bad.parse::<Metric>().unwrap_err().to_string();
+            assert!(
+                message.contains("logit_diff, prob_diff") && message.contains("accuracy"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn answer_metrics_read_answers_then_wrong() {
+        let several = target(&[7, 3], &[5]);
+        assert_eq!(several.columns(), [7, 3, 5]);
+        check(Metric::LogitDiff, &[4.0, 2.0, 1.0], &several, None, 2.0);
+        check(Metric::Accuracy, &[4.0, 2.0, 1.0], &several, None, 1.0);
+        check(Metric::Accuracy, &[4.0, 2.0, 3.0], &several, None, 0.0);
+    }
+
+    #[test]
+    fn probabilities_are_those_of_the_softmax() {
+        let logits = eighths();
+        check(Metric::Prob, &logits, &target(&[3], &[]), None, 0.5);
+        check(Metric::Prob, &logits, &target(&[0, 2], &[]), None, 0.375);
+        check(
+            Metric::LogProb,
+            &logits,
+            &target(&[2], &[]),
+            None,
+            -2.0 * std::f64::consts::LN_2,
+        );
+        check(
+            Metric::ProbDiff,
+            &logits,
+            &target(&[3], &[0, 1]),
+            None,
+            0.25,
+        );
+        check(
+            Metric::LogProb,
+            &[1000.0, -1000.0],
+            &target(&[1], &[]),
+            None,
+            -2000.0,
+        );
+    }
+
+    #[test]
+    fn ranks_count_the_tokens_strictly_above() {
+        let logits = eighths();
+        check(Metric::Rank, &logits, &target(&[3], &[]), None, 1.0);
+        check(Metric::Rank, &logits, &target(&[0], &[]), None, 3.0);
+        check(Metric::Rank, &logits, &target(&[0, 2], &[]), None, 2.0);
+        check(Metric::TopK(2), &logits, &target(&[0], &[]), None, 0.0);
+        check(Metric::TopK(3), &logits, &target(&[1], &[]), None, 1.0);
+    }
+
+    #[test]
+    fn divergences_are_from_the_reference_and_in_nats() {
+        let nothing = target(&[], &[]);
+        let even = [0.0f32, 0.0];
+        let quarter = [1.0f32.ln(), 3.0f32.ln()];
+        // KL(1/2, 1/2 || 1/4, 3/4) = ln 2 - ln 3 / 2; the other way round it would be 3/4 ln 3 - ln 2.
+        check(
+            Metric::Kl,
+            &quarter,
+            &nothing,
+            Some(&even),
+            2f64.ln() - 0.5 * 3f64.ln(),
+        );
+        check(Metric::Kl, &even, &nothing, Some(&even), 0.0);
+        check(Metric::Js, &even, &nothing, Some(&even), 0.0);
+        check(
+            Metric::Js,
+            &[200.0, -200.0],
+            &nothing,
+            Some(&[-200.0, 200.0]),
+            std::f64::consts::LN_2,
+        );
+        let (there, back) = (
+            Metric::Js.value(&even, &nothing, Some(&quarter)).unwrap(),
+            Metric::Js.value(&quarter, &nothing, Some(&even)).unwrap(),
+        );
+        assert!((there - back).abs() < 1e-12 && there > 0.01);
+    }
+
+    #[test]
+    fn what_has_no_value_is_an_error() {
+        let one = target(&[0], &[1]);
+        for (metric, logits, target, reference) in [
+            (Metric::LogitDiff, vec![1.0f32], &one, None),
+            (Metric::LogitDiff, vec![1.0], &target(&[0], &[]), None),
+            (Metric::Prob, vec![1.0, 2.0], &target(&[], &[1]), None),
+            (Metric::Prob, vec![1.0, 2.0], &target(&[2], &[]), None),
+            (Metric::Prob, vec![1.0, f32::NAN], &one, None),
+            (Metric::Rank, vec![1.0, f32::INFINITY], &one, None),
+            (Metric::Kl, vec![1.0, 2.0], &one, None),
+            (Metric::Kl, vec![1.0, 2.0], &one, Some(vec![1.0f32])),
+            (Metric::Js, vec![1.0, 2.0], &one, Some(vec![1.0, f32::NAN])),
+        ] {
+            let result = metric.value(&logits, target, reference.as_deref());
+            assert!(
+                matches!(result, Err(Error::BadMetric { .. })),
+                "{metric}: {result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_metric_that_reads_answers_needs_no_vocabulary() {
+        for metric in ALL {
+            assert_eq!(
+                metric.reads() == Reads::Answers,
+                matches!(metric, Metric::LogitDiff | Metric::Accuracy)
+            );
+            assert!(!(metric.needs_reference() && metric.needs_wrong()));
+            assert!(!metric.unit().is_empty());
+        }
     }
 }
