@@ -12,39 +12,81 @@ pub enum Error {
     #[error("no such file or folder: `{}`; {hint}", path.display())]
     Missing { path: PathBuf, hint: String },
     #[error("cannot read `{}`: {source}", path.display())]
-    Read { path: PathBuf, #[source] source: std::io::Error },
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("cannot write `{}`: {source}; choose another path with `--out`", path.display())]
-    Write { path: PathBuf, #[source] source: std::io::Error },
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("`{}` is not a readable {format} file: {reason}", path.display())]
-    Malformed { path: PathBuf, format: &'static str, reason: String },
+    Malformed {
+        path: PathBuf,
+        format: &'static str,
+        reason: String,
+    },
     #[error("`{}` is a git-LFS pointer, not the file itself; run `git lfs pull` in its repository, or download the model again", path.display())]
     LfsPointer { path: PathBuf },
     #[error("`{}` is a PyTorch pickle, which we do not read; save the model as safetensors \
              (`model.save_pretrained(dir, safe_serialization=True)` in transformers) and point `--model` there", path.display())]
     Pickle { path: PathBuf },
     #[error("`{model}` is not in the cache ({cached}) and cannot be downloaded: {reason}")]
-    NotCached { model: String, cached: String, reason: String },
+    NotCached {
+        model: String,
+        cached: String,
+        reason: String,
+    },
 
     // Models.
     #[error("architecture `{name}` is not supported; supported: {supported}")]
     UnknownArchitecture { name: String, supported: String },
-    #[error("config key `{key}` = {value} is not handled by family `{family}`, and it may change the model's function; \
-             remove it from config.json if you know that it does not")]
-    UnhandledConfig { family: String, key: String, value: String },
+    #[error(
+        "config key `{key}` = {value} is not handled by family `{family}`, and it may change the model's function; \
+             remove it from config.json if you know that it does not"
+    )]
+    UnhandledConfig {
+        family: String,
+        key: String,
+        value: String,
+    },
     #[error("config key `{key}`: {reason}")]
     BadConfig { key: String, reason: String },
-    #[error("{count} tensors are missing from the checkpoint: {first}; is it a complete `{family}` checkpoint?")]
-    MissingTensors { family: String, count: usize, first: String },
-    #[error("{count} tensors in the checkpoint belong to no weight of `{family}`: {first}; is config.json of this checkpoint?")]
-    ExtraTensors { family: String, count: usize, first: String },
+    #[error(
+        "{count} tensors are missing from the checkpoint: {first}; is it a complete `{family}` checkpoint?"
+    )]
+    MissingTensors {
+        family: String,
+        count: usize,
+        first: String,
+    },
+    #[error(
+        "{count} tensors in the checkpoint belong to no weight of `{family}`: {first}; is config.json of this checkpoint?"
+    )]
+    ExtraTensors {
+        family: String,
+        count: usize,
+        first: String,
+    },
     #[error("tensor `{name}` has shape {found:?}, the config asks for {expected:?}")]
-    TensorShape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    TensorShape {
+        name: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
     #[error("tensor `{name}` holds a NaN or an infinity; the checkpoint is damaged")]
     NotFinite { name: String },
-    #[error("the logits of prompt {index} hold a NaN or an infinity (first seen at `{hook}`); \
-             if the model is run in f16 or bf16, try `--dtype f32`")]
+    #[error(
+        "the logits of prompt {index} hold a NaN or an infinity (first seen at `{hook}`); \
+             if the model is run in f16 or bf16, try `--dtype f32`"
+    )]
     NotFiniteLogits { index: usize, hook: String },
-    #[error("the tokenizer has {tokenizer} tokens but the embedding has {embedding} rows; they do not belong together")]
+    #[error(
+        "the tokenizer has {tokenizer} tokens but the embedding has {embedding} rows; they do not belong together"
+    )]
     TokenizerTooLarge { tokenizer: usize, embedding: usize },
     #[error("tokenizer: {reason}")]
     Tokenizer { reason: String },
@@ -55,9 +97,18 @@ pub enum Error {
     #[error("hook `{hook}` does not exist in this model: {reason}")]
     HookAbsent { hook: String, reason: String },
     #[error("`{what}` = {value} is out of range: {hook} has {limit}")]
-    OutOfRange { hook: String, what: &'static str, value: String, limit: String },
+    OutOfRange {
+        hook: String,
+        what: &'static str,
+        value: String,
+        limit: String,
+    },
     #[error("cannot read `{text}` as {what}: {reason}")]
-    Parse { what: &'static str, text: String, reason: String },
+    Parse {
+        what: &'static str,
+        text: String,
+        reason: String,
+    },
     #[error("edit `{edit}` cannot apply: {reason}")]
     BadEdit { edit: String, reason: String },
     #[error("`{what}` did not fire in this run: {reason}")]
@@ -66,15 +117,33 @@ pub enum Error {
     // Tasks and metrics.
     #[error("task `{task}`: {reason}")]
     BadTask { task: String, reason: String },
-    #[error("task `{task}` has no usable pair: {reason}; `candlewick tokens --task {task}` shows every dropped pair")]
+    #[error(
+        "task `{task}` has no usable pair: {reason}; `candlewick tokens --task {task}` shows every dropped pair"
+    )]
     EmptyTask { task: String, reason: String },
-    #[error("prompt {index}: clean has {clean} tokens, corrupted has {corrupted}; patching aligns positions, \
-             so reword one side (`candlewick tokens` shows both)")]
-    LengthMismatch { index: usize, clean: usize, corrupted: usize },
-    #[error("prompt {index}: answer `{answer}` is {tokens} tokens; answers must be one token (a leading space often matters)")]
-    MultiTokenAnswer { index: usize, answer: String, tokens: usize },
+    #[error(
+        "prompt {index}: clean has {clean} tokens, corrupted has {corrupted}; patching aligns positions, \
+             so reword one side (`candlewick tokens` shows both)"
+    )]
+    LengthMismatch {
+        index: usize,
+        clean: usize,
+        corrupted: usize,
+    },
+    #[error(
+        "prompt {index}: answer `{answer}` is {tokens} tokens; answers must be one token (a leading space often matters)"
+    )]
+    MultiTokenAnswer {
+        index: usize,
+        answer: String,
+        tokens: usize,
+    },
     #[error("prompt {index} has {tokens} tokens, the model takes at most {limit}")]
-    TooLong { index: usize, tokens: usize, limit: usize },
+    TooLong {
+        index: usize,
+        tokens: usize,
+        limit: usize,
+    },
     #[error("metric `{metric}` {reason}")]
     BadMetric { metric: String, reason: String },
     #[error("role `{role}` is not in this task; it has: {known}")]

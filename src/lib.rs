@@ -5,13 +5,13 @@
 
 pub mod error;
 pub mod hooks;
+pub mod methods;
 pub mod metric;
 pub mod model;
 pub mod nn;
+pub mod plot;
 pub mod run;
 pub mod scores;
 pub mod task;
-pub mod methods;
-pub mod plot;
 
 pub use error::{Error, Result};

@@ -1,9 +1,9 @@
 //! A model: its [`ModelSpec`], its [`Weights`] in canonical layout, and where they came from.
 
+pub mod families;
 pub mod spec;
 pub mod tokenizer;
 pub mod weights;
-pub mod families;
 
 use candle_core::{DType, Device};
 
@@ -46,6 +46,12 @@ impl Model {
     pub fn new(spec: ModelSpec, weights: Weights, origin: Origin) -> Result<Self> {
         let device = weights.w_e.device().clone();
         let dtype = weights.w_e.dtype();
-        Ok(Model { spec, weights, device, dtype, origin })
+        Ok(Model {
+            spec,
+            weights,
+            device,
+            dtype,
+            origin,
+        })
     }
 }

@@ -113,10 +113,19 @@ pub struct RotaryBase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum RopeScaling {
     None,
-    Linear { factor: f64 },
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position: usize },
+    Linear {
+        factor: f64,
+    },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position: usize,
+    },
     /// A factor per frequency, as a GGUF stores them (`rope_freqs`): each inverse frequency is divided by its factor.
-    Factors { factors: Vec<f64> },
+    Factors {
+        factors: Vec<f64>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,11 +164,17 @@ impl ModelSpec {
     }
 
     pub fn has_pre_norm(&self) -> bool {
-        matches!(self.norm_placement, NormPlacement::Pre | NormPlacement::Sandwich)
+        matches!(
+            self.norm_placement,
+            NormPlacement::Pre | NormPlacement::Sandwich
+        )
     }
 
     pub fn has_post_norm(&self) -> bool {
-        matches!(self.norm_placement, NormPlacement::Post | NormPlacement::Sandwich)
+        matches!(
+            self.norm_placement,
+            NormPlacement::Post | NormPlacement::Sandwich
+        )
     }
 
     /// Whether there is a stream between attention and MLP that `hook_resid_mid` could name.

@@ -1,0 +1,260 @@
+//! LayerNorm and RMSNorm: `y = (x [- mean]) / scale * w [+ b]`, with the statistics in f32.
+
+use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
+
+use super::host::{fold, host, is_host, room, simd, tensor};
+use crate::error::Result;
+use crate::model::spec::NormKind;
+use crate::model::weights::NormWeights;
+
+/// What a norm computes on the way to its output.
+pub struct Parts {
+    /// `[tokens, d]`
+    pub y: Tensor,
+    /// `[tokens, d]`, before weight and bias.
+    pub normalized: Tensor,
+    /// `[tokens, 1]`, f32: the divisor.
+    pub scale: Tensor,
+}
+
+/// The norm of each row.
+/// # Shapes
+/// `x [tokens, d]`; gives the same.
+pub fn forward(x: &Tensor, w: &NormWeights, kind: NormKind, eps: f64) -> Result<Tensor> {
+    if !is_host(x) {
+        return Ok(parts(x, w, kind, eps)?.y);
+    }
+    let x = x.contiguous()?;
+    let mut y = room(x.elem_count());
+    run(&host(&x)?, x.dim(D::Minus1)?, w, kind, eps, &mut y, None)?;
+    tensor(y, x.shape())
+}
+
+/// The norm with its intermediate values, for the hooks.
+pub fn parts(x: &Tensor, w: &NormWeights, kind: NormKind, eps: f64) -> Result<Parts> {
+    if !is_host(x) {
+        let scale = scale(x, kind, eps)?;
+        let normalized = normalize(x, &scale, kind)?;
+        return Ok(Parts {
+            y: apply_weight(&normalized, w)?,
+            normalized,
+            scale,
+        });
+    }
+    let x = x.contiguous()?;
+    let d = x.dim(D::Minus1)?;
+    let (mut y, mut normalized, mut scale) = (
+        room(x.elem_count()),
+        room(x.elem_count()),
+        room(x.elem_count() / d),
+    );
+    run(
+        &host(&x)?,
+        d,
+        w,
+        kind,
+        eps,
+        &mut y,
+        Some((&mut normalized, &mut scale)),
+    )?;
+    let rows = scale.len();
+    Ok(Parts {
+        y: tensor(y, x.shape())?,
+        normalized: tensor(normalized, x.shape())?,
+        scale: tensor(scale, (rows, 1))?,
+    })
+}
+
+/// The divisor of each row, f32.
+/// # Shapes
+/// `x [.., d]`; gives `[.., 1]`.
+pub fn scale(x: &Tensor, kind: NormKind, eps: f64) -> Result<Tensor> {
+    let x = x.to_dtype(DType::F32)?;
+    let centred = match kind {
+        NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        NormKind::Rms => x,
+    };
+    Ok((centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?)
+}
+
+/// `(x [- mean]) / scale`, with a scale that an edit may have changed.
+pub fn normalize(x: &Tensor, scale: &Tensor, kind: NormKind) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let centred = match kind {
+        NormKind::Layer => wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?,
+        NormKind::Rms => wide,
+    };
+    Ok(centred.broadcast_div(scale)?.to_dtype(x.dtype())?)
+}
+
+/// `normalized * w [+ b]`.
+pub fn apply_weight(normalized: &Tensor, w: &NormWeights) -> Result<Tensor> {
+    let y = normalized.broadcast_mul(&w.w)?;
+    Ok(match &w.b {
+        Some(b) => y.broadcast_add(b)?,
+        None => y,
+    })
+}
+
+type Extra<'a> = Option<(&'a mut [f32], &'a mut [f32])>;
+
+fn run(
+    x: &[f32],
+    d: usize,
+    w: &NormWeights,
+    kind: NormKind,
+    eps: f64,
+    y: &mut [f32],
+    extra: Extra<'_>,
+) -> Result<()> {
+    let weight = host(&w.w)?;
+    let bias = w.b.as_ref().map(host).transpose()?;
+    let (weight, bias) = (&*weight, bias.as_deref());
+    let block = 32 * d;
+    let one = |x: &[f32], y: &mut [f32], mut extra: Extra<'_>| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, (x, y)) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).enumerate() {
+                    let mean = if kind == NormKind::Layer {
+                        sum(x) / d as f32
+                    } else {
+                        0.0
+                    };
+                    let scale = (squares(x, mean) / d as f32 + eps as f32).sqrt();
+                    let inverse = 1.0 / scale;
+                    match &mut extra {
+                        Some((normalized, scales)) => {
+                            scales[i] = scale;
+                            let normalized = &mut normalized[i * d..(i + 1) * d];
+                            for j in 0..d {
+                                normalized[j] = (x[j] - mean) * inverse;
+                                y[j] = normalized[j] * weight[j];
+                            }
+                        }
+                        None => {
+                            for j in 0..d {
+                                y[j] = (x[j] - mean) * inverse * weight[j];
+                            }
+                        }
+                    }
+                    if let Some(bias) = bias {
+                        for j in 0..d {
+                            y[j] += bias[j];
+                        }
+                    }
+                }
+            },
+        )
+    };
+    match extra {
+        Some((normalized, scales)) => {
+            let rows = x.par_chunks(block).zip(y.par_chunks_mut(block));
+            let rows = rows
+                .zip(normalized.par_chunks_mut(block))
+                .zip(scales.par_chunks_mut(32));
+            rows.for_each(|(((x, y), normalized), scales)| one(x, y, Some((normalized, scales))));
+        }
+        None => x
+            .par_chunks(block)
+            .zip(y.par_chunks_mut(block))
+            .for_each(|(x, y)| one(x, y, None)),
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn sum(x: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let (whole, rest) = x.as_chunks::<16>();
+    for chunk in whole {
+        for i in 0..16 {
+            sums[i] += chunk[i];
+        }
+    }
+    fold(sums) + rest.iter().sum::<f32>()
+}
+
+#[inline(always)]
+fn squares(x: &[f32], mean: f32) -> f32 {
+    let mut sums = [0f32; 16];
+    let (whole, rest) = x.as_chunks::<16>();
+    for chunk in whole {
+        for i in 0..16 {
+            let centred = chunk[i] - mean;
+            sums[i] = centred.mul_add(centred, sums[i]);
+        }
+    }
+    fold(sums) + rest.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>()
+}
+
+/// RMSNorm of each head's slice, for q/k-norms.
+/// # Shapes
+/// `x [tokens, heads, d]`, `w [d]`; or `w [heads * d]`, one norm over all heads at once.
+pub fn heads(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    let weights = NormWeights {
+        w: w.clone(),
+        b: None,
+    };
+    let width = w.elem_count();
+    let rows = x.contiguous()?.reshape(((), width))?;
+    Ok(forward(&rows, &weights, NormKind::Rms, eps)?.reshape(x.shape())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_norms_agree_with_hand_computed_rows() {
+        let x = tensor(vec![1.0, 2.0, 3.0, 6.0], (1, 4)).expect("shape");
+        let w = NormWeights {
+            w: tensor(vec![1.0, 1.0, 2.0, 1.0], 4).expect("shape"),
+            b: None,
+        };
+        // mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5; mean square 50 / 4 = 12.5
+        let layer = forward(&x, &w, NormKind::Layer, 0.0)
+            .expect("runs")
+            .to_vec2::<f32>()
+            .expect("reads");
+        let rms = parts(&x, &w, NormKind::Rms, 0.0).expect("runs");
+        let near = |a: f32, b: f32| assert!((a - b).abs() < 1e-6, "{a} {b}");
+        near(layer[0][0], -2.0 / 3.5f32.sqrt());
+        near(layer[0][3], 3.0 / 3.5f32.sqrt());
+        near(
+            rms.scale.to_vec2::<f32>().expect("reads")[0][0],
+            12.5f32.sqrt(),
+        );
+        near(
+            rms.y.to_vec2::<f32>().expect("reads")[0][2],
+            6.0 / 12.5f32.sqrt(),
+        );
+    }
+
+    #[test]
+    fn the_fast_form_agrees_with_tensor_operations() {
+        let data: Vec<f32> = (0..70 * 37)
+            .map(|i| ((i * 7919) % 1000) as f32 / 300.0 - 1.0)
+            .collect();
+        let x = tensor(data, (70, 37)).expect("shape");
+        let w: Vec<f32> = (0..37).map(|i| 0.5 + i as f32 / 37.0).collect();
+        let weights = NormWeights {
+            w: tensor(w.clone(), 37).expect("shape"),
+            b: Some(tensor(w, 37).expect("shape")),
+        };
+        for kind in [NormKind::Layer, NormKind::Rms] {
+            let fast = forward(&x, &weights, kind, 1e-5).expect("runs");
+            let slow = normalize(&x, &scale(&x, kind, 1e-5).expect("runs"), kind).expect("runs");
+            let slow = apply_weight(&slow, &weights).expect("runs");
+            let gap = (fast - slow)
+                .expect("same shape")
+                .abs()
+                .expect("abs")
+                .max_all()
+                .expect("max")
+                .to_scalar::<f32>();
+            assert!(gap.expect("scalar") < 3e-6);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Rotary position embeddings: full or partial, half or interleaved, with the scalings of Llama 3 and others.
+
+use candle_core::{D, DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::host::{host, is_host, room, simd, tensor};
+use crate::error::Result;
+use crate::model::spec::{ModelSpec, Position, RopeScaling, Rotary, RotaryBase, RotaryStyle};
+
+/// Cosines and sines of the positions of one run, for one base.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Pairs that rotate: half of the rotary dimensions.
+    pairs: usize,
+    style: RotaryStyle,
+    /// `[positions, pairs]`
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// The tables that a model's layers use, for positions `0..length`.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    of_layer: Vec<usize>,
+    tables: Vec<Table>,
+}
+
+impl Tables {
+    pub fn new(spec: &ModelSpec, length: usize) -> Self {
+        match &spec.position {
+            Position::Rotary(rotary) => Tables {
+                of_layer: rotary.base_of_layer.clone(),
+                tables: rotary
+                    .bases
+                    .iter()
+                    .map(|base| Table::new(rotary, base, length))
+                    .collect(),
+            },
+            _ => Tables::default(),
+        }
+    }
+
+    /// The table of a layer, or `None` where positions do not rotate.
+    pub fn of(&self, layer: usize) -> Option<&Table> {
+        self.of_layer.get(layer).map(|&base| &self.tables[base])
+    }
+}
+
+impl Table {
+    fn new(rotary: &Rotary, base: &RotaryBase, length: usize) -> Self {
+        let frequencies = inverse_frequencies(rotary.dims, base);
+        // Angles are formed in f32, as the reference implementations do.
+        let angle = |pos: usize, frequency: f32| pos as f32 * frequency;
+        let each = |f: fn(f32) -> f32| -> Vec<f32> {
+            (0..length)
+                .flat_map(|pos| frequencies.iter().map(move |&freq| f(angle(pos, freq))))
+                .collect()
+        };
+        Table {
+            pairs: frequencies.len(),
+            style: rotary.style,
+            cos: each(f32::cos),
+            sin: each(f32::sin),
+        }
+    }
+
+    /// The two indices inside a head that pair `i` rotates.
+    fn pair(&self, i: usize) -> (usize, usize) {
+        match self.style {
+            RotaryStyle::Half => (i, i + self.pairs),
+            RotaryStyle::Interleaved => (2 * i, 2 * i + 1),
+        }
+    }
+}
+
+/// `1 / theta^(2i/dims)`, scaled.
+fn inverse_frequencies(dims: usize, base: &RotaryBase) -> Vec<f32> {
+    let plain = (0..dims / 2).map(|i| 1.0 / (base.theta as f32).powf(2.0 * i as f32 / dims as f32));
+    match &base.scaling {
+        RopeScaling::None => plain.collect(),
+        RopeScaling::Linear { factor } => plain.map(|f| f / *factor as f32).collect(),
+        RopeScaling::Factors { factors } => plain
+            .zip(factors)
+            .map(|(f, factor)| f / *factor as f32)
+            .collect(),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position,
+        } => {
+            let (factor, low, high) = (
+                *factor as f32,
+                *low_freq_factor as f32,
+                *high_freq_factor as f32,
+            );
+            let original = *original_max_position as f32;
+            plain
+                .map(|f| {
+                    let wavelength = 2.0 * std::f32::consts::PI / f;
+                    if wavelength < original / high {
+                        f
+                    } else if wavelength > original / low {
+                        f / factor
+                    } else {
+                        let smooth = (original / wavelength - low) / (high - low);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    }
+                })
+                .collect()
+        }
+    }
+}
+
+/// Rotates the first dimensions of each head by the position of its token.
+/// # Shapes
+/// `x [tokens, heads, d_head]`, `positions [tokens]`; gives the shape of `x`.
+pub fn forward(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+    let (_, heads, d_head) = x.dims3()?;
+    if !is_host(x) {
+        return composed(x, positions, table);
+    }
+    let x = x.contiguous()?;
+    let data = host(&x)?;
+    let mut out = room(data.len());
+    let width = heads * d_head;
+    const ROWS: usize = 32;
+    let blocks = out
+        .par_chunks_mut(ROWS * width)
+        .zip(data.par_chunks(ROWS * width))
+        .zip(positions.par_chunks(ROWS));
+    blocks.for_each(|((out, x), positions)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, &pos) in positions.iter().enumerate() {
+                    let at = pos as usize * table.pairs;
+                    let (cos, sin) = (
+                        &table.cos[at..at + table.pairs],
+                        &table.sin[at..at + table.pairs],
+                    );
+                    let row = i * width..(i + 1) * width;
+                    for (out, x) in out[row.clone()]
+                        .chunks_exact_mut(d_head)
+                        .zip(x[row].chunks_exact(d_head))
+                    {
+                        rotate(out, x, cos, sin, table.style);
+                    }
+                }
+            },
+        )
+    });
+    tensor(out, x.shape())
+}
+
+#[inline(always)]
+fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], style: RotaryStyle) {
+    let pairs = cos.len();
+    match style {
+        RotaryStyle::Half => {
+            let (first, rest) = x.split_at(pairs);
+            let (out_first, out_rest) = out.split_at_mut(pairs);
+            for i in 0..pairs {
+                out_first[i] = first[i] * cos[i] - rest[i] * sin[i];
+                out_rest[i] = rest[i] * cos[i] + first[i] * sin[i];
+            }
+            out_rest[pairs..].copy_from_slice(&rest[pairs..]);
+        }
+        RotaryStyle::Interleaved => {
+            for i in 0..pairs {
+                let (a, b) = (x[2 * i], x[2 * i + 1]);
+                out[2 * i] = a * cos[i] - b * sin[i];
+                out[2 * i + 1] = b * cos[i] + a * sin[i];
+            }
+            out[2 * pairs..].copy_from_slice(&x[2 * pairs..]);
+        }
+    }
+}
+
+/// The same in tensor operations, for any device: `x cos + (x with the pairs swapped) sin`.
+fn composed(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+    let d_head = x.dim(D::Minus1)?;
+    let mut swap: Vec<u32> = (0..d_head as u32).collect();
+    let (mut cos, mut sin) = (
+        vec![1f32; positions.len() * d_head],
+        vec![0f32; positions.len() * d_head],
+    );
+    for i in 0..table.pairs {
+        let (a, b) = table.pair(i);
+        (swap[a], swap[b]) = (b as u32, a as u32);
+        for (row, &pos) in positions.iter().enumerate() {
+            let (c, s) = (
+                table.cos[pos as usize * table.pairs + i],
+                table.sin[pos as usize * table.pairs + i],
+            );
+            (cos[row * d_head + a], cos[row * d_head + b]) = (c, c);
+            (sin[row * d_head + a], sin[row * d_head + b]) = (-s, s);
+        }
+    }
+    let place = |data: Vec<f32>| -> Result<Tensor> {
+        Ok(
+            Tensor::from_vec(data, (positions.len(), 1, d_head), &Device::Cpu)?
+                .to_device(x.device())?,
+        )
+    };
+    let swapped = x
+        .index_select(&Tensor::new(swap, x.device())?, D::Minus1)?
+        .to_dtype(DType::F32)?;
+    let wide = x.to_dtype(DType::F32)?;
+    let y = (wide.broadcast_mul(&place(cos)?)? + swapped.broadcast_mul(&place(sin)?)?)?;
+    Ok(y.to_dtype(x.dtype())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(dims: usize, style: RotaryStyle) -> Table {
+        let base = RotaryBase {
+            theta: 100.0,
+            scaling: RopeScaling::None,
+        };
+        let rotary = Rotary {
+            dims,
+            style,
+            base_of_layer: vec![0],
+            bases: vec![base.clone()],
+        };
+        Table::new(&rotary, &base, 8)
+    }
+
+    #[test]
+    fn the_fast_form_agrees_with_tensor_operations() {
+        let x = tensor(
+            (0..5 * 2 * 6).map(|i| (i as f32 * 0.37).sin()).collect(),
+            (5, 2, 6),
+        )
+        .expect("shape");
+        let positions = [0, 3, 1, 7, 2];
+        for (dims, style) in [
+            (6, RotaryStyle::Half),
+            (4, RotaryStyle::Half),
+            (4, RotaryStyle::Interleaved),
+        ] {
+            let table = table(dims, style);
+            let fast = forward(&x, &positions, &table).expect("runs");
+            let slow = composed(&x, &positions, &table).expect("runs");
+            let gap = (fast - slow)
+                .expect("same shape")
+                .abs()
+                .expect("abs")
+                .max_all()
+                .expect("max")
+                .to_scalar::<f32>();
+            assert!(gap.expect("scalar") < 1e-6);
+        }
+    }
+
+    #[test]
+    fn position_zero_stays_and_the_length_is_kept() {
+        let x = tensor(vec![3.0, 4.0, 0.0, 0.0], (2, 1, 2)).expect("shape");
+        let y = forward(&x, &[0, 1], &table(2, RotaryStyle::Half))
+            .expect("runs")
+            .flatten_all()
+            .expect("flat");
+        let y = y.to_vec1::<f32>().expect("reads");
+        assert_eq!(&y[..2], &[3.0, 4.0]);
+        let turned = forward(
+            &tensor(vec![3.0, 4.0], (1, 1, 2)).expect("shape"),
+            &[1],
+            &table(2, RotaryStyle::Half),
+        );
+        let turned = turned
+            .expect("runs")
+            .flatten_all()
+            .expect("flat")
+            .to_vec1::<f32>()
+            .expect("reads");
+        assert!((turned[0] - (3.0 * 1f32.cos() - 4.0 * 1f32.sin())).abs() < 1e-6);
+        assert!((turned[0].hypot(turned[1]) - 5.0).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,372 @@
+//! Edits, resolved for one prompt and applied to packed rows.
+//!
+//! Edits touch few values, so they are applied in host memory whatever the device: a hook that nobody edits costs nothing.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::cache::{Source, Sources};
+use super::rows::{Rows, Segment};
+use crate::error::{Error, Result};
+use crate::hooks::{Axes, Closure, Edit, Hook, Op, Positions, Value};
+use crate::model::ModelSpec;
+use crate::nn::host::{host, tensor, to_host};
+
+/// The roles of one prompt's tokens.
+pub use crate::hooks::Roles;
+
+/// One edit, for one prompt: absolute positions, and which stretches of a packed row it takes.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    /// Index among the edits of its variant, for the check that all fired.
+    pub index: usize,
+    pub hook: Hook,
+    pub positions: Vec<u32>,
+    /// Stretches of the row, ascending where the edit named them so.
+    spans: Vec<Range<usize>>,
+    /// Indices of the last axis that each head (or the row) takes.
+    width: usize,
+    action: Action,
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Set(Values),
+    Add(Values),
+    Scale(f32),
+    Closure(Closure),
+}
+
+#[derive(Debug, Clone)]
+enum Values {
+    Scalar(f32),
+    Vector(Arc<[f32]>),
+    /// One value for each (position, span element), for this prompt.
+    Each(Arc<[f32]>),
+    Source(Arc<Source>),
+}
+
+/// Resolves an edit for one prompt.
+/// # Errors
+/// [`Error::BadEdit`], [`Error::OutOfRange`], [`Error::UnknownRole`].
+pub(crate) fn resolve(
+    edit: &Edit,
+    index: usize,
+    spec: &ModelSpec,
+    length: usize,
+    roles: &Roles,
+    sources: &Sources,
+    example: usize,
+) -> Result<Resolved> {
+    edit.check(spec)?;
+    let site = &edit.site;
+    let positions: Vec<u32> = site
+        .positions
+        .resolve(length, roles)?
+        .into_iter()
+        .map(|pos| pos as u32)
+        .collect();
+    if positions.is_empty() {
+        return Err(Error::BadEdit {
+            edit: edit.to_string(),
+            reason: "it names no position of this prompt".into(),
+        });
+    }
+    let (heads, inner) = match site.hook.kind.axes(spec) {
+        Axes::Stream => (1, spec.d_model),
+        Axes::Scale => (1, 1),
+        Axes::Neurons => (1, spec.d_mlp),
+        Axes::Heads { heads, width } => (heads, width),
+        Axes::Pattern => (spec.n_heads, length),
+    };
+    let taken: Option<Vec<usize>> = match (&site.keys, &site.neurons) {
+        (Positions::These(_), _) => Some(site.keys.resolve(length, roles)?),
+        (Positions::All, neurons) => neurons.clone(),
+    };
+    let all_heads: Vec<usize> = (0..heads).collect();
+    let chosen = site.heads.as_ref().unwrap_or(&all_heads);
+    let mut spans = Vec::new();
+    for head in chosen {
+        match &taken {
+            None => spans.push(head * inner..(head + 1) * inner),
+            Some(indices) => spans.extend(
+                indices
+                    .iter()
+                    .map(|index| head * inner + index..head * inner + index + 1),
+            ),
+        }
+    }
+    if taken.is_none() {
+        merge(&mut spans);
+    }
+    let width = taken.as_ref().map_or(inner, Vec::len);
+    let named = |name: &str| -> Result<Values> {
+        Ok(Values::Source(Arc::new(sources.get(name, edit)?.clone())))
+    };
+    let counts = [positions.len(), chosen.len(), width];
+    let action = match &edit.op {
+        Op::Replace(value) => Action::Set(given(value, edit, counts, example)?),
+        Op::Add(value) => Action::Add(given(value, edit, counts, example)?),
+        Op::FromRun(run) => Action::Set(named(run)?),
+        Op::Mean => Action::Set(named("mean")?),
+        Op::Freeze => Action::Set(named("base")?),
+        Op::Scale(factor) => Action::Scale(*factor),
+        Op::Zero => Action::Set(Values::Scalar(0.0)),
+        Op::Block => Action::Set(Values::Scalar(f32::NEG_INFINITY)),
+        Op::Closure(closure) => Action::Closure(closure.clone()),
+    };
+    Ok(Resolved {
+        index,
+        hook: site.hook,
+        positions,
+        spans,
+        width,
+        action,
+    })
+}
+
+/// Joins spans that follow each other, so that whole rows are copied at once.
+fn merge(spans: &mut Vec<Range<usize>>) {
+    let mut merged: Vec<Range<usize>> = Vec::with_capacity(spans.len());
+    for span in spans.drain(..) {
+        match merged.last_mut().filter(|last| last.end == span.start) {
+            Some(last) => last.end = span.end,
+            None => merged.push(span),
+        }
+    }
+    *spans = merged;
+}
+
+fn given(value: &Value, edit: &Edit, counts: [usize; 3], example: usize) -> Result<Values> {
+    let [positions, heads, width] = counts;
+    let bad = |reason: String| Error::BadEdit {
+        edit: edit.to_string(),
+        reason,
+    };
+    match value {
+        Value::Scalar(value) => Ok(Values::Scalar(*value)),
+        Value::Vector(values) if values.len() == width => {
+            Ok(Values::Vector(values.as_slice().into()))
+        }
+        Value::Vector(values) => Err(bad(format!(
+            "it gives {} values where the site takes {width}",
+            values.len()
+        ))),
+        Value::Tensor(t) => {
+            let each = positions * heads * width;
+            let data = to_host(t)?;
+            match data.len() {
+                n if n == each => Ok(Values::Each(data.into())),
+                n if n % each == 0 && (example + 1) * each <= n && t.dim(0)? == n / each => Ok(
+                    Values::Each(data[example * each..(example + 1) * each].into()),
+                ),
+                _ => Err(bad(format!(
+                    "its tensor is {:?}, the site takes [{positions} positions, {heads} heads, {width}], or that for each prompt",
+                    t.dims()
+                ))),
+            }
+        }
+    }
+}
+
+impl Resolved {
+    /// Whether the edit would put back what the base run has there already, bit for bit.
+    pub fn changes_nothing(&self, base: &Tensor, example: usize, length: usize) -> Result<bool> {
+        let Action::Set(Values::Source(source)) = &self.action else {
+            return Ok(false);
+        };
+        let (theirs, row_of) = source.lookup(self.hook)?;
+        let (base, theirs) = (host(base)?, host(theirs)?);
+        let width = row_width(theirs.len(), source.lookup(self.hook)?.0)?;
+        for &pos in &self.positions {
+            let Some(row) = row_of(example, pos as usize) else {
+                return Ok(false);
+            };
+            let (a, b) = (
+                &base[(example * length + pos as usize) * width..][..width],
+                &theirs[row * width..][..width],
+            );
+            let same = |span: &Range<usize>| {
+                a[span.clone()]
+                    .iter()
+                    .zip(&b[span.clone()])
+                    .all(|(a, b)| a.to_bits() == b.to_bits())
+            };
+            if !self.spans.iter().all(same) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Applies the edit to the rows of one segment. Returns how many of its positions were there.
+    fn apply(&self, data: &mut [f32], row_width: usize, segment: &Segment) -> Result<usize> {
+        if let Action::Closure(closure) = &self.action {
+            return self.apply_closure(closure, data, row_width, segment);
+        }
+        let elements: usize = self.spans.iter().map(Range::len).sum();
+        let mut fired = 0;
+        for (n, &pos) in self.positions.iter().enumerate() {
+            let Ok(found) = segment.positions.binary_search(&pos) else {
+                continue;
+            };
+            fired += 1;
+            let row = &mut data[(segment.start + found) * row_width..][..row_width];
+            match &self.action {
+                Action::Scale(factor) => self.each(row, |_, x| *x *= factor),
+                Action::Set(Values::Scalar(value)) => self.each(row, |_, x| *x = *value),
+                Action::Add(Values::Scalar(value)) => self.each(row, |_, x| *x += value),
+                Action::Set(Values::Vector(values)) => {
+                    self.each(row, |i, x| *x = values[i % self.width])
+                }
+                Action::Add(Values::Vector(values)) => {
+                    self.each(row, |i, x| *x += values[i % self.width])
+                }
+                Action::Set(Values::Each(values)) => {
+                    self.each(row, |i, x| *x = values[n * elements + i])
+                }
+                Action::Add(Values::Each(values)) => {
+                    self.each(row, |i, x| *x += values[n * elements + i])
+                }
+                Action::Set(Values::Source(source)) => {
+                    self.from_source(row, source, segment.example, pos)?
+                }
+                Action::Add(Values::Source(_)) | Action::Closure(_) => {
+                    unreachable!("no such edit is resolved")
+                }
+            }
+        }
+        Ok(fired)
+    }
+
+    fn each(&self, row: &mut [f32], mut change: impl FnMut(usize, &mut f32)) {
+        for (i, at) in self.spans.iter().cloned().flatten().enumerate() {
+            change(i, &mut row[at]);
+        }
+    }
+
+    fn from_source(
+        &self,
+        row: &mut [f32],
+        source: &Source,
+        example: usize,
+        pos: u32,
+    ) -> Result<()> {
+        let (values, row_of) = source.lookup(self.hook)?;
+        let at = row_of(example, pos as usize).ok_or_else(|| Error::OutOfRange {
+            hook: self.hook.to_string(),
+            what: "pos",
+            value: pos.to_string(),
+            limit: "fewer tokens in the run that the values come from".into(),
+        })?;
+        let values = host(values)?;
+        let width = row.len();
+        let theirs = values
+            .get(at * width..(at + 1) * width)
+            .ok_or_else(|| Error::BadEdit {
+                edit: self.hook.to_string(),
+                reason: "the run that the values come from has prompts of another length".into(),
+            })?;
+        for span in &self.spans {
+            row[span.clone()].copy_from_slice(&theirs[span.clone()]);
+        }
+        Ok(())
+    }
+
+    fn apply_closure(
+        &self,
+        closure: &Closure,
+        data: &mut [f32],
+        row_width: usize,
+        segment: &Segment,
+    ) -> Result<usize> {
+        let found: Vec<usize> = self
+            .positions
+            .iter()
+            .filter_map(|pos| segment.positions.binary_search(pos).ok())
+            .collect();
+        if found.is_empty() {
+            return Ok(0);
+        }
+        let row = |found: usize| (segment.start + found) * row_width;
+        let taken = self.spans.iter().cloned().flatten();
+        let values: Vec<f32> = found
+            .iter()
+            .flat_map(|&f| taken.clone().map(move |at| row(f) + at))
+            .map(|at| data[at])
+            .collect();
+        let heads = values.len() / found.len() / self.width;
+        let before = tensor(values, (found.len(), heads, self.width))?;
+        let after = (closure.apply)(&before)?;
+        if after.dims() != before.dims() {
+            let reason = format!("the closure made {:?} of {:?}", after.dims(), before.dims());
+            return Err(Error::BadEdit {
+                edit: format!("{} = closure {}", self.hook, closure.name),
+                reason,
+            });
+        }
+        let places = found
+            .iter()
+            .flat_map(|&f| taken.clone().map(move |at| row(f) + at));
+        for (at, value) in places.zip(to_host(&after)?) {
+            data[at] = value;
+        }
+        Ok(found.len())
+    }
+}
+
+fn row_width(elements: usize, t: &Tensor) -> Result<usize> {
+    Ok(elements / t.dim(0)?.max(1))
+}
+
+/// Applies the edits of each segment to a packed tensor. `edits(variant)` are those at this hook; `fired(variant, index)` is told
+/// of each that found a row.
+pub(crate) fn apply<'e>(
+    t: Tensor,
+    rows: &Rows,
+    edits: impl Fn(usize) -> &'e [Resolved],
+    mut fired: impl FnMut(usize, usize),
+) -> Result<Tensor> {
+    if rows
+        .segments
+        .iter()
+        .all(|segment| edits(segment.variant).is_empty())
+    {
+        return Ok(t);
+    }
+    let mut data = to_host(&t)?;
+    let width = row_width(data.len(), &t)?;
+    for segment in &rows.segments {
+        for edit in edits(segment.variant) {
+            if edit.apply(&mut data, width, segment)? > 0 {
+                fired(segment.variant, edit.index);
+            }
+        }
+    }
+    let edited = tensor(data, t.shape())?;
+    Ok(edited.to_dtype(t.dtype())?.to_device(t.device())?)
+}
+
+/// A softmax over nothing would be NaN: every query must have a key left.
+pub(crate) fn check_scores(scores: &Tensor, rows: &Rows, hook: Hook) -> Result<()> {
+    let data = to_host(scores)?;
+    let length = scores.dim(2)?;
+    let heads = scores.dim(1)?;
+    let positions = rows.positions();
+    match data
+        .chunks_exact(length)
+        .position(|row| row.iter().all(|&x| x == f32::NEG_INFINITY))
+    {
+        None => Ok(()),
+        Some(at) => Err(Error::BadEdit {
+            edit: format!("{hook} = block"),
+            reason: format!(
+                "it leaves head {} at position {} no key to attend to; leave it at least one",
+                at % heads,
+                positions[at / heads]
+            ),
+        }),
+    }
+}

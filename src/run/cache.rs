@@ -1,0 +1,263 @@
+//! Captured activations, and the named sources that edits take values from.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::hooks::{Axes, Hook};
+use crate::model::ModelSpec;
+use crate::nn::host::{is_host, tensor, to_host};
+
+/// The activations of one run over prompts of equal length.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    spec: ModelSpec,
+    pub batch: usize,
+    pub length: usize,
+    /// Every position of every prompt in rows: `[batch * length, ..]`; patterns `[batch * length, n_heads, length]`.
+    packed: HashMap<Hook, Tensor>,
+}
+
+impl Cache {
+    pub(crate) fn new(spec: &ModelSpec, batch: usize, length: usize) -> Self {
+        Cache {
+            spec: spec.clone(),
+            batch,
+            length,
+            packed: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn insert(&mut self, hook: Hook, packed: Tensor) {
+        self.packed.insert(hook, packed);
+    }
+
+    pub(crate) fn packed(&self, hook: Hook) -> Result<&Tensor> {
+        self.packed.get(&hook).ok_or_else(|| Error::Unfired {
+            what: hook.to_string(),
+            reason: "it was not captured; name it among the hooks to capture".into(),
+        })
+    }
+
+    pub fn contains(&self, hook: Hook) -> bool {
+        self.packed.contains_key(&hook)
+    }
+
+    /// The hooks that were captured, in the order of the forward pass.
+    pub fn hooks(&self) -> Vec<Hook> {
+        Hook::all(&self.spec)
+            .into_iter()
+            .filter(|hook| self.contains(*hook))
+            .collect()
+    }
+
+    /// The tensor of a hook, in the axes that `hooks::Hook::shape` says.
+    /// # Errors
+    /// [`Error::Unfired`] if it was not captured.
+    pub fn get(&self, hook: Hook) -> Result<Tensor> {
+        let packed = self.packed(hook)?;
+        let mut dims = vec![self.batch, self.length];
+        dims.extend_from_slice(&packed.dims()[1..]);
+        let t = packed.reshape(dims)?;
+        Ok(match hook.kind.axes(&self.spec) {
+            Axes::Pattern => t.transpose(1, 2)?, // [batch, n_heads, query, key]
+            _ => t,
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.packed
+            .values()
+            .map(|t| t.elem_count() * t.dtype().size_in_bytes())
+            .sum()
+    }
+
+    /// The same values as f32 in host memory, where edits are applied.
+    fn on_host(mut self) -> Result<Self> {
+        for t in self.packed.values_mut() {
+            *t = match is_host(t) {
+                true => t.contiguous()?,
+                false => tensor(to_host(t)?, t.shape())?,
+            };
+        }
+        Ok(self)
+    }
+
+    /// Mean over prompts, per position, separately for each group of prompts: `group[i]` is prompt `i`'s.
+    /// Sums are taken in f64 and divided once.
+    pub(crate) fn mean_by_position(&self, group: &[usize]) -> Result<Cache> {
+        let groups = group.iter().max().map_or(0, |last| last + 1);
+        let mut mean = Cache::new(&self.spec, groups, self.length);
+        for (&hook, t) in &self.packed {
+            let width: usize = t.dims()[1..].iter().product();
+            let block = self.length * width;
+            let (values, mut sums, mut counts) =
+                (to_host(t)?, vec![0f64; groups * block], vec![0f64; groups]);
+            for (example, values) in values.chunks_exact(block).enumerate() {
+                counts[group[example]] += 1.0;
+                let sums = &mut sums[group[example] * block..][..block];
+                sums.iter_mut()
+                    .zip(values)
+                    .for_each(|(sum, &value)| *sum += f64::from(value));
+            }
+            let value = |(i, sum): (usize, &f64)| (sum / counts[i / block].max(1.0)) as f32;
+            let mut dims = t.dims().to_vec();
+            dims[0] = groups * self.length;
+            mean.insert(
+                hook,
+                tensor(sums.iter().enumerate().map(value).collect(), dims)?,
+            );
+        }
+        Ok(mean)
+    }
+}
+
+/// Sums for a mean over all positions of prompts of any length, batch by batch.
+#[derive(Debug, Clone, Default)]
+pub struct MeanOverPositions {
+    sums: HashMap<Hook, (Vec<usize>, Vec<f64>)>,
+    rows: usize,
+}
+
+impl MeanOverPositions {
+    pub fn add(&mut self, cache: &Cache) -> Result<()> {
+        for (&hook, t) in &cache.packed {
+            if hook.kind.axes(&cache.spec) == Axes::Pattern {
+                let reason = "patterns of prompts of different lengths have no common mean; use a mean per position".into();
+                return Err(Error::BadEdit {
+                    edit: format!("{hook} = mean"),
+                    reason,
+                });
+            }
+            let width: usize = t.dims()[1..].iter().product();
+            let (_, sums) = self
+                .sums
+                .entry(hook)
+                .or_insert_with(|| (t.dims()[1..].to_vec(), vec![0.0; width]));
+            for row in to_host(t)?.chunks_exact(width) {
+                sums.iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, &value)| *sum += f64::from(value));
+            }
+        }
+        self.rows += cache.batch * cache.length;
+        Ok(())
+    }
+
+    /// The means, as a source of edits.
+    pub fn finish(self, spec: &ModelSpec) -> Result<Source> {
+        let mut cache = Cache::new(spec, 1, 1);
+        for (hook, (mut dims, sums)) in self.sums {
+            dims.insert(0, 1);
+            cache.insert(
+                hook,
+                tensor(
+                    sums.iter()
+                        .map(|sum| (sum / self.rows as f64) as f32)
+                        .collect(),
+                    dims,
+                )?,
+            );
+        }
+        Ok(Source {
+            cache,
+            of: Of::Everywhere,
+        })
+    }
+}
+
+/// Values that edits can take: another run, or means.
+#[derive(Debug, Clone)]
+pub struct Source {
+    cache: Cache,
+    of: Of,
+}
+
+#[derive(Debug, Clone)]
+enum Of {
+    /// Prompt `i` takes the values of prompt `of[i]` at the same position.
+    Prompts(Vec<usize>),
+    /// One vector for every prompt and position.
+    Everywhere,
+}
+
+impl Source {
+    /// Each prompt takes its own values in another run.
+    pub fn run(cache: Cache) -> Result<Self> {
+        let of = (0..cache.batch).collect();
+        Source::run_of(cache, of)
+    }
+
+    /// Prompt `i` takes the values of prompt `of[i]` in another run (resampling).
+    pub fn run_of(cache: Cache, of: Vec<usize>) -> Result<Self> {
+        if of.iter().any(|&i| i >= cache.batch) {
+            return Err(Error::invalid(
+                "a resampling source names a prompt that its run does not have",
+            ));
+        }
+        Ok(Source {
+            cache: cache.on_host()?,
+            of: Of::Prompts(of),
+        })
+    }
+
+    /// The mean per position of a reference run, within each prompt's group (its template, so that roles align).
+    pub fn mean_by_position(reference: &Cache, group: &[usize]) -> Result<Self> {
+        Source::run_of(reference.mean_by_position(group)?, group.to_vec())
+    }
+
+    /// The tensor of a hook, f32 on the host, and the row in it for a prompt's position.
+    pub(crate) fn lookup(
+        &self,
+        hook: Hook,
+    ) -> Result<(&Tensor, impl Fn(usize, usize) -> Option<usize> + '_)> {
+        let row = move |example: usize, pos: usize| match &self.of {
+            Of::Everywhere => Some(0),
+            Of::Prompts(of) => of
+                .get(example)
+                .filter(|_| pos < self.cache.length)
+                .map(|of| of * self.cache.length + pos),
+        };
+        Ok((self.cache.packed(hook)?, row))
+    }
+}
+
+/// The sources that a run's edits may name: `clean`, `corrupted`, `mean`, `base`, ...
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    named: BTreeMap<String, Source>,
+}
+
+impl Sources {
+    pub fn with(mut self, name: &str, source: Source) -> Self {
+        self.named.insert(name.into(), source);
+        self
+    }
+
+    /// # Errors
+    /// [`Error::BadEdit`] naming the sources that are there.
+    pub fn get(&self, name: &str, edit: &crate::hooks::Edit) -> Result<&Source> {
+        self.named.get(name).ok_or_else(|| Error::BadEdit {
+            edit: edit.to_string(),
+            reason: match self.named.is_empty() {
+                true => {
+                    format!("it takes its values from `{name}`, and this run was given no sources")
+                }
+                false => format!(
+                    "there is no source `{name}`; this run was given {}",
+                    self.names()
+                ),
+            },
+        })
+    }
+
+    fn names(&self) -> String {
+        self.named
+            .keys()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+}

@@ -1,0 +1,642 @@
+//! The forward pass, written once. A plain run, a capturing run, an edited run and a sweep are all this walk; they differ in
+//! their [`Tap`].
+//!
+//! At each hook the order is: compute, intervene, capture. In a sweep, rows can join the walk at the [`Stage`]s of a block, with
+//! what stands before taken from the base run; and after attention a tap may say which rows go on (the later tokens that can
+//! have changed, or in the last layer the answer alone).
+
+use candle_core::{DType, Tensor};
+
+use super::rows::{Rows, regather};
+use crate::error::{Error, Result};
+use crate::hooks::{Hook, Kind, Ln};
+use crate::model::Model;
+use crate::model::spec::{Block, Mlp, ModelSpec, QkNorm};
+use crate::model::weights::{BlockWeights, NormWeights};
+use crate::nn::attention::{self, Segment, Shape, Sources};
+use crate::nn::{linear, mlp, norm, rope};
+
+/// The places of a block where variants can join, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    ResidPre,
+    Qkv,
+    Z,
+    AttnOut,
+    /// The stream between attention and MLP, where the MLP begins.
+    ResidMid,
+    MlpPost,
+    MlpOut,
+    ResidPost,
+}
+
+/// What watches and steers a walk.
+pub(crate) trait Tap {
+    /// Whether a hook is read or edited. What nobody wants need not be computed on its own.
+    fn wants(&self, hook: Hook) -> bool;
+
+    /// Intervenes at a hook, then captures it.
+    /// # Shapes
+    /// Packed: `[rows, ..]`; scores and patterns `[rows, n_heads, length]`.
+    fn at(&mut self, hook: Hook, t: Tensor, rows: &Rows) -> Result<Tensor>;
+
+    /// The rows that join at a stage.
+    fn joining(&mut self, _stage: Stage, _layer: usize) -> Option<Rows> {
+        None
+    }
+
+    /// The base run's values of a hook, every position of every prompt.
+    fn base(&self, hook: Hook) -> Result<&Tensor> {
+        Err(Error::invalid(format!(
+            "there is no base run to take `{hook}` from"
+        )))
+    }
+
+    /// The rows that go on after attention, if they differ from those that came in; `rows`' segments in the same order.
+    fn attended(&mut self, _layer: usize, _rows: &Rows) -> Option<Rows> {
+        None
+    }
+
+    /// Rotated keys and values of the base run, for positions that a segment does not carry itself.
+    fn base_keys(&self, _layer: usize) -> Result<Option<(&Tensor, &Tensor)>> {
+        Ok(None)
+    }
+}
+
+/// Tensors that share their rows.
+struct Packed {
+    rows: Rows,
+    parts: Vec<Tensor>,
+}
+
+impl Packed {
+    /// Lets rows join; each part's base values come from the hook beside it.
+    fn join(self, tap: &mut dyn Tap, stage: Stage, layer: usize, kinds: &[Kind]) -> Result<Self> {
+        let Some(new) = tap.joining(stage, layer) else {
+            return Ok(self);
+        };
+        let mut parts = Vec::with_capacity(kinds.len());
+        for (i, &kind) in kinds.iter().enumerate() {
+            let joined = super::rows::pick(tap.base(Hook::at(kind, layer))?, &new)?;
+            parts.push(match self.rows.is_empty() {
+                true => joined,
+                false => Tensor::cat(&[&self.parts[i], &joined], 0)?,
+            });
+        }
+        let mut rows = self.rows;
+        rows.append(new);
+        Ok(Packed { rows, parts })
+    }
+
+    fn take<const N: usize>(self) -> (Rows, [Tensor; N]) {
+        (
+            self.rows,
+            self.parts.try_into().expect("as many parts as were packed"),
+        )
+    }
+}
+
+/// The stream between blocks. Without rows there is no tensor.
+pub(crate) struct Stream {
+    pub rows: Rows,
+    pub x: Option<Tensor>,
+}
+
+impl Stream {
+    pub fn empty(length: usize) -> Self {
+        Stream {
+            rows: Rows::new(length),
+            x: None,
+        }
+    }
+}
+
+/// The parts of the model that one layer's walk needs.
+struct Layer<'a> {
+    model: &'a Model,
+    spec: &'a ModelSpec,
+    weights: &'a BlockWeights,
+    index: usize,
+}
+
+impl Layer<'_> {
+    fn hook(&self, kind: Kind) -> Hook {
+        Hook::at(kind, self.index)
+    }
+}
+
+/// Walks one block.
+pub(crate) fn block(
+    model: &Model,
+    index: usize,
+    ropes: &rope::Tables,
+    stream: Stream,
+    tap: &mut dyn Tap,
+) -> Result<Stream> {
+    let layer = Layer {
+        model,
+        spec: &model.spec,
+        weights: &model.weights.blocks[index],
+        index,
+    };
+    let length = stream.rows.length;
+    let packed = Packed {
+        rows: stream.rows,
+        parts: stream.x.into_iter().collect(),
+    };
+    let mut packed = packed.join(tap, Stage::ResidPre, index, &[Kind::ResidPre])?;
+    if !packed.rows.is_empty() {
+        let (rows, [x]) = packed.take();
+        let x = tap.at(layer.hook(Kind::ResidPre), x, &rows)?;
+        let [q, k, v] = read(&layer, &x, &rows, tap)?;
+        packed = Packed {
+            rows,
+            parts: vec![x, q, k, v],
+        };
+    }
+    let mut packed = packed.join(
+        tap,
+        Stage::Qkv,
+        index,
+        &[Kind::ResidPre, Kind::Q, Kind::K, Kind::V],
+    )?;
+    if !packed.rows.is_empty() {
+        packed = attend(&layer, packed, ropes, tap)?; // x, z
+    }
+    let mut packed = packed.join(tap, Stage::Z, index, &[Kind::ResidPre, Kind::Z])?;
+    if !packed.rows.is_empty() {
+        let (rows, [x, z]) = packed.take();
+        let attn_out = project(&layer, z, &rows, tap)?;
+        packed = Packed {
+            rows,
+            parts: vec![x, attn_out],
+        };
+    }
+    let mut packed = packed.join(tap, Stage::AttnOut, index, &[Kind::ResidPre, Kind::AttnOut])?;
+    let sequential = layer.spec.block == Block::Sequential;
+    if !packed.rows.is_empty() {
+        let (rows, [x, attn_out]) = packed.take();
+        let attn_out = tap.at(layer.hook(Kind::AttnOut), attn_out, &rows)?;
+        let mid = linear::add(&x, &attn_out)?;
+        packed = Packed {
+            rows,
+            parts: if sequential { vec![mid] } else { vec![mid, x] },
+        };
+    }
+    if layer.spec.mlp != Mlp::None {
+        packed = run_mlp(&layer, packed, tap)?;
+    }
+    let packed = packed.join(tap, Stage::ResidPost, index, &[Kind::ResidPost])?;
+    if packed.rows.is_empty() {
+        return Ok(Stream::empty(length));
+    }
+    let (rows, [x]) = match layer.spec.mlp {
+        // Attention-only parallel blocks do not exist, so one part is left either way.
+        Mlp::None => Packed {
+            rows: packed.rows,
+            parts: packed.parts.into_iter().take(1).collect(),
+        }
+        .take(),
+        _ => packed.take(),
+    };
+    let x = tap.at(layer.hook(Kind::ResidPost), x, &rows)?;
+    Ok(Stream { rows, x: Some(x) })
+}
+
+/// The MLP of a block: from `[mid]` (sequential) or `[mid, what the MLP reads]` (parallel) to `[resid_post]`.
+fn run_mlp(layer: &Layer<'_>, packed: Packed, tap: &mut dyn Tap) -> Result<Packed> {
+    let sequential = layer.spec.block == Block::Sequential;
+    let kinds: &[Kind] = if sequential {
+        &[Kind::ResidMid]
+    } else {
+        &[Kind::ResidMid, Kind::ResidPre]
+    };
+    let mut packed = packed.join(tap, Stage::ResidMid, layer.index, kinds)?;
+    if !packed.rows.is_empty() {
+        let Packed { rows, mut parts } = packed;
+        if sequential {
+            parts[0] = tap.at(layer.hook(Kind::ResidMid), parts[0].clone(), &rows)?;
+        }
+        let read = parts[parts.len() - 1].clone();
+        let mid = parts.swap_remove(0);
+        let mlp_in = tap.at(layer.hook(Kind::MlpIn), read, &rows)?;
+        let post = neurons(layer, mlp_in, &rows, tap)?;
+        packed = Packed {
+            rows,
+            parts: vec![mid, post],
+        };
+    }
+    let mut packed = packed.join(
+        tap,
+        Stage::MlpPost,
+        layer.index,
+        &[Kind::ResidMid, Kind::MlpPost],
+    )?;
+    if !packed.rows.is_empty() {
+        let (rows, [mid, post]) = packed.take();
+        let post = tap.at(layer.hook(Kind::MlpPost), post, &rows)?;
+        let weights = layer
+            .weights
+            .mlp
+            .as_ref()
+            .expect("a spec with an MLP has its weights");
+        let out = linear::forward(&post, &weights.w_out, weights.b_out.as_ref())?;
+        let out = write(
+            layer,
+            out,
+            layer.weights.ln2_post.as_ref(),
+            Ln::TwoPost,
+            &rows,
+            tap,
+        )?;
+        packed = Packed {
+            rows,
+            parts: vec![mid, out],
+        };
+    }
+    let packed = packed.join(
+        tap,
+        Stage::MlpOut,
+        layer.index,
+        &[Kind::ResidMid, Kind::MlpOut],
+    )?;
+    if packed.rows.is_empty() {
+        return Ok(packed);
+    }
+    let (rows, [mid, out]) = packed.take();
+    let out = tap.at(layer.hook(Kind::MlpOut), out, &rows)?;
+    let x = linear::add(&mid, &out)?;
+    Ok(Packed {
+        rows,
+        parts: vec![x],
+    })
+}
+
+/// A norm with its hooks.
+fn normed(
+    layer: &Layer<'_>,
+    x: &Tensor,
+    w: &NormWeights,
+    ln: Ln,
+    rows: &Rows,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let hooks = [
+        layer.hook(Kind::Scale(ln)),
+        layer.hook(Kind::Normalized(ln)),
+    ];
+    norm_with_hooks(layer.model, x, w, hooks, rows, tap)
+}
+
+fn norm_with_hooks(
+    model: &Model,
+    x: &Tensor,
+    w: &NormWeights,
+    hooks: [Hook; 2],
+    rows: &Rows,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let (kind, eps) = (model.spec.norm, model.spec.norm_eps);
+    if !tap.wants(hooks[0]) && !tap.wants(hooks[1]) {
+        return norm::forward(x, w, kind, eps);
+    }
+    let parts = norm::parts(x, w, kind, eps)?;
+    let scale = tap.at(hooks[0], parts.scale.clone(), rows)?;
+    let normalized = match scale.id() == parts.scale.id() {
+        true => parts.normalized.clone(),
+        false => norm::normalize(x, &scale, kind)?,
+    };
+    let used = tap.at(hooks[1], normalized, rows)?;
+    match used.id() == parts.normalized.id() {
+        true => Ok(parts.y),
+        false => norm::apply_weight(&used, w),
+    }
+}
+
+/// The final norm of some rows of the last stream.
+pub(crate) fn final_norm(
+    model: &Model,
+    x: &Tensor,
+    rows: &Rows,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    match &model.weights.ln_final {
+        Some(w) => {
+            let hooks = [
+                Hook::global(Kind::Scale(Ln::Final)),
+                Hook::global(Kind::Normalized(Ln::Final)),
+            ];
+            norm_with_hooks(model, x, w, hooks, rows, tap)
+        }
+        None => Ok(x.clone()),
+    }
+}
+
+/// Queries, keys and values, before hooks of their own: `[rows, heads, d_head]`.
+fn read(layer: &Layer<'_>, x: &Tensor, rows: &Rows, tap: &mut dyn Tap) -> Result<[Tensor; 3]> {
+    let spec = layer.spec;
+    let (heads, kv, d) = (spec.n_heads, spec.n_kv_heads, spec.d_head);
+    let inputs = [Kind::QInput, Kind::KInput, Kind::VInput].map(|kind| layer.hook(kind));
+    let mut edited: [Option<Tensor>; 3] = [None, None, None];
+    for (slot, hook) in edited.iter_mut().zip(inputs) {
+        if tap.wants(hook) {
+            // One copy for each query head, as a view until somebody changes it.
+            let each = x
+                .unsqueeze(1)?
+                .broadcast_as((x.dim(0)?, heads, spec.d_model))?;
+            let used = tap.at(hook, each.clone(), rows)?;
+            *slot = (used.id() != each.id()).then_some(used);
+        }
+    }
+    let normalized = match &layer.weights.ln1 {
+        Some(w) => normed(layer, x, w, Ln::One, rows, tap)?,
+        None => x.clone(),
+    };
+    let qkv = linear::forward(
+        &normalized,
+        &layer.weights.w_qkv,
+        layer.weights.b_qkv.as_ref(),
+    )?;
+    let n = qkv.dim(0)?;
+    let mut out = Vec::with_capacity(3);
+    for (letter, edited) in edited.into_iter().enumerate() {
+        let count = if letter == 0 { heads } else { kv };
+        let start = [0, heads * d, (heads + kv) * d][letter];
+        out.push(match edited {
+            None => qkv.narrow(1, start, count * d)?.reshape((n, count, d))?,
+            Some(input) => read_by_head(layer, &input, start, heads / count)?,
+        });
+    }
+    Ok(out.try_into().expect("three letters"))
+}
+
+/// One letter of q, k, v from an input of its own for each query head: `[rows, n_heads, d_model]` to `[rows, n_heads, d_head]`.
+/// Under grouped heads each query head then has a key or value of its own.
+fn read_by_head(layer: &Layer<'_>, input: &Tensor, start: usize, group: usize) -> Result<Tensor> {
+    let spec = layer.spec;
+    let (heads, d) = (spec.n_heads, spec.d_head);
+    let mut out = Vec::with_capacity(heads);
+    for head in 0..heads {
+        let x = input.narrow(1, head, 1)?.squeeze(1)?.contiguous()?;
+        let x = match &layer.weights.ln1 {
+            Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
+            None => x,
+        };
+        let columns = start + head / group * d;
+        let w = layer.weights.w_qkv.narrow(1, columns, d)?.contiguous()?;
+        let b = layer
+            .weights
+            .b_qkv
+            .as_ref()
+            .map(|b| b.narrow(0, columns, d)?.contiguous())
+            .transpose()?;
+        out.push(linear::forward(&x, &w, b.as_ref())?);
+    }
+    Ok(Tensor::stack(&out, 1)?)
+}
+
+/// From `[x, q, k, v]` to `[x, z]`, over the rows that go on.
+fn attend(
+    layer: &Layer<'_>,
+    packed: Packed,
+    ropes: &rope::Tables,
+    tap: &mut dyn Tap,
+) -> Result<Packed> {
+    let spec = layer.spec;
+    let (rows, [x, q, k, v]) = packed.take();
+    if k.dim(1)? != spec.n_kv_heads || v.dim(1)? != spec.n_kv_heads {
+        let clash = [Kind::K, Kind::V, Kind::RotK]
+            .map(|kind| layer.hook(kind))
+            .into_iter()
+            .find(|&hook| tap.wants(hook));
+        if let Some(hook) = clash {
+            let reason = "an edit of `hook_k_input` or `hook_v_input` in the same layer gives each query head a key of its own; \
+                          make the two in separate runs"
+                .into();
+            return Err(Error::BadEdit {
+                edit: hook.to_string(),
+                reason,
+            });
+        }
+    }
+    let q = tap.at(layer.hook(Kind::Q), q, &rows)?;
+    let k = tap.at(layer.hook(Kind::K), k, &rows)?;
+    let v = tap.at(layer.hook(Kind::V), v, &rows)?;
+    let positions = rows.positions();
+    let (rot_q, rot_k) = rotate(layer, &q, &k, &positions, ropes)?;
+    let rot_q = tap.at(layer.hook(Kind::RotQ), rot_q, &rows)?;
+    let rot_k = tap.at(layer.hook(Kind::RotK), rot_k, &rows)?.contiguous()?;
+    let v = v.contiguous()?;
+
+    let (out, x, rot_q) = match tap.attended(layer.index, &rows) {
+        None => (rows.clone(), x, rot_q),
+        Some(out) => {
+            // The base run's queries are kept rotated; a plain run that only drops rows has no base run and needs none.
+            let bases = [Kind::ResidPre, Kind::RotQ].map(|kind| tap.base(layer.hook(kind)).ok());
+            let x = regather(&x, &rows, &out, bases[0])?;
+            let rot_q = regather(&rot_q, &rows, &out, bases[1])?;
+            (out, x, rot_q)
+        }
+    };
+    let shape = Shape {
+        n_heads: spec.n_heads,
+        key_heads: rot_k.dim(1)?,
+        value_heads: v.dim(1)?,
+        n_kv_heads: spec.n_kv_heads,
+        d_head: spec.d_head,
+        scale: spec.attn_scale[layer.index],
+        softcap: spec.attn_softcap,
+        window: spec.windows[layer.index],
+        length: rows.length,
+    };
+    let segments: Vec<Segment<'_>> = out
+        .segments
+        .iter()
+        .zip(&rows.segments)
+        .map(|(queries, keys)| Segment {
+            query_start: queries.start,
+            query_positions: &queries.positions,
+            key_start: keys.start,
+            key_positions: &keys.positions,
+            example: keys.example,
+        })
+        .collect();
+    let hooks = [Kind::AttnScores, Kind::Pattern].map(|kind| layer.hook(kind));
+    let wanted = hooks.map(|hook| tap.wants(hook));
+    let base = tap.base_keys(layer.index)?;
+    let sources = Sources {
+        k: &rot_k,
+        v: &v,
+        base,
+    };
+    let z = if wanted == [false, false] {
+        attention::forward(&rot_q, sources, &segments, &shape)?
+    } else {
+        let scores = attention::scores(&rot_q, sources, &segments, &shape)?;
+        let scores = tap.at(hooks[0], scores, &out)?;
+        let pattern = attention::softmax(&scores)?;
+        let pattern = tap.at(hooks[1], pattern, &out)?;
+        let sources = Sources {
+            k: &rot_k,
+            v: &v,
+            base: tap.base_keys(layer.index)?,
+        };
+        attention::mix(&pattern, sources, &segments, &shape)?
+    };
+    Ok(Packed {
+        rows: out,
+        parts: vec![x, z],
+    })
+}
+
+/// Q/k-norm, then rotation.
+fn rotate(
+    layer: &Layer<'_>,
+    q: &Tensor,
+    k: &Tensor,
+    positions: &[u32],
+    ropes: &rope::Tables,
+) -> Result<(Tensor, Tensor)> {
+    let one = |x: &Tensor, w: &Option<Tensor>| -> Result<Tensor> {
+        let x = match (layer.spec.qk_norm, w) {
+            (QkNorm::None, _) | (_, None) => x.clone(),
+            (_, Some(w)) => norm::heads(x, w, layer.spec.norm_eps)?,
+        };
+        match ropes.of(layer.index) {
+            Some(table) => rope::forward(&x, positions, table),
+            None => Ok(x),
+        }
+    };
+    Ok((
+        one(q, &layer.weights.q_norm)?,
+        one(k, &layer.weights.k_norm)?,
+    ))
+}
+
+/// From z to what attention adds to the stream, `[rows, d_model]`.
+fn project(layer: &Layer<'_>, z: Tensor, rows: &Rows, tap: &mut dyn Tap) -> Result<Tensor> {
+    let spec = layer.spec;
+    let z = tap.at(layer.hook(Kind::Z), z, rows)?;
+    let n = z.dim(0)?;
+    let result_hook = layer.hook(Kind::Result);
+    let bias = layer.weights.b_o.as_ref();
+    let mut out = None;
+    if tap.wants(result_hook) {
+        let mut heads = Vec::with_capacity(spec.n_heads);
+        for head in 0..spec.n_heads {
+            let z = z.narrow(1, head, 1)?.squeeze(1)?.contiguous()?;
+            heads.push(linear::forward(
+                &z,
+                &layer
+                    .weights
+                    .w_o
+                    .narrow(0, head * spec.d_head, spec.d_head)?,
+                None,
+            )?);
+        }
+        let result = Tensor::stack(&heads, 1)?; // [rows, n_heads, d_model]
+        let used = tap.at(result_hook, result.clone(), rows)?;
+        if used.id() != result.id() {
+            let sum = used.sum(1)?;
+            out = Some(match bias {
+                Some(b) => sum.broadcast_add(b)?,
+                None => sum,
+            });
+        }
+    }
+    let out = match out {
+        Some(out) => out,
+        None => linear::forward(
+            &z.contiguous()?.reshape((n, spec.n_heads * spec.d_head))?,
+            &layer.weights.w_o,
+            bias,
+        )?,
+    };
+    write(
+        layer,
+        out,
+        layer.weights.ln1_post.as_ref(),
+        Ln::OnePost,
+        rows,
+        tap,
+    )
+}
+
+/// The activations of the neurons, from the stream that the MLP reads: `[rows, d_mlp]`.
+fn neurons(layer: &Layer<'_>, mlp_in: Tensor, rows: &Rows, tap: &mut dyn Tap) -> Result<Tensor> {
+    let spec = layer.spec;
+    let weights = layer
+        .weights
+        .mlp
+        .as_ref()
+        .expect("a spec with an MLP has its weights");
+    let shared = spec.block == (Block::Parallel { shared_norm: true });
+    let x = match (&layer.weights.ln2, &layer.weights.ln1) {
+        (Some(w), _) => normed(layer, &mlp_in, w, Ln::Two, rows, tap)?,
+        // The hooks of a shared norm belong to attention, which came first.
+        (None, Some(w)) if shared => norm::forward(&mlp_in, w, spec.norm, spec.norm_eps)?,
+        _ => mlp_in,
+    };
+    let pre = linear::forward(&x, &weights.w_in, weights.b_in.as_ref())?;
+    if spec.mlp == Mlp::Plain {
+        let pre = tap.at(layer.hook(Kind::MlpPre), pre, rows)?;
+        return mlp::forward(&pre, spec.activation);
+    }
+    let hooks = [Kind::MlpPre, Kind::MlpPreLinear].map(|kind| layer.hook(kind));
+    if !hooks.iter().any(|&hook| tap.wants(hook)) {
+        return mlp::gated(&pre, spec.activation);
+    }
+    let (gate, up) = (
+        pre.narrow(1, 0, spec.d_mlp)?,
+        pre.narrow(1, spec.d_mlp, spec.d_mlp)?,
+    );
+    let used_gate = tap.at(hooks[0], gate.clone(), rows)?;
+    let used_up = tap.at(hooks[1], up.clone(), rows)?;
+    match used_gate.id() == gate.id() && used_up.id() == up.id() {
+        true => mlp::gated(&pre, spec.activation),
+        false => Ok((mlp::forward(&used_gate, spec.activation)? * used_up)?),
+    }
+}
+
+/// What a branch adds to the stream: its output after the post-norm and the residual multiplier, where there are any.
+fn write(
+    layer: &Layer<'_>,
+    out: Tensor,
+    post: Option<&NormWeights>,
+    ln: Ln,
+    rows: &Rows,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let out = match post {
+        Some(w) => normed(layer, &out, w, ln, rows, tap)?,
+        None => out,
+    };
+    Ok(match layer.spec.residual_multiplier {
+        Some(factor) => (out * f64::from(factor))?,
+        None => out,
+    })
+}
+
+/// The stream that enters the first block, with the hooks of the embeddings.
+pub(crate) fn embed(
+    model: &Model,
+    tokens: &[u32],
+    rows: &Rows,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let x = crate::nn::embed::embed(model, tokens)?;
+    let x = tap.at(Hook::global(Kind::Embed), x, rows)?;
+    match &model.weights.w_pos {
+        None => Ok(x),
+        Some(w_pos) => {
+            let pos = w_pos.index_select(&Tensor::new(rows.positions(), w_pos.device())?, 0)?;
+            let pos = tap.at(Hook::global(Kind::PosEmbed), pos, rows)?;
+            Ok((x + pos)?)
+        }
+    }
+}
+
+/// Logits are f32 whatever the model's dtype.
+pub(crate) fn as_logits(t: Tensor) -> Result<Tensor> {
+    Ok(t.to_dtype(DType::F32)?)
+}
