@@ -31,6 +31,8 @@ pub enum Error {
     #[error("config key `{key}` = {value} is not handled by family `{family}`, and it may change the model's function; \
              remove it from config.json if you know that it does not")]
     UnhandledConfig { family: String, key: String, value: String },
+    #[error("config.json cannot be read: {reason}")]
+    UnreadableConfig { reason: String },
     #[error("config key `{key}`: {reason}")]
     BadConfig { key: String, reason: String },
     #[error("{count} tensors are missing from the checkpoint: {first}; is it a complete `{family}` checkpoint?")]
@@ -39,6 +41,10 @@ pub enum Error {
     ExtraTensors { family: String, count: usize, first: String },
     #[error("tensor `{name}` has shape {found:?}, the config asks for {expected:?}")]
     TensorShape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("{count} tensors have shapes that the config does not ask for: {first}; is config.json of this checkpoint?")]
+    TensorShapes { count: usize, first: String },
+    #[error("tensor `{name}` is {found}, which is not handled; weights must be {known}")]
+    WeightType { name: String, found: String, known: String },
     #[error("tensor `{name}` holds a NaN or an infinity; the checkpoint is damaged")]
     NotFinite { name: String },
     #[error("the logits of prompt {index} hold a NaN or an infinity (first seen at `{hook}`); \

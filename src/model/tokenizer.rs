@@ -1,0 +1,584 @@
+//! Text to token ids and back, with everything explicit that a tokenizer library does behind one's back: the BOS token, the
+//! byte range of every token (roles are found by it), and the chat template.
+//!
+//! Encoding never runs the tokenizer's post-processor for special tokens: we ask for none and put BOS in front ourselves, so
+//! that a result can record whether it was there. Truncation, padding and BPE dropout, which a `tokenizer.json` may ask for, are
+//! switched off: they would change ids without a word.
+
+use std::ops::Range;
+use std::path::Path;
+
+use minijinja::{Environment, ErrorKind, context};
+use serde_json::Value;
+use tokenizers::models::ModelWrapper;
+
+use crate::error::{Error, Result};
+
+/// How many template instructions a chat template may run; a real one takes a few hundred.
+const CHAT_FUEL: u64 = 200_000;
+/// Longest chat template that we read; real ones stay under 20 kB.
+const CHAT_TEMPLATE_LIMIT: usize = 1 << 20;
+
+/// A tokenizer, and what its files say about BOS and chat.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    add_bos: bool,
+    chat_template: Option<String>,
+    max_id: u32,
+    /// The vocabulary spells bytes in an alphabet of its own, which only the decoder reads back.
+    byte_level: bool,
+}
+
+/// A text as tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    /// The byte range of the text that each token stands for; empty, at 0, for BOS. A leading space belongs to its token in
+    /// some tokenizers and to none in others.
+    pub spans: Vec<Range<usize>>,
+}
+
+impl Tokenizer {
+    /// `bos`: the id of the BOS token, if there is one. `add_bos`: whether the model's own tokenizer puts it in front by default.
+    /// # Errors
+    /// [`Error::Tokenizer`] if the vocabulary is empty, or `bos` is not in it, or `add_bos` is set without a `bos`.
+    pub fn new(
+        mut inner: tokenizers::Tokenizer,
+        bos: Option<u32>,
+        add_bos: bool,
+        chat_template: Option<String>,
+    ) -> Result<Self> {
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| broken(&e))?;
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
+        let max_id = inner.get_vocab(true).into_values().max();
+        let Some(max_id) = max_id else {
+            return Err(broken(
+                "its vocabulary is empty; is tokenizer.json complete?",
+            ));
+        };
+        if let Some(bos) = bos
+            && inner.id_to_token(bos).is_none()
+        {
+            return Err(broken(format!(
+                "its BOS id {bos} is not in the vocabulary (ids up to {max_id}); is the tokenizer of this model?"
+            )));
+        }
+        if add_bos && bos.is_none() {
+            return Err(broken(
+                "it asks for a BOS token in front but names none; set `bos_token` in tokenizer_config.json",
+            ));
+        }
+        if let Some(template) = &chat_template
+            && template.len() > CHAT_TEMPLATE_LIMIT
+        {
+            return Err(broken(format!(
+                "its chat template has {} bytes, we read at most {CHAT_TEMPLATE_LIMIT}; remove it from tokenizer_config.json",
+                template.len()
+            )));
+        }
+        let decoder = serde_json::to_value(inner.get_decoder()).unwrap_or_default();
+        let byte_level = std::iter::once(&decoder)
+            .chain(decoder["decoders"].as_array().into_iter().flatten())
+            .any(|one| one["type"] == "ByteLevel");
+        Ok(Tokenizer {
+            inner,
+            bos,
+            eos: None,
+            add_bos,
+            chat_template,
+            max_id,
+            byte_level,
+        })
+    }
+
+    /// Names the end-of-sequence token, which some chat templates print after each turn.
+    pub fn with_eos(mut self, eos: Option<u32>) -> Self {
+        self.eos = eos;
+        self
+    }
+
+    /// Reads `tokenizer.json`, and beside it `tokenizer_config.json` and `chat_template.jinja` where they exist.
+    /// # Errors
+    /// [`Error::Missing`] without a `tokenizer.json`; [`Error::Read`]; [`Error::Tokenizer`] if one of them is malformed.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let json = dir.join("tokenizer.json");
+        let Some(tokenizer) = read_if_there(&json)? else {
+            return Err(Error::Missing {
+                path: json,
+                hint: "save the tokenizer with `use_fast=True` in transformers, or take tokenizer.json from the hub".into(),
+            });
+        };
+        let config = read_if_there(&dir.join("tokenizer_config.json"))?;
+        let mut tokenizer = Self::from_bytes(&tokenizer, config.as_deref())?;
+        if let Some(template) = read_if_there(&dir.join("chat_template.jinja"))? {
+            let template = String::from_utf8(template)
+                .map_err(|_| broken("chat_template.jinja is not UTF-8"))?;
+            tokenizer = Self::new(
+                tokenizer.inner,
+                tokenizer.bos,
+                tokenizer.add_bos,
+                Some(template),
+            )?
+            .with_eos(tokenizer.eos);
+        }
+        Ok(tokenizer)
+    }
+
+    /// From the text of `tokenizer.json` and of `tokenizer_config.json`. Without `add_bos_token` in the latter, BOS is
+    /// added by default if the post-processor of the former begins with a special token.
+    /// # Errors
+    /// [`Error::Tokenizer`] if one of them is malformed.
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
+        let inner = parse(tokenizer_json)?;
+        let config: Value = match tokenizer_config_json {
+            Some(bytes) => serde_json::from_slice(bytes)
+                .map_err(|e| broken(format!("tokenizer_config.json is not readable JSON ({e})")))?,
+            None => Value::Null,
+        };
+        let whole: Value = serde_json::from_slice(tokenizer_json)
+            .map_err(|e| broken(format!("tokenizer.json is not readable JSON ({e})")))?;
+        let in_front = token_in_front(&whole["post_processor"]);
+
+        let named = special_token(&config, "bos_token").and_then(|text| inner.token_to_id(text));
+        let bos = named.or(in_front);
+        let add_bos = match &config["add_bos_token"] {
+            Value::Bool(add) => *add,
+            _ => in_front.is_some(),
+        };
+        let eos = special_token(&config, "eos_token").and_then(|text| inner.token_to_id(text));
+        Ok(Self::new(inner, bos, add_bos, chat_template(&config)?)?.with_eos(eos))
+    }
+
+    /// The tokens of a text, with BOS in front if `bos` is set and the text does not itself begin with it (a chat template
+    /// often writes it).
+    /// # Errors
+    /// [`Error::Tokenizer`] if `bos` is set and there is none, or the tokenizer cannot encode this text.
+    pub fn encode(&self, text: &str, bos: bool) -> Result<Encoded> {
+        let encoding = quietly(|| self.inner.encode(text, false))?;
+        let mut ids = encoding.get_ids().to_vec();
+        let clamp = |at: usize| at.min(text.len());
+        let mut spans: Vec<Range<usize>> = encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| clamp(start)..clamp(end).max(clamp(start)))
+            .collect();
+        if bos {
+            let Some(bos) = self.bos else {
+                return Err(broken(
+                    "it has no BOS token to put in front; run without one (`--bos no`)",
+                ));
+            };
+            if ids.first() != Some(&bos) {
+                ids.insert(0, bos);
+                spans.insert(0, 0..0);
+            }
+        }
+        Ok(Encoded { ids, spans })
+    }
+
+    /// One token as text, e.g. ` Mary`, safe to show: see [`printable`]. An id outside the vocabulary shows as `[id]`.
+    pub fn token(&self, id: u32) -> String {
+        let Some(piece) = self.inner.id_to_token(id) else {
+            return format!("[{id}]");
+        };
+        // Other decoders strip the leading space of the first token, which is the one thing a reader wants to see.
+        let text = if self.byte_level {
+            self.decode(&[id]).unwrap_or(piece)
+        } else {
+            piece.replace('▁', " ")
+        };
+        printable(&text)
+    }
+
+    /// The text of several tokens, special ones included.
+    /// # Errors
+    /// [`Error::Tokenizer`] if the decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        quietly(|| self.inner.decode(ids, false))
+    }
+
+    /// The tokens of an answer that stands by itself, without BOS: one id if it can be an answer.
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn answer_ids(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encode(text, false)?.ids)
+    }
+
+    /// Whether an id is a special token (`<s>`, `<|im_start|>`): never an ordinary piece of text.
+    pub fn is_special(&self, id: u32) -> bool {
+        Some(id) == self.bos
+            || Some(id) == self.eos
+            || self
+                .inner
+                .get_added_vocabulary()
+                .get_added_tokens_decoder()
+                .get(&id)
+                .is_some_and(|t| t.special)
+    }
+
+    /// The id of one token, written as the vocabulary writes it.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Whether the vocabulary has this id.
+    pub fn has_id(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some()
+    }
+
+    /// How many tokens there are, special ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The largest id; the embedding must have a row for it.
+    pub fn max_id(&self) -> u32 {
+        self.max_id
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Whether the model's own tokenizer puts BOS in front by default.
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    pub fn has_chat_template(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
+    /// One user message, rendered by the tokenizer's own chat template, up to where the assistant begins to speak. The
+    /// template is untrusted: it sees the message and the names of BOS and EOS, no files, and runs for a bounded number of steps.
+    /// # Errors
+    /// [`Error::Tokenizer`] if there is no template, or it fails.
+    pub fn chat(&self, user_text: &str) -> Result<String> {
+        let Some(template) = &self.chat_template else {
+            return Err(broken(
+                "it has no chat template; run without `--chat-template`, or put a chat_template.jinja beside tokenizer.json",
+            ));
+        };
+        let mut env = Environment::new();
+        env.set_fuel(Some(CHAT_FUEL));
+        env.set_trim_blocks(true);
+        env.set_lstrip_blocks(true);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        env.add_function("strftime_now", |_format: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                "it prints today's date, which would make results differ from day to day; remove `strftime_now` from it",
+            ))
+        });
+        let text_of = |id: Option<u32>| {
+            id.and_then(|id| self.inner.id_to_token(id))
+                .unwrap_or_default()
+        };
+        env.render_str(
+            template,
+            context! {
+                messages => [context! { role => "user", content => user_text }],
+                add_generation_prompt => true,
+                bos_token => text_of(self.bos),
+                eos_token => text_of(self.eos),
+            },
+        )
+        .map_err(|e| {
+            broken(format!(
+                "its chat template failed: {}",
+                printable(&e.to_string())
+            ))
+        })
+    }
+}
+
+/// A text that may go to a terminal: control characters (escape sequences begin with one), line and paragraph separators, and
+/// the invisible characters that reorder or hide text are written as `\n`, `\u{1b}`.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        let invisible = matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+        if c.is_control() || invisible {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+fn broken(reason: impl ToString) -> Error {
+    Error::Tokenizer {
+        reason: reason.to_string(),
+    }
+}
+
+fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer> {
+    quietly(|| tokenizers::Tokenizer::from_bytes(json)).map_err(|e| match e {
+        Error::Tokenizer { reason } => {
+            broken(format!("tokenizer.json is malformed ({reason}); download it again, or save it with transformers"))
+        }
+        other => other,
+    })
+}
+
+/// Runs the tokenizer library, and turns a panic on a hostile file (it has a few `unwrap`s on what the file says) into an error.
+fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|e| broken(printable(&e.to_string()))),
+        Err(_) => Err(broken(
+            "the tokenizer library gave up on this file; download it again",
+        )),
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The id that a post-processor puts in front of a text: its template begins with a special token (`TemplateProcessing`), or
+/// it is of the BERT family, where `cls` always comes first.
+fn token_in_front(post_processor: &Value) -> Option<u32> {
+    let id = match post_processor["type"].as_str()? {
+        "TemplateProcessing" => {
+            let name = post_processor["single"][0]["SpecialToken"]["id"].as_str()?;
+            &post_processor["special_tokens"][name]["ids"][0]
+        }
+        "BertProcessing" | "RobertaProcessing" => &post_processor["cls"][1],
+        "Sequence" => {
+            return post_processor["processors"]
+                .as_array()?
+                .iter()
+                .find_map(token_in_front);
+        }
+        _ => return None,
+    };
+    id.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// A special token of `tokenizer_config.json`: a string, or an object with the string as `content`.
+fn special_token<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
+    config[key]
+        .as_str()
+        .or_else(|| config[key]["content"].as_str())
+}
+
+/// `chat_template`: a string, or a list of named templates, of which `default` is ours.
+fn chat_template(config: &Value) -> Result<Option<String>> {
+    match &config["chat_template"] {
+        Value::Null => Ok(None),
+        Value::String(template) => Ok(Some(template.clone())),
+        Value::Array(named) => {
+            let default = named
+                .iter()
+                .find(|one| one["name"] == "default")
+                .or(named.first());
+            Ok(default
+                .and_then(|one| one["template"].as_str())
+                .map(str::to_owned))
+        }
+        _ => Err(broken(
+            "`chat_template` in tokenizer_config.json is neither a text nor a list of named texts",
+        )),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A word-level tokenizer over the given words, split at whitespace and around punctuation; `<s>` is 0, `<unk>` is 1.
+    pub(crate) fn word_level<'a>(words: impl IntoIterator<Item = &'a str>) -> Tokenizer {
+        let mut vocab = serde_json::Map::new();
+        for word in ["<s>", "<unk>"].into_iter().chain(words) {
+            let id = vocab.len();
+            vocab.entry(word).or_insert(id.into());
+        }
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+            },
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+        });
+        Tokenizer::from_bytes(json.to_string().as_bytes(), None).expect("a well-formed tokenizer")
+    }
+
+    /// A byte-level BPE with no merges but for ` a`: every byte is a token.
+    pub(crate) fn byte_level(config: Option<&str>) -> Tokenizer {
+        let mut vocab = serde_json::Map::new();
+        // The printable bytes stand for themselves; the rest are shifted to 256 and up, in order.
+        let plain = |b: u32| {
+            (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b)
+        };
+        let mut shifted = 256;
+        for byte in 0..256 {
+            let c = if plain(byte) {
+                byte
+            } else {
+                shifted += 1;
+                shifted - 1
+            };
+            vocab.insert(
+                char::from_u32(c).expect("below 512").to_string(),
+                byte.into(),
+            );
+        }
+        vocab.insert("Ġa".into(), 256.into());
+        vocab.insert("<|end|>".into(), 257.into());
+        let json = serde_json::json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "added_tokens": [{"id": 257, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": vocab, "merges": [["Ġ", "a"]]},
+        });
+        Tokenizer::from_bytes(json.to_string().as_bytes(), config.map(str::as_bytes))
+            .expect("a well-formed tokenizer")
+    }
+
+    #[test]
+    fn spans_are_the_bytes_of_each_token_and_bos_has_none() {
+        let tokenizer = word_level(["When", "Zoë", "went", "."]);
+        let encoded = tokenizer.encode("When Zoë went.", true).unwrap();
+        assert_eq!(encoded.ids, [0, 2, 3, 4, 5]);
+        assert_eq!(encoded.spans, [0..0, 0..4, 5..9, 10..14, 14..15]);
+        assert!(tokenizer.adds_bos());
+        assert_eq!(
+            tokenizer.encode("When Zoë went.", false).unwrap().ids,
+            [2, 3, 4, 5]
+        );
+    }
+
+    #[test]
+    fn a_truncation_in_the_file_does_not_cut_prompts() {
+        let tokenizer = byte_level(None);
+        assert_eq!(tokenizer.encode("abcde", false).unwrap().ids.len(), 5);
+        assert_eq!(tokenizer.answer_ids(" a").unwrap(), [256]);
+    }
+
+    #[test]
+    fn tokens_show_their_space_and_never_a_control_character() {
+        let tokenizer = byte_level(None);
+        assert_eq!(tokenizer.token(256), " a");
+        assert_eq!(tokenizer.token(27), "\\u{1b}");
+        assert_eq!(tokenizer.token(10), "\\n");
+        assert_eq!(tokenizer.token(9999), "[9999]");
+        assert_eq!(printable("a\u{202e}b\u{9b}"), "a\\u{202e}b\\u{9b}");
+    }
+
+    #[test]
+    fn the_config_decides_on_bos_and_the_post_processor_where_it_is_silent() {
+        let silent = byte_level(Some(r#"{"bos_token": "<|end|>"}"#));
+        assert_eq!((silent.bos(), silent.adds_bos()), (Some(257), false));
+        let asked = byte_level(Some(
+            r#"{"bos_token": {"content": "<|end|>"}, "add_bos_token": true}"#,
+        ));
+        assert_eq!((asked.bos(), asked.adds_bos()), (Some(257), true));
+        assert!(
+            byte_level(None)
+                .encode("a", true)
+                .unwrap_err()
+                .to_string()
+                .contains("--bos no")
+        );
+    }
+
+    #[test]
+    fn chat_wraps_one_user_message_and_bos_is_not_doubled() {
+        let config = serde_json::json!({
+            "bos_token": "<|end|>",
+            "chat_template": [{"name": "default", "template":
+                "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'].strip() }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"}],
+        });
+        let tokenizer = byte_level(Some(&config.to_string()));
+        let text = tokenizer.chat(" hi ").unwrap();
+        assert_eq!(text, "<|end|>[user]hi[me]");
+        let encoded = tokenizer.encode(&text, true).unwrap();
+        assert_eq!(encoded.ids.iter().filter(|&&id| id == 257).count(), 1);
+        assert!(tokenizer.is_special(257) && !tokenizer.is_special(256));
+    }
+
+    #[test]
+    fn a_hostile_chat_template_is_an_error() {
+        for (template, says) in [
+            (
+                "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
+                "fuel",
+            ),
+            ("{{ raise_exception('no system role') }}", "no system role"),
+            ("{{ strftime_now('%d') }}", "strftime_now"),
+            ("{% include 'secret' %}", "template"),
+            ("{% if", "chat template failed"),
+        ] {
+            let config = serde_json::json!({"chat_template": template}).to_string();
+            let message = byte_level(Some(&config))
+                .chat("hi")
+                .unwrap_err()
+                .to_string();
+            assert!(message.contains(says), "{message}");
+            assert!(!message.contains('\n'));
+        }
+        assert!(
+            byte_level(None)
+                .chat("hi")
+                .unwrap_err()
+                .to_string()
+                .contains("no chat template")
+        );
+    }
+
+    #[test]
+    fn a_malformed_tokenizer_is_an_error() {
+        for json in [
+            "",
+            "{}",
+            "[1, 2]",
+            r#"{"model": {"type": "BPE", "vocab": {}, "merges": []}}"#,
+            r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}"#,
+            r#"{"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}"#,
+            r#"{"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}}"#,
+        ] {
+            assert!(
+                matches!(
+                    Tokenizer::from_bytes(json.as_bytes(), None),
+                    Err(Error::Tokenizer { .. })
+                ),
+                "{json}"
+            );
+        }
+        let missing = Tokenizer::from_dir(Path::new("no/such/folder")).unwrap_err();
+        assert!(matches!(missing, Error::Missing { .. }));
+    }
+}
