@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 
 /// The format's own limit on a header.
 const MOST_HEADER: u64 = 100_000_000;
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// One or several safetensors files as one checkpoint.
 #[derive(Debug)]
