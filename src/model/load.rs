@@ -330,3 +330,6 @@ pub(super) fn assemble(
         b_u: take(Slot::UnembedBias, 0),
     })
 }
+
+#[cfg(test)]
+mod tests;
