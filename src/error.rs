@@ -53,6 +53,8 @@ pub enum Error {
         key: String,
         value: String,
     },
+    #[error("config.json cannot be read: {reason}")]
+    UnreadableConfig { reason: String },
     #[error("config key `{key}`: {reason}")]
     BadConfig { key: String, reason: String },
     #[error(
@@ -76,6 +78,16 @@ pub enum Error {
         name: String,
         found: Vec<usize>,
         expected: Vec<usize>,
+    },
+    #[error(
+        "{count} tensors have shapes that the config does not ask for: {first}; is config.json of this checkpoint?"
+    )]
+    TensorShapes { count: usize, first: String },
+    #[error("tensor `{name}` is {found}, which is not handled; weights must be {known}")]
+    WeightType {
+        name: String,
+        found: String,
+        known: String,
     },
     #[error("tensor `{name}` holds a NaN or an infinity; the checkpoint is damaged")]
     NotFinite { name: String },

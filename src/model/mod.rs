@@ -1,13 +1,24 @@
 //! A model: its [`ModelSpec`], its [`Weights`] in canonical layout, and where they came from.
 
+pub mod checkpoint;
+mod convert;
 pub mod families;
+pub mod gguf;
+mod gguf_tokenizer;
+pub mod hub;
+pub mod layout;
+pub mod load;
+mod random;
+pub mod safetensors;
 pub mod spec;
 pub mod tokenizer;
 pub mod weights;
 
 use candle_core::{DType, Device};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use layout::{Need, Slot};
+pub use load::{LoadOptions, Loaded, load, load_parts, read_spec};
 pub use spec::ModelSpec;
 pub use tokenizer::Tokenizer;
 pub use weights::Weights;
@@ -40,12 +51,45 @@ pub struct Origin {
 }
 
 impl Model {
-    /// Puts checked weights under a spec.
+    /// Puts weights under a spec that they were made for.
     /// # Errors
-    /// [`crate::Error::TensorShape`] if a weight's shape is not what the spec says.
+    /// [`Error::TensorShape`] if a weight's shape is not what the spec says (an empty shape: it is absent),
+    /// [`Error::WeightType`] if the weights differ in dtype.
     pub fn new(spec: ModelSpec, weights: Weights, origin: Origin) -> Result<Self> {
         let device = weights.w_e.device().clone();
         let dtype = weights.w_e.dtype();
+        let once = Slot::MODEL.map(|slot| (slot, None));
+        let per_block = (0..spec.n_layers.max(weights.blocks.len()))
+            .flat_map(|layer| Slot::BLOCK.map(|slot| (slot, Some(layer))));
+        for (slot, layer) in once.into_iter().chain(per_block) {
+            let name = || match layer {
+                Some(layer) => format!("blocks.{layer}.{slot:?}"),
+                None => format!("{slot:?}"),
+            };
+            let tensor = slot.get(&weights, layer.unwrap_or(0));
+            let is_placed = layer.is_none_or(|layer| layer < spec.n_layers);
+            let expected = match slot.need(&spec) {
+                Need::Absent => Vec::new(),
+                Need::Optional if tensor.is_none() => Vec::new(),
+                Need::Optional | Need::Required if is_placed => slot.shape(&spec),
+                Need::Optional | Need::Required => Vec::new(),
+            };
+            let found = tensor.map_or(Vec::new(), |tensor| tensor.dims().to_vec());
+            if found != expected {
+                return Err(Error::TensorShape {
+                    name: name(),
+                    found,
+                    expected,
+                });
+            }
+            if let Some(other) = tensor.filter(|tensor| tensor.dtype() != dtype) {
+                return Err(Error::WeightType {
+                    name: name(),
+                    found: format!("{:?}", other.dtype()),
+                    known: format!("{dtype:?} like the embedding"),
+                });
+            }
+        }
         Ok(Model {
             spec,
             weights,

@@ -1,0 +1,100 @@
+//! What the loader asks of a weight file, whatever its format, and the bytes under it.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// Named tensors on disk, decoded to f32 a run of rows at a time.
+pub trait Checkpoint: Sync {
+    /// Every tensor with its shape, outermost axis first.
+    fn tensors(&self) -> Vec<(&str, &[usize])>;
+
+    /// Decodes entries `start..start + out.len()` of a tensor, in stored order.
+    /// `start` and the length are multiples of the innermost axis, so that no quantised block is cut.
+    fn decode(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()>;
+
+    /// How the weights are stored, for the provenance.
+    fn storage(&self) -> String;
+
+    /// SHA-256 of the weight files, in name order, in hex.
+    fn hash(&self) -> String;
+}
+
+/// A file's bytes: mapped, or part of the binary.
+#[derive(Debug)]
+pub enum Bytes<'a> {
+    Mapped(Mmap),
+    Borrowed(&'a [u8]),
+}
+
+impl Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Borrowed(bytes) => bytes,
+        }
+    }
+}
+
+/// Maps a weight file into memory.
+/// # Errors
+/// [`Error::Missing`], [`Error::Read`]; [`Error::LfsPointer`] and [`Error::Pickle`] for what is often found in its place.
+pub fn map(path: &Path) -> Result<Bytes<'static>> {
+    let read = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    if !path.exists() {
+        return Err(Error::Missing {
+            path: path.to_path_buf(),
+            hint: "give a model folder, a `.gguf` file or a hub id such as `org/name`".to_string(),
+        });
+    }
+    let file = File::open(path).map_err(read)?;
+    let is_empty_or_folder =
+        !file.metadata().map_err(read)?.is_file() || file.metadata().map_err(read)?.len() == 0;
+    if is_empty_or_folder {
+        return Err(Error::Malformed {
+            path: path.to_path_buf(),
+            format: "weight",
+            reason: "it is empty or no file".to_string(),
+        });
+    }
+    // SAFETY: the map is read-only and private to this process; every read of it is bounds-checked against its length.
+    // Another process that truncates the file meanwhile would end us, as for every program that maps files.
+    let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+    check_not_a_stand_in(path, &map)?;
+    Ok(Bytes::Mapped(map))
+}
+
+/// Refuses a git-LFS pointer or a pickle under a weight file's name.
+/// # Errors
+/// [`Error::LfsPointer`], [`Error::Pickle`].
+pub fn check_not_a_stand_in(path: &Path, bytes: &[u8]) -> Result<()> {
+    const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
+    // A zip of pickles (torch >= 1.6), or a bare pickle of protocol 2 and later.
+    let is_pickle = bytes.starts_with(b"PK\x03\x04")
+        || matches!(bytes, [0x80, 2..=5, b'c' | b'}' | b'\x8a' | b'\x95', ..]);
+    if bytes.starts_with(LFS) {
+        return Err(Error::LfsPointer {
+            path: path.to_path_buf(),
+        });
+    }
+    if is_pickle {
+        return Err(Error::Pickle {
+            path: path.to_path_buf(),
+        });
+    }
+    Ok(())
+}
+
+/// A digest in hex.
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,206 @@
+//! From checkpoint tensors to one canonical tensor: decoded, checked, transposed and joined in parallel, one slot at a time,
+//! so that besides the model only one tensor is ever held twice.
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::checkpoint::Checkpoint;
+use super::layout::{Piece, Stored, Take};
+use crate::error::{Error, Result};
+
+/// Rows and columns of the tiles in which a matrix is transposed: 4 KiB each way, which the first-level cache holds.
+const TILE: usize = 32;
+/// Entries that one thread decodes at a time.
+const CHUNK: usize = 1 << 16;
+
+/// Fills one slot of shape `shape` from its pieces, whose names are resolved and whose stored shapes were checked.
+/// # Errors
+/// [`Error::NotFinite`] naming the tensor; [`Error::WeightType`] for integer tensors and weights too large for f16.
+pub fn fill_slot(
+    checkpoint: &dyn Checkpoint,
+    pieces: &[(String, &Piece)],
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let (rows, columns) = match *shape {
+        [rows, columns] => (rows, columns),
+        _ => (1, shape.iter().product()),
+    };
+    let mut values = vec![0f32; rows * columns];
+    let mut column = 0;
+    for (name, piece) in pieces {
+        let is_whole =
+            piece.stored == Stored::AsIs && piece.take == Take::All && piece.out == columns;
+        if is_whole {
+            decode(checkpoint, name, columns, &mut values)?;
+            add(&mut values, piece.plus);
+        } else {
+            let mut stored = vec![0f32; rows * piece.take.stored_len(piece.out)];
+            let inner = match (piece.stored, shape.len()) {
+                (Stored::OutIn, _) => rows,
+                (Stored::AsIs, _) => stored.len() / rows,
+            };
+            decode(checkpoint, name, inner, &mut stored)?;
+            add(&mut stored, piece.plus);
+            place(&stored, piece, rows, columns, column, &mut values);
+        }
+        if dtype == DType::F16 {
+            check_fits_f16(name, &values)?;
+        }
+        column += piece.out;
+    }
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?
+        .to_dtype(dtype)?
+        .to_device(device)?)
+}
+
+/// Decodes a whole tensor whose innermost axis is `inner`, and refuses NaN and infinities.
+fn decode(checkpoint: &dyn Checkpoint, name: &str, inner: usize, out: &mut [f32]) -> Result<()> {
+    let chunk = inner * (CHUNK / inner).max(1);
+    out.par_chunks_mut(chunk)
+        .enumerate()
+        .try_for_each(|(index, out)| {
+            checkpoint.decode(name, index * chunk, out)?;
+            // NaN and infinities have all exponent bits set; an integer maximum vectorises where a search does not.
+            let largest = out
+                .iter()
+                .fold(0, |largest, x| largest.max(x.abs().to_bits()));
+            if largest >= f32::INFINITY.to_bits() {
+                return Err(Error::NotFinite {
+                    name: name.to_string(),
+                });
+            }
+            Ok(())
+        })
+}
+
+/// Writes a decoded piece into columns `column..column + piece.out` of the slot's matrix `[rows, columns]`.
+fn place(
+    stored: &[f32],
+    piece: &Piece,
+    rows: usize,
+    columns: usize,
+    column: usize,
+    values: &mut [f32],
+) {
+    let sources: Vec<usize> = (0..piece.out).map(|o| piece.take.source(o)).collect();
+    let stored_out = piece.take.stored_len(piece.out);
+    let (out_stride, row_stride) = match piece.stored {
+        Stored::OutIn => (rows, 1),
+        Stored::AsIs => (1, stored_out),
+    };
+    values
+        .par_chunks_mut(TILE * columns)
+        .enumerate()
+        .for_each(|(tile, values)| {
+            let first_row = tile * TILE;
+            for (block, sources) in sources.chunks(TILE).enumerate() {
+                for (row, values) in values.chunks_mut(columns).enumerate() {
+                    let begin = column + block * TILE;
+                    let at = (first_row + row) * row_stride;
+                    for (value, source) in values[begin..].iter_mut().zip(sources) {
+                        *value = stored[source * out_stride + at];
+                    }
+                }
+            }
+        });
+}
+
+fn add(values: &mut [f32], plus: f32) {
+    if plus != 0.0 {
+        values.iter_mut().for_each(|x| *x += plus);
+    }
+}
+
+fn check_fits_f16(name: &str, values: &[f32]) -> Result<()> {
+    let most = values.iter().fold(0f32, |most, x| most.max(x.abs()));
+    if most > half::f16::MAX.to_f32() {
+        return Err(Error::WeightType {
+            name: name.to_string(),
+            found: format!("a weight of {most:e}"),
+            known: "f16 up to 65504 (use `--dtype f32` or `bf16`)".to_string(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::safetensors::SafeTensors;
+
+    /// A checkpoint of one f32 tensor `a`.
+    fn file(shape: &str, values: &[f32]) -> Vec<u8> {
+        let end = values.len() * 4;
+        let header =
+            format!(r#"{{"a": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, {end}]}}}}"#);
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        values.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
+        bytes
+    }
+
+    fn filled(pieces: &[Piece], stored: &str, values: &[f32], slot: &[usize]) -> Result<Vec<f32>> {
+        let bytes = file(stored, values);
+        let checkpoint = SafeTensors::from_bytes("x", &bytes)?;
+        let pieces: Vec<(String, &Piece)> = pieces
+            .iter()
+            .map(|piece| (piece.name.to_string(), piece))
+            .collect();
+        let tensor = fill_slot(&checkpoint, &pieces, slot, DType::F32, &Device::Cpu)?;
+        Ok(tensor.flatten_all()?.to_vec1()?)
+    }
+
+    #[test]
+    fn a_linear_weight_is_transposed() {
+        let out = filled(
+            &[Piece::linear("a", 2)],
+            "[2,3]",
+            &[1., 2., 3., 4., 5., 6.],
+            &[3, 2],
+        );
+        assert_eq!(out.unwrap(), [1., 4., 2., 5., 3., 6.]);
+    }
+
+    #[test]
+    fn pieces_fill_columns_from_left_to_right() {
+        let part = |part| {
+            Piece::linear("a", 1).take(Take::WithinHeads {
+                d_head: 1,
+                part,
+                parts: 2,
+            })
+        };
+        let out = filled(&[part(1), part(0)], "[2,2]", &[1., 2., 3., 4.], &[2, 2]);
+        assert_eq!(out.unwrap(), [3., 1., 4., 2.]);
+        let ranges = [
+            Piece::as_is("a", 1).take(Take::Range { start: 2, of: 3 }),
+            Piece::as_is("a", 1).take(Take::Range { start: 0, of: 3 }),
+        ];
+        let out = filled(&ranges, "[2,3]", &[1., 2., 3., 4., 5., 6.], &[2, 2]);
+        assert_eq!(out.unwrap(), [3., 1., 6., 4.]);
+    }
+
+    #[test]
+    fn large_matrices_are_transposed_tile_by_tile() {
+        let (rows, out) = (75, 67);
+        let values: Vec<f32> = (0..rows * out).map(|i| i as f32).collect();
+        let got = filled(&[Piece::linear("a", out)], "[67,75]", &values, &[rows, out]).unwrap();
+        for row in 0..rows {
+            for o in 0..out {
+                assert_eq!(got[row * out + o], values[o * rows + row]);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_added_and_damage_is_named() {
+        let out = filled(&[Piece::as_is("a", 2).plus(1.0)], "[2]", &[0.5, -1.0], &[2]);
+        assert_eq!(out.unwrap(), [1.5, 0.0]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = filled(&[Piece::as_is("a", 2)], "[2]", &[bad, 1.0], &[2]).unwrap_err();
+            assert!(matches!(error, Error::NotFinite { name } if name == "a"));
+        }
+    }
+}

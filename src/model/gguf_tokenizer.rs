@@ -1,0 +1,284 @@
+//! The tokenizer inside a GGUF, rewritten as the `tokenizer.json` that it came from, so that there is one way to make a tokenizer.
+//!
+//! llama.cpp names its splitting rule instead of writing it down (`tokenizer.ggml.pre`); each name here is that rule in the form of
+//! the Hugging Face tokenizer that it was taken from. A name that is not here is refused: a wrong split gives wrong tokens without a word.
+//! Left out on purpose: `tokenizer.ggml.model` = `llama` (SentencePiece), which is not the same algorithm.
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::hex;
+use super::families::shortened;
+use super::gguf::Gguf;
+use super::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+
+// Kinds of tokens in `tokenizer.ggml.token_type`.
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
+
+/// Contractions, a letter run with one character in front, digits, punctuation, line ends, spaces (GPT-4's rule);
+/// `{digits}` is how many digits stay together.
+const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|{digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// llama.cpp's rules where a file names none, in order.
+const UNNAMED: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    "[0-9][0-9][0-9]",
+];
+
+/// Reads the tokenizer, and the SHA-256 of its rewritten `tokenizer.json`.
+/// # Errors
+/// [`Error::Tokenizer`] for kinds and splitting rules that we do not know, and for tables that contradict each other;
+/// [`Error::BadConfig`] for tables that are missing.
+pub fn read(gguf: &Gguf) -> Result<(Tokenizer, String)> {
+    let tokenizer_json = rewritten(gguf)?.to_string();
+    let config = config(gguf)?.to_string();
+    let hash = hex(&Sha256::digest(&tokenizer_json));
+    let tokenizer = Tokenizer::from_bytes(tokenizer_json.as_bytes(), Some(config.as_bytes()))?;
+    Ok((tokenizer, hash))
+}
+
+/// The `tokenizer.json`.
+fn rewritten(gguf: &Gguf) -> Result<Value> {
+    let model = gguf.string("tokenizer.ggml.model")?;
+    if model != "gpt2" {
+        return Err(refused(format!(
+            "a GGUF tokenizer of model `{}` is not handled, only `gpt2` (byte-level BPE); use the safetensors checkpoint, which has a tokenizer.json",
+            shortened(model)
+        )));
+    }
+    let rule = rule(
+        gguf.maybe_string("tokenizer.ggml.pre")?
+            .unwrap_or("default"),
+    )?;
+    let tokens = gguf.texts("tokenizer.ggml.tokens")?;
+    let kinds = gguf.numbers("tokenizer.ggml.token_type")?;
+    if kinds.len() != tokens.len() {
+        return Err(refused(format!(
+            "{} tokens but {} token types; the GGUF is damaged",
+            tokens.len(),
+            kinds.len()
+        )));
+    }
+    let mut merges = Vec::new();
+    for merge in gguf.texts("tokenizer.ggml.merges")? {
+        match merge.split_once(' ') {
+            Some((left, right)) => merges.push(json!([left, right])),
+            None => {
+                return Err(refused(format!(
+                    "merge `{}` has no two parts",
+                    shortened(&merge)
+                )));
+            }
+        }
+    }
+    let added: Vec<Value> = tokens
+        .iter()
+        .zip(&kinds)
+        .enumerate()
+        .filter(|(_, (_, kind))| **kind == CONTROL || **kind == USER_DEFINED)
+        .map(|(id, (content, kind))| {
+            json!({
+                "id": id, "content": content, "special": *kind == CONTROL,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        })
+        .collect();
+    let vocab: Map<String, Value> = tokens
+        .into_iter()
+        .enumerate()
+        .map(|(id, token)| (token, id.into()))
+        .collect();
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": rule.normalizer,
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": rule.splits },
+        "decoder": byte_level(false),
+        "model": {
+            "type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": rule.ignore_merges,
+            "byte_fallback": false, "fuse_unk": false,
+        },
+    }))
+}
+
+/// The `tokenizer_config.json`.
+fn config(gguf: &Gguf) -> Result<Value> {
+    let tokens = gguf.texts("tokenizer.ggml.tokens")?;
+    let named = |key: &str| match gguf.maybe_size(key)? {
+        None => Ok(None),
+        Some(id) => match tokens.get(id) {
+            Some(token) => Ok(Some(token.clone())),
+            None => Err(refused(format!(
+                "{key} = {id}, but there are {} tokens",
+                tokens.len()
+            ))),
+        },
+    };
+    // Of the rules that we read, llama.cpp adds BOS by itself only under Llama 3's.
+    let adds_by_itself = gguf
+        .maybe_string("tokenizer.ggml.pre")?
+        .is_some_and(is_llama3);
+    let bos = named("tokenizer.ggml.bos_token_id")?;
+    let add_bos = gguf
+        .maybe_bool("tokenizer.ggml.add_bos_token")?
+        .unwrap_or(adds_by_itself && bos.is_some());
+    Ok(json!({
+        "add_bos_token": add_bos,
+        "bos_token": bos,
+        "eos_token": named("tokenizer.ggml.eos_token_id")?,
+        "chat_template": gguf.maybe_string("tokenizer.chat_template")?,
+    }))
+}
+
+/// How text is cut before merging.
+struct Rule {
+    normalizer: Value,
+    splits: Vec<Value>,
+    /// A piece that is a token is taken whole, whatever the merges say.
+    ignore_merges: bool,
+}
+
+fn is_llama3(pre: &str) -> bool {
+    matches!(pre, "llama3" | "llama-v3" | "llama-bpe")
+}
+
+fn rule(pre: &str) -> Result<Rule> {
+    let plain = |splits| Rule {
+        normalizer: Value::Null,
+        splits,
+        ignore_merges: false,
+    };
+    match pre {
+        "gpt-2" => Ok(plain(vec![byte_level(true)])),
+        "smollm" => Ok(plain(vec![
+            json!({ "type": "Digits", "individual_digits": true }),
+            byte_level(true),
+        ])),
+        "qwen2" => Ok(Rule {
+            normalizer: json!({ "type": "NFC" }),
+            ..plain(vec![
+                split(&CL100K.replace("{digits}", r"\p{N}")),
+                byte_level(false),
+            ])
+        }),
+        "default" => {
+            let mut splits: Vec<Value> = UNNAMED.iter().map(|pattern| split(pattern)).collect();
+            splits.push(byte_level(false));
+            Ok(plain(splits))
+        }
+        _ if is_llama3(pre) => Ok(Rule {
+            ignore_merges: true,
+            ..plain(vec![
+                split(&CL100K.replace("{digits}", r"\p{N}{1,3}")),
+                byte_level(false),
+            ])
+        }),
+        _ => Err(refused(format!(
+            "GGUF pre-tokenizer `{}` is not handled; we have default, gpt-2, llama-bpe, qwen2, smollm; use the safetensors checkpoint",
+            shortened(pre)
+        ))),
+    }
+}
+
+fn byte_level(use_regex: bool) -> Value {
+    json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex,
+    })
+}
+
+fn split(pattern: &str) -> Value {
+    json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
+}
+
+fn refused(reason: String) -> Error {
+    Error::Tokenizer { reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gguf::tests::Writer;
+
+    /// `ab`, `1`, `2`, a space, and `<s>`; `ab` is merged.
+    fn read_with(pre: &str, edit: impl Fn(&mut Writer)) -> Result<Tokenizer> {
+        let mut writer = Writer::default();
+        writer
+            .text("tokenizer.ggml.model", "gpt2")
+            .text("tokenizer.ggml.pre", pre);
+        writer.texts(
+            "tokenizer.ggml.tokens",
+            &["<s>", "a", "b", "ab", "1", "2", "12", "Ġ"],
+        );
+        writer.texts("tokenizer.ggml.merges", &["a b", "1 2"]);
+        edit(&mut writer);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        std::fs::write(&path, writer.bytes()).unwrap();
+        Ok(read(&Gguf::open(&path)?)?.0)
+    }
+
+    fn kinds(writer: &mut Writer) {
+        writer.integers("tokenizer.ggml.token_type", &[3, 1, 1, 1, 1, 1, 1, 1]);
+    }
+
+    fn ids(pre: &str) -> Vec<u32> {
+        read_with(pre, kinds)
+            .unwrap()
+            .encode("ab 12<s>", false)
+            .unwrap()
+            .ids
+    }
+
+    #[test]
+    fn each_rule_splits_as_its_model_does() {
+        assert_eq!(ids("smollm"), [3, 7, 4, 5, 0], "digits stand alone");
+        assert_eq!(ids("qwen2"), [3, 7, 4, 5, 0], "digits stand alone");
+        assert_eq!(ids("gpt-2"), [3, 7, 6, 0]);
+        assert_eq!(ids("llama-bpe"), [3, 7, 6, 0]);
+        assert_eq!(ids("default"), [3, 7, 6, 0]);
+    }
+
+    #[test]
+    fn bos_is_added_where_the_file_says_so() {
+        let bos = |writer: &mut Writer| {
+            kinds(writer);
+            writer.size("tokenizer.ggml.bos_token_id", 0);
+        };
+        assert!(read_with("llama-bpe", bos).unwrap().adds_bos());
+        assert!(!read_with("smollm", bos).unwrap().adds_bos());
+        let said = |writer: &mut Writer| {
+            bos(writer);
+            writer.raw("tokenizer.ggml.add_bos_token", 7, &[1]);
+        };
+        assert_eq!(
+            read_with("smollm", said)
+                .unwrap()
+                .encode("ab", true)
+                .unwrap()
+                .ids,
+            [0, 3]
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        let refused = |pre, edit: &dyn Fn(&mut Writer), word: &str| {
+            let message = read_with(pre, edit).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        };
+        refused("tekken", &kinds, "tekken");
+        refused("smollm", &|_| (), "tokenizer.ggml.token_type");
+        let few = |writer: &mut Writer| {
+            writer.integers("tokenizer.ggml.token_type", &[1]);
+        };
+        refused("smollm", &few, "8 tokens but 1");
+        let far = |writer: &mut Writer| {
+            kinds(writer);
+            writer.size("tokenizer.ggml.bos_token_id", 99);
+        };
+        refused("smollm", &far, "99");
+    }
+}

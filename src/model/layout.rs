@@ -1,0 +1,349 @@
+//! Where each weight of a model lies in a checkpoint, as a plain value.
+//!
+//! A family writes a [`Layout`]: for every [`Slot`] of the canonical weights, the [`Piece`]s of checkpoint tensors that fill it.
+//! One loader (`load.rs`) executes all layouts, so a family needs no code of its own for fused, transposed or permuted tensors.
+
+use candle_core::Tensor;
+
+use super::spec::{Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm};
+use super::weights::{NormWeights, Weights};
+
+/// One tensor of [`Weights`]; those from [`Slot::Ln1`] on exist once per block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Slot {
+    Embed,
+    Positions,
+    LnFinal,
+    LnFinalBias,
+    Unembed,
+    UnembedBias,
+    Ln1,
+    Ln1Bias,
+    Qkv,
+    QkvBias,
+    QNorm,
+    KNorm,
+    O,
+    OBias,
+    Ln1Post,
+    Ln1PostBias,
+    Ln2,
+    Ln2Bias,
+    MlpIn,
+    MlpInBias,
+    MlpOut,
+    MlpOutBias,
+    Ln2Post,
+    Ln2PostBias,
+}
+
+/// Whether a spec asks for a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    Required,
+    /// Biases: the spec leaves them open, the checkpoint decides.
+    Optional,
+    Absent,
+}
+
+impl Slot {
+    /// The slots that a model has once.
+    pub const MODEL: [Slot; 6] = [
+        Slot::Embed,
+        Slot::Positions,
+        Slot::LnFinal,
+        Slot::LnFinalBias,
+        Slot::Unembed,
+        Slot::UnembedBias,
+    ];
+
+    /// The slots of each block.
+    pub const BLOCK: [Slot; 18] = [
+        Slot::Ln1,
+        Slot::Ln1Bias,
+        Slot::Qkv,
+        Slot::QkvBias,
+        Slot::QNorm,
+        Slot::KNorm,
+        Slot::O,
+        Slot::OBias,
+        Slot::Ln1Post,
+        Slot::Ln1PostBias,
+        Slot::Ln2,
+        Slot::Ln2Bias,
+        Slot::MlpIn,
+        Slot::MlpInBias,
+        Slot::MlpOut,
+        Slot::MlpOutBias,
+        Slot::Ln2Post,
+        Slot::Ln2PostBias,
+    ];
+
+    /// The canonical shape under a spec: `[in, out]` for matrices, `[n]` for vectors.
+    pub fn shape(self, spec: &ModelSpec) -> Vec<usize> {
+        let heads = spec.n_heads * spec.d_head;
+        let kv_heads = spec.n_kv_heads * spec.d_head;
+        let mlp_in = match spec.mlp {
+            Mlp::Gated => 2 * spec.d_mlp,
+            Mlp::None | Mlp::Plain => spec.d_mlp,
+        };
+        let full_width = spec.qk_norm == QkNorm::FullWidth;
+        match self {
+            Slot::Embed | Slot::Unembed => vec![spec.d_vocab, spec.d_model],
+            Slot::Positions => vec![spec.n_ctx, spec.d_model],
+            Slot::UnembedBias => vec![spec.d_vocab],
+            Slot::Qkv => vec![spec.d_model, heads + 2 * kv_heads],
+            Slot::QkvBias => vec![heads + 2 * kv_heads],
+            Slot::QNorm => vec![if full_width { heads } else { spec.d_head }],
+            Slot::KNorm => vec![if full_width { kv_heads } else { spec.d_head }],
+            Slot::O => vec![heads, spec.d_model],
+            Slot::MlpIn => vec![spec.d_model, mlp_in],
+            Slot::MlpInBias => vec![mlp_in],
+            Slot::MlpOut => vec![spec.d_mlp, spec.d_model],
+            Slot::LnFinal
+            | Slot::LnFinalBias
+            | Slot::Ln1
+            | Slot::Ln1Bias
+            | Slot::OBias
+            | Slot::Ln1Post
+            | Slot::Ln1PostBias
+            | Slot::Ln2
+            | Slot::Ln2Bias
+            | Slot::MlpOutBias
+            | Slot::Ln2Post
+            | Slot::Ln2PostBias => vec![spec.d_model],
+        }
+    }
+
+    /// Whether a spec asks for this slot, allows it, or has no place for it.
+    pub fn need(self, spec: &ModelSpec) -> Need {
+        let required = |wanted: bool| if wanted { Need::Required } else { Need::Absent };
+        let optional = |allowed: bool| {
+            if allowed {
+                Need::Optional
+            } else {
+                Need::Absent
+            }
+        };
+        let layer_norm = spec.norm == NormKind::Layer;
+        let has_mlp = spec.mlp != Mlp::None;
+        let shares_norm = spec.block == Block::Parallel { shared_norm: true };
+        let has_ln2 = has_mlp && spec.has_pre_norm() && !shares_norm;
+        match self {
+            Slot::Embed | Slot::Unembed | Slot::Qkv | Slot::O => Need::Required,
+            Slot::Positions => required(spec.position == Position::Learned),
+            Slot::LnFinal => required(spec.norm_placement != NormPlacement::None),
+            Slot::LnFinalBias => optional(layer_norm && spec.norm_placement != NormPlacement::None),
+            Slot::UnembedBias | Slot::QkvBias | Slot::OBias => Need::Optional,
+            Slot::Ln1 => required(spec.has_pre_norm()),
+            Slot::Ln1Bias => optional(layer_norm && spec.has_pre_norm()),
+            Slot::QNorm | Slot::KNorm => required(spec.qk_norm != QkNorm::None),
+            Slot::Ln1Post => required(spec.has_post_norm()),
+            Slot::Ln1PostBias => optional(layer_norm && spec.has_post_norm()),
+            Slot::Ln2 => required(has_ln2),
+            Slot::Ln2Bias => optional(layer_norm && has_ln2),
+            Slot::MlpIn | Slot::MlpOut => required(has_mlp),
+            Slot::MlpInBias | Slot::MlpOutBias => optional(has_mlp),
+            Slot::Ln2Post => required(has_mlp && spec.has_post_norm()),
+            Slot::Ln2PostBias => optional(layer_norm && has_mlp && spec.has_post_norm()),
+        }
+    }
+
+    /// The tensor in this slot; `layer` is ignored by the slots that a model has once.
+    pub fn get(self, weights: &Weights, layer: usize) -> Option<&Tensor> {
+        fn scale(norm: &Option<NormWeights>) -> Option<&Tensor> {
+            norm.as_ref().map(|norm| &norm.w)
+        }
+        fn shift(norm: &Option<NormWeights>) -> Option<&Tensor> {
+            norm.as_ref().and_then(|norm| norm.b.as_ref())
+        }
+        let block = weights.blocks.get(layer);
+        let mlp = block.and_then(|block| block.mlp.as_ref());
+        match self {
+            Slot::Embed => Some(&weights.w_e),
+            Slot::Positions => weights.w_pos.as_ref(),
+            Slot::LnFinal => scale(&weights.ln_final),
+            Slot::LnFinalBias => shift(&weights.ln_final),
+            Slot::Unembed => Some(&weights.w_u),
+            Slot::UnembedBias => weights.b_u.as_ref(),
+            Slot::Ln1 => scale(&block?.ln1),
+            Slot::Ln1Bias => shift(&block?.ln1),
+            Slot::Qkv => Some(&block?.w_qkv),
+            Slot::QkvBias => block?.b_qkv.as_ref(),
+            Slot::QNorm => block?.q_norm.as_ref(),
+            Slot::KNorm => block?.k_norm.as_ref(),
+            Slot::O => Some(&block?.w_o),
+            Slot::OBias => block?.b_o.as_ref(),
+            Slot::Ln1Post => scale(&block?.ln1_post),
+            Slot::Ln1PostBias => shift(&block?.ln1_post),
+            Slot::Ln2 => scale(&block?.ln2),
+            Slot::Ln2Bias => shift(&block?.ln2),
+            Slot::MlpIn => Some(&mlp?.w_in),
+            Slot::MlpInBias => mlp?.b_in.as_ref(),
+            Slot::MlpOut => Some(&mlp?.w_out),
+            Slot::MlpOutBias => mlp?.b_out.as_ref(),
+            Slot::Ln2Post => scale(&block?.ln2_post),
+            Slot::Ln2PostBias => shift(&block?.ln2_post),
+        }
+    }
+}
+
+/// Where every weight of a family lies.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Layout {
+    /// Slots that the model has once. A tied unembedding is left out: it is the embedding.
+    pub model: Vec<(Slot, Vec<Piece>)>,
+    /// Slots of every block; `{l}` in a name stands for the layer.
+    pub blocks: Vec<(Slot, Vec<Piece>)>,
+    /// A prefix that some checkpoints put before every name (`transformer.`), or nothing.
+    pub optional_prefix: &'static str,
+    /// Tensors that may be there and change nothing: a full name, or `*` and the end of one.
+    pub harmless: Vec<&'static str>,
+}
+
+/// One checkpoint tensor's share of a slot. The pieces of a slot fill its last axis from left to right.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    /// Name in the checkpoint; `{l}` stands for the layer.
+    pub name: &'static str,
+    pub stored: Stored,
+    /// How many entries of the slot's last axis this piece fills.
+    pub out: usize,
+    /// Which entries of the stored output axis these are.
+    pub take: Take,
+    /// Added to every entry (Gemma stores norm weights less 1).
+    pub plus: f32,
+}
+
+/// Which way a checkpoint tensor lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// `[out, in]`, as `torch.nn.Linear` keeps it: transposed at load.
+    OutIn,
+    /// As the slot has it: `[in, out]` (GPT-2's Conv1D), embeddings `[rows, d_model]`, vectors.
+    AsIs,
+}
+
+/// Which entries of the stored output axis a piece takes, in which order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    /// All, in order. A fused `q | k | v` or `gate | up` needs nothing more: this is the canonical order.
+    All,
+    /// A run from `start` of a tensor with `of` outputs.
+    Range { start: usize, of: usize },
+    /// Part `part` of `parts` inside each head: GPT-NeoX stores `[head, (q, k, v), d_head]`.
+    WithinHeads {
+        d_head: usize,
+        part: usize,
+        parts: usize,
+    },
+    /// llama.cpp stores each head's rows with the two rotary halves interleaved; this takes them back apart.
+    UninterleaveHalves { d_head: usize },
+}
+
+impl Take {
+    /// Outputs of the stored tensor, if the piece fills `out` entries.
+    pub fn stored_len(self, out: usize) -> usize {
+        match self {
+            Take::All | Take::UninterleaveHalves { .. } => out,
+            Take::Range { of, .. } => of,
+            Take::WithinHeads { parts, .. } => out * parts,
+        }
+    }
+
+    /// Index in the stored tensor of the piece's entry `i`.
+    pub fn source(self, i: usize) -> usize {
+        match self {
+            Take::All => i,
+            Take::Range { start, .. } => start + i,
+            Take::WithinHeads {
+                d_head,
+                part,
+                parts,
+            } => (i / d_head * parts + part) * d_head + i % d_head,
+            Take::UninterleaveHalves { d_head } => {
+                let (head, within) = (i / d_head, i % d_head);
+                let (half, pair) = (within / (d_head / 2), within % (d_head / 2));
+                head * d_head + 2 * pair + half
+            }
+        }
+    }
+}
+
+impl Piece {
+    /// A `torch.nn.Linear` weight, `[out, in]`.
+    pub fn linear(name: &'static str, out: usize) -> Self {
+        Piece {
+            name,
+            stored: Stored::OutIn,
+            out,
+            take: Take::All,
+            plus: 0.0,
+        }
+    }
+
+    /// A tensor that lies as its slot does: vectors, embeddings, Conv1D weights.
+    pub fn as_is(name: &'static str, out: usize) -> Self {
+        Piece {
+            name,
+            stored: Stored::AsIs,
+            out,
+            take: Take::All,
+            plus: 0.0,
+        }
+    }
+
+    /// The same piece from other entries of the stored tensor.
+    pub fn take(self, take: Take) -> Self {
+        Piece { take, ..self }
+    }
+
+    /// The same piece with a number added to every entry.
+    pub fn plus(self, plus: f32) -> Self {
+        Piece { plus, ..self }
+    }
+
+    /// The shape that the checkpoint tensor must have to fill its part of a slot of shape `slot`.
+    pub fn stored_shape(&self, slot: &[usize]) -> Vec<usize> {
+        let out = self.take.stored_len(self.out);
+        match (slot, self.stored) {
+            ([rows, _], Stored::OutIn) => vec![out, *rows],
+            ([rows, _], Stored::AsIs) => vec![*rows, out],
+            _ => vec![out],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(take: Take, out: usize) -> Vec<usize> {
+        (0..out).map(|i| take.source(i)).collect()
+    }
+
+    #[test]
+    fn neox_heads_are_taken_apart() {
+        // Two heads of two dimensions, stored q0 q0 k0 k0 v0 v0 q1 q1 k1 k1 v1 v1.
+        let take = |part| Take::WithinHeads {
+            d_head: 2,
+            part,
+            parts: 3,
+        };
+        assert_eq!(order(take(0), 4), [0, 1, 6, 7]);
+        assert_eq!(order(take(2), 4), [4, 5, 10, 11]);
+        assert_eq!(take(1).stored_len(4), 12);
+    }
+
+    #[test]
+    fn interleaved_halves_are_taken_apart() {
+        // One head of four dimensions: Hugging Face's 0 1 | 2 3 is stored as 0 2 1 3.
+        let take = Take::UninterleaveHalves { d_head: 4 };
+        assert_eq!(order(take, 8), [0, 2, 1, 3, 4, 6, 5, 7]);
+    }
+
+    #[test]
+    fn a_run_begins_at_its_start() {
+        assert_eq!(order(Take::Range { start: 5, of: 9 }, 3), [5, 6, 7]);
+    }
+}

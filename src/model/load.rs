@@ -1,0 +1,393 @@
+//! Loading a model: find it, describe it, check every tensor's name and shape, then convert the weights once into the canonical layout.
+//!
+//! One loader executes the layouts of all families. What can be wrong is found before the first weight is converted,
+//! except for NaN, which the conversion itself looks for.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::{Checkpoint, check_not_a_stand_in, hex};
+use super::convert::fill_slot;
+use super::families::{self, Description};
+use super::gguf::Gguf;
+use super::gguf_tokenizer;
+use super::hub::{self, Located, Wanted};
+use super::layout::{Layout, Need, Piece, Slot};
+use super::safetensors::SafeTensors;
+use super::spec::ModelSpec;
+use super::tokenizer::Tokenizer;
+use super::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
+use super::{Model, Origin};
+use crate::error::{Error, Result};
+
+/// How to load.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Branch, tag or commit of a hub model; `main` if none.
+    pub revision: Option<String>,
+    pub device: Device,
+    pub dtype: DType,
+    /// Never ask the network, whatever `HF_HUB_OFFLINE` says.
+    pub offline: bool,
+    /// Let the downloader draw its own bars on stderr.
+    pub show_download_progress: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions {
+            revision: None,
+            device: Device::Cpu,
+            dtype: DType::F32,
+            offline: false,
+            show_download_progress: false,
+        }
+    }
+}
+
+/// A model and the tokenizer that belongs to it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+}
+
+/// Loads a model: a folder, a `.gguf` file, or a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`.
+/// # Errors
+/// Everything under "Files and the hub" and "Models" in [`Error`].
+pub fn load(id: &str, options: &LoadOptions) -> Result<Loaded> {
+    match hub::locate(id, options, Wanted::Weights)? {
+        Located::Gguf(path) => load_gguf(id, &path, options),
+        Located::Folder { path, revision } => load_folder(id, &path, revision, options),
+    }
+}
+
+/// Loads a model from bytes, as for one that is part of the binary.
+/// # Errors
+/// As [`load`]; the files are named `config.json`, `model.safetensors` and `tokenizer.json`.
+pub fn load_parts(
+    id: &str,
+    config_json: &str,
+    safetensors: &[u8],
+    tokenizer_json: &[u8],
+    tokenizer_config_json: Option<&[u8]>,
+    options: &LoadOptions,
+) -> Result<Loaded> {
+    let description = families::from_config(config_json)?;
+    let tokenizer = Tokenizer::from_bytes(tokenizer_json, tokenizer_config_json)?;
+    let checkpoint = SafeTensors::from_bytes("model.safetensors", safetensors)?;
+    let origin = Origin {
+        id: id.to_string(),
+        tokenizer_hash: hex(&Sha256::digest(tokenizer_json)),
+        ..Origin::default()
+    };
+    finish(&checkpoint, description, tokenizer, origin, options)
+}
+
+/// Reads what a model is without reading its weights.
+/// # Errors
+/// As [`load`], as far as config and header go.
+pub fn read_spec(id: &str, options: &LoadOptions) -> Result<ModelSpec> {
+    let description = match hub::locate(id, options, Wanted::Config)? {
+        Located::Gguf(path) => families::from_gguf(&Gguf::open(&path)?)?,
+        Located::Folder { path, .. } => families::from_config(&read_config(&path)?)?,
+    };
+    Ok(description.spec)
+}
+
+fn load_folder(
+    id: &str,
+    dir: &Path,
+    revision: Option<String>,
+    options: &LoadOptions,
+) -> Result<Loaded> {
+    let description = families::from_config(&read_config(dir)?)?;
+    let checkpoint = SafeTensors::open_dir(dir)?;
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let tokenizer_path = dir.join("tokenizer.json");
+    let json = fs::read(&tokenizer_path).map_err(|source| Error::Read {
+        path: tokenizer_path.clone(),
+        source,
+    })?;
+    let origin = Origin {
+        id: id.to_string(),
+        revision,
+        tokenizer_hash: hex(&Sha256::digest(json)),
+        ..Origin::default()
+    };
+    finish(&checkpoint, description, tokenizer, origin, options)
+}
+
+fn load_gguf(id: &str, path: &Path, options: &LoadOptions) -> Result<Loaded> {
+    let gguf = Gguf::open(path)?;
+    let description = families::from_gguf(&gguf)?;
+    let (tokenizer, tokenizer_hash) = gguf_tokenizer::read(&gguf)?;
+    let origin = Origin {
+        id: id.to_string(),
+        tokenizer_hash,
+        ..Origin::default()
+    };
+    finish(&gguf, description, tokenizer, origin, options)
+}
+
+fn read_config(dir: &Path) -> Result<String> {
+    let path = dir.join("config.json");
+    if !path.is_file() {
+        let hint = "a model folder needs config.json, tokenizer.json and model.safetensors";
+        return Err(Error::Missing {
+            path,
+            hint: hint.to_string(),
+        });
+    }
+    let bytes = fs::read(&path).map_err(|source| Error::Read {
+        path: path.clone(),
+        source,
+    })?;
+    check_not_a_stand_in(&path, &bytes)?;
+    String::from_utf8(bytes).map_err(|_| Error::UnreadableConfig {
+        reason: format!("`{}` is not UTF-8", path.display()),
+    })
+}
+
+/// The common end of every way to load: tokenizer against embedding, weights, hash.
+fn finish(
+    checkpoint: &dyn Checkpoint,
+    description: Description,
+    tokenizer: Tokenizer,
+    origin: Origin,
+    options: &LoadOptions,
+) -> Result<Loaded> {
+    let d_vocab = description.spec.d_vocab;
+    // An embedding that is padded beyond the tokenizer is usual; a token without a row is not.
+    if tokenizer.vocab_size() > 0 && tokenizer.max_id() as usize >= d_vocab {
+        return Err(Error::TokenizerTooLarge {
+            tokenizer: tokenizer.max_id() as usize + 1,
+            embedding: d_vocab,
+        });
+    }
+    let (weights, weight_hash) = std::thread::scope(|scope| {
+        let hash = scope.spawn(|| checkpoint.hash());
+        let weights = read_weights(checkpoint, &description, options.dtype, &options.device);
+        (weights, hash.join().expect("hashing bytes does not panic"))
+    });
+    let origin = Origin {
+        weight_hash,
+        storage: checkpoint.storage(),
+        ..origin
+    };
+    let model = Model::new(description.spec, weights?, origin)?;
+    Ok(Loaded { model, tokenizer })
+}
+
+/// Fills the canonical weights from a checkpoint.
+/// # Errors
+/// [`Error::MissingTensors`], [`Error::ExtraTensors`], [`Error::TensorShape`], [`Error::TensorShapes`], [`Error::NotFinite`].
+pub fn read_weights(
+    checkpoint: &dyn Checkpoint,
+    description: &Description,
+    dtype: DType,
+    device: &Device,
+) -> Result<Weights> {
+    let spec = &description.spec;
+    let plan = plan(checkpoint, description)?;
+    let mut slots = HashMap::new();
+    for Fill {
+        slot,
+        layer,
+        pieces,
+    } in &plan
+    {
+        let shape = slot.shape(spec);
+        let tensor = fill_slot(checkpoint, pieces, &shape, dtype, device)?;
+        slots.insert((*slot, *layer), tensor);
+    }
+    assemble(spec, slots)
+}
+
+/// One slot to fill, with the names of its pieces as this checkpoint has them.
+struct Fill<'a> {
+    slot: Slot,
+    layer: usize,
+    pieces: Vec<(String, &'a Piece)>,
+}
+
+/// Matches a layout with the checkpoint: every tensor there, none left over, every shape right.
+fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result<Vec<Fill<'a>>> {
+    let Description { spec, layout } = description;
+    let family = spec.family.clone();
+    let found: HashMap<&str, &[usize]> = checkpoint.tensors().into_iter().collect();
+    let mut plan = Vec::new();
+    let mut missing = Vec::new();
+    let mut misshaped = Vec::new();
+    let mut used = HashSet::new();
+    let per_block = (0..spec.n_layers).flat_map(|layer| {
+        layout
+            .blocks
+            .iter()
+            .map(move |(slot, pieces)| (*slot, layer, pieces))
+    });
+    let once = layout.model.iter().map(|(slot, pieces)| (*slot, 0, pieces));
+    for (slot, layer, pieces) in once.chain(per_block) {
+        let slot_shape = slot.shape(spec);
+        let mut named = Vec::new();
+        for piece in pieces {
+            let name = piece.name.replace("{l}", &layer.to_string());
+            let prefixed = format!("{}{name}", layout.optional_prefix);
+            let present = [prefixed, name.clone()].into_iter().find_map(|name| {
+                let shape = found.get(name.as_str())?;
+                Some((name, *shape))
+            });
+            let Some((name, shape)) = present else {
+                missing.push(name);
+                continue;
+            };
+            let expected = piece.stored_shape(&slot_shape);
+            if shape != expected {
+                misshaped.push((name.clone(), shape.to_vec(), expected));
+            }
+            used.insert(name.clone());
+            named.push((name, piece));
+        }
+        plan.push(Fill {
+            slot,
+            layer,
+            pieces: named,
+        });
+    }
+    if !missing.is_empty() {
+        let (count, first) = (
+            missing.len(),
+            first_three(missing.iter().map(|name| format!("`{name}`"))),
+        );
+        return Err(Error::MissingTensors {
+            family,
+            count,
+            first,
+        });
+    }
+    let mut extra: Vec<&str> = found.keys().copied().collect();
+    extra.retain(|name| !used.contains(*name) && !is_harmless(layout, name));
+    if !extra.is_empty() {
+        extra.sort_unstable();
+        let shown = extra
+            .iter()
+            .map(|name| format!("`{}`", families::shortened(name)));
+        return Err(Error::ExtraTensors {
+            family,
+            count: extra.len(),
+            first: first_three(shown),
+        });
+    }
+    match misshaped.len() {
+        0 => Ok(plan),
+        1 => {
+            let (name, found, expected) = misshaped.remove(0);
+            Err(Error::TensorShape {
+                name,
+                found,
+                expected,
+            })
+        }
+        count => {
+            let shown = misshaped.iter().map(|(name, found, expected)| {
+                format!("`{name}` {found:?} instead of {expected:?}")
+            });
+            Err(Error::TensorShapes {
+                count,
+                first: first_three(shown),
+            })
+        }
+    }
+}
+
+fn is_harmless(layout: &Layout, name: &str) -> bool {
+    layout
+        .harmless
+        .iter()
+        .any(|pattern| match pattern.strip_prefix('*') {
+            Some(end) => name.ends_with(end),
+            None => name == *pattern,
+        })
+}
+
+fn first_three(items: impl Iterator<Item = String>) -> String {
+    items.take(3).collect::<Vec<_>>().join(", ")
+}
+
+/// Puts filled slots into their places; a tied unembedding is the embedding itself.
+/// # Errors
+/// [`Error::MissingTensors`] if the layout leaves out a slot that the spec needs.
+pub(super) fn assemble(
+    spec: &ModelSpec,
+    mut slots: HashMap<(Slot, usize), Tensor>,
+) -> Result<Weights> {
+    let mut take = |slot: Slot, layer: usize| slots.remove(&(slot, layer));
+    let needed = |tensor: Option<Tensor>, slot: Slot| {
+        tensor.ok_or_else(|| Error::MissingTensors {
+            family: spec.family.clone(),
+            count: 1,
+            first: format!("{slot:?}"),
+        })
+    };
+    let w_e = needed(take(Slot::Embed, 0), Slot::Embed)?;
+    let w_u = match spec.tied {
+        true => w_e.clone(),
+        false => needed(take(Slot::Unembed, 0), Slot::Unembed)?,
+    };
+    let mut blocks = Vec::with_capacity(spec.n_layers);
+    for layer in 0..spec.n_layers {
+        let mut norm = |scale, shift| {
+            let w = take(scale, layer)?;
+            Some(NormWeights {
+                w,
+                b: take(shift, layer),
+            })
+        };
+        let ln1 = norm(Slot::Ln1, Slot::Ln1Bias);
+        let ln1_post = norm(Slot::Ln1Post, Slot::Ln1PostBias);
+        let ln2 = norm(Slot::Ln2, Slot::Ln2Bias);
+        let ln2_post = norm(Slot::Ln2Post, Slot::Ln2PostBias);
+        let mlp = match Slot::MlpIn.need(spec) {
+            Need::Absent => None,
+            Need::Required | Need::Optional => Some(MlpWeights {
+                w_in: needed(take(Slot::MlpIn, layer), Slot::MlpIn)?,
+                b_in: take(Slot::MlpInBias, layer),
+                w_out: needed(take(Slot::MlpOut, layer), Slot::MlpOut)?,
+                b_out: take(Slot::MlpOutBias, layer),
+            }),
+        };
+        blocks.push(BlockWeights {
+            ln1,
+            w_qkv: needed(take(Slot::Qkv, layer), Slot::Qkv)?,
+            b_qkv: take(Slot::QkvBias, layer),
+            q_norm: take(Slot::QNorm, layer),
+            k_norm: take(Slot::KNorm, layer),
+            w_o: needed(take(Slot::O, layer), Slot::O)?,
+            b_o: take(Slot::OBias, layer),
+            ln1_post,
+            ln2,
+            mlp,
+            ln2_post,
+        });
+    }
+    let ln_final = take(Slot::LnFinal, 0).map(|w| NormWeights { w, b: None });
+    let final_bias = take(Slot::LnFinalBias, 0);
+    Ok(Weights {
+        w_e,
+        w_pos: take(Slot::Positions, 0),
+        blocks,
+        ln_final: ln_final.map(|norm| NormWeights {
+            b: final_bias,
+            ..norm
+        }),
+        w_u,
+        b_u: take(Slot::UnembedBias, 0),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,551 @@
+//! Both fixtures loaded and compared with their tensors as they lie in the file, and every way in which a checkpoint can be wrong.
+
+use std::collections::{BTreeMap, HashMap};
+use std::env;
+use std::path::PathBuf;
+
+use super::*;
+
+const LLAMA: &str = "tests/fixtures/llama-tiny-random";
+const GPT2: &str = "tests/fixtures/gpt2-tiny-random";
+
+type Tensors = HashMap<String, Tensor>;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn raw(name: &str) -> Tensors {
+    let path = fixture(name).join("model.safetensors");
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+fn text(name: &str, file: &str) -> String {
+    fs::read_to_string(fixture(name).join(file)).unwrap()
+}
+
+/// Loads tensors under a fixture's config and tokenizer.
+fn load_tensors(name: &str, tensors: &Tensors, options: &LoadOptions) -> Result<Loaded> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    candle_core::safetensors::save(tensors, &path).unwrap();
+    let bytes = fs::read(path).unwrap();
+    let tokenizer = text(name, "tokenizer.json");
+    load_parts(
+        "test",
+        &text(name, "config.json"),
+        &bytes,
+        tokenizer.as_bytes(),
+        None,
+        options,
+    )
+}
+
+fn load_edited(name: &str, edit: impl Fn(&mut Tensors)) -> Result<Loaded> {
+    let mut tensors = raw(name);
+    edit(&mut tensors);
+    load_tensors(name, &tensors, &LoadOptions::default())
+}
+
+/// Every slot of a model, for comparison.
+fn values(model: &Model) -> BTreeMap<String, Vec<f32>> {
+    let once = Slot::MODEL.map(|slot| (slot, 0));
+    let layers = 0..model.spec.n_layers;
+    let per_block = layers.flat_map(|layer| Slot::BLOCK.map(|slot| (slot, layer)));
+    let found = once
+        .into_iter()
+        .chain(per_block)
+        .filter_map(|(slot, layer)| {
+            let tensor = slot.get(&model.weights, layer)?;
+            Some((format!("{layer}.{slot:?}"), flat(tensor)))
+        });
+    found.collect()
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .to_dtype(DType::F32)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
+}
+
+fn same(ours: &Tensor, theirs: &Tensor) {
+    assert_eq!(ours.dims(), theirs.dims());
+    assert_eq!(flat(ours), flat(theirs));
+}
+
+#[test]
+fn llama_weights_lie_in_the_canonical_layout() {
+    let path = fixture(LLAMA);
+    let Loaded { model, tokenizer } =
+        load(path.to_str().unwrap(), &LoadOptions::default()).unwrap();
+    let raw = raw(LLAMA);
+    let transposed = |names: [&str; 3], layer: usize| {
+        let parts: Vec<Tensor> = names
+            .iter()
+            .filter(|name| !name.is_empty())
+            .map(|name| {
+                raw[&format!("model.layers.{layer}.{name}.weight")]
+                    .t()
+                    .unwrap()
+            })
+            .collect();
+        Tensor::cat(&parts, 1).unwrap()
+    };
+    for (layer, block) in model.weights.blocks.iter().enumerate() {
+        let attn = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        same(&block.w_qkv, &transposed(attn, layer));
+        same(&block.w_o, &transposed(["self_attn.o_proj", "", ""], layer));
+        let mlp = block.mlp.as_ref().unwrap();
+        same(
+            &mlp.w_in,
+            &transposed(["mlp.gate_proj", "mlp.up_proj", ""], layer),
+        );
+        same(&mlp.w_out, &transposed(["mlp.down_proj", "", ""], layer));
+        let norm = |name: &str| &raw[&format!("model.layers.{layer}.{name}.weight")];
+        same(&block.ln1.as_ref().unwrap().w, norm("input_layernorm"));
+        same(
+            &block.ln2.as_ref().unwrap().w,
+            norm("post_attention_layernorm"),
+        );
+        assert!(block.b_qkv.is_none() && mlp.b_in.is_none());
+    }
+    same(&model.weights.w_e, &raw["model.embed_tokens.weight"]);
+    same(&model.weights.w_u, &raw["lm_head.weight"]);
+    same(
+        &model.weights.ln_final.as_ref().unwrap().w,
+        &raw["model.norm.weight"],
+    );
+    assert_eq!(model.weights.w_e.dims(), [512, 64]);
+    assert_eq!(model.weights.blocks[0].w_qkv.dims(), [64, 128]);
+    assert_eq!(tokenizer.vocab_size(), 512);
+    assert_eq!(model.origin.storage, "safetensors F32");
+    assert_eq!(
+        (
+            model.origin.weight_hash.len(),
+            model.origin.tokenizer_hash.len()
+        ),
+        (64, 64)
+    );
+    assert_eq!(
+        read_spec(path.to_str().unwrap(), &LoadOptions::default()).unwrap(),
+        model.spec
+    );
+}
+
+#[test]
+fn gpt2_weights_are_canonical_as_they_lie() {
+    let model = load(fixture(GPT2).to_str().unwrap(), &LoadOptions::default())
+        .unwrap()
+        .model;
+    let raw = raw(GPT2);
+    let prefix = if raw.contains_key("transformer.wte.weight") {
+        "transformer."
+    } else {
+        ""
+    };
+    let named = |name: &str| &raw[&format!("{prefix}{name}")];
+    let weights = &model.weights;
+    let block = &weights.blocks[2];
+    let mlp = block.mlp.as_ref().unwrap();
+    same(&block.w_qkv, named("h.2.attn.c_attn.weight"));
+    same(block.b_qkv.as_ref().unwrap(), named("h.2.attn.c_attn.bias"));
+    same(&block.w_o, named("h.2.attn.c_proj.weight"));
+    same(&mlp.w_in, named("h.2.mlp.c_fc.weight"));
+    same(mlp.b_out.as_ref().unwrap(), named("h.2.mlp.c_proj.bias"));
+    let ln2 = block.ln2.as_ref().unwrap();
+    same(ln2.b.as_ref().unwrap(), named("h.2.ln_2.bias"));
+    same(weights.w_pos.as_ref().unwrap(), named("wpe.weight"));
+    same(&weights.w_u, &weights.w_e);
+    assert_eq!(block.w_qkv.dims(), [64, 192]);
+}
+
+#[test]
+fn gpt2_loads_with_and_without_prefix_and_with_its_old_buffers() {
+    let reference = values(&load_edited(GPT2, |_| ()).unwrap().model);
+    let other_prefix = load_edited(GPT2, |tensors| {
+        *tensors = tensors
+            .drain()
+            .map(|(name, tensor)| match name.strip_prefix("transformer.") {
+                Some(bare) => (bare.to_string(), tensor),
+                None => (format!("transformer.{name}"), tensor),
+            })
+            .collect();
+        let mask = Tensor::ones((1, 1, 4, 4), DType::U8, &Device::Cpu).unwrap();
+        tensors.insert("h.0.attn.bias".to_string(), mask);
+    });
+    assert_eq!(values(&other_prefix.unwrap().model), reference);
+}
+
+#[test]
+fn half_precision_on_disk_is_within_rounding() {
+    let reference = values(&load_edited(LLAMA, |_| ()).unwrap().model);
+    // Eight bits of precision leave a relative error of 2^-9, eleven 2^-12; the smallest f16 are absolute.
+    for (dtype, relative) in [(DType::BF16, 2f32.powi(-9)), (DType::F16, 2f32.powi(-12))] {
+        let loaded = load_edited(LLAMA, |tensors| {
+            tensors
+                .values_mut()
+                .for_each(|tensor| *tensor = tensor.to_dtype(dtype).unwrap());
+        });
+        let model = loaded.unwrap().model;
+        assert_eq!(model.dtype, DType::F32);
+        for (name, found) in values(&model) {
+            for (found, expected) in found.iter().zip(&reference[&name]) {
+                let bound = expected.abs() * relative * 1.001 + 6e-8;
+                assert!(
+                    (found - expected).abs() <= bound,
+                    "{name}: {found} for {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_can_be_held_in_half_precision() {
+    let options = LoadOptions {
+        dtype: DType::BF16,
+        ..LoadOptions::default()
+    };
+    let model = load_tensors(LLAMA, &raw(LLAMA), &options).unwrap().model;
+    assert_eq!(
+        (model.dtype, model.weights.w_u.dtype()),
+        (DType::BF16, DType::BF16)
+    );
+    let mut tensors = raw(LLAMA);
+    let large = Tensor::full(1e5f32, 64, &Device::Cpu).unwrap();
+    tensors.insert("model.norm.weight".to_string(), large);
+    let options = LoadOptions {
+        dtype: DType::F16,
+        ..LoadOptions::default()
+    };
+    let error = load_tensors(LLAMA, &tensors, &options).unwrap_err();
+    assert!(error.to_string().contains("model.norm.weight"), "{error}");
+}
+
+#[test]
+fn shards_load_as_one_file_does() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        fs::copy(fixture(LLAMA).join(file), dir.path().join(file)).unwrap();
+    }
+    let mut shards = [Tensors::new(), Tensors::new()];
+    let mut weight_map = serde_json::Map::new();
+    for (i, (name, tensor)) in raw(LLAMA).into_iter().enumerate() {
+        let shard = i % 2;
+        weight_map.insert(name.clone(), format!("model-{shard}.safetensors").into());
+        shards[shard].insert(name, tensor);
+    }
+    for (shard, tensors) in shards.iter().enumerate() {
+        let path = dir.path().join(format!("model-{shard}.safetensors"));
+        candle_core::safetensors::save(tensors, path).unwrap();
+    }
+    let index = serde_json::json!({ "weight_map": weight_map }).to_string();
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let sharded = load(dir.path().to_str().unwrap(), &LoadOptions::default()).unwrap();
+    let whole = load_edited(LLAMA, |_| ()).unwrap();
+    assert_eq!(values(&sharded.model), values(&whole.model));
+}
+
+#[test]
+fn wrong_tensors_are_named_and_counted() {
+    let error = load_edited(LLAMA, |tensors| {
+        for layer in 0..3 {
+            tensors.remove(&format!("model.layers.{layer}.mlp.up_proj.weight"));
+        }
+        tensors.remove("lm_head.weight");
+    });
+    match error.unwrap_err() {
+        Error::MissingTensors {
+            count: 4, first, ..
+        } => assert!(first.contains("lm_head.weight")),
+        other => panic!("{other}"),
+    }
+    let vector = || Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+    let error = load_edited(LLAMA, |tensors| {
+        tensors.insert("model.layers.0.self_attn.q_proj.bias".to_string(), vector());
+        tensors.insert(
+            "model.layers.0.self_attn.rotary_emb.inv_freq".to_string(),
+            vector(),
+        );
+    });
+    match error.unwrap_err() {
+        Error::ExtraTensors {
+            count: 1, first, ..
+        } => assert!(first.contains("q_proj.bias")),
+        other => panic!("{other}"),
+    }
+    let misshape = |names: &'static [&'static str]| {
+        load_edited(LLAMA, |tensors| {
+            for name in names {
+                tensors.insert(name.to_string(), vector());
+            }
+        })
+    };
+    let one = misshape(&["model.norm.weight"]).unwrap_err();
+    assert!(
+        matches!(&one, Error::TensorShape { found, .. } if *found == [3]),
+        "{one}"
+    );
+    let two = misshape(&["model.norm.weight", "lm_head.weight"]).unwrap_err();
+    assert!(matches!(two, Error::TensorShapes { count: 2, .. }), "{two}");
+}
+
+#[test]
+fn damaged_weights_are_named() {
+    for (dtype, bad) in [
+        (DType::F32, f32::NAN),
+        (DType::BF16, f32::INFINITY),
+        (DType::F16, f32::NAN),
+    ] {
+        let name = "model.layers.1.mlp.down_proj.weight";
+        let error = load_edited(LLAMA, |tensors| {
+            let mut values = flat(&tensors[name]);
+            *values.last_mut().unwrap() = bad;
+            let tensor = Tensor::from_vec(values, tensors[name].dims(), &Device::Cpu).unwrap();
+            tensors.insert(name.to_string(), tensor.to_dtype(dtype).unwrap());
+        });
+        let error = error.unwrap_err();
+        assert!(
+            matches!(&error, Error::NotFinite { name: named } if named == name),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_tokenizer_larger_than_the_embedding_is_refused() {
+    let config = text(LLAMA, "config.json").replace("\"vocab_size\": 512", "\"vocab_size\": 511");
+    let bytes = fs::read(fixture(LLAMA).join("model.safetensors")).unwrap();
+    let tokenizer = text(LLAMA, "tokenizer.json");
+    let options = LoadOptions::default();
+    let error = load_parts(
+        "test",
+        &config,
+        &bytes,
+        tokenizer.as_bytes(),
+        None,
+        &options,
+    );
+    let error = error.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::TokenizerTooLarge {
+                tokenizer: 512,
+                embedding: 511
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn folders_that_are_no_model_are_refused_with_a_remedy() {
+    let options = LoadOptions::default();
+    let try_load = |dir: &Path| load(dir.to_str().unwrap(), &options).unwrap_err();
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(
+        try_load(&dir.path().join("gone")),
+        Error::Missing { .. }
+    ));
+    let error = try_load(dir.path());
+    assert!(matches!(error, Error::Missing { .. }) && error.to_string().contains("config.json"));
+
+    let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+    write("config.json", r#"{"model_type": "mamba"}"#);
+    let error = try_load(dir.path());
+    assert!(error.to_string().contains("mamba") && error.to_string().contains("llama, gpt2"));
+    write("config.json", "{");
+    assert!(matches!(
+        try_load(dir.path()),
+        Error::UnreadableConfig { .. }
+    ));
+    write(
+        "config.json",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    );
+    assert!(matches!(try_load(dir.path()), Error::LfsPointer { .. }));
+
+    write("config.json", &text(LLAMA, "config.json"));
+    assert!(matches!(try_load(dir.path()), Error::Missing { .. }));
+    write("pytorch_model.bin", "PK\x03\x04");
+    assert!(matches!(try_load(dir.path()), Error::Pickle { .. }));
+    write(
+        "model.safetensors",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    );
+    assert!(matches!(try_load(dir.path()), Error::LfsPointer { .. }));
+    write("model.safetensors", "PK\x03\x04");
+    assert!(matches!(try_load(dir.path()), Error::Pickle { .. }));
+    write("model.safetensors", "");
+    assert!(matches!(try_load(dir.path()), Error::Malformed { .. }));
+    let whole = fs::read(fixture(LLAMA).join("model.safetensors")).unwrap();
+    fs::write(
+        dir.path().join("model.safetensors"),
+        &whole[..whole.len() - 4],
+    )
+    .unwrap();
+    assert!(matches!(try_load(dir.path()), Error::Malformed { .. }));
+    fs::write(dir.path().join("model.safetensors"), whole).unwrap();
+    let error = try_load(dir.path());
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+}
+
+#[test]
+fn a_gguf_holds_the_same_model() {
+    use crate::model::gguf::tests::Writer;
+    use crate::model::layout::Take;
+
+    let reference = load_edited(LLAMA, |_| ()).unwrap().model;
+    let raw = raw(LLAMA);
+    let mut writer = Writer::default();
+    writer
+        .text("general.architecture", "llama")
+        .size("llama.block_count", 3);
+    writer
+        .size("llama.embedding_length", 64)
+        .size("llama.feed_forward_length", 96);
+    writer
+        .size("llama.attention.head_count", 4)
+        .size("llama.attention.head_count_kv", 2);
+    writer
+        .size("llama.context_length", 256)
+        .float("llama.rope.freq_base", 500_000.0);
+    writer.float("llama.attention.layer_norm_rms_epsilon", 1e-5);
+    writer.tensor(
+        "rope_freqs.weight",
+        &[8],
+        &[1.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 8.0],
+    );
+    // The rows of q and k as llama.cpp interleaves them: the inverse of what the loader does.
+    let interleaved = |values: Vec<f32>| {
+        let take = Take::UninterleaveHalves { d_head: 16 };
+        let mut out = vec![0.0; values.len()];
+        for (i, row) in values.chunks(64).enumerate() {
+            out[take.source(i) * 64..][..64].copy_from_slice(row);
+        }
+        out
+    };
+    let mut put = |ours: String, theirs: String| {
+        let tensor = &raw[&theirs];
+        let values = flat(tensor);
+        let is_rotary = theirs.contains("q_proj") || theirs.contains("k_proj");
+        let values = if is_rotary {
+            interleaved(values)
+        } else {
+            values
+        };
+        writer.tensor(&ours, tensor.dims(), &values);
+    };
+    put(
+        "token_embd.weight".into(),
+        "model.embed_tokens.weight".into(),
+    );
+    put("output.weight".into(), "lm_head.weight".into());
+    put("output_norm.weight".into(), "model.norm.weight".into());
+    for layer in 0..3 {
+        for (ours, theirs) in [
+            ("attn_norm", "input_layernorm"),
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_norm", "post_attention_layernorm"),
+            ("ffn_gate", "mlp.gate_proj"),
+            ("ffn_up", "mlp.up_proj"),
+            ("ffn_down", "mlp.down_proj"),
+        ] {
+            put(
+                format!("blk.{layer}.{ours}.weight"),
+                format!("model.layers.{layer}.{theirs}.weight"),
+            );
+        }
+    }
+    let words: Vec<String> = (0..512).map(|i| format!("w{i}")).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    writer
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "smollm");
+    writer
+        .texts("tokenizer.ggml.tokens", &words)
+        .texts("tokenizer.ggml.merges", &[]);
+    writer.integers("tokenizer.ggml.token_type", &[1; 512]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    let try_load = |writer: &Writer| {
+        fs::write(&path, writer.bytes()).unwrap();
+        load(path.to_str().unwrap(), &LoadOptions::default())
+    };
+    let model = try_load(&writer).unwrap().model;
+    assert_eq!(values(&model), values(&reference));
+    assert_eq!(model.spec.norm_eps, 1e-5);
+    let described = serde_json::to_string(&model.spec.position).unwrap();
+    assert!(
+        described.contains("Factors") && described.contains("500000"),
+        "{described}"
+    );
+
+    writer.size("llama.expert_count", 8);
+    let error = try_load(&writer).unwrap_err();
+    assert!(error.to_string().contains("llama.expert_count"), "{error}");
+}
+
+/// Where real models may lie: `$CANDLEWICK_MODELS` or `~/.cache/candlewick-models`.
+fn real_model(file: &str) -> Option<PathBuf> {
+    let dir = match env::var_os("CANDLEWICK_MODELS") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env::var_os("HOME")?).join(".cache/candlewick-models"),
+    };
+    let path = dir.join(file);
+    if !path.is_file() {
+        println!("skipped: there is no `{}`", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+#[test]
+fn smollm2_loads_from_its_gguf() {
+    let Some(path) = real_model("smollm2-135m-instruct.q4_1.gguf") else {
+        return;
+    };
+    let Loaded { model, tokenizer } =
+        load(path.to_str().unwrap(), &LoadOptions::default()).unwrap();
+    assert_eq!(
+        (
+            model.spec.n_layers,
+            model.spec.n_heads,
+            model.spec.n_kv_heads
+        ),
+        (30, 9, 3)
+    );
+    assert!(model.spec.tied);
+    assert_eq!(
+        model.origin.storage,
+        "gguf Q4_1, F32, Q8_0 (dequantised to f32)"
+    );
+    let encode = |text: &str| tokenizer.encode(text, false).unwrap().ids;
+    assert_eq!(encode(" Mary").len(), 1);
+    assert_eq!(encode("2024").len(), 4, "digits stand alone");
+    assert_eq!(encode("<|im_start|>"), [1]);
+    let line = "When Mary and John went to the store, John gave a drink to\nnaïve 日本 42!";
+    assert_eq!(tokenizer.decode(&encode(line)).unwrap(), line);
+    assert!(!tokenizer.adds_bos() && tokenizer.has_chat_template());
+}
+
+#[test]
+fn gemma3_is_refused_by_name() {
+    let Some(path) = real_model("gemma-3-270m.q4_k_m.gguf") else {
+        return;
+    };
+    let error = load(path.to_str().unwrap(), &LoadOptions::default()).unwrap_err();
+    assert!(
+        matches!(&error, Error::UnknownArchitecture { name, .. } if name == "gemma3"),
+        "{error}"
+    );
+}
