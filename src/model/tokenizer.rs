@@ -226,6 +226,17 @@ impl Tokenizer {
                 .is_some_and(|t| t.special)
     }
 
+    /// The token that stands for what the vocabulary cannot spell: in a prompt it hides which word was there.
+    pub fn unknown(&self) -> Option<u32> {
+        let name = match self.inner.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref()?,
+            ModelWrapper::WordPiece(model) => &model.unk_token,
+            ModelWrapper::WordLevel(model) => &model.unk_token,
+            ModelWrapper::Unigram(_) => "<unk>",
+        };
+        self.inner.token_to_id(name)
+    }
+
     /// The id of one token, written as the vocabulary writes it.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

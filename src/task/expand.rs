@@ -1,0 +1,741 @@
+//! Templates, filled by a seed, to token pairs.
+//!
+//! Candidate number `i` depends on the seed and on `i` alone, never on the tokenizer: its template is number `i` in turn, its clean
+//! words come from one random stream of its own and its corruption from another. So two tokenizers see the same prompts, except
+//! for those that one of them cannot use, and two corruptions of a task have the same clean prompts. Candidates are drawn until
+//! enough of them are usable, or until it is clear that they never will be.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::Result;
+use crate::model::Tokenizer;
+use crate::task::file::{Answer, Corruption, Draw, Kind, List, TaskFile, bad, names};
+use crate::task::template::{Prompt, Reference, Template, Word};
+use crate::task::tokenise::{Candidate, DerivedRole, Draft, Setting, tokenise};
+use crate::task::{Dropped, ExpandOptions, MAX_PAIRS, Task, repeated};
+
+/// Drawing stops after so many unusable candidates in a row ...
+const PATIENCE: usize = 1_000;
+/// ... and after so many candidates for each pair asked for, above that.
+const ATTEMPTS_PER_PAIR: usize = 20;
+
+/// Makes a task of a task file under one tokenizer.
+/// # Errors
+/// [`crate::Error::BadTask`] if the file contradicts itself (a slot without a list, an unknown corruption), or more than
+/// [`MAX_PAIRS`] are asked for; [`crate::Error::EmptyTask`] if no pair is usable; [`crate::Error::Tokenizer`] if BOS or
+/// chat is asked for and the tokenizer has none.
+pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -> Result<Task> {
+    let asked = options.n_pairs.unwrap_or(file.n_pairs);
+    if asked == 0 || asked > MAX_PAIRS {
+        return Err(bad(
+            &file.name,
+            format!("{asked} pairs were asked for; ask for 1 to {MAX_PAIRS}"),
+        ));
+    }
+    let seed = options.seed.unwrap_or(file.seed);
+    let metric = options.metric.unwrap_or(file.metric);
+    let bos = options.bos.resolve(tokenizer)?;
+    let corruption = options.corruption.as_deref().unwrap_or(&file.corruption);
+
+    let (pairs, dropped) = match file.kind {
+        Kind::Templates => {
+            let derived_roles = derived_roles(file)?;
+            let setting = Setting {
+                tokenizer,
+                bos,
+                chat: options.chat,
+                max_tokens: options.max_tokens,
+                needs_wrong: metric.needs_wrong(),
+                derived_roles: &derived_roles,
+            };
+            let frames = frames(file)?;
+            let change = Change::parse(file, corruption)?;
+            collect(asked, |index| {
+                let draft = draft(file, &frames, &change, seed, index)
+                    .map_err(|reason| bad(&file.name, reason))?;
+                tokenise(draft, &setting)
+            })?
+        }
+        Kind::RepeatedTokens => {
+            let source = repeated::Source::new(file, tokenizer, bos, corruption, options)?;
+            collect(asked, |index| {
+                source.candidate(&mut stream(seed, index, 0), index)
+            })?
+        }
+    };
+    Task {
+        name: file.name.clone(),
+        pairs,
+        dropped,
+        metric,
+        seed,
+        bos,
+        chat: options.chat,
+        source: file.text.clone(),
+        corruption: corruption.to_owned(),
+        asked,
+    }
+    .unless_empty()
+}
+
+/// Draws candidates until `asked` of them are usable and different.
+fn collect(
+    asked: usize,
+    mut candidate: impl FnMut(usize) -> Result<Candidate>,
+) -> Result<(Vec<crate::task::Pair>, Vec<Dropped>)> {
+    let (mut pairs, mut dropped) = (Vec::new(), Vec::new());
+    let mut seen: HashMap<(Vec<u32>, Vec<u32>), usize> = HashMap::new();
+    let mut in_vain = 0;
+    for index in 0..asked
+        .saturating_mul(ATTEMPTS_PER_PAIR)
+        .saturating_add(PATIENCE)
+    {
+        if pairs.len() == asked || in_vain == PATIENCE {
+            break;
+        }
+        in_vain += 1;
+        match candidate(index)? {
+            Err(drop) => dropped.push(drop),
+            Ok(pair) => match seen.get(&(pair.clean.clone(), pair.corrupted.clone())) {
+                Some(first) => dropped.push(Dropped {
+                    index,
+                    clean_text: pair.clean_text,
+                    corrupted_text: pair.corrupted_text,
+                    reason: format!("repeated: the same as pair {first}"),
+                }),
+                None => {
+                    seen.insert((pair.clean.clone(), pair.corrupted.clone()), index);
+                    pairs.push(pair);
+                    in_vain = 0;
+                }
+            },
+        }
+    }
+    Ok((pairs, dropped))
+}
+
+/// A random stream of its own for each candidate and purpose.
+fn stream(seed: u64, index: usize, purpose: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(2 * index as u64 + purpose);
+    rng
+}
+
+/// One template with its answers, parsed.
+struct Frame {
+    text: Template,
+    /// The slot of each occurrence, by role, in the order of the text.
+    slot_of_role: Vec<(String, String)>,
+    answers: Expression,
+    wrong: Expression,
+}
+
+/// An [`Answer`], parsed.
+enum Expression {
+    Texts(Vec<Template>),
+    Above {
+        after: Template,
+        list: String,
+        inclusive: bool,
+    },
+}
+
+fn frames(file: &TaskFile) -> Result<Vec<Frame>> {
+    let frame = |entry: &crate::task::file::TemplateEntry| -> Result<Frame, String> {
+        let text = Template::parse(entry.text())?;
+        let mut slot_of_role: Vec<(String, String)> = Vec::new();
+        for slot in text.slots() {
+            if slot.corrupted {
+                return Err(format!(
+                    "a prompt cannot name `corrupted.{}`; only answers can",
+                    slot.name
+                ));
+            }
+            if !file.slots.contains_key(&slot.name) {
+                return Err(format!(
+                    "slot `{}` has no list; add it to `slots`, which has {}",
+                    slot.name,
+                    names(&file.slots)
+                ));
+            }
+            if slot.role() != slot.name && file.slots.contains_key(slot.role()) {
+                return Err(format!(
+                    "an occurrence of `{}` is called `{}`, which is another slot",
+                    slot.name,
+                    slot.role()
+                ));
+            }
+            if slot_of_role.iter().any(|(role, _)| role == slot.role()) {
+                return Err(format!(
+                    "role `{0}` stands twice in `{1}`; name the occurrences, e.g. `{{{2}:{2}1}}` and `{{{2}:{2}2}}`",
+                    slot.role(),
+                    entry.text(),
+                    slot.name
+                ));
+            }
+            slot_of_role.push((slot.role().to_owned(), slot.name.clone()));
+        }
+        let Some(answer) = entry.answer().or(file.answer.as_ref()) else {
+            return Err("it has no `answer`, and a template gives none of its own".into());
+        };
+        let answers = Expression::parse(answer, file)?;
+        let wrong = match entry.wrong().or(file.wrong.as_ref()) {
+            Some(wrong) => Expression::parse(wrong, file)?,
+            None => Expression::Texts(Vec::new()),
+        };
+        Ok(Frame {
+            text,
+            slot_of_role,
+            answers,
+            wrong,
+        })
+    };
+    file.templates
+        .iter()
+        .map(frame)
+        .collect::<Result<_, String>>()
+        .map_err(|reason| bad(&file.name, reason))
+}
+
+impl Expression {
+    fn parse(answer: &Answer, file: &TaskFile) -> Result<Self, String> {
+        let (at, list, inclusive) = match answer {
+            Answer::One(text) => return Ok(Expression::Texts(vec![Template::parse(text)?])),
+            Answer::Several(texts) => {
+                return Ok(Expression::Texts(
+                    texts
+                        .iter()
+                        .map(|t| Template::parse(t))
+                        .collect::<Result<_, _>>()?,
+                ));
+            }
+            Answer::Above { above, list } => (above, list, false),
+            Answer::UpTo { upto, list } => (upto, list, true),
+        };
+        if !file.lists.contains_key(list) {
+            return Err(format!(
+                "an answer names list `{list}`, which is not there; it has {}",
+                names(&file.lists)
+            ));
+        }
+        Ok(Expression::Above {
+            after: Template::parse(at)?,
+            list: list.clone(),
+            inclusive,
+        })
+    }
+
+    fn texts(&self, filling: &Filling) -> Result<Vec<String>, String> {
+        let fill = |template: &Template| {
+            template
+                .fill(|reference| filling.text(reference))
+                .map(|prompt| prompt.text)
+        };
+        match self {
+            Expression::Texts(templates) => templates.iter().map(fill).collect(),
+            Expression::Above {
+                after,
+                list,
+                inclusive,
+            } => {
+                let (at, words) = (fill(after)?, filling.lists[list].words());
+                let Some(place) = words.iter().position(|word| *word == at) else {
+                    return Err(format!(
+                        "`{at}` is not in list `{list}`, so nothing there is above it"
+                    ));
+                };
+                Ok(if *inclusive {
+                    words[..=place].to_vec()
+                } else {
+                    words[place + 1..].to_vec()
+                })
+            }
+        }
+    }
+}
+
+/// A [`Corruption`], parsed.
+struct Change {
+    set: BTreeMap<String, Template>,
+    draw: BTreeMap<String, Draw>,
+}
+
+impl Change {
+    fn parse(file: &TaskFile, name: &str) -> Result<Self> {
+        let Some(Corruption { set, draw, .. }) = file.corruptions.get(name) else {
+            return Err(bad(&file.name, file.unknown_corruption(name)));
+        };
+        if let Some(both) = set.keys().find(|key| draw.contains_key(*key)) {
+            return Err(bad(
+                &file.name,
+                format!("corruption `{name}` both sets and draws `{both}`"),
+            ));
+        }
+        let parsed = set
+            .iter()
+            .map(|(key, text)| Ok((key.clone(), Template::parse(text)?)))
+            .collect::<Result<_, String>>();
+        let set = parsed.map_err(|reason| bad(&file.name, reason))?;
+        Ok(Change {
+            set,
+            draw: draw.clone(),
+        })
+    }
+}
+
+/// What stands in one candidate pair: a word per slot, and what the corruption puts at some roles instead.
+struct Filling<'a> {
+    lists: &'a BTreeMap<String, List>,
+    slots: BTreeMap<String, Word>,
+    slot_of_role: &'a [(String, String)],
+    corrupted: BTreeMap<String, Word>,
+}
+
+impl Filling<'_> {
+    fn slot_of_role(&self, role: &str) -> Option<&str> {
+        self.slot_of_role
+            .iter()
+            .find(|(r, _)| r == role)
+            .map(|(_, slot)| slot.as_str())
+    }
+
+    fn word(&self, corrupted: bool, name: &str) -> Result<&Word, String> {
+        if corrupted && let Some(word) = self.corrupted.get(name) {
+            return Ok(word);
+        }
+        self.slots
+            .get(name)
+            .or_else(|| self.slots.get(self.slot_of_role(name)?))
+            .ok_or_else(|| {
+                format!(
+                    "`{name}` is neither a slot nor a role of this template; slots are {}",
+                    names(&self.slots)
+                )
+            })
+    }
+
+    fn text(&self, reference: &Reference) -> Result<String, String> {
+        self.word(reference.corrupted, &reference.name)?
+            .text(reference.column.as_deref(), self.lists)
+    }
+}
+
+fn draft(
+    file: &TaskFile,
+    frames: &[Frame],
+    change: &Change,
+    seed: u64,
+    index: usize,
+) -> Result<Draft, String> {
+    let template = index % frames.len();
+    let frame = &frames[template];
+    let mut filling = Filling {
+        lists: &file.lists,
+        slots: BTreeMap::new(),
+        slot_of_role: &frame.slot_of_role,
+        corrupted: BTreeMap::new(),
+    };
+    let mut taken = Taken::default();
+    let rng = &mut stream(seed, index, 0);
+    for (slot, list) in &file.slots {
+        let word = taken.draw(rng, list, &file.lists[list], |_| true)?;
+        filling.slots.insert(slot.clone(), word);
+    }
+    corrupt(
+        &mut filling,
+        change,
+        &mut taken,
+        &mut stream(seed, index, 1),
+    )?;
+
+    let clean = frame.text.fill(|reference| filling.text(reference))?;
+    let corrupted = frame.text.fill(|reference| {
+        filling
+            .word(true, reference.role())?
+            .text(reference.column.as_deref(), filling.lists)
+    })?;
+    let (answers, wrong) = (frame.answers.texts(&filling)?, frame.wrong.texts(&filling)?);
+    Ok(Draft {
+        index,
+        template,
+        clean,
+        corrupted,
+        answers,
+        wrong,
+    })
+}
+
+fn corrupt(
+    filling: &mut Filling,
+    change: &Change,
+    taken: &mut Taken,
+    rng: &mut ChaCha8Rng,
+) -> Result<(), String> {
+    for (key, draw) in &change.draw {
+        let (list_name, unlike) = match draw {
+            Draw::List(list) => (list, None),
+            Draw::Unlike { list, unlike } => (list, Some(unlike.as_str())),
+        };
+        let Some(list) = filling.lists.get(list_name) else {
+            return Err(format!(
+                "the corruption draws from list `{list_name}`, which is not there; it has {}",
+                names(filling.lists)
+            ));
+        };
+        let clean = filling.word(false, key)?.text(unlike, filling.lists)?;
+        let differs = |row: usize| match unlike.map(|column| list.columns.get(column)) {
+            Some(Some(column)) => column[row] != clean,
+            Some(None) => false,
+            None => true,
+        };
+        let word = taken.draw(rng, list_name, list, differs)?;
+        put(filling, key, word)?;
+    }
+    for (key, template) in &change.set {
+        // One bare slot keeps its entry, so that its columns can still be asked for.
+        let word = match template.0.as_slice() {
+            [crate::task::template::Piece::Slot(one)] if one.column.is_none() => {
+                filling.word(false, &one.name)?.clone()
+            }
+            _ => Word::Text(template.fill(|reference| filling.text(reference))?.text),
+        };
+        put(filling, key, word)?;
+    }
+    Ok(())
+}
+
+/// Puts a word at a role of the corrupted prompt, or at all occurrences of a slot.
+fn put(filling: &mut Filling, key: &str, word: Word) -> Result<(), String> {
+    let by_role = filling.slot_of_role(key).is_some();
+    let roles: Vec<String> = filling
+        .slot_of_role
+        .iter()
+        .filter(|(role, slot)| if by_role { role == key } else { slot == key })
+        .map(|(role, _)| role.clone())
+        .collect();
+    if roles.is_empty() {
+        let known: Vec<&str> = filling
+            .slot_of_role
+            .iter()
+            .map(|(role, _)| role.as_str())
+            .collect();
+        return Err(format!(
+            "the corruption changes `{key}`, which is not in every template; roles are {}",
+            known.join(", ")
+        ));
+    }
+    for role in roles {
+        filling.corrupted.insert(role, word.clone());
+    }
+    Ok(())
+}
+
+/// The rows of each list that the pair already uses.
+#[derive(Default)]
+struct Taken(BTreeMap<String, Vec<usize>>);
+
+impl Taken {
+    fn draw(
+        &mut self,
+        rng: &mut ChaCha8Rng,
+        name: &str,
+        list: &List,
+        allowed: impl Fn(usize) -> bool,
+    ) -> Result<Word, String> {
+        let taken = self.0.entry(name.to_owned()).or_default();
+        let free: Vec<usize> = (0..list.len())
+            .filter(|&row| !taken.contains(&row) && allowed(row))
+            .collect();
+        if free.is_empty() {
+            return Err(format!(
+                "list `{name}` has {} entries, of which none is left to draw for one pair; add some",
+                list.len()
+            ));
+        }
+        let row = free[rng.random_range(0..free.len())];
+        taken.push(row);
+        Ok(Word::Entry {
+            list: name.to_owned(),
+            row,
+        })
+    }
+}
+
+fn derived_roles(file: &TaskFile) -> Result<Vec<DerivedRole>> {
+    file.roles
+        .iter()
+        .map(|name| {
+            DerivedRole::parse(name).ok_or_else(|| {
+                bad(&file.name, format!("`{name}` in `roles` is not a role and a distance; write e.g. `S1+1` or `IO-1`"))
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tokenizer::tests::word_level;
+    use crate::task::shipped;
+
+    /// A tokenizer that knows every word of a task file as one token, which no real one does.
+    fn tokenizer_for(file: &TaskFile) -> Tokenizer {
+        let mut text = String::new();
+        for template in &file.templates {
+            let slotless = Template::parse(template.text())
+                .unwrap()
+                .fill(|_| Ok(" ".into()))
+                .unwrap();
+            text.push_str(&slotless.text);
+            text.push(' ');
+        }
+        for column in file.lists.values().flat_map(|list| list.columns.values()) {
+            text.push_str(&column.join(" "));
+            text.push(' ');
+        }
+        let mut words = std::collections::BTreeSet::new();
+        // As the `Whitespace` pre-tokenizer splits: runs of word characters, and runs of the rest.
+        let mut rest = text.as_str();
+        while let Some(start) = rest.find(|c: char| !c.is_whitespace()) {
+            rest = &rest[start..];
+            let in_word = |c: char| c.is_alphanumeric() || c == '_';
+            let first = rest.chars().next().map(in_word);
+            let end = rest
+                .find(|c: char| c.is_whitespace() || Some(in_word(c)) != first)
+                .unwrap_or(rest.len());
+            words.insert(&rest[..end]);
+            rest = &rest[end..];
+        }
+        // For the task that is made of the vocabulary itself.
+        let extra: Vec<String> = ('a'..='z')
+            .flat_map(|a| ('a'..='z').map(move |b| format!("zq{a}{b}")))
+            .collect();
+        word_level(words.into_iter().chain(extra.iter().map(String::as_str)))
+    }
+
+    fn small(tail: &str) -> TaskFile {
+        let text = format!(
+            r#"
+            name = "small"
+            about = "a"
+            source = "b"
+            claim = "c"
+            metric = "logit_diff"
+            corruption = "flip"
+            answer = " {{IO}}"
+            wrong = " {{S}}"
+            roles = ["S1+1"]
+            slots = {{ IO = "name", S = "name" }}
+            lists.name = ["Al", "Bo", "Cy", "Di", "Ed"]
+            templates = ["{{IO}} and {{S:S1}} met, {{S:S2}} saw", "{{S:S1}} and {{IO}} met, {{S:S2}} saw"]
+            [corruptions]
+            flip = {{ about = "d", set = {{ S2 = "{{IO}}" }} }}
+            abc = {{ about = "d", draw = {{ IO = "name", S1 = "name", S2 = "name" }} }}
+            {tail}
+            "#
+        );
+        TaskFile::parse(&text, "small").unwrap()
+    }
+
+    fn words() -> Tokenizer {
+        word_level(["Al", "Bo", "Cy", "Di", "Ed", "and", "met", ",", "saw"])
+    }
+
+    fn asked(n_pairs: usize) -> ExpandOptions {
+        ExpandOptions {
+            n_pairs: Some(n_pairs),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_template_becomes_prompts_with_roles_and_answers() {
+        let task = expand(&small(""), &words(), &asked(4)).unwrap();
+        let (abba, baba) = (&task.pairs[0], &task.pairs[1]);
+        let io = abba.clean[1];
+        assert_eq!(abba.target.answers, [io]);
+        assert_eq!(abba.target.wrong, [abba.clean[3]]);
+        assert_eq!(abba.clean[6], abba.clean[3]);
+        assert_eq!(abba.corrupted[6], io);
+        assert_eq!(abba.roles["IO"], [1]);
+        assert_eq!(abba.roles["S1+1"], [4]);
+        assert_eq!(abba.roles["S2"], [6]);
+        assert_eq!(abba.roles["END"], [7]);
+        assert_eq!((baba.roles["IO"][0], baba.roles["S1"][0]), (3, 1));
+        assert_eq!((abba.template, baba.template), (0, 1));
+        assert!(task.bos && !task.chat && task.corruption == "flip");
+    }
+
+    #[test]
+    fn the_seed_decides_and_corruptions_share_their_clean_prompts() {
+        let file = small("");
+        let task = expand(&file, &words(), &asked(10)).unwrap();
+        assert_eq!(task, expand(&file, &words(), &asked(10)).unwrap());
+        let other = expand(
+            &file,
+            &words(),
+            &ExpandOptions {
+                seed: Some(1),
+                ..asked(10)
+            },
+        )
+        .unwrap();
+        assert_ne!(task.token_hash(), other.token_hash());
+        let abc = expand(
+            &file,
+            &words(),
+            &ExpandOptions {
+                corruption: Some("abc".into()),
+                ..asked(10)
+            },
+        );
+        let Err(too_few) = abc else {
+            panic!("five names are drawn of five")
+        };
+        assert!(
+            too_few.to_string().contains("list `name` has 5 entries"),
+            "{too_few}"
+        );
+    }
+
+    #[test]
+    fn a_word_the_tokenizer_lacks_drops_pairs_and_leaves_the_others_as_they_were() {
+        let file = small("");
+        let poorer = word_level(["Al", "Bo", "Cy", "Di", "and", "met", ",", "saw"]);
+        let (all, some) = (
+            expand(&file, &words(), &asked(12)).unwrap(),
+            expand(&file, &poorer, &asked(8)).unwrap(),
+        );
+        assert!(some.dropped.iter().any(|d| d.reason.contains("`Ed`")));
+        for pair in &some.pairs {
+            if let Some(same) = all.pairs.iter().find(|other| other.index == pair.index) {
+                assert_eq!(same.clean_text, pair.clean_text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_task_ends_when_all_pairs_are_drawn() {
+        // Two templates, five names: 2 * 5 * 4 different pairs.
+        let task = expand(&small(""), &words(), &asked(1000)).unwrap();
+        assert_eq!(task.pairs.len(), 40);
+        assert!(task.dropped.iter().all(|d| d.kind() == "repeated"));
+        assert_eq!(task.asked, 1000);
+    }
+
+    #[test]
+    fn nonsense_in_a_file_is_an_error_of_one_line() {
+        let check = |file: TaskFile, options: ExpandOptions, says: &str| {
+            let message = expand(&file, &words(), &options).unwrap_err().to_string();
+            assert!(
+                message.contains(says) && !message.contains('\n'),
+                "{message}"
+            );
+        };
+        let with = |change: &dyn Fn(&mut TaskFile)| {
+            let mut file = small("");
+            change(&mut file);
+            file
+        };
+        let template = |text: &str| vec![crate::task::file::TemplateEntry::Text(text.into())];
+        check(
+            small(""),
+            ExpandOptions {
+                corruption: Some("x".into()),
+                ..asked(1)
+            },
+            "it has abc, flip",
+        );
+        check(small(""), asked(0), "ask for 1 to");
+        check(small(""), asked(MAX_PAIRS + 1), "ask for 1 to");
+        check(
+            with(&|f| f.templates = template("{PLACE}")),
+            asked(1),
+            "slot `PLACE` has no list",
+        );
+        check(
+            with(&|f| f.templates = template("{S} and {S}")),
+            asked(1),
+            "stands twice",
+        );
+        check(
+            with(&|f| f.templates = template("{IO} and {S}")),
+            asked(1),
+            "changes `S2`",
+        );
+        check(with(&|f| f.answer = None), asked(1), "no `answer`");
+        check(
+            with(&|f| f.answer = Some(Answer::One(" {X}".into()))),
+            asked(1),
+            "neither a slot nor a role",
+        );
+        check(
+            with(&|f| f.answer = Some(Answer::One(" {IO.capital}".into()))),
+            asked(1),
+            "no column `capital`",
+        );
+        check(
+            with(&|f| f.roles = vec!["S1".into()]),
+            asked(1),
+            "write e.g. `S1+1`",
+        );
+        check(
+            small(""),
+            ExpandOptions {
+                max_tokens: Some(3),
+                ..asked(1)
+            },
+            "too long: 8 tokens",
+        );
+    }
+
+    #[test]
+    fn the_part_of_a_list_above_an_entry_is_the_answer() {
+        let mut file = small("");
+        file.answer = Some(Answer::Above {
+            above: "{IO}".into(),
+            list: "name".into(),
+        });
+        file.wrong = Some(Answer::UpTo {
+            upto: "{IO}".into(),
+            list: "name".into(),
+        });
+        let task = expand(&file, &words(), &asked(10)).unwrap();
+        for pair in &task.pairs {
+            let io = pair.clean[pair.roles["IO"][0]];
+            assert!(
+                pair.target.answers.iter().all(|&id| id > io)
+                    && pair.target.wrong.iter().all(|&id| id <= io)
+            );
+            assert_eq!(pair.target.columns().len(), 5);
+        }
+    }
+
+    #[test]
+    fn every_shipped_task_expands_under_every_corruption() {
+        for name in shipped() {
+            let file = TaskFile::open(name).unwrap();
+            let tokenizer = tokenizer_for(&file);
+            let mut corruptions: Vec<Option<String>> =
+                file.corruptions.keys().cloned().map(Some).collect();
+            corruptions.push(None);
+            for corruption in corruptions {
+                let options = ExpandOptions {
+                    corruption: corruption.clone(),
+                    ..asked(60)
+                };
+                let task = expand(&file, &tokenizer, &options)
+                    .unwrap_or_else(|e| panic!("{name} {corruption:?}: {e}"));
+                assert!(
+                    task.pairs.len() >= 50,
+                    "{name} {corruption:?}: {:?}",
+                    task.drop_counts()
+                );
+                task.check_metric(task.metric).unwrap();
+            }
+        }
+    }
+}
