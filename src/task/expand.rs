@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::error::Result;
 use crate::model::Tokenizer;
 use crate::task::file::{Answer, Corruption, Draw, Kind, List, TaskFile, bad, names};
-use crate::task::template::{Prompt, Reference, Template, Word};
+use crate::task::template::{Piece, Reference, Template, Word};
 use crate::task::tokenise::{Candidate, DerivedRole, Draft, Setting, tokenise};
 use crate::task::{Dropped, ExpandOptions, MAX_PAIRS, Task, repeated};
 
@@ -397,9 +397,7 @@ fn corrupt(
     for (key, template) in &change.set {
         // One bare slot keeps its entry, so that its columns can still be asked for.
         let word = match template.0.as_slice() {
-            [crate::task::template::Piece::Slot(one)] if one.column.is_none() => {
-                filling.word(false, &one.name)?.clone()
-            }
+            [Piece::Slot(one)] if one.column.is_none() => filling.word(false, &one.name)?.clone(),
             _ => Word::Text(template.fill(|reference| filling.text(reference))?.text),
         };
         put(filling, key, word)?;
@@ -478,11 +476,12 @@ fn derived_roles(file: &TaskFile) -> Result<Vec<DerivedRole>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tokenizer::tests::word_level;
+    use crate::model::tokenizer::tests::{word_level, word_level_split};
     use crate::task::shipped;
 
-    /// A tokenizer that knows every word of a task file as one token, which no real one does.
-    fn tokenizer_for(file: &TaskFile) -> Tokenizer {
+    /// A tokenizer that knows every word of a task file as one token, which no real one does. Digits stand alone, as in many
+    /// newer vocabularies, or in twos, as in GPT-2's.
+    fn tokenizer_for(file: &TaskFile, digits: &str) -> Tokenizer {
         let mut text = String::new();
         for template in &file.templates {
             let slotless = Template::parse(template.text())
@@ -496,24 +495,22 @@ mod tests {
             text.push_str(&column.join(" "));
             text.push(' ');
         }
-        let mut words = std::collections::BTreeSet::new();
-        // As the `Whitespace` pre-tokenizer splits: runs of word characters, and runs of the rest.
-        let mut rest = text.as_str();
-        while let Some(start) = rest.find(|c: char| !c.is_whitespace()) {
-            rest = &rest[start..];
-            let in_word = |c: char| c.is_alphanumeric() || c == '_';
-            let first = rest.chars().next().map(in_word);
-            let end = rest
-                .find(|c: char| c.is_whitespace() || Some(in_word(c)) != first)
-                .unwrap_or(rest.len());
-            words.insert(&rest[..end]);
-            rest = &rest[end..];
-        }
+        let mut words: Vec<&str> = text
+            .split(|c: char| !c.is_alphabetic())
+            .filter(|word| !word.is_empty())
+            .collect();
+        words.extend(["'", ",", "?", ":", "(", "):", "\"\"\""]);
+        let numbers: Vec<String> = (0..100)
+            .flat_map(|n| [n.to_string(), format!("{n:02}")])
+            .collect();
         // For the task that is made of the vocabulary itself.
         let extra: Vec<String> = ('a'..='z')
             .flat_map(|a| ('a'..='z').map(move |b| format!("zq{a}{b}")))
             .collect();
-        word_level(words.into_iter().chain(extra.iter().map(String::as_str)))
+        let words = words
+            .into_iter()
+            .chain(numbers.iter().chain(&extra).map(String::as_str));
+        word_level_split(words, &format!(r"{digits}|\p{{L}}+|[^\w\s]+"))
     }
 
     fn small(tail: &str) -> TaskFile {
@@ -584,21 +581,28 @@ mod tests {
         )
         .unwrap();
         assert_ne!(task.token_hash(), other.token_hash());
-        let abc = expand(
-            &file,
-            &words(),
-            &ExpandOptions {
-                corruption: Some("abc".into()),
-                ..asked(10)
-            },
-        );
-        let Err(too_few) = abc else {
-            panic!("five names are drawn of five")
+        let with_abc = ExpandOptions {
+            corruption: Some("abc".into()),
+            ..asked(10)
         };
+        let abc = expand(&file, &words(), &with_abc).unwrap();
+        for flipped in &task.pairs {
+            let Some(replaced) = abc.pairs.iter().find(|pair| pair.index == flipped.index) else {
+                continue;
+            };
+            assert_eq!(flipped.clean, replaced.clean);
+            assert_ne!(flipped.corrupted, replaced.corrupted);
+        }
         assert!(
-            too_few.to_string().contains("list `name` has 5 entries"),
-            "{too_few}"
+            abc.pairs
+                .iter()
+                .filter(|pair| task.pairs.iter().any(|other| other.index == pair.index))
+                .count()
+                > 5
         );
+        let four = TaskFile::parse(&file.text.replace(", \"Ed\"", ""), "four").unwrap();
+        let too_few = expand(&four, &words(), &with_abc).unwrap_err().to_string();
+        assert!(too_few.contains("list `name` has 4 entries"), "{too_few}");
     }
 
     #[test]
@@ -695,13 +699,22 @@ mod tests {
     #[test]
     fn the_part_of_a_list_above_an_entry_is_the_answer() {
         let mut file = small("");
+        let spaced = file.lists["name"]
+            .words()
+            .iter()
+            .map(|word| format!(" {word}"))
+            .collect();
+        let spaced = List {
+            columns: BTreeMap::from([(List::TEXT.to_owned(), spaced)]),
+        };
+        file.lists.insert("spaced".into(), spaced);
         file.answer = Some(Answer::Above {
-            above: "{IO}".into(),
-            list: "name".into(),
+            above: " {IO}".into(),
+            list: "spaced".into(),
         });
         file.wrong = Some(Answer::UpTo {
-            upto: "{IO}".into(),
-            list: "name".into(),
+            upto: " {IO}".into(),
+            list: "spaced".into(),
         });
         let task = expand(&file, &words(), &asked(10)).unwrap();
         for pair in &task.pairs {
@@ -718,7 +731,7 @@ mod tests {
     fn every_shipped_task_expands_under_every_corruption() {
         for name in shipped() {
             let file = TaskFile::open(name).unwrap();
-            let tokenizer = tokenizer_for(&file);
+            let tokenizer = tokenizer_for(&file, r"\d");
             let mut corruptions: Vec<Option<String>> =
                 file.corruptions.keys().cloned().map(Some).collect();
             corruptions.push(None);
@@ -736,6 +749,36 @@ mod tests {
                 );
                 task.check_metric(task.metric).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn years_are_two_digits_or_one_as_the_tokenizer_has_them() {
+        let file = TaskFile::open("greater_than").unwrap();
+        for (digits, templates, answers) in [(r"\d", [2, 3], 10), (r"\d\d?", [0, 1], 100)] {
+            let task = expand(&file, &tokenizer_for(&file, digits), &asked(20)).unwrap();
+            for pair in &task.pairs {
+                assert!(templates.contains(&pair.template));
+                assert_eq!(pair.target.columns().len(), answers);
+            }
+            assert!(!task.dropped.is_empty());
+        }
+    }
+
+    /// Looks for a real tokenizer in the folder that `CANDLEWICK_TOKENIZER` names.
+    #[test]
+    fn every_shipped_task_has_enough_pairs_under_a_real_tokenizer() {
+        let Ok(folder) = std::env::var("CANDLEWICK_TOKENIZER") else {
+            eprintln!("skipped: set CANDLEWICK_TOKENIZER to a folder with a tokenizer.json");
+            return;
+        };
+        let tokenizer = Tokenizer::from_dir(std::path::Path::new(&folder)).unwrap();
+        for name in shipped() {
+            let file = TaskFile::open(name).unwrap();
+            let task =
+                expand(&file, &tokenizer, &asked(100)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            eprintln!("{}", crate::task::render(&task, &tokenizer, 2));
+            assert!(task.pairs.len() >= 50, "{name}: {:?}", task.drop_counts());
         }
     }
 }

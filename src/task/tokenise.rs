@@ -460,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_chat_template_moves_the_roles_and_the_answer_loses_its_space() {
-        let config = r#"{"bos_token": "<|end|>", "chat_template": "<|end|>[{{ messages[0]['content'] | trim }}]\n"}"#;
+        let config = r#"{"bos_token": "<|end|>", "chat_template": "<|end|>[{{ messages[0]['content'] | trim }}]{{ '\\n' }}"}"#;
         let tokenizer = byte_level(Some(config));
         let setting = Setting {
             tokenizer: &tokenizer,
