@@ -780,5 +780,14 @@ mod tests {
             eprintln!("{}", crate::task::render(&task, &tokenizer, 2));
             assert!(task.pairs.len() >= 50, "{name}: {:?}", task.drop_counts());
         }
+        if tokenizer.has_chat_template() {
+            let options = ExpandOptions {
+                chat: true,
+                ..asked(20)
+            };
+            let task = expand(&TaskFile::open("ioi").unwrap(), &tokenizer, &options).unwrap();
+            eprintln!("{}", crate::task::render(&task, &tokenizer, 1));
+            assert!(task.roles().contains(&"S2".to_owned()));
+        }
     }
 }

@@ -29,7 +29,7 @@ use crate::model::Tokenizer;
 pub use expand::expand;
 pub use file::{TaskFile, shipped};
 pub use pairs::from_pairs_file;
-pub use render::render;
+pub use render::{render, render_json};
 
 /// More pairs than this are refused: a task lives in memory, and nobody reads the mean of more.
 pub const MAX_PAIRS: usize = 100_000;

@@ -62,6 +62,51 @@ pub fn render(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
     out
 }
 
+/// The same for programs: one JSON object, with the text of every token, and up to `limit` pairs and dropped pairs.
+pub fn render_json(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
+    let texts = |ids: &[u32]| {
+        ids.iter()
+            .map(|&id| tokenizer.token(id))
+            .collect::<Vec<_>>()
+    };
+    let pair = |pair: &Pair| {
+        serde_json::json!({
+            "index": pair.index,
+            "template": pair.template,
+            "clean": {"text": pair.clean_text, "ids": pair.clean, "tokens": texts(&pair.clean)},
+            "corrupted": {"text": pair.corrupted_text, "ids": pair.corrupted, "tokens": texts(&pair.corrupted)},
+            "roles": pair.roles,
+            "answers": {"ids": pair.target.answers, "tokens": texts(&pair.target.answers)},
+            "wrong": {"ids": pair.target.wrong, "tokens": texts(&pair.target.wrong)},
+        })
+    };
+    let whole = serde_json::json!({
+        "task": task.name,
+        "metric": task.metric,
+        "corruption": task.corruption,
+        "seed": task.seed,
+        "bos": task.bos,
+        "chat": task.chat,
+        "roles": task.roles(),
+        "n_asked": task.asked,
+        "n_pairs": task.pairs.len(),
+        "n_dropped": task.dropped.len(),
+        "drop_counts": task.drop_counts().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "pairs": task.pairs.iter().take(limit).map(pair).collect::<Vec<_>>(),
+        "dropped": &task.dropped[..task.dropped.len().min(limit)],
+    });
+    // JSON escapes only the lower control characters; a terminal obeys the upper ones as well.
+    let mut escaped = String::new();
+    for c in whole.to_string().chars() {
+        if c.is_control() {
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
 fn summary(task: &Task) -> String {
     let lengths: Vec<usize> = task.pairs.iter().map(|pair| pair.clean.len()).collect();
     let (shortest, longest) = (
