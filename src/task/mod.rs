@@ -11,6 +11,7 @@
 
 mod expand;
 pub mod file;
+mod fill;
 pub mod pairs;
 mod render;
 mod repeated;

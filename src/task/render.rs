@@ -172,7 +172,7 @@ fn pair_lines(pair: &Pair, tokenizer: &Tokenizer) -> Vec<String> {
                 );
             }
             // A row without marks says nothing.
-            if text.trim() != name || !name.is_empty() {
+            if text.trim() != name {
                 lines.push(text);
             }
         }
