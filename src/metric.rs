@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A metric on the logits at the answer position of one prompt.
+/// A metric on the logits at the answer position of one prompt. In files it stands under the name that it prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Metric {
     /// `mean(logits of answers) - mean(logits of wrong answers)`; logits.
     LogitDiff,
@@ -251,6 +252,20 @@ impl FromStr for Metric {
                 }),
             },
         }
+    }
+}
+
+impl TryFrom<String> for Metric {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Metric> for String {
+    fn from(metric: Metric) -> Self {
+        metric.to_string()
     }
 }
 

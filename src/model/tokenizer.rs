@@ -226,6 +226,17 @@ impl Tokenizer {
                 .is_some_and(|t| t.special)
     }
 
+    /// The token that stands for what the vocabulary cannot spell: in a prompt it hides which word was there.
+    pub fn unknown(&self) -> Option<u32> {
+        let name = match self.inner.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref()?,
+            ModelWrapper::WordPiece(model) => &model.unk_token,
+            ModelWrapper::WordLevel(model) => &model.unk_token,
+            ModelWrapper::Unigram(_) => "<unk>",
+        };
+        self.inner.token_to_id(name)
+    }
+
     /// The id of one token, written as the vocabulary writes it.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -414,6 +425,14 @@ pub(crate) mod tests {
 
     /// A word-level tokenizer over the given words, split at whitespace and around punctuation; `<s>` is 0, `<unk>` is 1.
     pub(crate) fn word_level<'a>(words: impl IntoIterator<Item = &'a str>) -> Tokenizer {
+        word_level_split(words, r"\w+|[^\w\s]+")
+    }
+
+    /// The same, with words as a regular expression finds them.
+    pub(crate) fn word_level_split<'a>(
+        words: impl IntoIterator<Item = &'a str>,
+        pattern: &str,
+    ) -> Tokenizer {
         let mut vocab = serde_json::Map::new();
         for word in ["<s>", "<unk>"].into_iter().chain(words) {
             let id = vocab.len();
@@ -422,7 +441,7 @@ pub(crate) mod tests {
         let json = serde_json::json!({
             "version": "1.0",
             "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
-            "pre_tokenizer": {"type": "Whitespace"},
+            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": true},
             "post_processor": {
                 "type": "TemplateProcessing",
                 "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],

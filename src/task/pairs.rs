@@ -1,0 +1,552 @@
+//! The user's own prompt pairs: a CSV, JSONL or parquet file with columns `clean`, `corrupted`, `answer` and, where the metric
+//! compares, `wrong`. Other columns are left alone.
+//!
+//! Several answers stand as a JSON array (JSONL), a list column (parquet), or with `|` between them (CSV). An answer is what
+//! comes next: where a word follows a word, the space between them may be left out of the file, since nobody means `to` + `Mary`
+//! to be `toMary`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+
+use polars::prelude::{Column, DataType};
+use polars_io::SerReader;
+use polars_io::parquet::read::ParquetReader;
+
+use crate::error::{Error, Result};
+use crate::metric::Metric;
+use crate::model::Tokenizer;
+use crate::task::file::one_line;
+use crate::task::template::Prompt;
+use crate::task::tokenise::{Draft, Setting, tokenise};
+use crate::task::{Dropped, ExpandOptions, MAX_PAIRS, Pair, Task};
+
+/// Larger files are refused.
+const FILE_LIMIT: u64 = 256 << 20;
+
+/// One row of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    clean: String,
+    corrupted: String,
+    answers: Vec<String>,
+    wrong: Vec<String>,
+}
+
+/// Reads pairs from a file and makes a task of them; `Pair::index` is the row. Without a metric in the options it is
+/// `logit_diff` if every row has a wrong answer, else `log_prob`.
+/// # Errors
+/// [`Error::Missing`], [`Error::Read`], [`Error::Malformed`] for the file; [`Error::EmptyTask`] if no row is usable;
+/// [`Error::BadTask`] if a corruption is asked for, which such a file has none of.
+pub fn from_pairs_file(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    options: &ExpandOptions,
+) -> Result<Task> {
+    let name = path.file_stem().map_or_else(
+        || "pairs".to_owned(),
+        |stem| stem.to_string_lossy().into_owned(),
+    );
+    if let Some(corruption) = &options.corruption {
+        return Err(Error::BadTask {
+            task: name,
+            reason: format!(
+                "the corrupted prompts are given in the file, so there is no corruption `{corruption}` to choose"
+            ),
+        });
+    }
+    let mut rows = read(path)?;
+    rows.truncate(options.n_pairs.unwrap_or(MAX_PAIRS));
+    let all_compare = rows.iter().all(|row| !row.wrong.is_empty());
+    let metric = options.metric.unwrap_or(if all_compare {
+        Metric::LogitDiff
+    } else {
+        Metric::LogProb
+    });
+    let bos = options.bos.resolve(tokenizer)?;
+    let setting = Setting {
+        tokenizer,
+        bos,
+        chat: options.chat,
+        max_tokens: options.max_tokens,
+        needs_wrong: metric.needs_wrong(),
+        derived_roles: &[],
+    };
+    let asked = rows.len();
+    let (mut pairs, mut dropped): (Vec<Pair>, Vec<Dropped>) = (Vec::new(), Vec::new());
+    for (index, row) in rows.into_iter().enumerate() {
+        if row.answers.is_empty() && !metric.needs_reference() {
+            dropped.push(Dropped {
+                index,
+                clean_text: row.clean,
+                corrupted_text: row.corrupted,
+                reason: format!("no answer: `{metric}` needs one"),
+            });
+            continue;
+        }
+        match tokenise(row.draft(index), &setting)? {
+            Ok(pair) => pairs.push(pair),
+            Err(drop) => dropped.push(drop),
+        }
+    }
+    Task {
+        name,
+        pairs,
+        dropped,
+        metric,
+        seed: options.seed.unwrap_or(0),
+        bos,
+        chat: options.chat,
+        source: path.display().to_string(),
+        corruption: "given".into(),
+        asked,
+    }
+    .unless_empty()
+}
+
+impl Row {
+    fn draft(self, index: usize) -> Draft {
+        let continuation = |answer: String| {
+            let word_ends = self
+                .clean
+                .ends_with(|c: char| c.is_alphanumeric() || ",.;:!?)".contains(c));
+            let word_begins = answer.starts_with(char::is_alphabetic);
+            if word_ends && word_begins {
+                format!(" {answer}")
+            } else {
+                answer
+            }
+        };
+        Draft {
+            index,
+            template: 0,
+            answers: self.answers.into_iter().map(continuation).collect(),
+            wrong: self.wrong.into_iter().map(continuation).collect(),
+            clean: Prompt {
+                text: self.clean.clone(),
+                roles: Vec::new(),
+            },
+            corrupted: Prompt {
+                text: self.corrupted,
+                roles: Vec::new(),
+            },
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<Row>> {
+    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::Missing {
+            path: path.to_owned(),
+            hint: "`--pairs` takes a CSV, JSONL or parquet file with columns clean, corrupted, answer, wrong".into(),
+        },
+        _ => Error::Read { path: path.to_owned(), source },
+    })?;
+    let format = match path
+        .extension()
+        .and_then(|e| e.to_str())
+        .map(str::to_ascii_lowercase)
+        .as_deref()
+    {
+        Some("csv") => "CSV",
+        Some("jsonl" | "ndjson") => "JSONL",
+        Some("parquet") => "parquet",
+        _ => {
+            return Err(malformed(
+                path,
+                "pairs",
+                "its name must end in .csv, .jsonl or .parquet",
+            ));
+        }
+    };
+    if metadata.is_dir() {
+        return Err(malformed(path, format, "it is a folder"));
+    }
+    if metadata.len() > FILE_LIMIT {
+        return Err(malformed(
+            path,
+            format,
+            format!(
+                "it has {} bytes, at most {FILE_LIMIT} are read",
+                metadata.len()
+            ),
+        ));
+    }
+    let rows = match format {
+        "parquet" => read_parquet(path)?,
+        _ => {
+            let bytes = std::fs::read(path).map_err(|source| Error::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+            let text = String::from_utf8(bytes)
+                .map_err(|_| malformed(path, format, "it is not UTF-8 text; save it as UTF-8"))?;
+            // Spreadsheets put a byte-order mark in front.
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+            if format == "CSV" {
+                read_csv(text)
+            } else {
+                read_jsonl(text)
+            }
+            .map_err(|reason| malformed(path, format, reason))?
+        }
+    };
+    if rows.len() > MAX_PAIRS {
+        return Err(malformed(
+            path,
+            format,
+            format!(
+                "it has {} pairs, at most {MAX_PAIRS} are read; split it",
+                rows.len()
+            ),
+        ));
+    }
+    Ok(rows)
+}
+
+fn malformed(path: &Path, format: &'static str, reason: impl Into<String>) -> Error {
+    Error::Malformed {
+        path: path.to_owned(),
+        format,
+        reason: reason.into(),
+    }
+}
+
+fn missing_column<'a>(name: &str, found: impl IntoIterator<Item = &'a str>) -> String {
+    let found: Vec<&str> = found.into_iter().collect();
+    one_line(&format!(
+        "it has no column `{name}`; columns needed are clean, corrupted, answer (and wrong), found {}",
+        found.join(", ")
+    ))
+}
+
+fn read_csv(text: &str) -> Result<Vec<Row>, String> {
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let headers = reader
+        .headers()
+        .map_err(|e| one_line(&e.to_string()))?
+        .clone();
+    let column: HashMap<&str, usize> = headers
+        .iter()
+        .enumerate()
+        .map(|(at, name)| (name.trim(), at))
+        .collect();
+    let find = |name: &str| {
+        column
+            .get(name)
+            .copied()
+            .ok_or_else(|| missing_column(name, headers.iter()))
+    };
+    let (clean, corrupted, answer) = (find("clean")?, find("corrupted")?, find("answer")?);
+    let wrong = column.get("wrong").copied();
+    let split = |cell: &str| {
+        cell.split('|')
+            .filter(|one| !one.trim().is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|e| one_line(&e.to_string()))?;
+        rows.push(Row {
+            clean: record[clean].to_owned(),
+            corrupted: record[corrupted].to_owned(),
+            answers: split(&record[answer]),
+            wrong: wrong.map(|wrong| split(&record[wrong])).unwrap_or_default(),
+        });
+    }
+    Ok(rows)
+}
+
+fn read_jsonl(text: &str) -> Result<Vec<Row>, String> {
+    use serde_json::Value;
+    let mut rows = Vec::new();
+    for (at, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
+        let line_number = at + 1;
+        let value: Value = serde_json::from_str(line)
+            .map_err(|e| format!("line {line_number}: {}", one_line(&e.to_string())))?;
+        let Value::Object(object) = &value else {
+            return Err(format!(
+                "line {line_number} is not an object; write {{\"clean\": ..., \"corrupted\": ..., \"answer\": ...}}"
+            ));
+        };
+        let text = |name: &str| match object.get(name) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(_) => Err(format!("line {line_number}: `{name}` is not a text")),
+            None => Err(format!(
+                "line {line_number}: {}",
+                missing_column(name, object.keys().map(String::as_str))
+            )),
+        };
+        let texts = |name: &str| match object.get(name) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::String(text)) if text.trim().is_empty() => Ok(Vec::new()),
+            Some(Value::String(text)) => Ok(vec![text.clone()]),
+            Some(Value::Array(several)) => several
+                .iter()
+                .map(|one| one.as_str().map(str::to_owned))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| {
+                    format!("line {line_number}: `{name}` holds something that is not a text")
+                }),
+            Some(_) => Err(format!(
+                "line {line_number}: `{name}` is neither a text nor an array of texts"
+            )),
+        };
+        rows.push(Row {
+            clean: text("clean")?,
+            corrupted: text("corrupted")?,
+            answers: texts("answer")?,
+            wrong: texts("wrong")?,
+        });
+    }
+    Ok(rows)
+}
+
+fn read_parquet(path: &Path) -> Result<Vec<Row>> {
+    let file = File::open(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let read = || -> Result<Vec<Row>, String> {
+        let mut reader = ParquetReader::new(file);
+        let rows = reader.num_rows().map_err(|e| one_line(&e.to_string()))?;
+        if rows > MAX_PAIRS {
+            return Err(format!(
+                "it has {rows} pairs, at most {MAX_PAIRS} are read; split it"
+            ));
+        }
+        let schema = reader.schema().map_err(|e| one_line(&e.to_string()))?;
+        let found: Vec<String> = schema.iter_names().map(|name| name.to_string()).collect();
+        let has = |name: &str| found.iter().any(|one| one == name);
+        if let Some(name) = ["clean", "corrupted", "answer"]
+            .into_iter()
+            .find(|name| !has(name))
+        {
+            return Err(missing_column(name, found.iter().map(String::as_str)));
+        }
+        let wanted = ["clean", "corrupted", "answer", "wrong"]
+            .into_iter()
+            .filter(|name| has(name));
+        let frame = reader
+            .with_columns(Some(wanted.map(str::to_owned).collect()))
+            .finish()
+            .map_err(|e| one_line(&e.to_string()))?;
+        let column = |name: &str| frame.column(name).map_err(|e| one_line(&e.to_string()));
+        let (clean, corrupted) = (texts(column("clean")?)?, texts(column("corrupted")?)?);
+        let answers = lists(column("answer")?)?;
+        let wrong = if has("wrong") {
+            lists(column("wrong")?)?
+        } else {
+            vec![Vec::new(); clean.len()]
+        };
+        let prompts = clean.into_iter().zip(corrupted);
+        Ok(prompts
+            .zip(answers.into_iter().zip(wrong))
+            .map(|((clean, corrupted), (answers, wrong))| Row {
+                clean,
+                corrupted,
+                answers,
+                wrong,
+            })
+            .collect())
+    };
+    // The parquet reader trusts what a file says about itself in a few places, and panics where that is false.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err("it is damaged".into()))
+        .map_err(|reason| malformed(path, "parquet", reason))
+}
+
+fn texts(column: &Column) -> Result<Vec<String>, String> {
+    let strings = column
+        .str()
+        .map_err(|_| format!("column `{}` is {}, not text", column.name(), column.dtype()))?;
+    strings
+        .iter()
+        .enumerate()
+        .map(|(row, text)| {
+            text.map(str::to_owned)
+                .ok_or_else(|| format!("column `{}` is empty in row {row}", column.name()))
+        })
+        .collect()
+}
+
+/// A text or list column; an empty cell is an empty list.
+fn lists(column: &Column) -> Result<Vec<Vec<String>>, String> {
+    if !matches!(column.dtype(), DataType::List(_)) {
+        let strings = column.str().map_err(|_| {
+            format!(
+                "column `{}` is {}, neither text nor lists",
+                column.name(),
+                column.dtype()
+            )
+        })?;
+        return Ok(strings
+            .iter()
+            .map(|text| {
+                text.filter(|t| !t.trim().is_empty())
+                    .map(str::to_owned)
+                    .into_iter()
+                    .collect()
+            })
+            .collect());
+    }
+    let lists = column.list().map_err(|e| one_line(&e.to_string()))?;
+    (0..lists.len())
+        .map(|row| match lists.get_as_series(row) {
+            None => Ok(Vec::new()),
+            Some(cell) => texts(&cell.into()),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tokenizer::tests::word_level;
+    use polars::prelude::{DataFrame, IntoColumn, NamedFrom, ParquetWriter, Series};
+
+    fn tokenizer() -> Tokenizer {
+        word_level(["Al", "Bo", "met", "saw", "he", "they", ",", "\"", "it"])
+    }
+
+    fn write(name: &str, bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        (folder, path)
+    }
+
+    fn task(name: &str, bytes: &[u8]) -> Result<Task> {
+        let (_folder, path) = write(name, bytes);
+        from_pairs_file(&path, &tokenizer(), &ExpandOptions::default())
+    }
+
+    #[test]
+    fn csv_rows_become_pairs_with_one_or_several_answers() {
+        let csv = "clean,corrupted,answer,wrong,note\nAl met,Bo met,he|they,it,x\n\"Al met, he\",\"Bo met, he\",saw,it,\nAl met,Bo,he,it,\n";
+        let task = task("mine.csv", csv.as_bytes()).unwrap();
+        assert_eq!(
+            (task.name.as_str(), task.metric, task.corruption.as_str()),
+            ("mine", Metric::LogitDiff, "given")
+        );
+        assert_eq!(task.pairs.len(), 2);
+        assert_eq!(task.pairs[0].target.answers, [6, 7]);
+        assert_eq!(task.pairs[0].target.wrong, [10]);
+        assert_eq!(task.pairs[1].clean, [0, 2, 4, 8, 6]);
+        assert_eq!(task.pairs[1].roles["END"], [4]);
+        assert_eq!(
+            (task.dropped[0].index, task.dropped[0].kind()),
+            (2, "lengths differ")
+        );
+    }
+
+    #[test]
+    fn jsonl_without_wrong_answers_is_measured_by_log_prob() {
+        let jsonl = "{\"clean\": \"Al met\", \"corrupted\": \"Bo met\", \"answer\": [\"he\", \" they\"]}\n\n\
+                     {\"clean\": \"Al saw\", \"corrupted\": \"Bo saw\", \"answer\": \"he\", \"wrong\": null}\n";
+        let task = task("mine.jsonl", jsonl.as_bytes()).unwrap();
+        assert_eq!(task.metric, Metric::LogProb);
+        assert_eq!(task.pairs[0].target.answers, [6, 7]);
+        assert_eq!(task.pairs[1].index, 1);
+    }
+
+    #[test]
+    fn parquet_holds_texts_or_lists() {
+        let answers = Series::new(
+            "answer".into(),
+            [
+                Series::new("".into(), ["he", "they"]),
+                Series::new("".into(), ["he"]),
+            ],
+        );
+        let columns = vec![
+            Series::new("clean".into(), ["Al met", "Al saw"]).into_column(),
+            Series::new("corrupted".into(), ["Bo met", "Bo saw"]).into_column(),
+            answers.into_column(),
+            Series::new("wrong".into(), [Some("it"), None]).into_column(),
+        ];
+        let mut frame = DataFrame::new(2, columns).unwrap();
+        let mut bytes = Vec::new();
+        ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+        let read = task("mine.parquet", &bytes).unwrap();
+        assert_eq!(read.metric, Metric::LogProb);
+        assert_eq!(read.pairs[0].target.answers, [6, 7]);
+        assert_eq!(
+            (
+                read.pairs[0].target.wrong.len(),
+                read.pairs[1].target.wrong.len()
+            ),
+            (1, 0)
+        );
+
+        // Damaged at every place in turn, it may be an error but never a panic.
+        for at in (0..bytes.len()).step_by(7) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0xff;
+            let _ = task("mine.parquet", &damaged);
+            let _ = task("mine.parquet", &bytes[..at]);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_in_one_line() {
+        for (name, text, says) in [
+            ("a.txt", "", "must end in .csv"),
+            ("a.csv", "clean,answer\nx,y\n", "no column `corrupted`"),
+            ("a.csv", "clean,corrupted,answer\nx,y\n", "record"),
+            ("a.csv", "", "no column `clean`"),
+            ("a.csv", "clean,corrupted,answer,wrong\n", "no pairs at all"),
+            (
+                "a.csv",
+                "clean,corrupted,answer,wrong\nAl met,Bo,he,it\n",
+                "clean has 3 tokens, corrupted has 2",
+            ),
+            (
+                "a.csv",
+                "clean,corrupted,answer\nAl met,Bo met,he saw\n",
+                "answer is not one token",
+            ),
+            (
+                "a.csv",
+                "clean,corrupted,answer\nAl met,Bo met,\n",
+                "no answer",
+            ),
+            ("a.jsonl", "{\"clean\": 1}", "`clean` is not a text"),
+            ("a.jsonl", "[1]", "line 1 is not an object"),
+            ("a.jsonl", "{}\n{", "line 1: it has no column `clean`"),
+            (
+                "a.jsonl",
+                "{\"clean\": \"x\", \"corrupted\": \"y\", \"answer\": [1]}",
+                "not a text",
+            ),
+            (
+                "a.parquet",
+                "PAR1 and then nothing",
+                "not a readable parquet file",
+            ),
+        ] {
+            let message = task(name, text.as_bytes()).unwrap_err().to_string();
+            assert!(
+                message.contains(says) && !message.contains('\n'),
+                "{message}"
+            );
+        }
+        assert!(
+            task("a.csv", &[0xff, 0xfe])
+                .unwrap_err()
+                .to_string()
+                .contains("not UTF-8")
+        );
+        let missing = from_pairs_file(
+            Path::new("no/such.csv"),
+            &tokenizer(),
+            &ExpandOptions::default(),
+        );
+        assert!(matches!(missing, Err(Error::Missing { .. })));
+    }
+}

@@ -1,0 +1,489 @@
+//! One pair of texts to one pair of token sequences, or the reason why not. Everything that makes a pair unusable for patching
+//! is decided here, for generated pairs and the user's own alike.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::metric::Target;
+use crate::model::Tokenizer;
+use crate::model::tokenizer::{Encoded, printable};
+use crate::task::template::Prompt;
+use crate::task::{Dropped, Pair};
+
+/// A pair of prompts before any tokenizer saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Draft {
+    pub index: usize,
+    pub template: usize,
+    pub clean: Prompt,
+    pub corrupted: Prompt,
+    /// Texts that continue the prompt, exactly as it would go on.
+    pub answers: Vec<String>,
+    pub wrong: Vec<String>,
+}
+
+/// What holds for all pairs of a task.
+pub(super) struct Setting<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub bos: bool,
+    pub chat: bool,
+    pub max_tokens: Option<usize>,
+    pub needs_wrong: bool,
+    /// Roles such as `S1+1`.
+    pub derived_roles: &'a [DerivedRole],
+}
+
+/// The token `offset` after the last (or, negative, before the first) token of another role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DerivedRole {
+    pub name: String,
+    pub base: String,
+    pub offset: isize,
+}
+
+/// A pair that fits, or one that is dropped. An error is one that no other pair would be spared.
+pub(super) type Candidate = std::result::Result<Pair, Dropped>;
+
+/// # Errors
+/// [`crate::Error::Tokenizer`] if the tokenizer or its chat template fails.
+pub(super) fn tokenise(draft: Draft, setting: &Setting) -> Result<Candidate> {
+    let clean = frame(&draft.clean, setting)?;
+    let corrupted = frame(&draft.corrupted, setting)?;
+    Ok(match pair(&draft, &clean, &corrupted, setting)? {
+        Ok(pair) => Ok(pair),
+        Err(reason) => Err(Dropped {
+            index: draft.index,
+            clean_text: clean.prompt.text,
+            corrupted_text: corrupted.prompt.text,
+            reason,
+        }),
+    })
+}
+
+/// A prompt as the model sees it, and its tokens.
+struct Framed {
+    prompt: Prompt,
+    encoded: Encoded,
+}
+
+fn frame(prompt: &Prompt, setting: &Setting) -> Result<Framed> {
+    let mut prompt = prompt.clone();
+    if setting.chat {
+        let inner = prompt.text.trim();
+        let cut = prompt.text.len() - prompt.text.trim_start().len();
+        let rendered = setting.tokenizer.chat(&prompt.text)?;
+        // Templates may trim the message, so it is looked for without the white space around it.
+        match rendered.rfind(inner) {
+            Some(at) => {
+                for (_, span) in &mut prompt.roles {
+                    *span = shift(span, cut, at)..shift(&(span.end..span.end), cut, at);
+                }
+            }
+            None => prompt.roles.clear(),
+        }
+        prompt.text = rendered;
+    }
+    let encoded = setting.tokenizer.encode(&prompt.text, setting.bos)?;
+    Ok(Framed { prompt, encoded })
+}
+
+fn shift(span: &Range<usize>, cut: usize, at: usize) -> usize {
+    span.start.saturating_sub(cut) + at
+}
+
+fn pair(
+    draft: &Draft,
+    clean: &Framed,
+    corrupted: &Framed,
+    setting: &Setting,
+) -> Result<Result<Pair, String>> {
+    if let Err(reason) = check_prompts(clean, corrupted, setting) {
+        return Ok(Err(reason));
+    }
+    let roles = match roles(clean, corrupted, setting) {
+        Ok(roles) => roles,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let answers = match answer_tokens(&draft.answers, clean, setting)? {
+        Ok(ids) => ids,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let wrong = match answer_tokens(&draft.wrong, clean, setting)? {
+        Ok(ids) => ids,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    if wrong.is_empty() && setting.needs_wrong {
+        return Ok(Err(
+            "no wrong answer: the metric compares with one; fill it in, or use `--metric log_prob`"
+                .into(),
+        ));
+    }
+    if let Some(&both) = answers.iter().find(|id| wrong.contains(id)) {
+        return Ok(Err(format!(
+            "answer is also wrong: `{}` stands on both sides",
+            setting.tokenizer.token(both)
+        )));
+    }
+    Ok(Ok(Pair {
+        index: draft.index,
+        clean: clean.encoded.ids.clone(),
+        corrupted: corrupted.encoded.ids.clone(),
+        clean_text: clean.prompt.text.clone(),
+        corrupted_text: corrupted.prompt.text.clone(),
+        target: Target { answers, wrong },
+        roles,
+        template: draft.template,
+    }))
+}
+
+fn check_prompts(clean: &Framed, corrupted: &Framed, setting: &Setting) -> Result<(), String> {
+    let (clean_ids, corrupted_ids) = (&clean.encoded.ids, &corrupted.encoded.ids);
+    if clean_ids.is_empty() || corrupted_ids.is_empty() {
+        return Err("empty prompt: it has no tokens".into());
+    }
+    if let Some(limit) = setting.max_tokens
+        && clean_ids.len().max(corrupted_ids.len()) > limit
+    {
+        let longest = clean_ids.len().max(corrupted_ids.len());
+        return Err(format!(
+            "too long: {longest} tokens, the model takes at most {limit}"
+        ));
+    }
+    if let Some(unknown) = setting.tokenizer.unknown() {
+        for framed in [clean, corrupted] {
+            if let Some(at) = framed.encoded.ids.iter().position(|&id| id == unknown) {
+                let span = framed.encoded.spans[at].clone();
+                let word = framed.prompt.text.get(span).unwrap_or("?");
+                return Err(format!(
+                    "unknown word: the vocabulary cannot spell `{}`",
+                    printable(word)
+                ));
+            }
+        }
+    }
+    if clean_ids.len() != corrupted_ids.len() {
+        return Err(format!(
+            "lengths differ: clean has {} tokens, corrupted has {}",
+            clean_ids.len(),
+            corrupted_ids.len()
+        ));
+    }
+    if clean_ids == corrupted_ids {
+        return Err("no difference: clean and corrupted are the same tokens".into());
+    }
+    Ok(())
+}
+
+/// The token positions of every role, which must be the same in both prompts.
+fn roles(
+    clean: &Framed,
+    corrupted: &Framed,
+    setting: &Setting,
+) -> Result<BTreeMap<String, Vec<usize>>, String> {
+    let length = clean.encoded.ids.len();
+    let mut roles = BTreeMap::from([("END".to_owned(), vec![length - 1])]);
+    for ((role, here), (_, there)) in clean.prompt.roles.iter().zip(&corrupted.prompt.roles) {
+        let (here, there) = (
+            covering(&clean.encoded, here),
+            covering(&corrupted.encoded, there),
+        );
+        if here != there {
+            return Err(format!(
+                "roles misaligned: {role} is at {here:?} in clean and {there:?} in corrupted"
+            ));
+        }
+        if here.is_empty() {
+            return Err(format!("role without token: no token is inside {role}"));
+        }
+        roles.insert(role.clone(), here);
+    }
+    for derived in setting.derived_roles {
+        let Some(base) = roles.get(&derived.base) else {
+            return Err(format!(
+                "role without token: {} counts from {}, which is not there",
+                derived.name, derived.base
+            ));
+        };
+        let from = if derived.offset < 0 {
+            base.first()
+        } else {
+            base.last()
+        };
+        let at = from
+            .and_then(|&from| from.checked_add_signed(derived.offset))
+            .filter(|&at| at < length);
+        let Some(at) = at else {
+            return Err(format!(
+                "role without token: {} lies outside the prompt",
+                derived.name
+            ));
+        };
+        roles.insert(derived.name.clone(), vec![at]);
+    }
+    Ok(roles)
+}
+
+/// The tokens that share a byte with a range of the text.
+fn covering(encoded: &Encoded, range: &Range<usize>) -> Vec<usize> {
+    let overlaps = |span: &Range<usize>| span.start.max(range.start) < span.end.min(range.end);
+    (0..encoded.spans.len())
+        .filter(|&at| overlaps(&encoded.spans[at]))
+        .collect()
+}
+
+/// The token that each text becomes as the continuation of the prompt. A tokenizer may spell a word otherwise there than alone
+/// (` Mary`, not `Mary`), so prompt and answer are encoded together and must differ by one token at the end.
+fn answer_tokens(
+    texts: &[String],
+    clean: &Framed,
+    setting: &Setting,
+) -> Result<Result<Vec<u32>, String>> {
+    let prompt = &clean.encoded.ids;
+    let mut ids = Vec::with_capacity(texts.len());
+    for text in texts {
+        // After a chat template's own line break an answer begins without its space.
+        let text = if setting.chat {
+            text.trim_start()
+        } else {
+            text.as_str()
+        };
+        let whole = setting
+            .tokenizer
+            .encode(&format!("{}{text}", clean.prompt.text), setting.bos)?
+            .ids;
+        let Some(rest) = whole.strip_prefix(prompt.as_slice()) else {
+            return Ok(Err(format!(
+                "answer joins the prompt: `{}` changes the prompt's last token",
+                printable(text)
+            )));
+        };
+        let &[id] = rest else {
+            let pieces: Vec<String> = rest.iter().map(|&id| setting.tokenizer.token(id)).collect();
+            return Ok(Err(format!(
+                "answer is not one token: `{}` is {} ({})",
+                printable(text),
+                pieces.len(),
+                pieces.join("|")
+            )));
+        };
+        if Some(id) == setting.tokenizer.unknown() {
+            return Ok(Err(format!(
+                "unknown word: the vocabulary cannot spell the answer `{}`",
+                printable(text)
+            )));
+        }
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(Ok(ids))
+}
+
+impl DerivedRole {
+    /// Reads `S1+1`, `IO-1`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let at = name.rfind(['+', '-'])?;
+        let (base, offset) = name.split_at(at);
+        let offset: isize = offset.parse().ok()?;
+        (!base.is_empty() && offset != 0).then(|| DerivedRole {
+            name: name.to_owned(),
+            base: base.to_owned(),
+            offset,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tokenizer::tests::{byte_level, word_level};
+
+    fn draft(clean: &str, corrupted: &str, answers: &[&str], wrong: &[&str]) -> Draft {
+        // The role NAME is the word that begins with a capital, after the first letter.
+        let prompt = |text: &str| Prompt {
+            text: text.to_owned(),
+            roles: text
+                .split(' ')
+                .find(|word| word.starts_with(char::is_uppercase))
+                .map(|word| {
+                    let start = text.find(word).expect("it is in the text");
+                    ("NAME".to_owned(), start..start + word.len())
+                })
+                .into_iter()
+                .collect(),
+        };
+        Draft {
+            index: 4,
+            template: 1,
+            clean: prompt(clean),
+            corrupted: prompt(corrupted),
+            answers: answers.iter().map(|&a| a.to_owned()).collect(),
+            wrong: wrong.iter().map(|&a| a.to_owned()).collect(),
+        }
+    }
+
+    fn setting<'a>(tokenizer: &'a Tokenizer, derived_roles: &'a [DerivedRole]) -> Setting<'a> {
+        Setting {
+            tokenizer,
+            bos: true,
+            chat: false,
+            max_tokens: Some(6),
+            needs_wrong: true,
+            derived_roles,
+        }
+    }
+
+    #[test]
+    fn roles_and_answers_are_found_in_the_tokens() {
+        let tokenizer = word_level(["then", "Mary", "John", "ran", "he", "she"]);
+        let derived = [
+            DerivedRole::parse("NAME+1").unwrap(),
+            DerivedRole::parse("NAME-1").unwrap(),
+        ];
+        let pair = tokenise(
+            draft("then Mary ran", "then John ran", &[" she"], &[" he"]),
+            &setting(&tokenizer, &derived),
+        )
+        .unwrap()
+        .unwrap();
+        assert_eq!(pair.clean, [0, 2, 3, 5]);
+        assert_eq!(pair.corrupted, [0, 2, 4, 5]);
+        assert_eq!(
+            pair.target,
+            Target {
+                answers: vec![7],
+                wrong: vec![6]
+            }
+        );
+        assert_eq!(pair.roles["NAME"], [2]);
+        assert_eq!(pair.roles["NAME+1"], [3]);
+        assert_eq!(pair.roles["NAME-1"], [1]);
+        assert_eq!(pair.roles["END"], [3]);
+    }
+
+    #[test]
+    fn a_role_of_several_tokens_has_several_positions() {
+        let tokenizer = byte_level(Some(r#"{"bos_token": "<|end|>"}"#));
+        let mut setting = setting(&tokenizer, &[]);
+        setting.max_tokens = None;
+        let pair = tokenise(draft("x Al", "x Bo", &[" a"], &["."]), &setting)
+            .unwrap()
+            .unwrap();
+        assert_eq!(pair.roles["NAME"], [3, 4]);
+        assert_eq!(pair.target.answers, [256]);
+    }
+
+    #[test]
+    fn an_unusable_pair_says_why() {
+        let tokenizer = word_level(["then", "Mary", "John", "ran", "he", "she"]);
+        let setting = setting(&tokenizer, &[]);
+        for (clean, corrupted, answers, wrong, says) in [
+            (
+                "then Mary ran",
+                "John ran",
+                &[" she"][..],
+                &[" he"][..],
+                "lengths differ: clean has 4 tokens, corrupted has 3",
+            ),
+            (
+                "Mary ran then",
+                "then John ran",
+                &[" she"],
+                &[" he"],
+                "roles misaligned: NAME is at [1]",
+            ),
+            (
+                "then Mary ran",
+                "then Mary ran",
+                &[" she"],
+                &[" he"],
+                "no difference",
+            ),
+            (
+                "then Mary ran",
+                "then Anna ran",
+                &[" she"],
+                &[" he"],
+                "unknown word: the vocabulary cannot spell `Anna`",
+            ),
+            (
+                "then Mary ran",
+                "then John ran",
+                &[" they"],
+                &[" he"],
+                "unknown word",
+            ),
+            (
+                "then Mary ran",
+                "then John ran",
+                &[" she ran"],
+                &[" he"],
+                "answer is not one token: ` she ran` is 2 (she|ran)",
+            ),
+            (
+                "then Mary ran",
+                "then John ran",
+                &["s"],
+                &[" he"],
+                "answer joins the prompt",
+            ),
+            (
+                "then Mary ran",
+                "then John ran",
+                &[" she"],
+                &[" she"],
+                "answer is also wrong",
+            ),
+            (
+                "then Mary ran",
+                "then John ran",
+                &[" she"],
+                &[],
+                "no wrong answer",
+            ),
+            (
+                "then Mary ran ran ran ran",
+                "then John ran ran ran ran",
+                &[" she"],
+                &[" he"],
+                "too long: 7 tokens",
+            ),
+        ] {
+            let dropped = tokenise(draft(clean, corrupted, answers, wrong), &setting)
+                .unwrap()
+                .unwrap_err();
+            assert!(dropped.reason.contains(says), "{}", dropped.reason);
+            assert_eq!(dropped.index, 4);
+        }
+    }
+
+    #[test]
+    fn a_chat_template_moves_the_roles_and_the_answer_loses_its_space() {
+        let config = r#"{"bos_token": "<|end|>", "chat_template": "<|end|>[{{ messages[0]['content'] | trim }}]{{ '\\n' }}"}"#;
+        let tokenizer = byte_level(Some(config));
+        let setting = Setting {
+            tokenizer: &tokenizer,
+            bos: true,
+            chat: true,
+            max_tokens: None,
+            needs_wrong: false,
+            derived_roles: &[],
+        };
+        let pair = tokenise(draft(" Al", " Bo", &[" x"], &[]), &setting)
+            .unwrap()
+            .unwrap();
+        assert_eq!(pair.clean_text, "<|end|>[Al]\n");
+        assert_eq!(pair.roles["NAME"], [2, 3]);
+        assert_eq!(pair.target.answers, [u32::from(b'x')]);
+    }
+
+    #[test]
+    fn a_derived_role_is_a_role_and_a_distance() {
+        let role = DerivedRole::parse("S1-2").unwrap();
+        assert_eq!((role.base.as_str(), role.offset), ("S1", -2));
+        for bad in ["S1", "+1", "S1+", "S1+0", "S1+x"] {
+            assert!(DerivedRole::parse(bad).is_none(), "{bad}");
+        }
+    }
+}
