@@ -1,0 +1,120 @@
+//! The table as text: CSV and JSON lines for pipes, and an aligned table of chosen rows for people.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use polars::prelude::AnyValue;
+use serde_json::{Map, Value};
+
+use super::{Scores, visible, visible_width};
+
+/// Columns that every row of a table shares: said once, above it.
+const SHARED: [&str; 4] = ["method", "metric", "direction", "base"];
+
+impl Scores {
+    /// Writes the table as CSV (RFC 4180). Text that a spreadsheet would run as a formula (it begins with `=`, `+`, `-`, `@`,
+    /// a tab or a carriage return) gets a `'` in front; JSON and parquet hold the text as it is.
+    pub fn to_csv(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut csv = csv::Writer::from_writer(out);
+        csv.write_record(self.table.get_column_names().iter().map(|name| name.as_str()))?;
+        for row in 0..self.table.height() {
+            csv.write_record(self.row(row).map(|(_, value)| match value {
+                AnyValue::String(text) => inert(text),
+                AnyValue::StringOwned(text) => inert(&text),
+                value => plain(&value),
+            }))?;
+        }
+        csv.flush()
+    }
+
+    /// Writes a JSON object a line; absent and non-finite values are `null`.
+    pub fn to_json(&self, out: &mut impl Write) -> io::Result<()> {
+        for row in 0..self.table.height() {
+            let object: Map<String, Value> =
+                self.row(row).map(|(name, value)| (name.to_string(), json(&value))).collect();
+            serde_json::to_writer(&mut *out, &object)?;
+            out.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    /// The rows as an aligned table, without the columns that all rows share, each line ended; numbers to four places.
+    pub fn to_text(&self) -> String {
+        let columns: Vec<(Vec<String>, bool)> = self
+            .table
+            .columns()
+            .iter()
+            .filter(|column| !SHARED.contains(&column.name().as_str()))
+            .map(|column| {
+                let rows = (0..column.len()).map(|row| short(&column.get(row).unwrap_or(AnyValue::Null)));
+                let texts = std::iter::once(column.name().to_string()).chain(rows).collect();
+                (texts, column.dtype().is_primitive_numeric())
+            })
+            .collect();
+        let mut text = String::new();
+        for row in 0..=self.table.height() {
+            let mut line = String::new();
+            for (texts, to_the_right) in &columns {
+                let width = texts.iter().map(|text| visible_width(text)).max().unwrap_or(0);
+                let gap = " ".repeat(width - visible_width(&texts[row]));
+                let (before, after) = if *to_the_right { (gap.as_str(), "") } else { ("", gap.as_str()) };
+                line.push_str(&format!("{before}{}{after}  ", texts[row]));
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+
+    fn row(&self, row: usize) -> impl Iterator<Item = (&str, AnyValue<'_>)> {
+        let columns = self.table.columns().iter();
+        columns.map(move |column| (column.name().as_str(), column.get(row).unwrap_or(AnyValue::Null)))
+    }
+}
+
+/// A line that says what the table is, then its ten strongest rows.
+impl fmt::Display for Scores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let about = &self.provenance;
+        let (method, metric) = (visible(&about.method), visible(&about.metric));
+        let rows = self.table.height();
+        writeln!(f, "{method}, {metric}, {}: {rows} rows from {} examples", about.direction, about.examples)?;
+        write!(f, "{}", self.top(10).to_text())
+    }
+}
+
+fn inert(text: &str) -> String {
+    match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        true => format!("'{text}"),
+        false => text.to_string(),
+    }
+}
+
+fn plain(value: &AnyValue) -> String {
+    match value {
+        AnyValue::Null => String::new(),
+        AnyValue::Float64(number) => number.to_string(),
+        AnyValue::UInt32(number) => number.to_string(),
+        AnyValue::Int32(number) => number.to_string(),
+        other => other.str_value().into_owned(),
+    }
+}
+
+fn json(value: &AnyValue) -> Value {
+    match value {
+        AnyValue::Null => Value::Null,
+        // JSON knows no NaN and no infinity: `From<f64>` makes them null.
+        AnyValue::Float64(number) => Value::from(*number),
+        AnyValue::UInt32(number) => Value::from(*number),
+        AnyValue::Int32(number) => Value::from(*number),
+        other => Value::from(other.str_value().into_owned()),
+    }
+}
+
+fn short(value: &AnyValue) -> String {
+    match value {
+        AnyValue::Null => String::new(),
+        AnyValue::Float64(number) => format!("{number:.4}"),
+        other => visible(&plain(other)),
+    }
+}
