@@ -54,6 +54,7 @@ mod tests {
     fn the_cube_and_the_greys_are_found() {
         assert_eq!(nearest_of_256([255, 0, 0]), 196);
         assert_eq!(nearest_of_256([0, 0, 0]), 16);
-        assert_eq!(nearest_of_256([247, 247, 247]), 255);
+        assert_eq!(nearest_of_256([250, 250, 250]), 231);
+        assert_eq!(nearest_of_256([238, 238, 238]), 255);
     }
 }

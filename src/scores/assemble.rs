@@ -315,3 +315,115 @@ fn texts<S: AsRef<str>>(name: &str, height: usize, of: impl Fn(usize) -> Option<
         StringChunked::from_iter_options(name.into(), (0..height).map(of)).into_column()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::scores::Direction;
+
+    fn cell(layer: u32, pos: i32) -> Cell {
+        Cell { component: "hook_resid_pre".into(), layer: Some(layer), pos: Some(pos), ..Cell::default() }
+    }
+
+    fn example(example: usize, clean: f64, corrupted: f64, cells: &[u32], values: &[f64]) -> ExampleScores {
+        ExampleScores {
+            example,
+            clean,
+            corrupted,
+            tokens: ["When", if example == 0 { " Mary" } else { " Tom" }, " gave"].map(String::from).to_vec(),
+            roles: BTreeMap::from([("IO".to_string(), vec![1])]),
+            cells: Arc::from(cells),
+            values: values.to_vec(),
+        }
+    }
+
+    fn assembled(cells: &[Cell], examples: &[ExampleScores], direction: Direction, detail: Detail) -> Scores {
+        let meta = ScoresMeta { method: "m".into(), metric: "logit_diff".into(), direction, ..ScoresMeta::default() };
+        Scores::assemble(cells, examples, &meta, detail, Provenance::default()).unwrap()
+    }
+
+    fn column(scores: &Scores, name: &str) -> Vec<Option<f64>> {
+        scores.floats(name).unwrap_or_else(|| panic!("no column {name}"))
+    }
+
+    #[test]
+    fn normalised_is_a_ratio_of_means_in_either_direction() {
+        // Means: clean 3, corrupted -1, patched 1. Denoising restores 2 of 4, noising destroys 2 of 4.
+        let examples = [example(0, 4.0, 0.0, &[0], &[3.0]), example(1, 2.0, -2.0, &[0], &[-1.0])];
+        for (direction, score) in [(Direction::Denoise, 2.0), (Direction::Noise, -2.0)] {
+            let scores = assembled(&[cell(0, 0)], &examples, direction, Detail::Mean);
+            assert_eq!(column(&scores, "value"), [Some(1.0)]);
+            assert_eq!(column(&scores, "score"), [Some(score)]);
+            assert_eq!(column(&scores, "normalised"), [Some(0.5)]);
+            assert_eq!(scores.texts("base").unwrap(), [Some(direction.base())]);
+        }
+        let ablated = assembled(&[cell(0, 0)], &examples, Direction::Ablate, Detail::Mean);
+        assert!(ablated.floats("normalised").is_none() && ablated.warnings().is_empty());
+    }
+
+    #[test]
+    fn a_cell_that_some_examples_lack_is_measured_on_the_others() {
+        let examples = [example(0, 4.0, 0.0, &[0, 1], &[1.0, 2.0]), example(1, 8.0, 0.0, &[1, 2], &[6.0, 7.0])];
+        let scores = assembled(&[cell(0, 0), cell(0, 1), cell(0, -1)], &examples, Direction::Denoise, Detail::Mean);
+        assert_eq!(column(&scores, "score"), [Some(1.0), Some(4.0), Some(7.0)]);
+        // 1 of 4, 4 of 6, 7 of 8.
+        assert_eq!(column(&scores, "normalised"), [Some(0.25), Some(4.0 / 6.0), Some(0.875)]);
+        let low = column(&scores, "ci_low");
+        assert_eq!((low[0], low[2]), (None, None), "one example has no interval");
+        assert_eq!(low[1], Some(2.0), "of two examples the lower end is the lower one");
+        assert_eq!(column(&scores, "ci_high")[1], Some(6.0));
+        // The two examples have different names at position 1, and one role.
+        assert_eq!(scores.texts("token").unwrap(), [Some("When"), None, Some(" gave")]);
+        assert_eq!(scores.texts("role").unwrap(), [None, Some("IO"), None]);
+        assert_eq!(scores.provenance.examples_per_row, Some((1, 2)));
+    }
+
+    #[test]
+    fn columns_that_apply_to_no_row_are_absent() {
+        let names = |detail| {
+            let examples = [example(3, 1.0, 0.0, &[0], &[0.5])];
+            let scores = assembled(&[cell(0, 1)], &examples, Direction::Denoise, detail);
+            scores.table.get_column_names().iter().map(|name| name.to_string()).collect::<Vec<_>>()
+        };
+        let shared = ["method", "metric", "direction", "component", "layer", "pos", "token", "role"];
+        let measured = ["value", "score", "normalised", "base"];
+        assert_eq!(names(Detail::Mean), [&shared[..], &measured].concat());
+        assert_eq!(names(Detail::PerExample), [&shared[..], &["example"], &measured].concat());
+    }
+
+    #[test]
+    fn a_metric_that_the_corruption_does_not_move_gives_a_warning_instead_of_a_ratio() {
+        let scores =
+            assembled(&[cell(0, 0)], &[example(0, 1.0, 1.0 + 1e-9, &[0], &[2.0])], Direction::Noise, Detail::Mean);
+        assert!(scores.floats("normalised").is_none());
+        assert_eq!(scores.warnings().len(), 1);
+    }
+
+    #[test]
+    fn blocks_and_groups_keep_the_order_of_the_cells() {
+        let cells: Vec<Cell> = (0..BLOCK as u32 + 10).map(|layer| cell(layer, 0)).collect();
+        let all: Vec<u32> = (0..cells.len() as u32).collect();
+        let even: Vec<u32> = all.iter().copied().filter(|i| i % 2 == 0).collect();
+        let values = |cells: &[u32]| cells.iter().map(|&i| i as f64).collect::<Vec<_>>();
+        let examples = [example(0, 1.0, 0.0, &all, &values(&all)), example(1, 1.0, 0.0, &even, &values(&even))];
+        let scores = assembled(&cells, &examples, Direction::Denoise, Detail::Mean);
+        assert_eq!(column(&scores, "value"), all.iter().map(|&i| Some(i as f64)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lists_that_do_not_fit_are_refused() {
+        for (cells, values) in [(vec![1, 0], vec![0.0, 0.0]), (vec![0], vec![]), (vec![9], vec![0.0])] {
+            let examples = [example(0, 1.0, 0.0, &cells, &values)];
+            let refused = Scores::assemble(
+                &[cell(0, 0), cell(0, 1)],
+                &examples,
+                &ScoresMeta::default(),
+                Detail::Mean,
+                Provenance::default(),
+            );
+            assert!(matches!(refused, Err(Error::Invalid(_))));
+        }
+    }
+}

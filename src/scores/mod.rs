@@ -9,6 +9,7 @@ mod assemble;
 mod cell;
 mod file;
 mod interval;
+mod pages;
 mod parquet;
 pub mod parts;
 mod provenance;

@@ -11,11 +11,12 @@ use std::path::Path;
 use std::sync::Once;
 
 use polars::prelude::*;
-use polars_io::parquet::read::{ParallelStrategy, ParquetReader};
+use polars_io::parquet::read::{FileMetadata, ParallelStrategy, ParquetReader};
 use polars_io::parquet::write::{KeyValueMetadata, ParquetWriter};
 use polars_io::prelude::SerReader;
 
 use super::file::{stage, write_whole};
+use super::pages;
 use super::provenance::{FOOTER_KEY, Provenance};
 use super::Scores;
 use crate::error::{Error, Result};
@@ -137,15 +138,14 @@ pub(super) fn read_table(path: &Path, key: &str, format: &'static str) -> Result
     if !bytes.ends_with(b"PAR1") {
         return Err(malformed("its end is missing: an unfinished copy?".to_string()));
     }
-    let size = bytes.len();
     let decoded = without_panic(move || -> PolarsResult<Result<(DataFrame, String), String>> {
-        let mut reader = ParquetReader::new(Cursor::new(bytes)).read_parallel(ParallelStrategy::None);
-        let metadata = reader.get_metadata()?;
+        let mut reader = ParquetReader::new(Cursor::new(&bytes)).read_parallel(ParallelStrategy::None);
+        let metadata = reader.get_metadata()?.clone();
         let notes = metadata.key_value_metadata.as_deref().unwrap_or_default();
         let Some(note) = notes.iter().find(|n| n.key == key).and_then(|n| n.value.clone()) else {
             return Ok(Err(format!("no `{key}` in its footer: another program wrote it")));
         };
-        if let Some(reason) = implausible(metadata, size) {
+        if let Some(reason) = implausible(&metadata, &bytes) {
             return Ok(Err(reason));
         }
         Ok(Ok((reader.finish()?, note)))
@@ -158,23 +158,27 @@ pub(super) fn read_table(path: &Path, key: &str, format: &'static str) -> Result
     }
 }
 
-/// Sizes in the footer that no file of ours has: decoding would ask for memory that the file cannot fill.
-fn implausible(metadata: &polars_io::parquet::read::FileMetadata, size: usize) -> Option<String> {
-    let rows: usize = metadata.row_groups.iter().map(|group| group.num_rows()).sum();
-    if rows != metadata.num_rows || rows > u32::MAX as usize {
-        return Some(format!("its footer counts {} rows, its parts {rows}", metadata.num_rows));
+/// Sizes in footer or page headers that cannot be true: decoding would ask for memory that the file cannot fill.
+fn implausible(metadata: &FileMetadata, bytes: &[u8]) -> Option<String> {
+    let rows = metadata.row_groups.iter().try_fold(0usize, |sum, group| sum.checked_add(group.num_rows()));
+    if rows != Some(metadata.num_rows) || metadata.num_rows > u32::MAX as usize {
+        return Some(format!("its footer counts {} rows, its parts other ones", metadata.num_rows));
     }
-    let columns = || metadata.row_groups.iter().flat_map(|group| group.parquet_columns());
-    let out_of_file = columns().any(|column| {
-        let range = column.byte_range();
-        range.end > size as u64 || range.start > range.end
-    });
-    if out_of_file {
-        return Some("its footer points outside the file".to_string());
+    for group in &metadata.row_groups {
+        for column in group.parquet_columns() {
+            let range = column.byte_range();
+            let Some(chunk) = bytes.get(range.start as usize..range.end as usize) else {
+                return Some("its footer points outside the file".to_string());
+            };
+            if column.num_values() != group.num_rows() as i64 {
+                return Some("its columns differ in length".to_string());
+            }
+            if let Some(fault) = pages::fault(chunk, group.num_rows() as u64) {
+                return Some(fault.to_string());
+            }
+        }
     }
-    // Our columns of measurements hardly compress; constant ones do, by at most some ten thousand.
-    let claimed = columns().map(|c| c.uncompressed_size().max(0) as u128).sum::<u128>();
-    (claimed > size as u128 * 20_000).then(|| format!("it claims to hold {claimed} bytes in {size}"))
+    None
 }
 
 fn one_line(text: &str) -> String {
@@ -197,4 +201,102 @@ fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     let outcome = panic::catch_unwind(AssertUnwindSafe(work));
     SILENT.set(false);
     outcome.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cell, Detail, ExampleScores, PromptTokens, ScoresMeta};
+    use super::*;
+
+    fn scores() -> Scores {
+        let cells: Vec<Cell> = (0..6)
+            .map(|i| Cell {
+                component: if i < 4 { "hook_resid_pre" } else { "attn.hook_z" }.into(),
+                layer: Some(i / 2),
+                pos: (i < 4).then_some(i as i32 % 2),
+                head: (i >= 4).then_some(i),
+                ..Cell::default()
+            })
+            .collect();
+        let example = |example| ExampleScores {
+            example,
+            clean: 1.0,
+            corrupted: -0.5,
+            tokens: vec!["a".into(), "\u{1b}é".into()],
+            cells: (0..6).collect(),
+            values: (0..6).map(|i| (i + example) as f64 / 7.0).collect(),
+            ..ExampleScores::default()
+        };
+        let provenance = Provenance {
+            command: vec!["candlewick".into(), "patch".into()],
+            prompts: vec![PromptTokens { clean: vec![1, 2], corrupted: vec![1, 3], ..PromptTokens::default() }],
+            config: serde_json::json!({ "window": 3 }),
+            seconds: 0.1,
+            ..Provenance::default()
+        };
+        let meta = ScoresMeta { method: "m".into(), ..ScoresMeta::default() };
+        Scores::assemble(&cells, &[example(0), example(1)], &meta, Detail::Mean, provenance).unwrap()
+    }
+
+    #[test]
+    fn a_table_comes_back_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        scores().write_parquet(&path).unwrap();
+        let back = Scores::read_parquet(&path).unwrap();
+        assert!(back.table.equals_missing(&scores().table), "{}", back.table);
+        assert_eq!(back.table.schema(), scores().table.schema());
+        assert_eq!(back.provenance, scores().provenance);
+    }
+
+    #[test]
+    fn the_same_table_gives_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = |name: &str| {
+            scores().write_parquet(&folder.path().join(name)).unwrap();
+            fs::read(folder.path().join(name)).unwrap()
+        };
+        assert_eq!(bytes("a"), bytes("b"));
+    }
+
+    #[test]
+    fn another_table_is_refused_with_what_is_wrong_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.parquet");
+        let write = |table: &DataFrame, key: &str, note: &str| {
+            write_whole(&path, |file| write_table(table, key, note.to_string(), &path, file)).unwrap();
+            Scores::read_parquet(&path).unwrap_err().to_string()
+        };
+        let whole = scores().table;
+        assert!(write(&whole, "pandas", "{}").contains("another program wrote it"));
+        assert!(write(&whole, FOOTER_KEY, "{").contains("its provenance cannot be read"));
+        assert!(write(&whole.drop("score").unwrap(), FOOTER_KEY, "{}").contains("column `score` is missing"));
+        let mut other = whole.clone();
+        other.with_column(Column::new("score".into(), vec!["x"; other.height()])).unwrap();
+        assert!(write(&other, FOOTER_KEY, "{}").contains("column `score` is str"));
+        let mut other = whole.clone();
+        other.with_column(Column::new("extra".into(), vec![1u32; other.height()])).unwrap();
+        assert!(write(&other, FOOTER_KEY, "{}").contains("column `extra` is not one of ours"));
+    }
+
+    #[test]
+    fn no_damage_makes_the_reader_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        scores().write_parquet(&path).unwrap();
+        let whole = fs::read(&path).unwrap();
+        // Every fifth byte; all of them, three ways each, take a minute and were clean when this was written.
+        for (at, flip) in (0..whole.len()).step_by(5).zip([0x01, 0x80, 0xff].into_iter().cycle()) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= flip;
+            fs::write(&path, &bytes).unwrap();
+            // A changed number or name is still a table; all that matters is that there is an answer.
+            let _ = Scores::read_parquet(&path);
+        }
+        for length in (0..whole.len()).step_by(61) {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = Scores::read_parquet(&path).unwrap_err();
+            assert!(matches!(error, Error::Malformed { .. }), "{length}: {error}");
+        }
+    }
 }

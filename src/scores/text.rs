@@ -118,3 +118,58 @@ fn short(value: &AnyValue) -> String {
         other => visible(&plain(other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cell, Detail, ExampleScores, Provenance, ScoresMeta};
+    use super::*;
+
+    /// One row whose token is `token`.
+    fn scores(token: &str, value: f64) -> Scores {
+        let cell = Cell { component: "hook_resid_pre".into(), layer: Some(0), pos: Some(0), ..Cell::default() };
+        let example = ExampleScores {
+            clean: 1.0,
+            tokens: vec![token.to_string()],
+            cells: [0].into(),
+            values: vec![value],
+            ..ExampleScores::default()
+        };
+        Scores::assemble(&[cell], &[example], &ScoresMeta::default(), Detail::Mean, Provenance::default()).unwrap()
+    }
+
+    fn csv_of(scores: &Scores) -> String {
+        let mut out = Vec::new();
+        scores.to_csv(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn csv_quotes_what_would_break_a_row_and_disarms_formulas() {
+        for (token, written) in [
+            ("a,b", r#""a,b""#),
+            ("say \"x\"\n", "\"say \"\"x\"\"\n\""),
+            ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+            ("@a", "'@a"),
+            (" -1", " -1"),
+        ] {
+            let csv = csv_of(&scores(token, 0.25));
+            assert!(csv.contains(&format!(",0,{written},0.25,")), "{token:?}: {csv}");
+        }
+    }
+
+    #[test]
+    fn json_keeps_text_as_it_is_and_has_no_infinity() {
+        let mut out = Vec::new();
+        scores("\u{1b}\"\n", f64::NEG_INFINITY).to_json(&mut out).unwrap();
+        let row: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(row["token"], "\u{1b}\"\n");
+        assert_eq!(row["score"], Value::Null);
+        assert_eq!(out.iter().filter(|&&byte| byte == b'\n').count(), 1);
+    }
+
+    #[test]
+    fn the_text_table_lets_no_escape_sequence_through() {
+        let shown = scores("\x1b[2J", 0.5).to_string();
+        assert!(shown.contains("\\u{1b}[2J") && !shown.contains('\x1b'), "{shown}");
+    }
+}
