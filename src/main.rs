@@ -15,7 +15,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// 0 done, 1 failed, 2 wrong usage (clap's own), 130 interrupted. A reader that closes our pipe has had enough: no failure.
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    let Err(error) = cli::run(cli) else { return ExitCode::SUCCESS };
+    let Err(error) = cli::run(cli) else {
+        return ExitCode::SUCCESS;
+    };
     if is_closed_pipe(&error) {
         return ExitCode::SUCCESS;
     }
@@ -27,8 +29,12 @@ fn main() -> ExitCode {
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    io_errors.into_iter().any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    let io_errors = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    io_errors
+        .into_iter()
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The message and its causes, but not a cause that the message quotes already.
@@ -42,5 +48,8 @@ fn one_line(error: &anyhow::Error) -> String {
         }
         cause = error.source();
     }
-    line.split('\n').map(str::trim_end).collect::<Vec<_>>().join(" ")
+    line.split('\n')
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join(" ")
 }

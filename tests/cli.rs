@@ -7,7 +7,10 @@ use std::process::{Command, Output, Stdio};
 use candlewick::scores::{Cell, Detail, ExampleScores, Provenance, Scores, ScoresMeta};
 
 fn candlewick(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_candlewick")).args(args).output().expect("the binary was built for this test")
+    Command::new(env!("CARGO_BIN_EXE_candlewick"))
+        .args(args)
+        .output()
+        .expect("the binary was built for this test")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -42,7 +45,9 @@ fn scores() -> Scores {
         corrupted: -2.0,
         tokens: vec!["When".into(), " \x1b[31mMary".into(), ",".into()],
         cells: (0..12).collect(),
-        values: (0..12).map(|cell| cell as f64 / 3.0 - 2.0 + example as f64 / 10.0).collect(),
+        values: (0..12)
+            .map(|cell| cell as f64 / 3.0 - 2.0 + example as f64 / 10.0)
+            .collect(),
         ..ExampleScores::default()
     };
     let meta = ScoresMeta {
@@ -52,10 +57,19 @@ fn scores() -> Scores {
         ..ScoresMeta::default()
     };
     let provenance = Provenance {
-        command: ["candlewick", "patch", "--task", "it's.toml"].map(String::from).to_vec(),
+        command: ["candlewick", "patch", "--task", "it's.toml"]
+            .map(String::from)
+            .to_vec(),
         ..Provenance::default()
     };
-    Scores::assemble(&cells, &[example(0), example(1)], &meta, Detail::Mean, provenance).unwrap()
+    Scores::assemble(
+        &cells,
+        &[example(0), example(1)],
+        &meta,
+        Detail::Mean,
+        provenance,
+    )
+    .unwrap()
 }
 
 #[test]
@@ -63,7 +77,10 @@ fn every_subcommand_explains_itself() {
     for args in [&["--help"][..], &["show", "--help"]] {
         let output = candlewick(args);
         assert!(output.status.success(), "{args:?}");
-        assert!(text(&output.stdout).contains("Usage: candlewick"), "{args:?}");
+        assert!(
+            text(&output.stdout).contains("Usage: candlewick"),
+            "{args:?}"
+        );
     }
     assert!(text(&candlewick(&["--version"]).stdout).starts_with("candlewick "));
 }
@@ -84,7 +101,11 @@ fn show_refuses_what_is_not_a_table_of_scores() {
     check_failure(&["show", &at("")], 1, "cannot read");
     fs::write(at("empty"), "").unwrap();
     check_failure(&["show", &at("empty")], 1, "not a readable scores file");
-    fs::write(at("garbage"), [b"PAR1".as_slice(), &[0xff; 300], b"PAR1"].concat()).unwrap();
+    fs::write(
+        at("garbage"),
+        [b"PAR1".as_slice(), &[0xff; 300], b"PAR1"].concat(),
+    )
+    .unwrap();
     check_failure(&["show", &at("garbage")], 1, "damaged");
     scores().write_parquet(at("whole").as_ref()).unwrap();
     let whole = fs::read(at("whole")).unwrap();
@@ -95,20 +116,44 @@ fn show_refuses_what_is_not_a_table_of_scores() {
 #[test]
 fn show_says_what_a_file_is_and_how_to_make_it_again() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("scores.parquet").to_str().unwrap().to_string();
+    let file = folder
+        .path()
+        .join("scores.parquet")
+        .to_str()
+        .unwrap()
+        .to_string();
     let picture = folder.path().join("scores.svg");
     scores().write_parquet(file.as_ref()).unwrap();
-    let output = candlewick(&["show", &file, "--top", "3", "--svg", picture.to_str().unwrap()]);
+    let output = candlewick(&[
+        "show",
+        &file,
+        "--top",
+        "3",
+        "--svg",
+        picture.to_str().unwrap(),
+    ]);
     let shown = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(shown.contains("hook_resid_pre (layer x position)"), "{shown}");
-    assert!(shown.contains(r"made by: candlewick patch --task 'it'\''s.toml'"), "{shown}");
-    assert!(!shown.contains('\x1b'), "a pipe gets no escape sequences, not even from a token: {shown}");
+    assert!(
+        shown.contains("hook_resid_pre (layer x position)"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains(r"made by: candlewick patch --task 'it'\''s.toml'"),
+        "{shown}"
+    );
+    assert!(
+        !shown.contains('\x1b'),
+        "a pipe gets no escape sequences, not even from a token: {shown}"
+    );
     assert!(fs::read_to_string(picture).unwrap().starts_with("<svg"));
     let csv = text(&candlewick(&["show", &file, "--csv"]).stdout);
     assert_eq!(csv.lines().count(), 13, "{csv}");
     let json = text(&candlewick(&["show", &file, "--json", "--top", "2"]).stdout);
-    let rows: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let rows: Vec<serde_json::Value> = json
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[0]["layer"], 3);
 }

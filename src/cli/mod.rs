@@ -2,7 +2,15 @@
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 
+#[allow(
+    dead_code,
+    reason = "the subcommands that run models are the ones that use all of it"
+)]
 mod args;
+#[allow(
+    dead_code,
+    reason = "the subcommands that run models are the ones that use it"
+)]
 mod progress;
 mod show;
 
@@ -12,7 +20,7 @@ use candlewick::plot::Color;
 use clap::{Parser, Subcommand};
 
 use args::ColorChoice;
-pub use progress::Bar;
+use progress::Bar;
 
 /// Exact, fast and loud mechanistic interpretability of transformers.
 #[derive(Debug, Parser)]
@@ -42,6 +50,7 @@ enum Command {
 /// What every subcommand gets besides its arguments.
 #[derive(Debug)]
 pub struct Context {
+    #[allow(dead_code, reason = "read by the two methods below")]
     pub quiet: bool,
     /// What stdout can show.
     pub color: Color,
@@ -49,6 +58,10 @@ pub struct Context {
     pub width: usize,
 }
 
+#[allow(
+    dead_code,
+    reason = "the subcommands that run models are the ones that use it"
+)]
 impl Context {
     /// The bar that watches long work, and the Ctrl-C handler that stops it.
     pub fn progress(&self) -> Bar {
@@ -69,7 +82,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         set_threads(threads);
     }
     let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
-    let ctx = Context { quiet: cli.quiet, color: color(cli.color), width };
+    let ctx = Context {
+        quiet: cli.quiet,
+        color: color(cli.color),
+        width,
+    };
     match cli.command {
         Command::Show(args) => show::run(args, &ctx),
     }
@@ -85,11 +102,15 @@ fn set_threads(threads: u16) {
 
 fn color(choice: ColorChoice) -> Color {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let is = |name: &str, values: &[&str]| std::env::var(name).is_ok_and(|value| values.contains(&value.as_str()));
+    let is = |name: &str, values: &[&str]| {
+        std::env::var(name).is_ok_and(|value| values.contains(&value.as_str()))
+    };
     let wanted = match choice {
         ColorChoice::Always => true,
         ColorChoice::Never => false,
-        ColorChoice::Auto => std::io::stdout().is_terminal() && !set("NO_COLOR") && !is("TERM", &["dumb"]),
+        ColorChoice::Auto => {
+            std::io::stdout().is_terminal() && !set("NO_COLOR") && !is("TERM", &["dumb"])
+        }
     };
     match wanted {
         false => Color::None,

@@ -1,8 +1,8 @@
 //! The library's [`Progress`] as a bar on stderr, and Ctrl-C as its way to stop.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candlewick::run::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -20,11 +20,17 @@ impl Bar {
     pub(super) fn new(quiet: bool) -> Bar {
         catch_interrupts();
         let shown = !quiet && std::io::stderr().is_terminal();
-        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let bar = ProgressBar::with_draw_target(None, target);
         bar.set_style(
-            ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len}, {per_sec}, {eta} left")
-                .expect("the template is a constant that the tests draw"),
+            ProgressStyle::with_template(
+                "{msg} {wide_bar} {human_pos}/{human_len}, {per_sec}, {eta} left",
+            )
+            .expect("the template is a constant that the tests draw"),
         );
         Bar { bar, quiet }
     }

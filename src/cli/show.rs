@@ -4,9 +4,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use candlewick::Error;
 use candlewick::plot::{HeatmapOptions, heatmap, svg};
 use candlewick::scores::{Provenance, Scores, visible, write_whole};
-use candlewick::Error;
 use clap::Args;
 
 use super::args::PrintArgs;
@@ -34,7 +34,10 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     if let Some(path) = &args.svg {
         write_whole(path, |file| {
             let written = file.write_all(svg(&scores).as_bytes());
-            written.map_err(|source| Error::Write { path: path.clone(), source })
+            written.map_err(|source| Error::Write {
+                path: path.clone(),
+                source,
+            })
         })?;
     }
     let mut out = BufWriter::new(io::stdout().lock());
@@ -44,20 +47,40 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     print(&scores, &args.print, ctx, &mut out)?;
     if !(args.print.csv || args.print.json) && !scores.provenance.command.is_empty() {
-        writeln!(out, "\nmade by: {}", shell_quoted(&scores.provenance.command))?;
+        writeln!(
+            out,
+            "\nmade by: {}",
+            shell_quoted(&scores.provenance.command)
+        )?;
     }
     out.flush().context("stdout")
 }
 
 /// Prints a table as the flags ask: all rows for a pipe, or the picture and the strongest rows for a person.
-pub fn print(scores: &Scores, args: &PrintArgs, ctx: &Context, out: &mut impl Write) -> anyhow::Result<()> {
+pub fn print(
+    scores: &Scores,
+    args: &PrintArgs,
+    ctx: &Context,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     if args.csv || args.json {
         let top = args.top.map(|n| scores.top(n));
         let rows = top.as_ref().unwrap_or(scores);
-        if args.csv { rows.to_csv(out) } else { rows.to_json(out) }.context("stdout")?;
+        if args.csv {
+            rows.to_csv(out)
+        } else {
+            rows.to_json(out)
+        }
+        .context("stdout")?;
         return Ok(());
     }
-    let picture = heatmap(scores, &HeatmapOptions { color: ctx.color, width: ctx.width });
+    let picture = heatmap(
+        scores,
+        &HeatmapOptions {
+            color: ctx.color,
+            width: ctx.width,
+        },
+    );
     if !picture.is_empty() {
         writeln!(out, "{picture}")?;
     }
@@ -70,27 +93,52 @@ fn about(scores: &Scores) -> String {
     let p = &scores.provenance;
     let base = p.direction.base();
     let mut lines = vec![
-        format!("method    {} ({}, the {base} run is changed)", p.method, p.direction),
+        format!(
+            "method    {} ({}, the {base} run is changed)",
+            p.method, p.direction
+        ),
         format!("model     {}", model(p)),
         format!("task      {}", task(p)),
-        format!("metric    {}: clean {:.4}, corrupted {:.4} ({})", p.metric, p.mean_clean, p.mean_corrupted, p.unit),
+        format!(
+            "metric    {}: clean {:.4}, corrupted {:.4} ({})",
+            p.metric, p.mean_clean, p.mean_corrupted, p.unit
+        ),
         format!("rows      {}", scores.table.height()),
-        format!("made      {} in {:.1} s by candlewick {}", utc(p.created), p.seconds, p.version),
+        format!(
+            "made      {} in {:.1} s by candlewick {}",
+            utc(p.created),
+            p.seconds,
+            p.version
+        ),
     ];
-    lines.extend(p.warnings.iter().map(|warning| format!("warning   {warning}")));
+    lines.extend(
+        p.warnings
+            .iter()
+            .map(|warning| format!("warning   {warning}")),
+    );
     lines.iter().map(|line| visible(line) + "\n").collect()
 }
 
 fn model(p: &Provenance) -> String {
-    let revision = p.model.revision.as_deref().map_or(String::new(), |revision| format!(" at {revision}"));
+    let revision = p
+        .model
+        .revision
+        .as_deref()
+        .map_or(String::new(), |revision| format!(" at {revision}"));
     let hash: String = p.model.weight_hash.chars().take(12).collect();
-    format!("{}{revision} ({}, {} on {}, weights {hash})", p.model.id, p.model.storage, p.dtype, p.device)
+    format!(
+        "{}{revision} ({}, {} on {}, weights {hash})",
+        p.model.id, p.model.storage, p.dtype, p.device
+    )
 }
 
 fn task(p: &Provenance) -> String {
     let bos = if p.bos { "with BOS" } else { "without BOS" };
     let chat = if p.chat { ", chat template" } else { "" };
-    format!("{}: {} pairs, {} dropped, {bos}{chat}, seed {}", p.task, p.examples, p.dropped, p.seed)
+    format!(
+        "{}: {} pairs, {} dropped, {bos}{chat}, seed {}",
+        p.task, p.examples, p.dropped, p.seed
+    )
 }
 
 /// Seconds since 1970 as `2026-11-22 21:52 UTC`.
@@ -104,13 +152,32 @@ fn utc(seconds: u64) -> String {
         days -= 365 + u64::from(leap(year));
         year += 1;
     }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let lengths = [
+        31,
+        28 + u64::from(leap(year)),
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
     let mut month = 0;
     while days >= lengths[month] {
         days -= lengths[month];
         month += 1;
     }
-    format!("{year}-{:02}-{:02} {:02}:{:02} UTC", month + 1, days + 1, rest / 3600, rest / 60 % 60)
+    format!(
+        "{year}-{:02}-{:02} {:02}:{:02} UTC",
+        month + 1,
+        days + 1,
+        rest / 3600,
+        rest / 60 % 60
+    )
 }
 
 #[cfg(test)]

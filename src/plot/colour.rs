@@ -25,8 +25,17 @@ pub fn diverging(value: f64) -> [u8; 3] {
 /// The nearest of the 256 colours of a terminal: its 6x6x6 cube (16 to 231) or its greys (232 to 255).
 pub fn nearest_of_256(rgb: [u8; 3]) -> u8 {
     const LEVELS: [u8; 6] = [0, 95, 135, 175, 215, 255];
-    let distance = |a: [u8; 3]| -> u32 { a.iter().zip(rgb).map(|(&x, y)| u32::from(x.abs_diff(y)).pow(2)).sum() };
-    let level = |c: u8| (0..6).min_by_key(|&i| LEVELS[i].abs_diff(c)).expect("six levels");
+    let distance = |a: [u8; 3]| -> u32 {
+        a.iter()
+            .zip(rgb)
+            .map(|(&x, y)| u32::from(x.abs_diff(y)).pow(2))
+            .sum()
+    };
+    let level = |c: u8| {
+        (0..6)
+            .min_by_key(|&i| LEVELS[i].abs_diff(c))
+            .expect("six levels")
+    };
     let [r, g, b] = rgb.map(level);
     let cube = [LEVELS[r], LEVELS[g], LEVELS[b]];
     let mean = rgb.iter().map(|&c| u32::from(c)).sum::<u32>() / 3;

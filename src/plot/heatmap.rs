@@ -26,7 +26,10 @@ pub struct HeatmapOptions {
 
 impl Default for HeatmapOptions {
     fn default() -> Self {
-        HeatmapOptions { color: Color::None, width: 100 }
+        HeatmapOptions {
+            color: Color::None,
+            width: 100,
+        }
     }
 }
 
@@ -37,14 +40,27 @@ const WIDEST_ROW_LABEL: usize = 16;
 
 /// Draws the table, one grid for each component (see [`panels`]). Layer 0 is on top; blue lowers the metric, red raises it.
 pub fn heatmap(scores: &Scores, options: &HeatmapOptions) -> String {
-    let drawn: Vec<String> = panels(scores).iter().map(|panel| draw(panel, options)).collect();
+    let drawn: Vec<String> = panels(scores)
+        .iter()
+        .map(|panel| draw(panel, options))
+        .collect();
     drawn.join("\n")
 }
 
 fn draw(panel: &Panel, options: &HeatmapOptions) -> String {
     let limit = panel.limit();
-    let row_labels: Vec<String> = panel.rows.iter().map(|label| shorten(label, WIDEST_ROW_LABEL)).collect();
-    let margin = row_labels.iter().chain([&panel.axes.0]).map(|label| visible_width(label)).max().unwrap_or(0) + 1;
+    let row_labels: Vec<String> = panel
+        .rows
+        .iter()
+        .map(|label| shorten(label, WIDEST_ROW_LABEL))
+        .collect();
+    let margin = row_labels
+        .iter()
+        .chain([&panel.axes.0])
+        .map(|label| visible_width(label))
+        .max()
+        .unwrap_or(0)
+        + 1;
     let cell = cell_width(panel, options.color);
     let per_block = (options.width.saturating_sub(margin) / cell).max(1);
 
@@ -52,11 +68,19 @@ fn draw(panel: &Panel, options: &HeatmapOptions) -> String {
     for first in (0..panel.columns.len()).step_by(per_block) {
         let columns = first..panel.columns.len().min(first + per_block);
         let labels = &panel.columns[columns.clone()];
-        let tokens: Vec<&str> = labels.iter().map(|label| label.token.as_deref().unwrap_or("")).collect();
+        let tokens: Vec<&str> = labels
+            .iter()
+            .map(|label| label.token.as_deref().unwrap_or(""))
+            .collect();
         standing(&mut text, margin, cell, &tokens, Side::Over);
         let names: Vec<&str> = labels.iter().map(|label| label.name.as_str()).collect();
         if names.iter().all(|name| visible_width(name) < cell) {
-            line(&mut text, &pad_left(&panel.axes.0, margin - 1), cell, &names);
+            line(
+                &mut text,
+                &pad_left(&panel.axes.0, margin - 1),
+                cell,
+                &names,
+            );
         } else {
             standing(&mut text, margin, cell, &names, Side::Over);
         }
@@ -67,7 +91,10 @@ fn draw(panel: &Panel, options: &HeatmapOptions) -> String {
             }
             trim_and_end(&mut text);
         }
-        let roles: Vec<&str> = labels.iter().map(|label| label.role.as_deref().unwrap_or("")).collect();
+        let roles: Vec<&str> = labels
+            .iter()
+            .map(|label| label.role.as_deref().unwrap_or(""))
+            .collect();
         if roles.iter().all(|role| visible_width(role) < cell) {
             line(&mut text, &" ".repeat(margin - 1), cell, &roles);
         } else {
@@ -84,7 +111,13 @@ const INFALLIBLE: &str = "a String takes all";
 fn cell_width(panel: &Panel, color: Color) -> usize {
     let least = if color == Color::None { 5 } else { 3 };
     let widest = |of: fn(&Label) -> &str| {
-        panel.columns.iter().map(|label| visible_width(of(label))).filter(|&width| width <= 4).max().unwrap_or(0)
+        panel
+            .columns
+            .iter()
+            .map(|label| visible_width(of(label)))
+            .filter(|&width| width <= 4)
+            .max()
+            .unwrap_or(0)
     };
     let names = widest(|label| &label.name);
     let roles = widest(|label| label.role.as_deref().unwrap_or(""));
@@ -92,16 +125,27 @@ fn cell_width(panel: &Panel, color: Color) -> usize {
 }
 
 fn shade(value: Option<f64>, limit: f64, cell: usize, color: Color) -> String {
-    let Some(value) = value else { return " ".repeat(cell) };
+    let Some(value) = value else {
+        return " ".repeat(cell);
+    };
     let part = if limit > 0.0 { value / limit } else { 0.0 };
     match color {
         _ if !value.is_finite() => pad_left("?", cell),
         Color::None => {
             let hundredths = (part * 100.0).round() as i64;
-            let number = if hundredths == 0 { "·".to_string() } else { format!("{hundredths:+}") };
-            pad_left(&number, cell)
+            let number = if hundredths == 0 {
+                "·".to_string()
+            } else {
+                format!("{hundredths:+}")
+            };
+            // The last column stays free, so that a number stands under the middle of its label.
+            pad_left(&number, cell - 1) + " "
         }
-        Color::Ansi256 => format!("\x1b[48;5;{}m{}\x1b[0m", nearest_of_256(diverging(part)), " ".repeat(cell)),
+        Color::Ansi256 => format!(
+            "\x1b[48;5;{}m{}\x1b[0m",
+            nearest_of_256(diverging(part)),
+            " ".repeat(cell)
+        ),
         Color::Truecolor => {
             let [r, g, b] = diverging(part);
             format!("\x1b[48;2;{r};{g};{b}m{}\x1b[0m", " ".repeat(cell))
@@ -111,10 +155,21 @@ fn shade(value: Option<f64>, limit: f64, cell: usize, color: Color) -> String {
 
 fn legend(panel: &Panel, limit: f64, color: Color) -> String {
     match color {
-        Color::None => format!("100 = {}, {}; · is under half a hundredth\n", number(limit), panel.unit),
+        Color::None => format!(
+            "100 = {}, {}; · is under half a hundredth\n",
+            number(limit),
+            panel.unit
+        ),
         _ => {
-            let scale: String = (-8..=8).map(|step| shade(Some(step as f64), 8.0, 1, color)).collect();
-            format!("{} {scale} {}  {}\n", number(-limit), number(limit), panel.unit)
+            let scale: String = (-8..=8)
+                .map(|step| shade(Some(step as f64), 8.0, 1, color))
+                .collect();
+            format!(
+                "{} {scale} {}  {}\n",
+                number(-limit),
+                number(limit),
+                panel.unit
+            )
         }
     }
 }
@@ -124,7 +179,10 @@ pub(super) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_string(),
         magnitude if !(1e-3..1e5).contains(&magnitude) => format!("{value:.2e}"),
-        magnitude => format!("{value:.*}", (2 - magnitude.log10().floor() as i32).max(0) as usize),
+        magnitude => format!(
+            "{value:.*}",
+            (2 - magnitude.log10().floor() as i32).max(0) as usize
+        ),
     }
 }
 
@@ -134,7 +192,9 @@ fn line(text: &mut String, front: &str, cell: usize, labels: &[&str]) {
         return;
     }
     write!(text, "{front} ").expect(INFALLIBLE);
-    labels.iter().for_each(|label| text.push_str(&centre(label, cell)));
+    labels
+        .iter()
+        .for_each(|label| text.push_str(&centre(label, cell)));
     trim_and_end(text);
 }
 
@@ -146,7 +206,10 @@ enum Side {
 
 /// Labels written from top to bottom, a character a line, touching the grid.
 fn standing(text: &mut String, margin: usize, cell: usize, labels: &[&str], side: Side) {
-    let labels: Vec<Vec<char>> = labels.iter().map(|label| shorten_chars(label, TALLEST_LABEL)).collect();
+    let labels: Vec<Vec<char>> = labels
+        .iter()
+        .map(|label| shorten_chars(label, TALLEST_LABEL))
+        .collect();
     let tallest = labels.iter().map(Vec::len).max().unwrap_or(0);
     for level in 0..tallest {
         text.push_str(&" ".repeat(margin));
@@ -155,7 +218,9 @@ fn standing(text: &mut String, margin: usize, cell: usize, labels: &[&str], side
                 Side::Over => (level + label.len()).checked_sub(tallest),
                 Side::Under => Some(level),
             };
-            let c = index.and_then(|index| label.get(index)).map_or(String::new(), char::to_string);
+            let c = index
+                .and_then(|index| label.get(index))
+                .map_or(String::new(), char::to_string);
             text.push_str(&centre(&c, cell));
         }
         trim_and_end(text);
@@ -195,7 +260,10 @@ fn centre(label: &str, cell: usize) -> String {
 }
 
 fn pad_left(label: &str, width: usize) -> String {
-    format!("{}{label}", " ".repeat(width.saturating_sub(visible_width(label))))
+    format!(
+        "{}{label}",
+        " ".repeat(width.saturating_sub(visible_width(label)))
+    )
 }
 
 fn trim_and_end(text: &mut String) {

@@ -39,7 +39,12 @@ pub struct Label {
 impl Panel {
     /// The largest magnitude, which the ends of the colour scale stand for.
     pub fn limit(&self) -> f64 {
-        self.values.iter().flatten().flatten().filter(|value| value.is_finite()).fold(0.0, |most, v| most.max(v.abs()))
+        self.values
+            .iter()
+            .flatten()
+            .flatten()
+            .filter(|value| value.is_finite())
+            .fold(0.0, |most, v| most.max(v.abs()))
     }
 }
 
@@ -70,7 +75,10 @@ struct Point {
 /// The grids of a table, in the order of its components. Edges (`src`, `dst`) are not drawn; per-example rows are averaged.
 pub fn panels(scores: &Scores) -> Vec<Panel> {
     let (unit, points) = points(scores);
-    points.into_iter().flat_map(|(component, points)| component_panels(&visible(&component), &unit, &points)).collect()
+    points
+        .into_iter()
+        .flat_map(|(component, points)| component_panels(&visible(&component), &unit, &points))
+        .collect()
 }
 
 fn points(scores: &Scores) -> (String, Vec<(String, Vec<Point>)>) {
@@ -82,7 +90,9 @@ fn points(scores: &Scores) -> (String, Vec<(String, Vec<Point>)>) {
         Some(_) => "normalised effect".to_string(),
         None => format!("score ({})", visible(&scores.provenance.unit)),
     };
-    let values = normalised.or_else(|| scores.floats("score")).unwrap_or_default();
+    let values = normalised
+        .or_else(|| scores.floats("score"))
+        .unwrap_or_default();
     let numbers = |name: &str| scores.integers(name).unwrap_or_else(|| vec![None; height]);
     let texts = |name: &str| scores.texts(name).unwrap_or_else(|| vec![None; height]);
     let [layer, head, pos, key, neuron] = ["layer", "head", "pos", "key", "neuron"].map(numbers);
@@ -91,13 +101,18 @@ fn points(scores: &Scores) -> (String, Vec<(String, Vec<Point>)>) {
     let mut roles: Vec<&str> = Vec::new();
     let mut components: Vec<(String, Vec<Point>)> = Vec::new();
     for row in (0..height).filter(|&row| src[row].is_none()) {
-        let Some(value) = values.get(row).copied().flatten() else { continue };
+        let Some(value) = values.get(row).copied().flatten() else {
+            continue;
+        };
         let in_place_of_pos = role[row].filter(|_| pos[row].is_none());
         let role_index = in_place_of_pos.map(|name| {
-            roles.iter().position(|&known| known == name).unwrap_or_else(|| {
-                roles.push(name);
-                roles.len() - 1
-            })
+            roles
+                .iter()
+                .position(|&known| known == name)
+                .unwrap_or_else(|| {
+                    roles.push(name);
+                    roles.len() - 1
+                })
         });
         let point = Point {
             layer: layer[row],
@@ -121,31 +136,83 @@ fn points(scores: &Scores) -> (String, Vec<(String, Vec<Point>)>) {
 
 fn component_panels(component: &str, unit: &str, points: &[Point]) -> Vec<Panel> {
     let has = |of: fn(&Point) -> bool| points.iter().any(of);
-    let place = if has(|p| p.role.is_some()) { "role" } else { "position" };
-    let grid = |title: String, axes: (&str, &str), points: &[Point], row: fn(&Point) -> Key, column: fn(&Point) -> Key| {
-        draw(title, axes, unit, points, row, column)
+    let place = if has(|p| p.role.is_some()) {
+        "role"
+    } else {
+        "position"
     };
+    let grid =
+        |title: String,
+         axes: (&str, &str),
+         points: &[Point],
+         row: fn(&Point) -> Key,
+         column: fn(&Point) -> Key| { draw(title, axes, unit, points, row, column) };
     if has(|p| p.key.is_some()) {
         return pattern_panels(component, unit, points);
     }
     if has(|p| p.neuron.is_some()) {
         let title = format!("{component}: the strongest neurons");
-        return vec![grid(title, ("layer", "neuron"), &strongest_neurons(points), by_layer, by_neuron)];
+        return vec![grid(
+            title,
+            ("layer", "neuron"),
+            &strongest_neurons(points),
+            by_layer,
+            by_neuron,
+        )];
     }
-    match (has(|p| p.head.is_some()), has(|p| p.pos.is_some() || p.role.is_some())) {
+    match (
+        has(|p| p.head.is_some()),
+        has(|p| p.pos.is_some() || p.role.is_some()),
+    ) {
         (true, true) => {
             let rows: BTreeSet<Key> = points.iter().map(by_head_of_layer).collect();
             if rows.len() <= MOST_ROWS {
-                return vec![grid(component.to_string(), ("head", place), points, by_head_of_layer, by_place)];
+                return vec![grid(
+                    component.to_string(),
+                    ("head", place),
+                    points,
+                    by_head_of_layer,
+                    by_place,
+                )];
             }
             vec![
-                grid(format!("{component}: the strongest head"), ("layer", place), points, by_layer, by_place),
-                grid(format!("{component}: the strongest {place}"), ("layer", "head"), points, by_layer, by_head),
+                grid(
+                    format!("{component}: the strongest head"),
+                    ("layer", place),
+                    points,
+                    by_layer,
+                    by_place,
+                ),
+                grid(
+                    format!("{component}: the strongest {place}"),
+                    ("layer", "head"),
+                    points,
+                    by_layer,
+                    by_head,
+                ),
             ]
         }
-        (true, false) => vec![grid(component.to_string(), ("layer", "head"), points, by_layer, by_head)],
-        (false, true) => vec![grid(component.to_string(), ("layer", place), points, by_layer, by_place)],
-        (false, false) => vec![grid(component.to_string(), ("layer", "all positions"), points, by_layer, |_| Key::All)],
+        (true, false) => vec![grid(
+            component.to_string(),
+            ("layer", "head"),
+            points,
+            by_layer,
+            by_head,
+        )],
+        (false, true) => vec![grid(
+            component.to_string(),
+            ("layer", place),
+            points,
+            by_layer,
+            by_place,
+        )],
+        (false, false) => vec![grid(
+            component.to_string(),
+            ("layer", "all positions"),
+            points,
+            by_layer,
+            |_| Key::All,
+        )],
     }
 }
 
@@ -153,9 +220,16 @@ fn component_panels(component: &str, unit: &str, points: &[Point]) -> Vec<Panel>
 fn pattern_panels(component: &str, unit: &str, points: &[Point]) -> Vec<Panel> {
     let mut heads: BTreeMap<(Option<i64>, Option<i64>), Vec<Point>> = BTreeMap::new();
     for point in points {
-        heads.entry((point.layer, point.head)).or_default().push(point.clone());
+        heads
+            .entry((point.layer, point.head))
+            .or_default()
+            .push(point.clone());
     }
-    let strength = |points: &[Point]| points.iter().fold(0.0, |most: f64, p| most.max(p.value.abs()));
+    let strength = |points: &[Point]| {
+        points
+            .iter()
+            .fold(0.0, |most: f64, p| most.max(p.value.abs()))
+    };
     let mut heads: Vec<_> = heads.into_iter().collect();
     heads.sort_by(|(_, a), (_, b)| strength(b).total_cmp(&strength(a)));
     heads.truncate(4);
@@ -165,11 +239,21 @@ fn pattern_panels(component: &str, unit: &str, points: &[Point]) -> Vec<Panel> {
         .map(|((layer, head), points)| {
             let title = format!("{component} of a{}.h{}", name(layer), name(head));
             // The label of a key column is the token there, which the row of the query at that position knows.
-            let tokens: BTreeMap<i64, String> =
-                points.iter().filter_map(|p| Some((p.pos?, p.token.clone()?))).collect();
+            let tokens: BTreeMap<i64, String> = points
+                .iter()
+                .filter_map(|p| Some((p.pos?, p.token.clone()?)))
+                .collect();
             let mut panel = draw(title, ("query", "key"), unit, &points, by_place, by_key);
-            for (label, key) in panel.columns.iter_mut().zip(points.iter().filter_map(|p| p.key).collect::<BTreeSet<_>>()) {
-                *label = Label { name: key.to_string(), token: tokens.get(&key).cloned(), role: None };
+            for (label, key) in panel
+                .columns
+                .iter_mut()
+                .zip(points.iter().filter_map(|p| p.key).collect::<BTreeSet<_>>())
+            {
+                *label = Label {
+                    name: key.to_string(),
+                    token: tokens.get(&key).cloned(),
+                    role: None,
+                };
             }
             let queries: BTreeSet<i64> = points.iter().filter_map(|p| p.pos).collect();
             for (label, query) in panel.rows.iter_mut().zip(queries) {
@@ -191,7 +275,11 @@ fn strongest_neurons(points: &[Point]) -> Vec<Point> {
             chosen.insert(point.neuron);
         }
     }
-    points.iter().filter(|point| chosen.contains(&point.neuron)).cloned().collect()
+    points
+        .iter()
+        .filter(|point| chosen.contains(&point.neuron))
+        .cloned()
+        .collect()
 }
 
 fn by_layer(point: &Point) -> Key {
@@ -236,14 +324,22 @@ fn draw(
 ) -> Panel {
     let rows: BTreeSet<Key> = points.iter().map(row).collect();
     let columns: BTreeSet<Key> = points.iter().map(column).collect();
-    let (rows, columns): (Vec<Key>, Vec<Key>) = (rows.into_iter().collect(), columns.into_iter().collect());
+    let (rows, columns): (Vec<Key>, Vec<Key>) =
+        (rows.into_iter().collect(), columns.into_iter().collect());
     let mut sums: BTreeMap<(usize, usize), BTreeMap<_, (f64, f64)>> = BTreeMap::new();
     let mut labels: Vec<Option<Label>> = vec![None; columns.len()];
     for point in points {
-        let at = |keys: &[Key], key: Key| keys.binary_search(&key).expect("the key was collected from these points");
+        let at = |keys: &[Key], key: Key| {
+            keys.binary_search(&key)
+                .expect("the key was collected from these points")
+        };
         let (r, c) = (at(&rows, row(point)), at(&columns, column(point)));
         let folded = (point.head, point.pos, point.role, point.key, point.neuron);
-        let (sum, count) = sums.entry((r, c)).or_default().entry(folded).or_insert((0.0, 0.0));
+        let (sum, count) = sums
+            .entry((r, c))
+            .or_default()
+            .entry(folded)
+            .or_insert((0.0, 0.0));
         *sum += point.value;
         *count += 1.0;
         label(&mut labels[c], &columns[c], point, axes.1);
@@ -268,15 +364,25 @@ fn label(known: &mut Option<Label>, key: &Key, point: &Point, axis: &str) {
     let is_role = matches!(key, Key::Role(_));
     let is_position = axis == "position";
     let here = Label {
-        name: if is_role { point.role_name.clone().unwrap_or_default() } else { name(key, axis) },
+        name: if is_role {
+            point.role_name.clone().unwrap_or_default()
+        } else {
+            name(key, axis)
+        },
         token: point.token.clone().filter(|_| is_position),
         role: point.role_name.clone().filter(|_| is_position),
     };
     match known {
         None => *known = Some(here),
         Some(label) => {
-            label.token = label.token.take().filter(|token| here.token.as_ref() == Some(token));
-            label.role = label.role.take().filter(|role| here.role.as_ref() == Some(role));
+            label.token = label
+                .token
+                .take()
+                .filter(|token| here.token.as_ref() == Some(token));
+            label.role = label
+                .role
+                .take()
+                .filter(|role| here.role.as_ref() == Some(role));
         }
     }
 }

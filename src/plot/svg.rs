@@ -17,7 +17,9 @@ const INFALLIBLE: &str = "a String takes all";
 /// Draws the table as one SVG image, a grid for each component, with a colour scale and a tooltip a cell.
 pub fn svg(scores: &Scores) -> String {
     let about = &scores.provenance;
-    let title = [&about.method, &about.model.id, &about.task].map(|text| visible(text)).join(" · ");
+    let title = [&about.method, &about.model.id, &about.task]
+        .map(|text| visible(text))
+        .join(" · ");
     let mut body = String::new();
     text(&mut body, 12.0, 20.0, "font-weight='bold'", &title);
     let (mut y, mut width) = (34.0, 12.0 + GLYPH * visible_width(&title) as f64);
@@ -37,9 +39,15 @@ pub fn svg(scores: &Scores) -> String {
 fn draw(body: &mut String, panel: &Panel, y: f64) -> (f64, f64) {
     let limit = panel.limit();
     let column_labels: Vec<String> = panel.columns.iter().map(column_label).collect();
-    let longest = |labels: &mut dyn Iterator<Item = &String>| labels.map(|l| visible_width(l)).max().unwrap_or(0) as f64;
+    let longest = |labels: &mut dyn Iterator<Item = &String>| {
+        labels.map(|l| visible_width(l)).max().unwrap_or(0) as f64
+    };
     let left = 24.0 + GLYPH * longest(&mut panel.rows.iter().chain([&panel.axes.0]));
-    let roles: Vec<String> = panel.columns.iter().map(|label| cut(label.role.as_deref().unwrap_or(""))).collect();
+    let roles: Vec<String> = panel
+        .columns
+        .iter()
+        .map(|label| cut(label.role.as_deref().unwrap_or("")))
+        .collect();
     let roles_height = GLYPH * longest(&mut roles.iter());
     let top = y + 30.0 + GLYPH * longest(&mut column_labels.iter());
     let bottom = top + (ROW * panel.rows.len()) as f64;
@@ -49,11 +57,24 @@ fn draw(body: &mut String, panel: &Panel, y: f64) -> (f64, f64) {
     text(body, 12.0, y + 14.0, "font-weight='bold'", &heading);
     for (index, label) in column_labels.iter().enumerate() {
         let x = left + (CELL * index) as f64 + CELL as f64 / 2.0 + 4.0;
-        text(body, x, top - 5.0, &format!("transform='rotate(-90 {x} {})'", top - 5.0), label);
+        text(
+            body,
+            x,
+            top - 5.0,
+            &format!("transform='rotate(-90 {x} {})'", top - 5.0),
+            label,
+        );
     }
-    for (index, label) in roles.iter().enumerate().filter(|(_, label)| !label.is_empty()) {
+    for (index, label) in roles
+        .iter()
+        .enumerate()
+        .filter(|(_, label)| !label.is_empty())
+    {
         let x = left + (CELL * index) as f64 + CELL as f64 / 2.0 + 4.0;
-        let attributes = format!("text-anchor='end' fill='#555' transform='rotate(-90 {x} {})'", bottom + 5.0);
+        let attributes = format!(
+            "text-anchor='end' fill='#555' transform='rotate(-90 {x} {})'",
+            bottom + 5.0
+        );
         text(body, x, bottom + 5.0, &attributes, label);
     }
     for (r, (row_label, row)) in panel.rows.iter().zip(&panel.values).enumerate() {
@@ -61,8 +82,17 @@ fn draw(body: &mut String, panel: &Panel, y: f64) -> (f64, f64) {
         text(body, left - 5.0, y + 12.0, "text-anchor='end'", row_label);
         for (c, value) in row.iter().enumerate() {
             let Some(value) = value else { continue };
-            let part = if limit > 0.0 && value.is_finite() { value / limit } else { 0.0 };
-            let tip = format!("{} {row_label}, {}: {}", panel.axes.0, column_labels[c], number(*value));
+            let part = if limit > 0.0 && value.is_finite() {
+                value / limit
+            } else {
+                0.0
+            };
+            let tip = format!(
+                "{} {row_label}, {}: {}",
+                panel.axes.0,
+                column_labels[c],
+                number(*value)
+            );
             let x = left + (CELL * c) as f64;
             write!(
                 body,
@@ -81,7 +111,12 @@ fn draw(body: &mut String, panel: &Panel, y: f64) -> (f64, f64) {
     )
     .expect(INFALLIBLE);
     let end = scale(body, panel, left, bottom + roles_height + 14.0, limit);
-    (right.max(end).max(12.0 + GLYPH * visible_width(&heading) as f64), bottom + roles_height + 44.0)
+    (
+        right
+            .max(end)
+            .max(12.0 + GLYPH * visible_width(&heading) as f64),
+        bottom + roles_height + 44.0,
+    )
 }
 
 /// The colour scale; returns its right end.
@@ -92,7 +127,11 @@ fn scale(body: &mut String, panel: &Panel, left: f64, y: f64, limit: f64) -> f64
     for step in 0..=32 {
         let fill = hex(step as f64 / 16.0 - 1.0);
         let x = start + 4.0 * step as f64;
-        write!(body, "<rect x='{x}' y='{y}' width='4.5' height='12' fill='{fill}'/>").expect(INFALLIBLE);
+        write!(
+            body,
+            "<rect x='{x}' y='{y}' width='4.5' height='12' fill='{fill}'/>"
+        )
+        .expect(INFALLIBLE);
     }
     let caption = format!("{}  {}", number(limit), panel.unit);
     text(body, start + 140.0, y + 10.0, "", &caption);
@@ -114,7 +153,12 @@ fn cut(label: &str) -> String {
 }
 
 fn text(body: &mut String, x: f64, y: f64, attributes: &str, content: &str) {
-    write!(body, "<text x='{x}' y='{y}' {attributes}>{}</text>", escape(content)).expect(INFALLIBLE);
+    write!(
+        body,
+        "<text x='{x}' y='{y}' {attributes}>{}</text>",
+        escape(content)
+    )
+    .expect(INFALLIBLE);
 }
 
 fn hex(part: f64) -> String {

@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 
 use polars::prelude::*;
 
+use super::Scores;
 use super::cell::{Cell, Detail, ExampleScores, ScoresMeta};
 use super::interval::Bootstrap;
 use super::provenance::{Baseline, Provenance};
-use super::Scores;
 use crate::error::{Error, Result};
 
 /// Below this difference of clean and corrupted metric a normalised value would be noise.
@@ -78,11 +78,16 @@ struct Rows {
 
 fn check(cells: &[Cell], examples: &[ExampleScores]) -> Result<()> {
     if examples.is_empty() {
-        return Err(Error::invalid("a table of scores needs at least one example"));
+        return Err(Error::invalid(
+            "a table of scores needs at least one example",
+        ));
     }
     for example in examples {
         let ascending = example.cells.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = example.cells.last().is_none_or(|&last| (last as usize) < cells.len());
+        let inside = example
+            .cells
+            .last()
+            .is_none_or(|&last| (last as usize) < cells.len());
         if !ascending || !inside || example.cells.len() != example.values.len() {
             return Err(Error::invalid(format!(
                 "example {}: {} values for {} cells, which must be ascending indices below {}",
@@ -97,7 +102,9 @@ fn check(cells: &[Cell], examples: &[ExampleScores]) -> Result<()> {
 }
 
 fn describe(examples: &[ExampleScores], meta: &ScoresMeta, provenance: Provenance) -> Provenance {
-    let mean = |of: fn(&ExampleScores) -> f64| examples.iter().map(of).sum::<f64>() / examples.len() as f64;
+    let mean = |of: fn(&ExampleScores) -> f64| {
+        examples.iter().map(of).sum::<f64>() / examples.len() as f64
+    };
     Provenance {
         version: env!("CARGO_PKG_VERSION").to_string(),
         method: meta.method.clone(),
@@ -109,7 +116,11 @@ fn describe(examples: &[ExampleScores], meta: &ScoresMeta, provenance: Provenanc
         mean_corrupted: mean(|e| e.corrupted),
         baselines: examples
             .iter()
-            .map(|e| Baseline { example: e.example, clean: e.clean, corrupted: e.corrupted })
+            .map(|e| Baseline {
+                example: e.example,
+                clean: e.clean,
+                corrupted: e.corrupted,
+            })
             .collect(),
         examples: examples.len(),
         ..provenance
@@ -143,7 +154,11 @@ fn aggregated(cells: &[Cell], examples: &[ExampleScores], meta: &ScoresMeta) -> 
         let mut having: Vec<(Vec<usize>, Vec<f64>)> = vec![Default::default(); last - first];
         for (index, example) in examples.iter().enumerate() {
             let cursor = &mut cursors[index];
-            while let Some(&cell) = example.cells.get(*cursor).filter(|&&cell| (cell as usize) < last) {
+            while let Some(&cell) = example
+                .cells
+                .get(*cursor)
+                .filter(|&&cell| (cell as usize) < last)
+            {
                 let (who, values) = &mut having[cell as usize - first];
                 who.push(index);
                 values.push(example.values[*cursor]);
@@ -151,13 +166,26 @@ fn aggregated(cells: &[Cell], examples: &[ExampleScores], meta: &ScoresMeta) -> 
             }
         }
         let mut groups: BTreeMap<&[usize], Vec<usize>> = BTreeMap::new();
-        for (offset, (who, _)) in having.iter().enumerate().filter(|(_, (who, _))| !who.is_empty()) {
+        for (offset, (who, _)) in having
+            .iter()
+            .enumerate()
+            .filter(|(_, (who, _))| !who.is_empty())
+        {
             groups.entry(who).or_default().push(offset);
         }
         let mut block: Vec<(usize, Aggregate)> = Vec::new();
         for (who, offsets) in groups {
-            let values: Vec<&[f64]> = offsets.iter().map(|&offset| having[offset].1.as_slice()).collect();
-            block.extend(offsets.into_iter().zip(aggregate(examples, who, &values, meta, &mut bootstrap)?));
+            let values: Vec<&[f64]> = offsets
+                .iter()
+                .map(|&offset| having[offset].1.as_slice())
+                .collect();
+            block.extend(offsets.into_iter().zip(aggregate(
+                examples,
+                who,
+                &values,
+                meta,
+                &mut bootstrap,
+            )?));
         }
         block.sort_by_key(|(offset, _)| *offset);
         for (offset, row) in block {
@@ -193,21 +221,42 @@ fn aggregate(
     bootstrap: &mut Bootstrap,
 ) -> Result<Vec<Aggregate>> {
     let n = who.len() as f64;
-    let ends: Vec<_> = who.iter().map(|&e| meta.direction.ends(examples[e].clean, examples[e].corrupted)).collect();
+    let ends: Vec<_> = who
+        .iter()
+        .map(|&e| {
+            meta.direction
+                .ends(examples[e].clean, examples[e].corrupted)
+        })
+        .collect();
     let base = ends.iter().map(|(base, _)| base).sum::<f64>() / n;
-    let full = ends.iter().map(|(_, full)| *full).sum::<Option<f64>>().map(|sum| sum / n);
-    let scores: Vec<f64> =
-        values.iter().flat_map(|row| row.iter().zip(&ends).map(|(value, (base, _))| value - base)).collect();
+    let full = ends
+        .iter()
+        .map(|(_, full)| *full)
+        .sum::<Option<f64>>()
+        .map(|sum| sum / n);
+    let scores: Vec<f64> = values
+        .iter()
+        .flat_map(|row| row.iter().zip(&ends).map(|(value, (base, _))| value - base))
+        .collect();
     let intervals = match who.len() {
         1 => vec![None; values.len()],
-        examples => bootstrap.intervals(&scores, examples)?.into_iter().map(Some).collect(),
+        examples => bootstrap
+            .intervals(&scores, examples)?
+            .into_iter()
+            .map(Some)
+            .collect(),
     };
     let rows = values.iter().zip(scores.chunks(who.len())).zip(intervals);
     Ok(rows
         .map(|((values, scores), interval)| {
             let score = scores.iter().sum::<f64>() / n;
             let value = values.iter().sum::<f64>() / n;
-            Aggregate { value, score, normalised: normalised(score, base, full), interval }
+            Aggregate {
+                value,
+                score,
+                normalised: normalised(score, base, full),
+                interval,
+            }
         })
         .collect())
 }
@@ -218,18 +267,30 @@ fn normalised(score: f64, base: f64, full: Option<f64>) -> Option<f64> {
 }
 
 /// The token and the role of a cell, where all its examples agree on them.
-fn shared_labels(cell: &Cell, examples: &[ExampleScores], who: &[usize]) -> (Option<String>, Option<String>) {
+fn shared_labels(
+    cell: &Cell,
+    examples: &[ExampleScores],
+    who: &[usize],
+) -> (Option<String>, Option<String>) {
     let shared = |label: &dyn Fn(&ExampleScores) -> Option<String>| {
         let first = label(&examples[who[0]])?;
-        who.iter().all(|&e| label(&examples[e]).as_deref() == Some(&first)).then_some(first)
+        who.iter()
+            .all(|&e| label(&examples[e]).as_deref() == Some(&first))
+            .then_some(first)
     };
-    (shared(&|e| token_at(cell, e)), cell.role.clone().or_else(|| shared(&|e| role_at(cell, e))))
+    (
+        shared(&|e| token_at(cell, e)),
+        cell.role.clone().or_else(|| shared(&|e| role_at(cell, e))),
+    )
 }
 
 fn index_of(cell: &Cell, example: &ExampleScores) -> Option<usize> {
     match cell.pos? {
         pos @ 0.. => Some(pos as usize),
-        pos => example.tokens.len().checked_sub(pos.unsigned_abs() as usize),
+        pos => example
+            .tokens
+            .len()
+            .checked_sub(pos.unsigned_abs() as usize),
     }
 }
 
@@ -240,8 +301,12 @@ fn token_at(cell: &Cell, example: &ExampleScores) -> Option<String> {
 /// The roles of a position, joined by commas if it has several.
 fn role_at(cell: &Cell, example: &ExampleScores) -> Option<String> {
     let pos = index_of(cell, example)?;
-    let roles: Vec<&str> =
-        example.roles.iter().filter(|(_, at)| at.contains(&pos)).map(|(role, _)| role.as_str()).collect();
+    let roles: Vec<&str> = example
+        .roles
+        .iter()
+        .filter(|(_, at)| at.contains(&pos))
+        .map(|(role, _)| role.as_str())
+        .collect();
     (!roles.is_empty()).then(|| roles.join(","))
 }
 
@@ -263,11 +328,17 @@ fn table(
     columns.push(constant("method", &meta.method));
     columns.push(constant("metric", &meta.metric));
     columns.push(constant("direction", &meta.direction.to_string()));
-    columns.push(texts("component", height, |row| Some(&cell(row).component)).expect("every cell has a component"));
+    columns.push(
+        texts("component", height, |row| Some(&cell(row).component))
+            .expect("every cell has a component"),
+    );
     columns.extend(numbers("layer", height, |row| cell(row).layer));
     columns.extend(numbers("head", height, |row| cell(row).head));
     if (0..height).any(|row| cell(row).pos.is_some()) {
-        columns.push(Int32Chunked::from_iter_options("pos".into(), (0..height).map(|row| cell(row).pos)).into_column());
+        columns.push(
+            Int32Chunked::from_iter_options("pos".into(), (0..height).map(|row| cell(row).pos))
+                .into_column(),
+        );
     }
     columns.extend(numbers("key", height, |row| cell(row).key));
     match detail {
@@ -277,8 +348,15 @@ fn table(
         }
         Detail::PerExample => {
             let example = |row: usize| &examples[rows.label[row]];
-            let role = |row: usize| cell(row).role.clone().or_else(|| role_at(cell(row), example(row)));
-            columns.extend(texts("token", height, |row| token_at(cell(row), example(row))));
+            let role = |row: usize| {
+                cell(row)
+                    .role
+                    .clone()
+                    .or_else(|| role_at(cell(row), example(row)))
+            };
+            columns.extend(texts("token", height, |row| {
+                token_at(cell(row), example(row))
+            }));
             columns.extend(texts("role", height, role));
         }
     }
@@ -286,7 +364,9 @@ fn table(
     columns.extend(texts("src", height, |row| cell(row).src.as_deref()));
     columns.extend(texts("dst", height, |row| cell(row).dst.as_deref()));
     if detail == Detail::PerExample {
-        columns.extend(numbers("example", height, |row| Some(examples[rows.label[row]].example as u32)));
+        columns.extend(numbers("example", height, |row| {
+            Some(examples[rows.label[row]].example as u32)
+        }));
     }
     columns.push(Column::new("value".into(), &rows.value));
     columns.push(Column::new("score".into(), &rows.score));
@@ -295,7 +375,8 @@ fn table(
     }
     columns.push(constant("base", meta.direction.base()));
     if rows.interval.iter().any(Option::is_some) {
-        let end = |of: fn((f64, f64)) -> f64| rows.interval.iter().map(|i| i.map(of)).collect::<Vec<_>>();
+        let end =
+            |of: fn((f64, f64)) -> f64| rows.interval.iter().map(|i| i.map(of)).collect::<Vec<_>>();
         columns.push(Column::new("ci_low".into(), end(|(low, _)| low)));
         columns.push(Column::new("ci_high".into(), end(|(_, high)| high)));
     }
@@ -304,16 +385,20 @@ fn table(
 
 /// A column of numbers, or none if no row has one.
 fn numbers(name: &str, height: usize, of: impl Fn(usize) -> Option<u32>) -> Option<Column> {
-    (0..height).any(|row| of(row).is_some()).then(|| {
-        UInt32Chunked::from_iter_options(name.into(), (0..height).map(of)).into_column()
-    })
+    (0..height)
+        .any(|row| of(row).is_some())
+        .then(|| UInt32Chunked::from_iter_options(name.into(), (0..height).map(of)).into_column())
 }
 
 /// A column of text, or none if no row has one.
-fn texts<S: AsRef<str>>(name: &str, height: usize, of: impl Fn(usize) -> Option<S>) -> Option<Column> {
-    (0..height).any(|row| of(row).is_some()).then(|| {
-        StringChunked::from_iter_options(name.into(), (0..height).map(of)).into_column()
-    })
+fn texts<S: AsRef<str>>(
+    name: &str,
+    height: usize,
+    of: impl Fn(usize) -> Option<S>,
+) -> Option<Column> {
+    (0..height)
+        .any(|row| of(row).is_some())
+        .then(|| StringChunked::from_iter_options(name.into(), (0..height).map(of)).into_column())
 }
 
 #[cfg(test)]
@@ -324,34 +409,62 @@ mod tests {
     use crate::scores::Direction;
 
     fn cell(layer: u32, pos: i32) -> Cell {
-        Cell { component: "hook_resid_pre".into(), layer: Some(layer), pos: Some(pos), ..Cell::default() }
+        Cell {
+            component: "hook_resid_pre".into(),
+            layer: Some(layer),
+            pos: Some(pos),
+            ..Cell::default()
+        }
     }
 
-    fn example(example: usize, clean: f64, corrupted: f64, cells: &[u32], values: &[f64]) -> ExampleScores {
+    fn example(
+        example: usize,
+        clean: f64,
+        corrupted: f64,
+        cells: &[u32],
+        values: &[f64],
+    ) -> ExampleScores {
         ExampleScores {
             example,
             clean,
             corrupted,
-            tokens: ["When", if example == 0 { " Mary" } else { " Tom" }, " gave"].map(String::from).to_vec(),
+            tokens: ["When", if example == 0 { " Mary" } else { " Tom" }, " gave"]
+                .map(String::from)
+                .to_vec(),
             roles: BTreeMap::from([("IO".to_string(), vec![1])]),
             cells: Arc::from(cells),
             values: values.to_vec(),
         }
     }
 
-    fn assembled(cells: &[Cell], examples: &[ExampleScores], direction: Direction, detail: Detail) -> Scores {
-        let meta = ScoresMeta { method: "m".into(), metric: "logit_diff".into(), direction, ..ScoresMeta::default() };
+    fn assembled(
+        cells: &[Cell],
+        examples: &[ExampleScores],
+        direction: Direction,
+        detail: Detail,
+    ) -> Scores {
+        let meta = ScoresMeta {
+            method: "m".into(),
+            metric: "logit_diff".into(),
+            direction,
+            ..ScoresMeta::default()
+        };
         Scores::assemble(cells, examples, &meta, detail, Provenance::default()).unwrap()
     }
 
     fn column(scores: &Scores, name: &str) -> Vec<Option<f64>> {
-        scores.floats(name).unwrap_or_else(|| panic!("no column {name}"))
+        scores
+            .floats(name)
+            .unwrap_or_else(|| panic!("no column {name}"))
     }
 
     #[test]
     fn normalised_is_a_ratio_of_means_in_either_direction() {
         // Means: clean 3, corrupted -1, patched 1. Denoising restores 2 of 4, noising destroys 2 of 4.
-        let examples = [example(0, 4.0, 0.0, &[0], &[3.0]), example(1, 2.0, -2.0, &[0], &[-1.0])];
+        let examples = [
+            example(0, 4.0, 0.0, &[0], &[3.0]),
+            example(1, 2.0, -2.0, &[0], &[-1.0]),
+        ];
         for (direction, score) in [(Direction::Denoise, 2.0), (Direction::Noise, -2.0)] {
             let scores = assembled(&[cell(0, 0)], &examples, direction, Detail::Mean);
             assert_eq!(column(&scores, "value"), [Some(1.0)]);
@@ -365,17 +478,39 @@ mod tests {
 
     #[test]
     fn a_cell_that_some_examples_lack_is_measured_on_the_others() {
-        let examples = [example(0, 4.0, 0.0, &[0, 1], &[1.0, 2.0]), example(1, 8.0, 0.0, &[1, 2], &[6.0, 7.0])];
-        let scores = assembled(&[cell(0, 0), cell(0, 1), cell(0, -1)], &examples, Direction::Denoise, Detail::Mean);
+        let examples = [
+            example(0, 4.0, 0.0, &[0, 1], &[1.0, 2.0]),
+            example(1, 8.0, 0.0, &[1, 2], &[6.0, 7.0]),
+        ];
+        let scores = assembled(
+            &[cell(0, 0), cell(0, 1), cell(0, -1)],
+            &examples,
+            Direction::Denoise,
+            Detail::Mean,
+        );
         assert_eq!(column(&scores, "score"), [Some(1.0), Some(4.0), Some(7.0)]);
         // 1 of 4, 4 of 6, 7 of 8.
-        assert_eq!(column(&scores, "normalised"), [Some(0.25), Some(4.0 / 6.0), Some(0.875)]);
+        assert_eq!(
+            column(&scores, "normalised"),
+            [Some(0.25), Some(4.0 / 6.0), Some(0.875)]
+        );
         let low = column(&scores, "ci_low");
-        assert_eq!((low[0], low[2]), (None, None), "one example has no interval");
-        assert_eq!(low[1], Some(2.0), "of two examples the lower end is the lower one");
+        assert_eq!(
+            (low[0], low[2]),
+            (None, None),
+            "one example has no interval"
+        );
+        assert_eq!(
+            low[1],
+            Some(2.0),
+            "of two examples the lower end is the lower one"
+        );
         assert_eq!(column(&scores, "ci_high")[1], Some(6.0));
         // The two examples have different names at position 1, and one role.
-        assert_eq!(scores.texts("token").unwrap(), [Some("When"), None, Some(" gave")]);
+        assert_eq!(
+            scores.texts("token").unwrap(),
+            [Some("When"), None, Some(" gave")]
+        );
         assert_eq!(scores.texts("role").unwrap(), [None, Some("IO"), None]);
         assert_eq!(scores.provenance.examples_per_row, Some((1, 2)));
     }
@@ -385,18 +520,39 @@ mod tests {
         let names = |detail| {
             let examples = [example(3, 1.0, 0.0, &[0], &[0.5])];
             let scores = assembled(&[cell(0, 1)], &examples, Direction::Denoise, detail);
-            scores.table.get_column_names().iter().map(|name| name.to_string()).collect::<Vec<_>>()
+            scores
+                .table
+                .get_column_names()
+                .iter()
+                .map(|name| name.to_string())
+                .collect::<Vec<_>>()
         };
-        let shared = ["method", "metric", "direction", "component", "layer", "pos", "token", "role"];
+        let shared = [
+            "method",
+            "metric",
+            "direction",
+            "component",
+            "layer",
+            "pos",
+            "token",
+            "role",
+        ];
         let measured = ["value", "score", "normalised", "base"];
         assert_eq!(names(Detail::Mean), [&shared[..], &measured].concat());
-        assert_eq!(names(Detail::PerExample), [&shared[..], &["example"], &measured].concat());
+        assert_eq!(
+            names(Detail::PerExample),
+            [&shared[..], &["example"], &measured].concat()
+        );
     }
 
     #[test]
     fn a_metric_that_the_corruption_does_not_move_gives_a_warning_instead_of_a_ratio() {
-        let scores =
-            assembled(&[cell(0, 0)], &[example(0, 1.0, 1.0 + 1e-9, &[0], &[2.0])], Direction::Noise, Detail::Mean);
+        let scores = assembled(
+            &[cell(0, 0)],
+            &[example(0, 1.0, 1.0 + 1e-9, &[0], &[2.0])],
+            Direction::Noise,
+            Detail::Mean,
+        );
         assert!(scores.floats("normalised").is_none());
         assert_eq!(scores.warnings().len(), 1);
     }
@@ -407,14 +563,24 @@ mod tests {
         let all: Vec<u32> = (0..cells.len() as u32).collect();
         let even: Vec<u32> = all.iter().copied().filter(|i| i % 2 == 0).collect();
         let values = |cells: &[u32]| cells.iter().map(|&i| i as f64).collect::<Vec<_>>();
-        let examples = [example(0, 1.0, 0.0, &all, &values(&all)), example(1, 1.0, 0.0, &even, &values(&even))];
+        let examples = [
+            example(0, 1.0, 0.0, &all, &values(&all)),
+            example(1, 1.0, 0.0, &even, &values(&even)),
+        ];
         let scores = assembled(&cells, &examples, Direction::Denoise, Detail::Mean);
-        assert_eq!(column(&scores, "value"), all.iter().map(|&i| Some(i as f64)).collect::<Vec<_>>());
+        assert_eq!(
+            column(&scores, "value"),
+            all.iter().map(|&i| Some(i as f64)).collect::<Vec<_>>()
+        );
     }
 
     #[test]
     fn lists_that_do_not_fit_are_refused() {
-        for (cells, values) in [(vec![1, 0], vec![0.0, 0.0]), (vec![0], vec![]), (vec![9], vec![0.0])] {
+        for (cells, values) in [
+            (vec![1, 0], vec![0.0, 0.0]),
+            (vec![0], vec![]),
+            (vec![9], vec![0.0]),
+        ] {
             let examples = [example(0, 1.0, 0.0, &cells, &values)];
             let refused = Scores::assemble(
                 &[cell(0, 0), cell(0, 1)],

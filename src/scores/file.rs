@@ -12,7 +12,10 @@ use crate::error::{Error, Result};
 /// read-only.
 pub fn check_writable(path: &Path) -> Result<()> {
     let (beside, _) = create_beside(path)?;
-    fs::remove_file(&beside).map_err(|source| Error::Write { path: path.to_path_buf(), source })
+    fs::remove_file(&beside).map_err(|source| Error::Write {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// Writes a file with `fill`, so that `path` holds either all of it or what was there before.
@@ -27,7 +30,10 @@ pub fn write_whole(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> R
 pub(super) fn stage(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<PathBuf> {
     let (beside, mut file) = create_beside(path)?;
     let written = fill(&mut file).and_then(|()| {
-        file.sync_all().map_err(|source| Error::Write { path: path.to_path_buf(), source })
+        file.sync_all().map_err(|source| Error::Write {
+            path: path.to_path_buf(),
+            source,
+        })
     });
     match written {
         Ok(()) => Ok(beside),
@@ -44,7 +50,10 @@ pub(super) fn commit(beside: &Path, path: &Path) -> Result<()> {
     let target = resolved(path);
     fs::rename(beside, &target).map_err(|source| {
         let _ = fs::remove_file(beside);
-        Error::Write { path: path.to_path_buf(), source }
+        Error::Write {
+            path: path.to_path_buf(),
+            source,
+        }
     })?;
     if let Ok(folder) = File::open(parent(&target)) {
         // Not every file system can sync a folder; the file itself is safe.
@@ -56,7 +65,10 @@ pub(super) fn commit(beside: &Path, path: &Path) -> Result<()> {
 /// Name of the unfinished file of `path`: one name for one result, so that a killed run leaves at most one behind and the
 /// next run replaces it.
 fn beside_name(path: &Path) -> Option<String> {
-    Some(format!(".{}{UNFINISHED}", path.file_name()?.to_string_lossy()))
+    Some(format!(
+        ".{}{UNFINISHED}",
+        path.file_name()?.to_string_lossy()
+    ))
 }
 
 /// Ending of unfinished files.
@@ -72,9 +84,13 @@ fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
         return Err(refuse(io::ErrorKind::IsADirectory, "it is a folder"));
     }
     if target.exists() && !target.is_file() {
-        return Err(refuse(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        return Err(refuse(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
     }
-    let name = beside_name(&target).ok_or_else(|| refuse(io::ErrorKind::InvalidInput, "it names no file"))?;
+    let name = beside_name(&target)
+        .ok_or_else(|| refuse(io::ErrorKind::InvalidInput, "it names no file"))?;
     let folder = parent(&target);
     if !folder.is_dir() {
         let hint = "make it, or choose another path with `--out`".to_string();
@@ -84,11 +100,17 @@ fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
     let opened = match fs::remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         // A new file, never one that somebody else put there, nor what a link points to.
-        _ => OpenOptions::new().write(true).create_new(true).open(&beside),
+        _ => OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&beside),
     };
     match opened {
         Ok(file) => Ok((beside, file)),
-        Err(source) => Err(Error::Write { path: path.to_path_buf(), source }),
+        Err(source) => Err(Error::Write {
+            path: path.to_path_buf(),
+            source,
+        }),
     }
 }
 
@@ -111,7 +133,10 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 
     #[test]
@@ -124,9 +149,15 @@ mod tests {
     #[test]
     fn a_folder_and_a_missing_parent_are_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(check_writable(folder.path()), Err(Error::Write { .. })));
+        assert!(matches!(
+            check_writable(folder.path()),
+            Err(Error::Write { .. })
+        ));
         let error = check_writable(&folder.path().join("nowhere/scores.parquet")).unwrap_err();
-        assert!(matches!(&error, Error::Missing { path, .. } if path.ends_with("nowhere")), "{error}");
+        assert!(
+            matches!(&error, Error::Missing { path, .. } if path.ends_with("nowhere")),
+            "{error}"
+        );
     }
 
     #[test]
@@ -136,7 +167,10 @@ mod tests {
         fs::write(&path, "before").unwrap();
         let full = write_whole(&path, |file| {
             file.write_all(b"half").unwrap();
-            Err(Error::Write { path: path.clone(), source: io::ErrorKind::StorageFull.into() })
+            Err(Error::Write {
+                path: path.clone(),
+                source: io::ErrorKind::StorageFull.into(),
+            })
         });
         assert!(matches!(full, Err(Error::Write { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "before");
@@ -150,7 +184,10 @@ mod tests {
         let (real, link) = (folder.path().join("real"), folder.path().join("link"));
         fs::write(&real, "before").unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        write_whole(&link, |file| file.write_all(b"after").map_err(|_| unreachable!())).unwrap();
+        write_whole(&link, |file| {
+            file.write_all(b"after").map_err(|_| unreachable!())
+        })
+        .unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&real).unwrap(), "after");
     }

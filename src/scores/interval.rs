@@ -27,7 +27,10 @@ pub struct Bootstrap {
 
 impl Bootstrap {
     pub fn new(seed: u64) -> Self {
-        Bootstrap { seed, weights: BTreeMap::new() }
+        Bootstrap {
+            seed,
+            weights: BTreeMap::new(),
+        }
     }
 
     /// The 95% intervals of the row means of `scores`.
@@ -38,7 +41,10 @@ impl Bootstrap {
         let scores = Tensor::from_slice(scores, (cells, examples), &Device::Cpu)?;
         let means = scores.matmul(self.weights(examples)?)?; // [cell, resample]
         let mut means = means.flatten_all()?.to_vec1::<f64>()?;
-        Ok(means.par_chunks_mut(RESAMPLES).map(|cell| (percentile(cell, TAIL), percentile(cell, 1.0 - TAIL))).collect())
+        Ok(means
+            .par_chunks_mut(RESAMPLES)
+            .map(|cell| (percentile(cell, TAIL), percentile(cell, 1.0 - TAIL)))
+            .collect())
     }
 
     fn weights(&mut self, examples: usize) -> Result<&Tensor> {
@@ -89,15 +95,25 @@ mod tests {
     fn every_resample_draws_as_many_examples_as_there_are() {
         let counts = resample_counts(7, 3);
         for resample in 0..RESAMPLES {
-            assert_eq!((0..7).map(|e| counts[e * RESAMPLES + resample]).sum::<f64>(), 7.0);
+            assert_eq!(
+                (0..7)
+                    .map(|e| counts[e * RESAMPLES + resample])
+                    .sum::<f64>(),
+                7.0
+            );
         }
     }
 
     #[test]
     fn equal_scores_have_an_interval_of_no_width() {
-        let intervals = Bootstrap::new(0).intervals(&[2.0, 2.0, 2.0, 2.0, -1.0, -1.0, -1.0, -1.0], 4).unwrap();
+        let intervals = Bootstrap::new(0)
+            .intervals(&[2.0, 2.0, 2.0, 2.0, -1.0, -1.0, -1.0, -1.0], 4)
+            .unwrap();
         for ((low, high), mean) in intervals.into_iter().zip([2.0, -1.0]) {
-            assert!((low - mean).abs() < 1e-12 && (high - mean).abs() < 1e-12, "{low} {high}");
+            assert!(
+                (low - mean).abs() < 1e-12 && (high - mean).abs() < 1e-12,
+                "{low} {high}"
+            );
         }
     }
 
@@ -116,7 +132,10 @@ mod tests {
         let scores: Vec<f64> = (0..300).map(|i| ((i * 37) % 101) as f64 / 7.0).collect();
         let bits = |seed| -> Vec<u64> {
             let intervals = Bootstrap::new(seed).intervals(&scores, 10).unwrap();
-            intervals.iter().flat_map(|(low, high)| [low.to_bits(), high.to_bits()]).collect()
+            intervals
+                .iter()
+                .flat_map(|(low, high)| [low.to_bits(), high.to_bits()])
+                .collect()
         };
         assert_eq!(bits(5), bits(5));
         assert_ne!(bits(5), bits(6));

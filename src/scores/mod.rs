@@ -42,13 +42,25 @@ impl Scores {
     /// The strongest rows, by magnitude of `score`; of equals, the earlier first.
     pub fn top(&self, n: usize) -> Scores {
         let scores = self.floats("score").unwrap_or_default();
-        let strength = |row: &u32| scores.get(*row as usize).copied().flatten().map_or(-1.0, f64::abs);
+        let strength = |row: &u32| {
+            scores
+                .get(*row as usize)
+                .copied()
+                .flatten()
+                .map_or(-1.0, f64::abs)
+        };
         let mut rows: Vec<u32> = (0..self.table.height() as u32).collect();
         rows.sort_by(|a, b| strength(b).total_cmp(&strength(a)));
         rows.truncate(n);
         let rows = polars::prelude::IdxCa::from_vec("row".into(), rows);
-        let table = self.table.take(&rows).expect("the rows were counted from this table");
-        Scores { table, provenance: self.provenance.clone() }
+        let table = self
+            .table
+            .take(&rows)
+            .expect("the rows were counted from this table");
+        Scores {
+            table,
+            provenance: self.provenance.clone(),
+        }
     }
 
     /// The floats of a column, if it is there.
@@ -61,7 +73,14 @@ impl Scores {
         let column = self.table.column(column).ok()?;
         match column.i32() {
             Ok(values) => Some(values.iter().map(|v| v.map(i64::from)).collect()),
-            Err(_) => Some(column.u32().ok()?.iter().map(|v| v.map(i64::from)).collect()),
+            Err(_) => Some(
+                column
+                    .u32()
+                    .ok()?
+                    .iter()
+                    .map(|v| v.map(i64::from))
+                    .collect(),
+            ),
         }
     }
 

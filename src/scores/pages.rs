@@ -12,7 +12,9 @@ pub(super) fn fault(mut chunk: &[u8], rows: u64) -> Option<&'static str> {
         if reader.page(&mut header).is_none() {
             return Some("a page header is garbled");
         }
-        let Some(rest) = reader.bytes.get(header.packed..) else { return Some("a page is longer than its column") };
+        let Some(rest) = reader.bytes.get(header.packed..) else {
+            return Some("a page is longer than its column");
+        };
         // Eight bytes a value, or text: no page of ours unpacks to more than this from what it is packed in.
         if header.unpacked > header.packed.saturating_mul(50_000).saturating_add(1 << 16) {
             return Some("a page claims to unpack to more than it can");
@@ -20,7 +22,11 @@ pub(super) fn fault(mut chunk: &[u8], rows: u64) -> Option<&'static str> {
         if header.values > rows {
             return Some("a page claims more values than there are rows");
         }
-        values += if header.is_dictionary { 0 } else { header.values };
+        values += if header.is_dictionary {
+            0
+        } else {
+            header.values
+        };
         chunk = rest;
     }
     (values != rows).then_some("its pages do not hold as many values as there are rows")
@@ -135,7 +141,27 @@ mod tests {
 
     /// type 0, unpacked 8, packed 2, data page header { values, plain, rle, rle }, and two bytes of page.
     fn page(values: u8) -> Vec<u8> {
-        vec![0x15, 0, 0x15, 16, 0x15, 4, 0x2c, 0x15, values * 2, 0x15, 0, 0x15, 6, 0x15, 6, 0, 0, 0xaa, 0xbb]
+        vec![
+            0x15,
+            0,
+            0x15,
+            16,
+            0x15,
+            4,
+            0x2c,
+            0x15,
+            values * 2,
+            0x15,
+            0,
+            0x15,
+            6,
+            0x15,
+            6,
+            0,
+            0,
+            0xaa,
+            0xbb,
+        ]
     }
 
     #[test]
@@ -153,6 +179,9 @@ mod tests {
         // Unpacked size 2^35.
         let mut hostile = vec![0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 0x80, 0x02];
         hostile.extend_from_slice(&page(5)[4..]);
-        assert_eq!(fault(&hostile, 5), Some("a page claims to unpack to more than it can"));
+        assert_eq!(
+            fault(&hostile, 5),
+            Some("a page claims to unpack to more than it can")
+        );
     }
 }

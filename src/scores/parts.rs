@@ -68,30 +68,58 @@ impl PartStore {
     /// and writing.
     pub fn open_or_create(out: &Path, fingerprint: &Value) -> Result<PartStore> {
         let folder = folder_of(out);
-        fs::create_dir_all(&folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
+        fs::create_dir_all(&folder).map_err(|source| Error::Write {
+            path: folder.clone(),
+            source,
+        })?;
         let lock = lock(&folder)?;
         let plan = folder.join(PLAN);
         let names = clean_and_list(&folder)?;
         match read_plan(&plan)? {
             Some(found) if found == *fingerprint => {}
-            Some(found) => return Err(Error::OtherParts { what: difference(&found, fingerprint), folder }),
+            Some(found) => {
+                return Err(Error::OtherParts {
+                    what: difference(&found, fingerprint),
+                    folder,
+                });
+            }
             // Parts without a plan could be anything's.
             None if !names.is_empty() => {
-                return Err(Error::OtherParts { what: format!("`{PLAN}` is missing"), folder });
+                return Err(Error::OtherParts {
+                    what: format!("`{PLAN}` is missing"),
+                    folder,
+                });
             }
             None => write_whole(&plan, |file| {
                 let text = serde_json::to_string_pretty(fingerprint).expect("a JSON value is JSON");
-                file.write_all(text.as_bytes()).map_err(|source| Error::Write { path: plan.clone(), source })
+                file.write_all(text.as_bytes())
+                    .map_err(|source| Error::Write {
+                        path: plan.clone(),
+                        source,
+                    })
             })?,
         }
-        let mut store = PartStore { folder, parts: BTreeMap::new(), next: 0, warnings: Vec::new(), _lock: lock };
+        let mut store = PartStore {
+            folder,
+            parts: BTreeMap::new(),
+            next: 0,
+            warnings: Vec::new(),
+            _lock: lock,
+        };
         for (number, path) in names {
             store.next = store.next.max(number + 1);
             match read_part(&path) {
-                Ok(part) => store.parts.extend(part.iter().map(|scores| (scores.example, path.clone()))),
+                Ok(part) => store
+                    .parts
+                    .extend(part.iter().map(|scores| (scores.example, path.clone()))),
                 Err(error) => {
-                    store.warnings.push(format!("{error}; its examples are measured again"));
-                    fs::remove_file(&path).map_err(|source| Error::Write { path: path.clone(), source })?;
+                    store
+                        .warnings
+                        .push(format!("{error}; its examples are measured again"));
+                    fs::remove_file(&path).map_err(|source| Error::Write {
+                        path: path.clone(),
+                        source,
+                    })?;
                 }
             }
         }
@@ -118,7 +146,8 @@ impl PartStore {
         let staged = self.stage(batch, &path)?;
         commit(&staged, &path)?;
         self.next += 1;
-        self.parts.extend(batch.iter().map(|scores| (scores.example, path.clone())));
+        self.parts
+            .extend(batch.iter().map(|scores| (scores.example, path.clone())));
         Ok(())
     }
 
@@ -138,11 +167,30 @@ impl PartStore {
             hash: hash(batch),
         };
         let note = serde_json::to_string(&note).expect("a note has only text keys");
-        let rows = || batch.iter().flat_map(|scores| scores.cells.iter().zip(&scores.values).map(move |row| (scores, row)));
+        let rows = || {
+            batch.iter().flat_map(|scores| {
+                scores
+                    .cells
+                    .iter()
+                    .zip(&scores.values)
+                    .map(move |row| (scores, row))
+            })
+        };
         let table = DataFrame::new_infer_height(vec![
-            Column::new("example".into(), rows().map(|(scores, _)| scores.example as u32).collect::<Vec<_>>()),
-            Column::new("cell".into(), rows().map(|(_, (&cell, _))| cell).collect::<Vec<_>>()),
-            Column::new("value".into(), rows().map(|(_, (_, &value))| value).collect::<Vec<_>>()),
+            Column::new(
+                "example".into(),
+                rows()
+                    .map(|(scores, _)| scores.example as u32)
+                    .collect::<Vec<_>>(),
+            ),
+            Column::new(
+                "cell".into(),
+                rows().map(|(_, (&cell, _))| cell).collect::<Vec<_>>(),
+            ),
+            Column::new(
+                "value".into(),
+                rows().map(|(_, (_, &value))| value).collect::<Vec<_>>(),
+            ),
         ])?;
         stage_table(&table, PART_KEY, note, path)
     }
@@ -152,7 +200,11 @@ impl PartStore {
         let paths: BTreeSet<&PathBuf> = self.parts.values().collect();
         let mut all: BTreeMap<usize, ExampleScores> = BTreeMap::new();
         for path in paths {
-            all.extend(read_part(path)?.into_iter().map(|scores| (scores.example, scores)));
+            all.extend(
+                read_part(path)?
+                    .into_iter()
+                    .map(|scores| (scores.example, scores)),
+            );
         }
         let mut all: Vec<ExampleScores> = all.into_values().collect();
         share_equal_cells(&mut all);
@@ -161,7 +213,10 @@ impl PartStore {
 
     /// Removes the folder: the result is written, the parts have served.
     pub fn remove(self) -> Result<()> {
-        let failed = |source| Error::Write { path: self.folder.clone(), source };
+        let failed = |source| Error::Write {
+            path: self.folder.clone(),
+            source,
+        };
         for (_, path) in clean_and_list(&self.folder)? {
             fs::remove_file(path).map_err(failed)?;
         }
@@ -182,33 +237,59 @@ fn folder_of(out: &Path) -> PathBuf {
 
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join(LOCK);
-    let failed = |source| Error::Write { path: path.clone(), source };
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let failed = |source| Error::Write {
+        path: path.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut owner = String::new();
-            let known = (&file).take(20).read_to_string(&mut owner).is_ok() && owner.parse::<u32>().is_ok();
-            let owner = if known { owner } else { "of another user".to_string() };
-            return Err(Error::Busy { folder: folder.to_path_buf(), owner });
+            let known =
+                (&file).take(20).read_to_string(&mut owner).is_ok() && owner.parse::<u32>().is_ok();
+            let owner = if known {
+                owner
+            } else {
+                "of another user".to_string()
+            };
+            return Err(Error::Busy {
+                folder: folder.to_path_buf(),
+                owner,
+            });
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
-    file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).map_err(failed)?;
+    file.set_len(0)
+        .and_then(|()| write!(file, "{}", std::process::id()))
+        .map_err(failed)?;
     Ok(file)
 }
 
 /// Removes what a killed process left unfinished, and lists the parts with their numbers.
 fn clean_and_list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
-    let failed = |source| Error::Read { path: folder.to_path_buf(), source };
+    let failed = |source| Error::Read {
+        path: folder.to_path_buf(),
+        source,
+    };
     let mut parts = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let number = name.strip_prefix("part-").and_then(|rest| rest.strip_suffix(".parquet"));
+        let number = name
+            .strip_prefix("part-")
+            .and_then(|rest| rest.strip_suffix(".parquet"));
         if name.starts_with('.') && name.ends_with(UNFINISHED) {
-            fs::remove_file(&path).map_err(|source| Error::Write { path: path.clone(), source })?;
+            fs::remove_file(&path).map_err(|source| Error::Write {
+                path: path.clone(),
+                source,
+            })?;
         } else if let Some(number) = number.and_then(|digits| digits.parse().ok()) {
             parts.push((number, path));
         }
@@ -218,12 +299,18 @@ fn clean_and_list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
 }
 
 fn read_plan(path: &Path) -> Result<Option<Value>> {
-    let failed = |source| Error::Read { path: path.to_path_buf(), source };
+    let failed = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
     let mut text = String::new();
     match File::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
-        Ok(file) => file.take(PLAN_LIMIT).read_to_string(&mut text).map_err(failed)?,
+        Ok(file) => file
+            .take(PLAN_LIMIT)
+            .read_to_string(&mut text)
+            .map_err(failed)?,
     };
     let parsed = serde_json::from_str(&text);
     parsed.map(Some).map_err(|error| Error::Malformed {
@@ -242,7 +329,13 @@ fn difference(there: &Value, here: &Value) -> String {
     let differing: Vec<String> = keys
         .into_iter()
         .filter(|key| there.get(*key) != here.get(*key))
-        .map(|key| format!("`{key}` was {}, is {}", brief(there.get(key)), brief(here.get(key))))
+        .map(|key| {
+            format!(
+                "`{key}` was {}, is {}",
+                brief(there.get(key)),
+                brief(here.get(key))
+            )
+        })
         .collect();
     differing.join("; ")
 }
@@ -262,10 +355,17 @@ fn read_part(path: &Path) -> Result<Vec<ExampleScores>> {
         reason: reason.to_string(),
     };
     let (table, note) = read_table(path, PART_KEY, "part")?;
-    let note: PartNote = serde_json::from_str(&note).map_err(|error| malformed(&error.to_string()))?;
+    let note: PartNote =
+        serde_json::from_str(&note).map_err(|error| malformed(&error.to_string()))?;
     let of_another_type = |_| malformed("its columns are not those of a part");
-    let cells = table.column("cell").and_then(|column| column.u32()).map_err(of_another_type)?;
-    let values = table.column("value").and_then(|column| column.f64()).map_err(of_another_type)?;
+    let cells = table
+        .column("cell")
+        .and_then(|column| column.u32())
+        .map_err(of_another_type)?;
+    let values = table
+        .column("value")
+        .and_then(|column| column.f64())
+        .map_err(of_another_type)?;
     let (mut cells, mut values) = (cells.iter().flatten(), values.iter().flatten());
     let batch: Vec<ExampleScores> = note
         .examples
@@ -293,10 +393,20 @@ fn hash(batch: &[ExampleScores]) -> String {
         hasher.update(scores.clean.to_le_bytes());
         hasher.update(scores.corrupted.to_le_bytes());
         hasher.update((scores.cells.len() as u64).to_le_bytes());
-        scores.cells.iter().for_each(|cell| hasher.update(cell.to_le_bytes()));
-        scores.values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
+        scores
+            .cells
+            .iter()
+            .for_each(|cell| hasher.update(cell.to_le_bytes()));
+        scores
+            .values
+            .iter()
+            .for_each(|value| hasher.update(value.to_le_bytes()));
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Examples of one template have the same cells: keep the list once.
@@ -351,7 +461,10 @@ mod tests {
         drop(store);
         let store = place.open("denoise").unwrap();
         assert_eq!(store.finished(), BTreeSet::from([1, 4, 9]));
-        assert_eq!(store.read_all().unwrap(), [measured(1), measured(4), measured(9)]);
+        assert_eq!(
+            store.read_all().unwrap(),
+            [measured(1), measured(4), measured(9)]
+        );
         store.remove().unwrap();
         assert_eq!(fs::read_dir(place.0.path()).unwrap().count(), 0);
     }
@@ -361,7 +474,9 @@ mod tests {
         let place = Place::new();
         let mut store = place.open("denoise").unwrap();
         store.write(&[measured(0)]).unwrap();
-        let staged = store.stage(&[measured(1)], &store.folder.join("part-00001.parquet")).unwrap();
+        let staged = store
+            .stage(&[measured(1)], &store.folder.join("part-00001.parquet"))
+            .unwrap();
         drop(store);
         assert!(staged.exists());
         let mut store = place.open("denoise").unwrap();
@@ -386,7 +501,11 @@ mod tests {
             fs::write(&path, &bytes).unwrap();
             // Damage that changes no measurement may pass; damage that does may not.
             if let Ok(part) = read_part(&path) {
-                assert_eq!((&part[0].cells, &part[0].values), (&measured(0).cells, &measured(0).values), "byte {at}");
+                assert_eq!(
+                    (&part[0].cells, &part[0].values),
+                    (&measured(0).cells, &measured(0).values),
+                    "byte {at}"
+                );
             }
         }
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
@@ -402,7 +521,12 @@ mod tests {
         let place = Place::new();
         drop(place.open("denoise").unwrap());
         let error = place.open("noise").unwrap_err();
-        assert!(error.to_string().contains(r#"`direction` was "denoise", is "noise""#), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(r#"`direction` was "denoise", is "noise""#),
+            "{error}"
+        );
         place.open("denoise").unwrap();
     }
 
@@ -411,7 +535,10 @@ mod tests {
         let place = Place::new();
         let first = place.open("denoise").unwrap();
         let error = place.open("denoise").unwrap_err();
-        assert!(matches!(&error, Error::Busy { owner, .. } if *owner == std::process::id().to_string()), "{error}");
+        assert!(
+            matches!(&error, Error::Busy { owner, .. } if *owner == std::process::id().to_string()),
+            "{error}"
+        );
         drop(first);
         place.open("denoise").unwrap();
     }

@@ -16,13 +16,16 @@ impl Scores {
     /// a tab or a carriage return) gets a `'` in front; JSON and parquet hold the text as it is.
     pub fn to_csv(&self, out: &mut impl Write) -> io::Result<()> {
         let mut csv = csv::Writer::from_writer(out);
-        csv.write_record(self.table.get_column_names().iter().map(|name| name.as_str()))?;
+        let names = self.table.get_column_names();
+        csv.write_record(names.iter().map(|name| name.as_str()))
+            .map_err(io_error)?;
         for row in 0..self.table.height() {
-            csv.write_record(self.row(row).map(|(_, value)| match value {
+            let record = self.row(row).map(|(_, value)| match value {
                 AnyValue::String(text) => inert(text),
                 AnyValue::StringOwned(text) => inert(&text),
                 value => plain(&value),
-            }))?;
+            });
+            csv.write_record(record).map_err(io_error)?;
         }
         csv.flush()
     }
@@ -30,8 +33,10 @@ impl Scores {
     /// Writes a JSON object a line; absent and non-finite values are `null`.
     pub fn to_json(&self, out: &mut impl Write) -> io::Result<()> {
         for row in 0..self.table.height() {
-            let object: Map<String, Value> =
-                self.row(row).map(|(name, value)| (name.to_string(), json(&value))).collect();
+            let object: Map<String, Value> = self
+                .row(row)
+                .map(|(name, value)| (name.to_string(), json(&value)))
+                .collect();
             serde_json::to_writer(&mut *out, &object)?;
             out.write_all(b"\n")?;
         }
@@ -46,8 +51,11 @@ impl Scores {
             .iter()
             .filter(|column| !SHARED.contains(&column.name().as_str()))
             .map(|column| {
-                let rows = (0..column.len()).map(|row| short(&column.get(row).unwrap_or(AnyValue::Null)));
-                let texts = std::iter::once(column.name().to_string()).chain(rows).collect();
+                let rows =
+                    (0..column.len()).map(|row| short(&column.get(row).unwrap_or(AnyValue::Null)));
+                let texts = std::iter::once(column.name().to_string())
+                    .chain(rows)
+                    .collect();
                 (texts, column.dtype().is_primitive_numeric())
             })
             .collect();
@@ -55,9 +63,17 @@ impl Scores {
         for row in 0..=self.table.height() {
             let mut line = String::new();
             for (texts, to_the_right) in &columns {
-                let width = texts.iter().map(|text| visible_width(text)).max().unwrap_or(0);
+                let width = texts
+                    .iter()
+                    .map(|text| visible_width(text))
+                    .max()
+                    .unwrap_or(0);
                 let gap = " ".repeat(width - visible_width(&texts[row]));
-                let (before, after) = if *to_the_right { (gap.as_str(), "") } else { ("", gap.as_str()) };
+                let (before, after) = if *to_the_right {
+                    (gap.as_str(), "")
+                } else {
+                    ("", gap.as_str())
+                };
                 line.push_str(&format!("{before}{}{after}  ", texts[row]));
             }
             text.push_str(line.trim_end());
@@ -68,7 +84,12 @@ impl Scores {
 
     fn row(&self, row: usize) -> impl Iterator<Item = (&str, AnyValue<'_>)> {
         let columns = self.table.columns().iter();
-        columns.map(move |column| (column.name().as_str(), column.get(row).unwrap_or(AnyValue::Null)))
+        columns.map(move |column| {
+            (
+                column.name().as_str(),
+                column.get(row).unwrap_or(AnyValue::Null),
+            )
+        })
     }
 }
 
@@ -78,8 +99,20 @@ impl fmt::Display for Scores {
         let about = &self.provenance;
         let (method, metric) = (visible(&about.method), visible(&about.metric));
         let rows = self.table.height();
-        writeln!(f, "{method}, {metric}, {}: {rows} rows from {} examples", about.direction, about.examples)?;
+        writeln!(
+            f,
+            "{method}, {metric}, {}: {rows} rows from {} examples",
+            about.direction, about.examples
+        )?;
         write!(f, "{}", self.top(10).to_text())
+    }
+}
+
+/// The I/O error inside, so that a caller can tell a closed pipe.
+fn io_error(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
     }
 }
 
@@ -126,7 +159,12 @@ mod tests {
 
     /// One row whose token is `token`.
     fn scores(token: &str, value: f64) -> Scores {
-        let cell = Cell { component: "hook_resid_pre".into(), layer: Some(0), pos: Some(0), ..Cell::default() };
+        let cell = Cell {
+            component: "hook_resid_pre".into(),
+            layer: Some(0),
+            pos: Some(0),
+            ..Cell::default()
+        };
         let example = ExampleScores {
             clean: 1.0,
             tokens: vec![token.to_string()],
@@ -134,7 +172,14 @@ mod tests {
             values: vec![value],
             ..ExampleScores::default()
         };
-        Scores::assemble(&[cell], &[example], &ScoresMeta::default(), Detail::Mean, Provenance::default()).unwrap()
+        Scores::assemble(
+            &[cell],
+            &[example],
+            &ScoresMeta::default(),
+            Detail::Mean,
+            Provenance::default(),
+        )
+        .unwrap()
     }
 
     fn csv_of(scores: &Scores) -> String {
@@ -153,14 +198,19 @@ mod tests {
             (" -1", " -1"),
         ] {
             let csv = csv_of(&scores(token, 0.25));
-            assert!(csv.contains(&format!(",0,{written},0.25,")), "{token:?}: {csv}");
+            assert!(
+                csv.contains(&format!(",0,{written},0.25,")),
+                "{token:?}: {csv}"
+            );
         }
     }
 
     #[test]
     fn json_keeps_text_as_it_is_and_has_no_infinity() {
         let mut out = Vec::new();
-        scores("\u{1b}\"\n", f64::NEG_INFINITY).to_json(&mut out).unwrap();
+        scores("\u{1b}\"\n", f64::NEG_INFINITY)
+            .to_json(&mut out)
+            .unwrap();
         let row: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(row["token"], "\u{1b}\"\n");
         assert_eq!(row["score"], Value::Null);
@@ -170,6 +220,9 @@ mod tests {
     #[test]
     fn the_text_table_lets_no_escape_sequence_through() {
         let shown = scores("\x1b[2J", 0.5).to_string();
-        assert!(shown.contains("\\u{1b}[2J") && !shown.contains('\x1b'), "{shown}");
+        assert!(
+            shown.contains("\\u{1b}[2J") && !shown.contains('\x1b'),
+            "{shown}"
+        );
     }
 }

@@ -7,7 +7,11 @@ use unicode_width::UnicodeWidthChar;
 /// The text with every character that cannot be seen written as an escape, and spaces at its ends as `·`.
 pub fn visible(text: &str) -> String {
     let inner = text.trim_matches(' ');
-    let leading = if inner.is_empty() { text.len() } else { text.len() - text.trim_start_matches(' ').len() };
+    let leading = if inner.is_empty() {
+        text.len()
+    } else {
+        text.len() - text.trim_start_matches(' ').len()
+    };
     let trailing = text.len() - leading - inner.len();
     let mut shown = "·".repeat(leading);
     for c in inner.chars() {
@@ -15,7 +19,9 @@ pub fn visible(text: &str) -> String {
             '\n' => shown.push_str("\\n"),
             '\t' => shown.push_str("\\t"),
             '\r' => shown.push_str("\\r"),
-            c if is_hidden(c) => write!(shown, "\\u{{{:x}}}", c as u32).expect("a String takes all"),
+            c if is_hidden(c) => {
+                write!(shown, "\\u{{{:x}}}", c as u32).expect("a String takes all")
+            }
             c => shown.push(c),
         }
     }
