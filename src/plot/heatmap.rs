@@ -270,3 +270,112 @@ fn trim_and_end(text: &mut String) {
     text.truncate(text.trim_end_matches(' ').len());
     text.push('\n');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plot::{svg, test_scores};
+
+    /// Every line that [`heatmap`] draws without colours, `width` columns wide.
+    fn lines(tokens: &[&str], width: usize) -> Vec<String> {
+        let options = HeatmapOptions {
+            color: Color::None,
+            width,
+        };
+        heatmap(&test_scores(tokens, 2), &options)
+            .lines()
+            .map(String::from)
+            .collect()
+    }
+
+    #[test]
+    fn cells_are_hundredths_of_the_largest_magnitude() {
+        // Two layers by two positions with scores -4, -3, -2, -1: the largest magnitude is 4.
+        let drawn = lines(&["a", "b"], 80);
+        assert!(
+            drawn.iter().any(|line| line.ends_with("0 -100  -75")),
+            "{drawn:#?}"
+        );
+        assert!(
+            drawn.iter().any(|line| line.ends_with("1  -50  -25")),
+            "{drawn:#?}"
+        );
+        assert!(
+            drawn
+                .last()
+                .unwrap()
+                .starts_with("100 = 4.00, score (logits)"),
+            "{drawn:#?}"
+        );
+    }
+
+    #[test]
+    fn a_grid_wider_than_the_terminal_is_drawn_in_blocks() {
+        let tokens: Vec<String> = (0..30).map(|i| format!("token{i}")).collect();
+        let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+        let drawn = lines(&tokens, 60);
+        assert!(
+            drawn.iter().all(|line| visible_width(line) <= 60),
+            "{drawn:#?}"
+        );
+        assert_eq!(
+            drawn
+                .iter()
+                .filter(|line| line.starts_with("layer "))
+                .count(),
+            3
+        );
+        // The narrowest terminal still gets every column.
+        assert_eq!(
+            lines(&tokens, 1)
+                .iter()
+                .filter(|line| line.starts_with("layer "))
+                .count(),
+            30
+        );
+    }
+
+    #[test]
+    fn hostile_tokens_reach_neither_the_terminal_nor_the_markup() {
+        let tokens = [
+            "\x1b]0;owned\x07",
+            "\r\n\x08",
+            "</text><script>alert(1)</script>",
+            "日本\u{202e}",
+            "' onload='x",
+        ];
+        let drawn = lines(&tokens, 120).join("\n");
+        assert!(
+            !drawn.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'),
+            "{drawn:?}"
+        );
+        let picture = svg(&test_scores(&tokens, 2));
+        assert!(
+            !picture.contains("<script") && !picture.contains("' onload"),
+            "{picture}"
+        );
+        assert!(
+            !picture.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'),
+            "{picture:?}"
+        );
+    }
+
+    #[test]
+    fn colours_are_reset_after_every_cell() {
+        for color in [Color::Ansi256, Color::Truecolor] {
+            let drawn = heatmap(
+                &test_scores(&["a", "b"], 2),
+                &HeatmapOptions { color, width: 80 },
+            );
+            assert_eq!(
+                drawn.matches("\x1b[48;").count(),
+                drawn.matches("\x1b[0m").count()
+            );
+            assert_eq!(
+                drawn.matches("\x1b[48;").count(),
+                4 + 17,
+                "four cells and the scale"
+            );
+        }
+    }
+}
