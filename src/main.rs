@@ -2,7 +2,6 @@
 
 mod cli;
 
-use std::error::Error as _;
 use std::io;
 use std::process::ExitCode;
 

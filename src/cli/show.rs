@@ -41,12 +41,13 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         })?;
     }
     let mut out = BufWriter::new(io::stdout().lock());
-    if !(args.print.csv || args.print.json) {
+    let for_people = !(args.print.csv || args.print.json);
+    if for_people {
         write!(out, "{}", about(&scores))?;
         writeln!(out)?;
     }
     print(&scores, &args.print, ctx, &mut out)?;
-    if !(args.print.csv || args.print.json) && !scores.provenance.command.is_empty() {
+    if for_people && !scores.provenance.command.is_empty() {
         writeln!(
             out,
             "\nmade by: {}",
@@ -144,7 +145,9 @@ fn task(p: &Provenance) -> String {
 /// Seconds since 1970 as `2026-11-22 21:52 UTC`.
 fn utc(seconds: u64) -> String {
     let (mut days, rest) = (seconds / 86_400, seconds % 86_400);
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     // 400 years have 146,097 days: a hostile number costs no more steps than an honest one.
     let mut year = 1970 + 400 * (days / 146_097);
     days %= 146_097;
