@@ -162,6 +162,10 @@ pub enum Error {
     UnknownRole { role: String, known: String },
 
     // Long work.
+    #[error("`{}` holds finished parts of other work ({what}); remove that folder to start again, or choose another `--out`", folder.display())]
+    OtherParts { folder: PathBuf, what: String },
+    #[error("process {owner} is already at work on `{}`; wait for it, or choose another `--out`", folder.display())]
+    Busy { folder: PathBuf, owner: String },
     #[error("interrupted; {kept}")]
     Interrupted { kept: String },
     #[error("{0}")]

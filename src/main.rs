@@ -1,1 +1,54 @@
-fn main() {}
+//! The binary: parses, runs one subcommand, and turns its outcome into an exit code.
+
+mod cli;
+
+use std::io;
+use std::process::ExitCode;
+
+use candlewick::Error;
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// 0 done, 1 failed, 2 wrong usage (clap's own), 130 interrupted. A reader that closes our pipe has had enough: no failure.
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let Err(error) = cli::run(cli) else {
+        return ExitCode::SUCCESS;
+    };
+    if is_closed_pipe(&error) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("error: {}", one_line(&error));
+    match error.downcast_ref::<Error>() {
+        Some(Error::Interrupted { .. }) => ExitCode::from(130),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io_errors = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    io_errors
+        .into_iter()
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The message and its causes, but not a cause that the message quotes already.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !line.contains(&message) {
+            line = format!("{line}: {message}");
+        }
+        cause = error.source();
+    }
+    line.split('\n')
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join(" ")
+}

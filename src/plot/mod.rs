@@ -1,1 +1,48 @@
-//! plot
+//! Scores as pictures: [`heatmap`] for a terminal, [`svg`] for files and notebooks. Both draw the same [`Panel`]s.
+
+mod colour;
+mod heatmap;
+mod notebook;
+mod panel;
+mod svg;
+
+pub use heatmap::{Color, HeatmapOptions, heatmap};
+pub use panel::{Label, Panel, panels};
+pub use svg::svg;
+
+/// Scores of `layers` layers by one position a token, counting up to -1; no normalised values.
+#[cfg(test)]
+fn test_scores(tokens: &[&str], layers: u32) -> crate::scores::Scores {
+    use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
+
+    let n = tokens.len() as u32;
+    let cells: Vec<Cell> = (0..layers * n)
+        .map(|i| Cell {
+            component: "hook_resid_pre".into(),
+            layer: Some(i / n),
+            pos: Some((i % n) as i32),
+            ..Cell::default()
+        })
+        .collect();
+    let example = ExampleScores {
+        tokens: tokens.iter().map(|token| token.to_string()).collect(),
+        cells: (0..layers * n).collect(),
+        values: (0..layers * n)
+            .map(|i| i as f64 - (layers * n) as f64)
+            .collect(),
+        ..ExampleScores::default()
+    };
+    let meta = ScoresMeta {
+        unit: "logits".into(),
+        direction: Direction::Ablate,
+        ..ScoresMeta::default()
+    };
+    Scores::assemble(
+        &cells,
+        &[example],
+        &meta,
+        Detail::Mean,
+        Provenance::default(),
+    )
+    .expect("the lists are made to fit")
+}

@@ -1,0 +1,108 @@
+//! Flags that mean the same in every subcommand.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Which model, and how it is run.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A hub id, a folder, a `.gguf` file, or `embedded`.
+    #[arg(long, short, default_value = "embedded")]
+    pub model: String,
+    /// Branch, tag or commit of a hub model.
+    #[arg(long)]
+    pub revision: Option<String>,
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// Number format of weights and stream; norms, softmax and logits stay in f32.
+    #[arg(long, default_value = "f32")]
+    pub dtype: DTypeChoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DTypeChoice {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// Which prompts, and what is measured on them.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Task")]
+pub struct TaskArgs {
+    /// A task file (`circuits/*.toml`) or the name of a task that ships with candlewick.
+    #[arg(long, short, conflicts_with = "pairs")]
+    pub task: Option<String>,
+    /// Your own pairs: CSV, JSONL or parquet with columns `clean, corrupted, answer, wrong`.
+    #[arg(long, value_name = "FILE")]
+    pub pairs: Option<PathBuf>,
+    /// How many pairs to use.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub n_pairs: Option<u32>,
+    /// Which corruption of the task [default: its first].
+    #[arg(long, value_name = "NAME")]
+    pub corruption: Option<String>,
+    /// Wraps the prompts in the tokenizer's own chat template.
+    #[arg(long)]
+    pub chat_template: bool,
+    /// Whether a BOS token stands in front; `auto` does what the tokenizer does.
+    #[arg(long, default_value = "auto")]
+    pub bos: BosChoice,
+    /// logit_diff, prob_diff, log_prob, prob, kl, js, rank, top<k> or accuracy [default: the task's].
+    #[arg(long)]
+    pub metric: Option<String>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BosChoice {
+    Auto,
+    Yes,
+    No,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// All rows, with how they were made, as parquet.
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub print: PrintArgs,
+    /// A row for each pair instead of means with intervals.
+    #[arg(long)]
+    pub per_example: bool,
+}
+
+/// What is printed of a table.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output")]
+pub struct PrintArgs {
+    /// All rows as CSV on stdout, instead of picture and table.
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// All rows on stdout, a JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+    /// How many of the strongest rows to show; with `--csv` or `--json`, only these.
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    Auto,
+    Always,
+    Never,
+}

@@ -1,0 +1,197 @@
+//! `candlewick show`: what a file of scores is, its picture, its strongest rows, and how to make it again.
+
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use candlewick::Error;
+use candlewick::plot::{HeatmapOptions, heatmap, svg};
+use candlewick::scores::{Provenance, Scores, visible, write_whole};
+use clap::Args;
+
+use super::args::PrintArgs;
+use super::{Context, shell_quoted};
+
+/// Rows of the table when `--top` says nothing.
+const TOP: usize = 10;
+
+/// Show a file of scores: what it is, its heatmap, its strongest rows, and the command that makes it again.
+///
+/// Example: candlewick show scores.parquet --top 5
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A file that `--out` wrote.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub print: PrintArgs,
+    /// Also draw the heatmap into this file.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
+    let scores = Scores::read_parquet(&args.file)?;
+    if let Some(path) = &args.svg {
+        write_whole(path, |file| {
+            let written = file.write_all(svg(&scores).as_bytes());
+            written.map_err(|source| Error::Write {
+                path: path.clone(),
+                source,
+            })
+        })?;
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    let for_people = !(args.print.csv || args.print.json);
+    if for_people {
+        write!(out, "{}", about(&scores))?;
+        writeln!(out)?;
+    }
+    print(&scores, &args.print, ctx, &mut out)?;
+    if for_people && !scores.provenance.command.is_empty() {
+        writeln!(
+            out,
+            "\nmade by: {}",
+            shell_quoted(&scores.provenance.command)
+        )?;
+    }
+    out.flush().context("stdout")
+}
+
+/// Prints a table as the flags ask: all rows for a pipe, or the picture and the strongest rows for a person.
+pub fn print(
+    scores: &Scores,
+    args: &PrintArgs,
+    ctx: &Context,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    if args.csv || args.json {
+        let top = args.top.map(|n| scores.top(n));
+        let rows = top.as_ref().unwrap_or(scores);
+        if args.csv {
+            rows.to_csv(out)
+        } else {
+            rows.to_json(out)
+        }
+        .context("stdout")?;
+        return Ok(());
+    }
+    let picture = heatmap(
+        scores,
+        &HeatmapOptions {
+            color: ctx.color,
+            width: ctx.width,
+        },
+    );
+    if !picture.is_empty() {
+        writeln!(out, "{picture}")?;
+    }
+    write!(out, "{}", scores.top(args.top.unwrap_or(TOP)).to_text())?;
+    Ok(())
+}
+
+/// What the table is, a line each.
+fn about(scores: &Scores) -> String {
+    let p = &scores.provenance;
+    let base = p.direction.base();
+    let mut lines = vec![
+        format!(
+            "method    {} ({}, the {base} run is changed)",
+            p.method, p.direction
+        ),
+        format!("model     {}", model(p)),
+        format!("task      {}", task(p)),
+        format!(
+            "metric    {}: clean {:.4}, corrupted {:.4} ({})",
+            p.metric, p.mean_clean, p.mean_corrupted, p.unit
+        ),
+        format!("rows      {}", scores.table.height()),
+        format!(
+            "made      {} in {:.1} s by candlewick {}",
+            utc(p.created),
+            p.seconds,
+            p.version
+        ),
+    ];
+    lines.extend(
+        p.warnings
+            .iter()
+            .map(|warning| format!("warning   {warning}")),
+    );
+    lines.iter().map(|line| visible(line) + "\n").collect()
+}
+
+fn model(p: &Provenance) -> String {
+    let revision = p
+        .model
+        .revision
+        .as_deref()
+        .map_or(String::new(), |revision| format!(" at {revision}"));
+    let hash: String = p.model.weight_hash.chars().take(12).collect();
+    format!(
+        "{}{revision} ({}, {} on {}, weights {hash})",
+        p.model.id, p.model.storage, p.dtype, p.device
+    )
+}
+
+fn task(p: &Provenance) -> String {
+    let bos = if p.bos { "with BOS" } else { "without BOS" };
+    let chat = if p.chat { ", chat template" } else { "" };
+    format!(
+        "{}: {} pairs, {} dropped, {bos}{chat}, seed {}",
+        p.task, p.examples, p.dropped, p.seed
+    )
+}
+
+/// Seconds since 1970 as `2026-11-22 21:52 UTC`.
+fn utc(seconds: u64) -> String {
+    let (mut days, rest) = (seconds / 86_400, seconds % 86_400);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    // 400 years have 146,097 days: a hostile number costs no more steps than an honest one.
+    let mut year = 1970 + 400 * (days / 146_097);
+    days %= 146_097;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [
+        31,
+        28 + u64::from(leap(year)),
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    format!(
+        "{year}-{:02}-{:02} {:02}:{:02} UTC",
+        month + 1,
+        days + 1,
+        rest / 3600,
+        rest / 60 % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn seconds_become_a_date() {
+        assert_eq!(utc(0), "1970-01-01 00:00 UTC");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(utc(1_795_384_321), "2026-11-22 21:52 UTC");
+        assert!(utc(u64::MAX).ends_with("UTC"));
+    }
+}

@@ -1,0 +1,110 @@
+//! What an engine hands to the table: which cells were changed, and what was measured for each example.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// What was changed in one variant: the coordinates of a cell. Those that do not apply are `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Cell {
+    /// The hook without its layer (`hook_resid_pre`, `attn.hook_z`), or the name of a bundle.
+    pub component: String,
+    pub layer: Option<u32>,
+    pub head: Option<u32>,
+    /// Position, or query position of a pattern; negative counts from the end.
+    pub pos: Option<i32>,
+    /// Key position of a pattern cell.
+    pub key: Option<u32>,
+    /// Role of the task, where a cell is a role rather than a position.
+    pub role: Option<String>,
+    pub neuron: Option<u32>,
+    /// Ends of an edge.
+    pub src: Option<String>,
+    pub dst: Option<String>,
+}
+
+/// Everything measured for one pair.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ExampleScores {
+    /// Index of the pair in the task as written.
+    pub example: usize,
+    /// The metric of the two runs without a change.
+    pub clean: f64,
+    pub corrupted: f64,
+    /// Text of each token of the base prompt, for labels.
+    pub tokens: Vec<String>,
+    /// Positions of each role in this prompt, for labels.
+    pub roles: BTreeMap<String, Vec<usize>>,
+    /// Indices into the list of cells, ascending; examples of one template may share the list.
+    pub cells: Arc<[u32]>,
+    /// The metric with each of `cells` changed.
+    pub values: Vec<f64>,
+}
+
+/// What kind of change a table measures, which decides its base run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Clean values into the corrupted run.
+    #[default]
+    Denoise,
+    /// Corrupted values into the clean run.
+    Noise,
+    /// Values removed from the clean run.
+    Ablate,
+    /// Nothing is changed: what a component adds directly.
+    Direct,
+}
+
+impl Direction {
+    /// The run that is changed.
+    pub fn base(self) -> &'static str {
+        match self {
+            Direction::Denoise => "corrupted",
+            Direction::Noise | Direction::Ablate | Direction::Direct => "clean",
+        }
+    }
+
+    /// The base metric of one example, and the metric that a full effect would reach, if there is one.
+    pub(super) fn ends(self, clean: f64, corrupted: f64) -> (f64, Option<f64>) {
+        match self {
+            Direction::Denoise => (corrupted, Some(clean)),
+            Direction::Noise => (clean, Some(corrupted)),
+            Direction::Ablate | Direction::Direct => (clean, None),
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Direction::Denoise => "denoise",
+            Direction::Noise => "noise",
+            Direction::Ablate => "ablate",
+            Direction::Direct => "direct",
+        })
+    }
+}
+
+/// What all rows of a table share.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ScoresMeta {
+    pub method: String,
+    pub metric: String,
+    /// Unit of the metric: `logits`, `probability`, `nats`, ...
+    pub unit: String,
+    pub direction: Direction,
+    /// Seeds the bootstrap.
+    pub seed: u64,
+}
+
+/// Whether the table has a row for each cell and example, or one for each cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// A row for each cell and example; `example` is the pair's index in the task.
+    PerExample,
+    /// A row for each cell: the mean over the examples that have it, with an interval.
+    Mean,
+}

@@ -1,0 +1,405 @@
+//! Parquet with provenance, written whole and read with suspicion.
+//!
+//! A file that somebody sends may be truncated, hostile, or simply another table: the footer is checked before any column is
+//! decoded, and polars is not trusted to refuse what it cannot read without a panic.
+
+use std::cell::Cell as Flag;
+use std::fs::{self, File};
+use std::io::Cursor;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::Once;
+
+use polars::prelude::*;
+use polars_io::parquet::read::{FileMetadata, ParallelStrategy, ParquetReader};
+use polars_io::parquet::write::{KeyValueMetadata, ParquetWriter};
+use polars_io::prelude::SerReader;
+
+use super::Scores;
+use super::file::{stage, write_whole};
+use super::pages;
+use super::provenance::{FOOTER_KEY, Provenance};
+use crate::error::{Error, Result};
+
+/// The columns a table may have, in order, with their types; those marked `true` must be there.
+const COLUMNS: [(&str, Kind, bool); 20] = [
+    ("method", Kind::Text, true),
+    ("metric", Kind::Text, true),
+    ("direction", Kind::Text, true),
+    ("component", Kind::Text, true),
+    ("layer", Kind::Index, false),
+    ("head", Kind::Index, false),
+    ("pos", Kind::Signed, false),
+    ("key", Kind::Index, false),
+    ("token", Kind::Text, false),
+    ("role", Kind::Text, false),
+    ("neuron", Kind::Index, false),
+    ("src", Kind::Text, false),
+    ("dst", Kind::Text, false),
+    ("example", Kind::Index, false),
+    ("value", Kind::Float, true),
+    ("score", Kind::Float, true),
+    ("normalised", Kind::Float, false),
+    ("base", Kind::Text, true),
+    ("ci_low", Kind::Float, false),
+    ("ci_high", Kind::Float, false),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Text,
+    Index,
+    Signed,
+    Float,
+}
+
+impl Kind {
+    fn dtype(self) -> DataType {
+        match self {
+            Kind::Text => DataType::String,
+            Kind::Index => DataType::UInt32,
+            Kind::Signed => DataType::Int32,
+            Kind::Float => DataType::Float64,
+        }
+    }
+}
+
+impl Scores {
+    /// Writes the table with its provenance: beside `path`, flushed, and renamed into place.
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Write`] if the place cannot be written or the disk is full; nothing is left behind.
+    pub fn write_parquet(&self, path: &Path) -> Result<()> {
+        let note = serde_json::to_string(&self.provenance).expect("provenance has only text keys");
+        write_whole(path, |file| {
+            write_table(&self.table, FOOTER_KEY, note, path, file)
+        })
+    }
+
+    /// Reads a table that [`Scores::write_parquet`] wrote.
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Read`]; [`Error::Malformed`] if the file is no parquet file, damaged, or not a table of
+    /// scores (its footer says nothing of us, or a column is missing or of another type).
+    pub fn read_parquet(path: &Path) -> Result<Scores> {
+        let malformed = |reason: String| Error::Malformed {
+            path: path.to_path_buf(),
+            format: "scores",
+            reason,
+        };
+        let (table, note) = read_table(path, FOOTER_KEY, "scores")?;
+        let provenance: Provenance = serde_json::from_str(&note)
+            .map_err(|error| malformed(format!("its provenance cannot be read ({error})")))?;
+        for (name, kind, required) in COLUMNS {
+            match table.column(name) {
+                Err(_) if required => return Err(malformed(format!("column `{name}` is missing"))),
+                Ok(column) if *column.dtype() != kind.dtype() => {
+                    let (found, expected) = (column.dtype(), kind.dtype());
+                    return Err(malformed(format!(
+                        "column `{name}` is {found}, a table of scores has {expected}"
+                    )));
+                }
+                _ => {}
+            }
+        }
+        if let Some(other) = table
+            .get_column_names()
+            .iter()
+            .find(|n| !COLUMNS.iter().any(|(known, ..)| *known == n.as_str()))
+        {
+            return Err(malformed(format!(
+                "column `{}` is not one of ours",
+                super::visible(other)
+            )));
+        }
+        Ok(Scores { table, provenance })
+    }
+}
+
+/// Writes a table with one note in the footer, next to the arrow schema that other readers look for.
+pub(super) fn write_table(
+    table: &DataFrame,
+    key: &str,
+    note: String,
+    path: &Path,
+    file: &mut File,
+) -> Result<()> {
+    let notes = KeyValueMetadata::from_static(vec![(key.to_string(), note)]);
+    let mut table = table.clone();
+    let written = ParquetWriter::new(std::io::BufWriter::new(file))
+        .with_key_value_metadata(Some(notes))
+        .finish(&mut table);
+    match written {
+        Ok(_) => Ok(()),
+        Err(PolarsError::IO { error, .. }) => {
+            let source = std::io::Error::new(error.kind(), error.to_string());
+            Err(Error::Write {
+                path: path.to_path_buf(),
+                source,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Stages a table beside `path` without renaming it: what a kill just before the rename leaves.
+pub(super) fn stage_table(
+    table: &DataFrame,
+    key: &str,
+    note: String,
+    path: &Path,
+) -> Result<std::path::PathBuf> {
+    stage(path, |file| write_table(table, key, note, path, file))
+}
+
+/// Reads a table and the note of ours in its footer.
+pub(super) fn read_table(
+    path: &Path,
+    key: &str,
+    format: &'static str,
+) -> Result<(DataFrame, String)> {
+    let malformed = |reason: String| Error::Malformed {
+        path: path.to_path_buf(),
+        format,
+        reason,
+    };
+    if !path.exists() {
+        let hint = "`candlewick patch --out scores.parquet` makes one".to_string();
+        return Err(Error::Missing {
+            path: path.to_path_buf(),
+            hint,
+        });
+    }
+    let bytes = fs::read(path).map_err(|source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(Error::LfsPointer {
+            path: path.to_path_buf(),
+        });
+    }
+    if bytes.len() < 12 || !bytes.starts_with(b"PAR1") {
+        return Err(malformed(format!(
+            "its {} bytes are no parquet",
+            bytes.len()
+        )));
+    }
+    if !bytes.ends_with(b"PAR1") {
+        return Err(malformed(
+            "its end is missing: an unfinished copy?".to_string(),
+        ));
+    }
+    let decoded = without_panic(
+        move || -> PolarsResult<Result<(DataFrame, String), String>> {
+            let mut reader =
+                ParquetReader::new(Cursor::new(&bytes)).read_parallel(ParallelStrategy::None);
+            let metadata = reader.get_metadata()?.clone();
+            let notes = metadata.key_value_metadata.as_deref().unwrap_or_default();
+            let Some(note) = notes
+                .iter()
+                .find(|n| n.key == key)
+                .and_then(|n| n.value.clone())
+            else {
+                return Ok(Err(format!(
+                    "no `{key}` in its footer: another program wrote it"
+                )));
+            };
+            if let Some(reason) = implausible(&metadata, &bytes) {
+                return Ok(Err(reason));
+            }
+            Ok(Ok((reader.finish()?, note)))
+        },
+    );
+    match decoded {
+        None => Err(malformed("it is damaged".to_string())),
+        Some(Err(error)) => Err(malformed(format!(
+            "it is damaged ({})",
+            one_line(&error.to_string())
+        ))),
+        Some(Ok(Err(reason))) => Err(malformed(reason)),
+        Some(Ok(Ok(found))) => Ok(found),
+    }
+}
+
+/// Sizes in footer or page headers that cannot be true: decoding would ask for memory that the file cannot fill.
+fn implausible(metadata: &FileMetadata, bytes: &[u8]) -> Option<String> {
+    let rows = metadata
+        .row_groups
+        .iter()
+        .try_fold(0usize, |sum, group| sum.checked_add(group.num_rows()));
+    if rows != Some(metadata.num_rows) || metadata.num_rows > u32::MAX as usize {
+        return Some(format!(
+            "its footer counts {} rows, its parts other ones",
+            metadata.num_rows
+        ));
+    }
+    for group in &metadata.row_groups {
+        for column in group.parquet_columns() {
+            let range = column.byte_range();
+            let Some(chunk) = bytes.get(range.start as usize..range.end as usize) else {
+                return Some("its footer points outside the file".to_string());
+            };
+            if column.num_values() != group.num_rows() as i64 {
+                return Some("its columns differ in length".to_string());
+            }
+            if let Some(fault) = pages::fault(chunk, group.num_rows() as u64) {
+                return Some(fault.to_string());
+            }
+        }
+    }
+    None
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Runs `work`, turning a panic into `None` without a word on stderr.
+fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
+    thread_local!(static SILENT: Flag<bool> = const { Flag::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !SILENT.get() {
+                loud(info);
+            }
+        }));
+    });
+    SILENT.set(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(work));
+    SILENT.set(false);
+    outcome.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cell, Detail, ExampleScores, PromptTokens, ScoresMeta};
+    use super::*;
+
+    fn scores() -> Scores {
+        let cells: Vec<Cell> = (0..6)
+            .map(|i| Cell {
+                component: if i < 4 {
+                    "hook_resid_pre"
+                } else {
+                    "attn.hook_z"
+                }
+                .into(),
+                layer: Some(i / 2),
+                pos: (i < 4).then_some(i as i32 % 2),
+                head: (i >= 4).then_some(i),
+                ..Cell::default()
+            })
+            .collect();
+        let example = |example| ExampleScores {
+            example,
+            clean: 1.0,
+            corrupted: -0.5,
+            tokens: vec!["a".into(), "\u{1b}é".into()],
+            cells: (0..6).collect(),
+            values: (0..6).map(|i| (i + example) as f64 / 7.0).collect(),
+            ..ExampleScores::default()
+        };
+        let provenance = Provenance {
+            command: vec!["candlewick".into(), "patch".into()],
+            prompts: vec![PromptTokens {
+                clean: vec![1, 2],
+                corrupted: vec![1, 3],
+                ..PromptTokens::default()
+            }],
+            config: serde_json::json!({ "window": 3 }),
+            seconds: 0.1,
+            ..Provenance::default()
+        };
+        let meta = ScoresMeta {
+            method: "m".into(),
+            ..ScoresMeta::default()
+        };
+        Scores::assemble(
+            &cells,
+            &[example(0), example(1)],
+            &meta,
+            Detail::Mean,
+            provenance,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_table_comes_back_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        scores().write_parquet(&path).unwrap();
+        let back = Scores::read_parquet(&path).unwrap();
+        assert!(back.table.equals_missing(&scores().table), "{}", back.table);
+        assert_eq!(back.table.schema(), scores().table.schema());
+        assert_eq!(back.provenance, scores().provenance);
+    }
+
+    #[test]
+    fn the_same_table_gives_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = |name: &str| {
+            scores().write_parquet(&folder.path().join(name)).unwrap();
+            fs::read(folder.path().join(name)).unwrap()
+        };
+        assert_eq!(bytes("a"), bytes("b"));
+    }
+
+    #[test]
+    fn another_table_is_refused_with_what_is_wrong_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.parquet");
+        let write = |table: &DataFrame, key: &str, note: &str| {
+            write_whole(&path, |file| {
+                write_table(table, key, note.to_string(), &path, file)
+            })
+            .unwrap();
+            Scores::read_parquet(&path).unwrap_err().to_string()
+        };
+        let whole = scores().table;
+        assert!(write(&whole, "pandas", "{}").contains("another program wrote it"));
+        assert!(write(&whole, FOOTER_KEY, "{").contains("its provenance cannot be read"));
+        assert!(
+            write(&whole.drop("score").unwrap(), FOOTER_KEY, "{}")
+                .contains("column `score` is missing")
+        );
+        let mut other = whole.clone();
+        other
+            .with_column(Column::new("score".into(), vec!["x"; other.height()]))
+            .unwrap();
+        assert!(write(&other, FOOTER_KEY, "{}").contains("column `score` is str"));
+        let mut other = whole.clone();
+        other
+            .with_column(Column::new("extra".into(), vec![1u32; other.height()]))
+            .unwrap();
+        assert!(write(&other, FOOTER_KEY, "{}").contains("column `extra` is not one of ours"));
+    }
+
+    #[test]
+    fn no_damage_makes_the_reader_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        scores().write_parquet(&path).unwrap();
+        let whole = fs::read(&path).unwrap();
+        // Every fifth byte; all of them, three ways each, take a minute and were clean when this was written.
+        for (at, flip) in (0..whole.len())
+            .step_by(5)
+            .zip([0x01, 0x80, 0xff].into_iter().cycle())
+        {
+            let mut bytes = whole.clone();
+            bytes[at] ^= flip;
+            fs::write(&path, &bytes).unwrap();
+            // A changed number or name is still a table; all that matters is that there is an answer.
+            let _ = Scores::read_parquet(&path);
+        }
+        for length in (0..whole.len()).step_by(61) {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = Scores::read_parquet(&path).unwrap_err();
+            assert!(
+                matches!(error, Error::Malformed { .. }),
+                "{length}: {error}"
+            );
+        }
+    }
+}

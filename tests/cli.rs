@@ -1,0 +1,182 @@
+//! Promises of the binary: help, exit codes, one-line errors, and quiet pipes.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+
+use candlewick::scores::{Cell, Detail, ExampleScores, Provenance, Scores, ScoresMeta};
+
+fn candlewick(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_candlewick"))
+        .args(args)
+        .output()
+        .expect("the binary was built for this test")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Fails with `code`, says `what` in one line on stderr, and nothing on stdout.
+fn check_failure(args: &[&str], code: i32, what: &str) {
+    let output = candlewick(args);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(stderr.contains(what), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    if code == 1 {
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    }
+}
+
+/// A table of four layers by three positions, over two examples.
+fn scores() -> Scores {
+    let cells: Vec<Cell> = (0..12)
+        .map(|i| Cell {
+            component: "hook_resid_pre".into(),
+            layer: Some(i / 3),
+            pos: Some((i % 3) as i32),
+            ..Cell::default()
+        })
+        .collect();
+    let example = |example: usize| ExampleScores {
+        example,
+        clean: 2.0,
+        corrupted: -2.0,
+        tokens: vec!["When".into(), " \x1b[31mMary".into(), ",".into()],
+        cells: (0..12).collect(),
+        values: (0..12)
+            .map(|cell| cell as f64 / 3.0 - 2.0 + example as f64 / 10.0)
+            .collect(),
+        ..ExampleScores::default()
+    };
+    let meta = ScoresMeta {
+        method: "activation_patching".into(),
+        metric: "logit_diff".into(),
+        unit: "logits".into(),
+        ..ScoresMeta::default()
+    };
+    let provenance = Provenance {
+        command: ["candlewick", "patch", "--task", "it's.toml"]
+            .map(String::from)
+            .to_vec(),
+        ..Provenance::default()
+    };
+    Scores::assemble(
+        &cells,
+        &[example(0), example(1)],
+        &meta,
+        Detail::Mean,
+        provenance,
+    )
+    .unwrap()
+}
+
+#[test]
+fn every_subcommand_explains_itself() {
+    for args in [&["--help"][..], &["show", "--help"]] {
+        let output = candlewick(args);
+        assert!(output.status.success(), "{args:?}");
+        assert!(
+            text(&output.stdout).contains("Usage: candlewick"),
+            "{args:?}"
+        );
+    }
+    assert!(text(&candlewick(&["--version"]).stdout).starts_with("candlewick "));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    check_failure(&["show"], 2, "FILE");
+    check_failure(&["show", "a.parquet", "--colour"], 2, "--colour");
+    check_failure(&["no-such-verb"], 2, "no-such-verb");
+    check_failure(&["show", "a.parquet", "--csv", "--json"], 2, "--json");
+}
+
+#[test]
+fn show_refuses_what_is_not_a_table_of_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    check_failure(&["show", &at("absent.parquet")], 1, "no such file");
+    check_failure(&["show", &at("")], 1, "cannot read");
+    fs::write(at("empty"), "").unwrap();
+    check_failure(&["show", &at("empty")], 1, "not a readable scores file");
+    fs::write(
+        at("garbage"),
+        [b"PAR1".as_slice(), &[0xff; 300], b"PAR1"].concat(),
+    )
+    .unwrap();
+    check_failure(&["show", &at("garbage")], 1, "damaged");
+    scores().write_parquet(at("whole").as_ref()).unwrap();
+    let whole = fs::read(at("whole")).unwrap();
+    fs::write(at("cut"), &whole[..whole.len() - 100]).unwrap();
+    check_failure(&["show", &at("cut")], 1, "its end is missing");
+}
+
+#[test]
+fn show_says_what_a_file_is_and_how_to_make_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder
+        .path()
+        .join("scores.parquet")
+        .to_str()
+        .unwrap()
+        .to_string();
+    let picture = folder.path().join("scores.svg");
+    scores().write_parquet(file.as_ref()).unwrap();
+    let output = candlewick(&[
+        "show",
+        &file,
+        "--top",
+        "3",
+        "--svg",
+        picture.to_str().unwrap(),
+    ]);
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(
+        shown.contains("hook_resid_pre (layer x position)"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains(r"made by: candlewick patch --task 'it'\''s.toml'"),
+        "{shown}"
+    );
+    assert!(
+        !shown.contains('\x1b'),
+        "a pipe gets no escape sequences, not even from a token: {shown}"
+    );
+    assert!(fs::read_to_string(picture).unwrap().starts_with("<svg"));
+    let csv = text(&candlewick(&["show", &file, "--csv"]).stdout);
+    assert_eq!(csv.lines().count(), 13, "{csv}");
+    let json = text(&candlewick(&["show", &file, "--json", "--top", "2"]).stdout);
+    let rows: Vec<serde_json::Value> = json
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0]["layer"], 3);
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("scores.parquet");
+    let mut big = scores();
+    for _ in 0..12 {
+        let again = big.table.clone();
+        big.table.vstack_mut(&again).unwrap();
+    }
+    big.write_parquet(&file).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_candlewick"))
+        .args(["show", file.to_str().unwrap(), "--csv"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(output.stderr.is_empty());
+}
