@@ -18,7 +18,10 @@ use rand_chacha::ChaCha8Rng;
 pub const NAMES: &[&str] = &[
     "Mary", "John", "Alice", "Peter", "Susan", "David", "Emma", "Frank", "Grace", "Henry", "Irene",
     "Jack", "Kate", "Louis", "Maria", "Nora", "Oscar", "Paul", "Rose", "Simon", "Tina", "Victor",
-    "Wendy", "Anna", "Brian", "Clara", "Daniel", "Ellen", "George", "Helen",
+    "Wendy", "Anna", "Brian", "Clara", "Daniel", "Ellen", "George", "Helen", "Adam", "Bella",
+    "Carl", "Diana", "Edward", "Fiona", "Gavin", "Hannah", "Ivan", "Julia", "Kevin", "Laura",
+    "Martin", "Nancy", "Olga", "Philip", "Quentin", "Rachel", "Samuel", "Teresa", "Ursula", "Vera",
+    "Walter", "Yvonne", "Zoe", "Arthur", "Betty", "Colin", "Dora", "Eric",
 ];
 pub const PLACES: &[&str] = &[
     "store", "park", "school", "station", "beach", "library", "market", "garden", "museum",
