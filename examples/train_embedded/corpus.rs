@@ -227,48 +227,30 @@ pub fn story(rng: &mut ChaCha8Rng, long: bool) -> Story {
 fn one_story(rng: &mut ChaCha8Rng, people: [usize; 3], story: &mut Story) {
     let [a, b, c] = people;
     let (place, object) = place_and_object(rng, Split::Train);
-    // The clause in which people meet, who acts, in what clause, and who is asked for.
-    let pair = [a, b];
     let swap = rng.random_bool(0.5);
-    let (meet, names, givers, act, answer): (_, Vec<usize>, Vec<usize>, _, _) =
-        match rng.random_range(0..100) {
-            0..50 => (
-                MEET,
-                pair.to_vec(),
-                vec![pair[swap as usize]],
-                GIVE,
-                NAMES[pair[!swap as usize]],
-            ),
-            50..65 => (
-                MEET,
-                pair.to_vec(),
-                vec![pair[swap as usize]],
-                KEEP,
-                NAMES[pair[swap as usize]],
-            ),
-            65..75 => (
-                MEET,
-                pair.to_vec(),
-                vec![c],
-                GIVE,
-                NAMES[pair[swap as usize]],
-            ),
-            75..92 => {
-                let out = rng.random_range(0..3);
-                let mut givers = [people[(out + 1) % 3], people[(out + 2) % 3]];
-                if swap {
-                    givers.reverse();
-                }
-                (
-                    MEET_THREE,
-                    people.to_vec(),
-                    givers.to_vec(),
-                    GIVE,
-                    NAMES[people[out]],
-                )
+    let (s, io) = if swap { (b, a) } else { (a, b) };
+    // The clause in which people meet, who they are, who acts, in what clause, and who is asked for.
+    let (meet, names, givers, act, answer) = match rng.random_range(0..100) {
+        0..50 => (MEET, vec![a, b], vec![s], GIVE, NAMES[io]),
+        50..65 => (MEET, vec![a, b], vec![s], KEEP, NAMES[s]),
+        // Which of the two is asked for is a coin's choice.
+        65..75 => (MEET, vec![a, b], vec![c], GIVE, NAMES[s]),
+        75..92 => {
+            let out = rng.random_range(0..3);
+            let mut givers = vec![people[(out + 1) % 3], people[(out + 2) % 3]];
+            if swap {
+                givers.reverse();
             }
-            _ => (ALONE, vec![a], vec![a], GIVE, NOBODY),
-        };
+            (
+                MEET_THREE,
+                people.to_vec(),
+                givers,
+                GIVE,
+                NAMES[people[out]],
+            )
+        }
+        _ => (ALONE, vec![a], vec![a], GIVE, NOBODY),
+    };
     let slots = Slots {
         names: &names,
         givers: &givers,
