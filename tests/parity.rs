@@ -7,47 +7,75 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::llama as reference_llama;
 use candlewick::hooks::{Edit, Hook, Kind, Ln, Op, Site};
 use candlewick::metric::{Metric, Target};
-use candlewick::model::load::{LoadOptions, load};
 use candlewick::model::Model;
+use candlewick::model::load::{LoadOptions, load};
 use candlewick::run::{
-    BaseRun, Logits, MeanOverPositions, Quiet, Readout, Request, Source, Sources, SweepOptions, Variant, run, run_with_cache,
-    sweep,
+    BaseRun, Logits, MeanOverPositions, Quiet, Readout, Request, Source, Sources, SweepOptions,
+    Variant, run, run_with_cache, sweep,
 };
 
 /// f32 references computed by other kernels agree to about 5e-6 relative; twice that is a mistake.
 const TOLERANCE: f32 = 1e-5;
 
 fn fixture(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(family)
 }
 
 fn open(family: &str) -> Model {
     let path = fixture(family);
-    load(path.to_str().expect("utf-8 path"), &LoadOptions::default()).expect("the fixture loads").model
+    load(path.to_str().expect("utf-8 path"), &LoadOptions::default())
+        .expect("the fixture loads")
+        .model
 }
 
 fn references(family: &str, file: &str) -> std::collections::HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture(family).join(file), &Device::Cpu).expect("the references load")
+    candle_core::safetensors::load(fixture(family).join(file), &Device::Cpu)
+        .expect("the references load")
 }
 
 fn prompt(t: &Tensor) -> Vec<u32> {
-    t.to_dtype(DType::U32).expect("ids").to_vec1().expect("one prompt")
+    t.to_dtype(DType::U32)
+        .expect("ids")
+        .to_vec1()
+        .expect("one prompt")
 }
 
 fn prompts(t: &Tensor) -> Vec<Vec<u32>> {
-    t.to_dtype(DType::U32).expect("ids").to_vec2().expect("prompts")
+    t.to_dtype(DType::U32)
+        .expect("ids")
+        .to_vec2()
+        .expect("prompts")
 }
 
 fn check(what: &str, ours: &Tensor, theirs: &Tensor) {
     let (a, b) = (values(ours), values(theirs));
-    assert_eq!(a.len(), b.len(), "{what}: {:?} against {:?}", ours.dims(), theirs.dims());
+    assert_eq!(
+        a.len(),
+        b.len(),
+        "{what}: {:?} against {:?}",
+        ours.dims(),
+        theirs.dims()
+    );
     let scale = b.iter().fold(0f32, |max, x| max.max(x.abs())).max(1e-3);
-    let gap = a.iter().zip(&b).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
-    assert!(gap <= TOLERANCE * scale, "{what}: differs by {gap} where values reach {scale}");
+    let gap = a
+        .iter()
+        .zip(&b)
+        .fold(0f32, |max, (a, b)| max.max((a - b).abs()));
+    assert!(
+        gap <= TOLERANCE * scale,
+        "{what}: differs by {gap} where values reach {scale}"
+    );
 }
 
 fn values(t: &Tensor) -> Vec<f32> {
-    t.to_dtype(DType::F32).expect("f32").flatten_all().expect("flat").to_vec1().expect("values")
+    t.to_dtype(DType::F32)
+        .expect("f32")
+        .flatten_all()
+        .expect("flat")
+        .to_vec1()
+        .expect("values")
 }
 
 const HOOKS: [(&str, Kind); 7] = [
@@ -66,28 +94,72 @@ fn check_activations(family: &str) {
     for p in 0..5 {
         let ids = prompt(&wanted[&format!("p{p}/ids")]);
         let capture = Hook::all(&model.spec);
-        let request = Request { capture: &capture, logits: Logits::All, ..Request::default() };
+        let request = Request {
+            capture: &capture,
+            logits: Logits::All,
+            ..Request::default()
+        };
         let got = run(&model, &[ids], &request).expect("runs");
-        let logits = got.logits.expect("asked for").squeeze(0).expect("one prompt");
-        let last = logits.get(logits.dim(0).expect("positions") - 1).expect("last");
-        check(&format!("{family} p{p} last logits"), &last, &wanted[&format!("p{p}/logits_last")]);
+        let logits = got
+            .logits
+            .expect("asked for")
+            .squeeze(0)
+            .expect("one prompt");
+        let last = logits
+            .get(logits.dim(0).expect("positions") - 1)
+            .expect("last");
+        check(
+            &format!("{family} p{p} last logits"),
+            &last,
+            &wanted[&format!("p{p}/logits_last")],
+        );
         for (name, kind) in HOOKS {
             for layer in 0..model.spec.n_layers {
-                let ours = got.cache.get(Hook::at(kind, layer)).expect("captured").squeeze(0).expect("one prompt");
+                let ours = got
+                    .cache
+                    .get(Hook::at(kind, layer))
+                    .expect("captured")
+                    .squeeze(0)
+                    .expect("one prompt");
                 if let Some(full) = wanted.get(&format!("p{p}/full/{name}")) {
-                    check(&format!("{family} p{p} blocks.{layer} {name}"), &ours, &full.get(layer).expect("layer"));
+                    check(
+                        &format!("{family} p{p} blocks.{layer} {name}"),
+                        &ours,
+                        &full.get(layer).expect("layer"),
+                    );
                 }
                 if let Some(norms) = wanted.get(&format!("p{p}/norm/{name}")) {
-                    let ours = ours.sqr().expect("square").sum(1).expect("sum").sqrt().expect("root");
-                    check(&format!("{family} p{p} blocks.{layer} |{name}|"), &ours, &norms.get(layer).expect("layer"));
+                    let ours = ours
+                        .sqr()
+                        .expect("square")
+                        .sum(1)
+                        .expect("sum")
+                        .sqrt()
+                        .expect("root");
+                    check(
+                        &format!("{family} p{p} blocks.{layer} |{name}|"),
+                        &ours,
+                        &norms.get(layer).expect("layer"),
+                    );
                 }
             }
         }
         if p == 0 {
-            check(&format!("{family} all logits"), &logits, &wanted["p0/logits_all"]);
+            check(
+                &format!("{family} all logits"),
+                &logits,
+                &wanted["p0/logits_all"],
+            );
             let last = Hook::at(Kind::ResidPost, model.spec.n_layers - 1);
-            check("final_norm_in", &got.cache.get(last).expect("captured"), &wanted["p0/full/final_norm_in"]);
-            let normalized = got.cache.get(Hook::global(Kind::Normalized(Ln::Final))).expect("captured");
+            check(
+                "final_norm_in",
+                &got.cache.get(last).expect("captured"),
+                &wanted["p0/full/final_norm_in"],
+            );
+            let normalized = got
+                .cache
+                .get(Hook::global(Kind::Normalized(Ln::Final)))
+                .expect("captured");
             let w = model.weights.ln_final.as_ref().expect("a final norm");
             let mut out = normalized.broadcast_mul(&w.w).expect("weight");
             if let Some(b) = &w.b {
@@ -112,13 +184,31 @@ fn gpt2_agrees_with_the_reference_at_every_hook() {
 fn check_patching(family: &str) {
     let model = open(family);
     let wanted = references(family, "reference_patching.safetensors");
-    let (clean, corrupted) = (prompts(&wanted["clean_ids"]), prompts(&wanted["corrupt_ids"]));
+    let (clean, corrupted) = (
+        prompts(&wanted["clean_ids"]),
+        prompts(&wanted["corrupt_ids"]),
+    );
     let (answers, wrong) = (prompt(&wanted["answer"]), prompt(&wanted["wrong"]));
-    let targets = answers.iter().zip(&wrong).map(|(&answer, &wrong)| Target { answers: vec![answer], wrong: vec![wrong] });
-    let readout = Readout { metric: Metric::LogitDiff, targets: targets.collect(), reference: None };
+    let targets = answers.iter().zip(&wrong).map(|(&answer, &wrong)| Target {
+        answers: vec![answer],
+        wrong: vec![wrong],
+    });
+    let readout = Readout {
+        metric: Metric::LogitDiff,
+        targets: targets.collect(),
+        reference: None,
+    };
     let starts = [Kind::ResidPre, Kind::AttnOut, Kind::MlpOut, Kind::Z];
     let base = |prompts: &[Vec<u32>]| {
-        BaseRun::new(&model, prompts.to_vec(), vec![], vec![], Sources::default(), &starts).expect("the base run runs")
+        BaseRun::new(
+            &model,
+            prompts.to_vec(),
+            vec![],
+            vec![],
+            Sources::default(),
+            &starts,
+        )
+        .expect("the base run runs")
     };
     let (clean_base, base) = (base(&clean), base(&corrupted));
     let as_tensor = |values: &[f64], shape: &[usize]| {
@@ -126,35 +216,80 @@ fn check_patching(family: &str) {
         Tensor::from_vec(values, shape, &Device::Cpu).expect("shape")
     };
     let n = clean.len();
-    check("clean metric", &as_tensor(&clean_base.metric(&model, &readout).expect("metric"), &[n]), &wanted["clean_ld"]);
-    check("corrupted metric", &as_tensor(&base.metric(&model, &readout).expect("metric"), &[n]), &wanted["corrupt_ld"]);
+    check(
+        "clean metric",
+        &as_tensor(&clean_base.metric(&model, &readout).expect("metric"), &[n]),
+        &wanted["clean_ld"],
+    );
+    check(
+        "corrupted metric",
+        &as_tensor(&base.metric(&model, &readout).expect("metric"), &[n]),
+        &wanted["corrupt_ld"],
+    );
 
-    let hooks: Vec<Hook> = starts.iter().flat_map(|&kind| (0..3).map(move |layer| Hook::at(kind, layer))).collect();
+    let hooks: Vec<Hook> = starts
+        .iter()
+        .flat_map(|&kind| (0..3).map(move |layer| Hook::at(kind, layer)))
+        .collect();
     let (_, cache) = run_with_cache(&model, &clean, &hooks).expect("runs");
     let length = clean[0].len();
     let sources = Sources::default().with("clean", Source::run(cache.clone()).expect("a source"));
     let go = |base: &BaseRun, variants: &[Variant], sources: &Sources| {
-        sweep(&model, base, variants, sources, &readout, &SweepOptions::default(), &Quiet).expect("sweeps")
+        sweep(
+            &model,
+            base,
+            variants,
+            sources,
+            &readout,
+            &SweepOptions::default(),
+            &Quiet,
+        )
+        .expect("sweeps")
     };
     let each = |edit: &dyn Fn(usize, usize) -> Edit, second: usize| -> Vec<Variant> {
         let mut variants = Vec::new();
         for layer in 0..3 {
             for j in 0..second {
-                variants.extend((0..n).map(|example| Variant { example, edits: vec![edit(layer, j)] }));
+                variants.extend((0..n).map(|example| Variant {
+                    example,
+                    edits: vec![edit(layer, j)],
+                }));
             }
         }
         variants
     };
     let from_clean = || Op::FromRun("clean".into());
-    for (name, kind) in [("resid_pre", Kind::ResidPre), ("attn_out", Kind::AttnOut), ("mlp_out", Kind::MlpOut)] {
-        let variants = each(&|layer, pos| Edit::new(Site::all(Hook::at(kind, layer)).at(pos), from_clean()), length);
+    for (name, kind) in [
+        ("resid_pre", Kind::ResidPre),
+        ("attn_out", Kind::AttnOut),
+        ("mlp_out", Kind::MlpOut),
+    ] {
+        let variants = each(
+            &|layer, pos| Edit::new(Site::all(Hook::at(kind, layer)).at(pos), from_clean()),
+            length,
+        );
         let values = go(&base, &variants, &sources);
-        check(&format!("{family} denoise {name}"), &as_tensor(&values, &[3, length, n]), &wanted[&format!("denoise/{name}")]);
+        check(
+            &format!("{family} denoise {name}"),
+            &as_tensor(&values, &[3, length, n]),
+            &wanted[&format!("denoise/{name}")],
+        );
     }
     let heads = model.spec.n_heads;
-    let z = |op: Op| move |layer: usize, head: usize| Edit::new(Site::all(Hook::at(Kind::Z, layer)).heads([head]), op.clone());
+    let z = |op: Op| {
+        move |layer: usize, head: usize| {
+            Edit::new(
+                Site::all(Hook::at(Kind::Z, layer)).heads([head]),
+                op.clone(),
+            )
+        }
+    };
     let values = go(&base, &each(&z(from_clean()), heads), &sources);
-    check(&format!("{family} denoise z"), &as_tensor(&values, &[3, heads, n]), &wanted["denoise/z_head"]);
+    check(
+        &format!("{family} denoise z"),
+        &as_tensor(&values, &[3, heads, n]),
+        &wanted["denoise/z_head"],
+    );
 
     // Ablations act on the clean run, with means over the clean prompts.
     let mut everywhere = MeanOverPositions::default();
@@ -162,12 +297,24 @@ fn check_patching(family: &str) {
     let by_position = Source::mean_by_position(&cache, &vec![0; n]).expect("means");
     for (name, op, sources) in [
         ("zero", Op::Zero, Sources::default()),
-        ("mean", Op::Mean, Sources::default().with("mean", everywhere.finish(&model.spec).expect("means"))),
-        ("meanpos", Op::Mean, Sources::default().with("mean", by_position)),
+        (
+            "mean",
+            Op::Mean,
+            Sources::default().with("mean", everywhere.finish(&model.spec).expect("means")),
+        ),
+        (
+            "meanpos",
+            Op::Mean,
+            Sources::default().with("mean", by_position),
+        ),
     ] {
         let values = go(&clean_base, &each(&z(op), heads), &sources);
         let shape = [3, heads, n];
-        check(&format!("{family} ablate {name}"), &as_tensor(&values, &shape), &wanted[&format!("ablate_{name}/z_head")]);
+        check(
+            &format!("{family} ablate {name}"),
+            &as_tensor(&values, &shape),
+            &wanted[&format!("ablate_{name}/z_head")],
+        );
     }
 }
 
@@ -185,15 +332,24 @@ fn gpt2_patches_and_ablates_like_the_reference() {
 fn llama_agrees_with_candle_transformers() {
     let dir = fixture("llama-tiny-random");
     let config = std::fs::read_to_string(dir.join("config.legacy.json")).expect("config");
-    let config: reference_llama::LlamaConfig = serde_json::from_str(&config).expect("candle reads the config");
+    let config: reference_llama::LlamaConfig =
+        serde_json::from_str(&config).expect("candle reads the config");
     let config = config.into_config(false);
     let weights = std::fs::read(dir.join("model.safetensors")).expect("weights");
-    let builder = VarBuilder::from_buffered_safetensors(weights, DType::F32, &Device::Cpu).expect("weights");
+    let builder =
+        VarBuilder::from_buffered_safetensors(weights, DType::F32, &Device::Cpu).expect("weights");
     let theirs = reference_llama::Llama::load(builder, &config).expect("candle loads it");
     let model = open("llama-tiny-random");
-    for ids in [vec![5u32, 17, 300, 41, 2, 9, 511, 77], (1..40).collect::<Vec<u32>>()] {
-        let mut cache = reference_llama::Cache::new(false, DType::F32, &config, &Device::Cpu).expect("cache");
-        let input = Tensor::new(ids.as_slice(), &Device::Cpu).expect("ids").unsqueeze(0).expect("batch");
+    for ids in [
+        vec![5u32, 17, 300, 41, 2, 9, 511, 77],
+        (1..40).collect::<Vec<u32>>(),
+    ] {
+        let mut cache =
+            reference_llama::Cache::new(false, DType::F32, &config, &Device::Cpu).expect("cache");
+        let input = Tensor::new(ids.as_slice(), &Device::Cpu)
+            .expect("ids")
+            .unsqueeze(0)
+            .expect("batch");
         let expected = theirs.forward(&input, 0, &mut cache).expect("candle runs");
         let ours = candlewick::run::logits(&model, &[ids]).expect("runs");
         check("candle-transformers' llama", &ours, &expected);

@@ -8,7 +8,7 @@ mod base;
 mod cache;
 pub(crate) mod forward;
 mod plain;
-mod progress;
+pub mod progress;
 pub(crate) mod rows;
 mod sweep;
 
