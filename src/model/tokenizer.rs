@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
 use crate::error::{Error, Result};
+use crate::panics::caught;
 
 /// How many template instructions a chat template may run; a real one takes a few hundred.
 const CHAT_FUEL: u64 = 200_000;
@@ -353,9 +354,9 @@ fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer> {
 
 /// Runs the tokenizer library, and turns a panic on a hostile file (it has a few `unwrap`s on what the file says) into an error.
 fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|e| broken(printable(&e.to_string()))),
-        Err(_) => Err(broken(
+    match caught(work) {
+        Some(result) => result.map_err(|e| broken(printable(&e.to_string()))),
+        None => Err(broken(
             "the tokenizer library gave up on this file; download it again",
         )),
     }
