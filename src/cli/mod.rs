@@ -4,6 +4,8 @@
 
 #[allow(dead_code, reason = "`patch` will use all of it")]
 mod args;
+mod hooks;
+mod models;
 mod open;
 #[allow(dead_code, reason = "`patch` will use it")]
 mod progress;
@@ -42,6 +44,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Tokens(tokens::TokensArgs),
+    Hooks(hooks::HooksArgs),
+    Models(models::ModelsArgs),
     Show(show::ShowArgs),
 }
 
@@ -88,6 +92,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     match cli.command {
         Command::Tokens(args) => tokens::run(args),
+        Command::Hooks(args) => hooks::run(args),
+        Command::Models(args) => models::run(args),
         Command::Show(args) => show::run(args, &ctx),
     }
 }
