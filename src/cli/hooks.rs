@@ -21,12 +21,10 @@ Examples:
   candlewick hooks --layer 2 --batch 8 --pos 20
   candlewick hooks --json")]
 pub struct HooksArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// Prompts in the shapes shown.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "pos")]
     pub batch: usize,
-    /// Tokens a prompt in the shapes shown [default: symbols].
+    /// Tokens of a prompt in the shapes shown [default: shapes have symbols].
     #[arg(long, value_name = "N")]
     pub pos: Option<usize>,
     /// Names of this layer, instead of `{l}`.
@@ -35,6 +33,8 @@ pub struct HooksArgs {
     /// A JSON object a line.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 pub fn run(args: HooksArgs) -> anyhow::Result<()> {
@@ -111,7 +111,9 @@ fn print_table(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::
         let cells = rows.iter().map(|row| row[column].len());
         cells.max().unwrap_or(0)
     };
-    let (names, shorts, shapes) = (width(0), width(1), width(2));
+    let absent_names = absent.iter().map(|&kind| name(kind, args.layer).len());
+    let names = absent_names.max().unwrap_or(0).max(width(0));
+    let (shorts, shapes) = (width(1), width(2));
     for [name, short, shape, meaning] in &rows {
         writeln!(
             out,

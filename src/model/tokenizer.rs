@@ -12,6 +12,7 @@ use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
+use super::checkpoint::{check_not_a_stand_in, read_at_most};
 use crate::error::{Error, Result};
 use crate::panics::caught;
 
@@ -19,6 +20,9 @@ use crate::panics::caught;
 const CHAT_FUEL: u64 = 200_000;
 /// Longest chat template that we read; real ones stay under 20 kB.
 const CHAT_TEMPLATE_LIMIT: usize = 1 << 20;
+
+/// Larger files are refused; the largest vocabularies take 40 MB.
+pub(super) const FILE_LIMIT: u64 = 256 << 20;
 
 /// A tokenizer, and what its files say about BOS and chat.
 #[derive(Debug, Clone)]
@@ -363,14 +367,12 @@ fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Read {
-            path: path.to_owned(),
-            source,
-        }),
+    if !path.exists() {
+        return Ok(None);
     }
+    let bytes = read_at_most(path, FILE_LIMIT)?;
+    check_not_a_stand_in(path, &bytes)?;
+    Ok(Some(bytes))
 }
 
 /// The id that a post-processor puts in front of a text: its template begins with a special token (`TemplateProcessing`), or
