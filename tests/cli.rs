@@ -72,17 +72,68 @@ fn scores() -> Scores {
     .unwrap()
 }
 
+/// The names of the subcommands, as `--help` lists them.
+fn subcommands() -> Vec<String> {
+    let help = text(&candlewick(&["--help"]).stdout);
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    listed
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(String::from)
+        .collect()
+}
+
+/// The commands under `Examples:` at the end of a subcommand's help.
+fn examples(subcommand: &str) -> Vec<Vec<String>> {
+    let help = text(&candlewick(&[subcommand, "--help"]).stdout);
+    let (_, examples) = help
+        .split_once("Examples:\n")
+        .unwrap_or_else(|| panic!("`{subcommand} --help` has no examples: {help}"));
+    let words = |line: &str| line.split_whitespace().map(String::from).collect();
+    let lines = examples.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty()).map(words).collect()
+}
+
 #[test]
 fn every_subcommand_explains_itself() {
-    for args in [&["--help"][..], &["show", "--help"]] {
-        let output = candlewick(args);
-        assert!(output.status.success(), "{args:?}");
-        assert!(
-            text(&output.stdout).contains("Usage: candlewick"),
-            "{args:?}"
-        );
+    let found = subcommands();
+    for known in ["tokens", "hooks", "models", "show"] {
+        assert!(found.iter().any(|name| name == known), "{known}: {found:?}");
+    }
+    for name in &found {
+        let output = candlewick(&[name, "--help"]);
+        assert!(output.status.success(), "{name}");
+        let shown = text(&output.stdout);
+        assert!(shown.contains("Usage: candlewick"), "{name}: {shown}");
+        assert!(!examples(name).is_empty(), "{name}");
     }
     assert!(text(&candlewick(&["--version"]).stdout).starts_with("candlewick "));
+}
+
+#[test]
+fn every_example_in_the_help_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    scores()
+        .write_parquet(&folder.path().join("scores.parquet"))
+        .unwrap();
+    for subcommand in subcommands() {
+        for example in examples(&subcommand) {
+            assert_eq!(example[0], "candlewick", "{example:?}");
+            let output = Command::new(env!("CARGO_BIN_EXE_candlewick"))
+                .args(&example[1..])
+                .current_dir(folder.path())
+                .env("HF_HUB_OFFLINE", "1")
+                .env("HF_HOME", folder.path())
+                .output()
+                .unwrap();
+            let stderr = text(&output.stderr);
+            assert!(output.status.success(), "{example:?}: {stderr}");
+            assert!(!output.stdout.is_empty(), "{example:?}");
+            assert!(!stderr.contains("error:"), "{example:?}: {stderr}");
+        }
+    }
 }
 
 #[test]
@@ -91,6 +142,69 @@ fn wrong_usage_exits_with_2() {
     check_failure(&["show", "a.parquet", "--colour"], 2, "--colour");
     check_failure(&["no-such-verb"], 2, "no-such-verb");
     check_failure(&["show", "a.parquet", "--csv", "--json"], 2, "--json");
+    check_failure(
+        &["tokens", "--task", "ioi", "--pairs", "a.csv"],
+        2,
+        "--pairs",
+    );
+    check_failure(&["tokens", "--n-pairs", "0"], 2, "--n-pairs");
+    check_failure(&["tokens", "--seed", "-1"], 2, "-1");
+    check_failure(&["tokens", "--bos", "maybe"], 2, "--bos");
+    check_failure(&["hooks", "--dtype", "int4"], 2, "--dtype");
+    check_failure(&["hooks", "--device", "tpu"], 2, "--device");
+    check_failure(&["hooks", "--batch", "3"], 2, "--pos");
+    check_failure(&["models", "--threads", "0"], 2, "--threads");
+}
+
+#[test]
+fn tokens_shows_pairs_side_by_side() {
+    let output = candlewick(&["tokens", "--limit", "1", "--seed", "3"]);
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for says in [
+        "task embedded: 32 pairs",
+        "seed 3",
+        "clean",
+        "corrupted",
+        "S1+1",
+        "<bos>",
+    ] {
+        assert!(shown.contains(says), "{says}: {shown}");
+    }
+    // Without a seed the file's own holds.
+    assert!(text(&candlewick(&["tokens"]).stdout).contains("seed 0"));
+    let json = text(&candlewick(&["tokens", "--json"]).stdout);
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&json).is_ok(),
+        "{json}"
+    );
+}
+
+#[test]
+fn hooks_lists_what_is_there_and_what_is_not() {
+    let shown = text(&candlewick(&["hooks", "--layer", "1", "--batch", "2", "--pos", "9"]).stdout);
+    let row = |name: &str| {
+        let found = shown.lines().find(|line| line.starts_with(name));
+        found.unwrap_or_else(|| panic!("no {name}: {shown}"))
+    };
+    assert!(
+        row("blocks.1.attn.hook_z ").contains("[2, 9, 4, 16]"),
+        "{shown}"
+    );
+    assert!(
+        row("blocks.1.attn.hook_pattern ").contains("[2, 4, 9, 9]"),
+        "{shown}"
+    );
+    assert!(row("hook_pos_embed ").contains("not learned"), "{shown}");
+    let json = text(&candlewick(&["hooks", "--json"]).stdout);
+    let rows: Vec<serde_json::Value> = json
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(
+        rows.iter()
+            .any(|row| row["short"] == "z" && row["axes"][2] == "4")
+    );
 }
 
 #[test]

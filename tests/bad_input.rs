@@ -1,0 +1,377 @@
+//! What the binary says to bad input: one line that names what is wrong and what to do, exit code 1, no panic, and nothing left
+//! where results go.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const LLAMA: &str = "tests/fixtures/llama-tiny-random";
+const GPT2: &str = "tests/fixtures/gpt2-tiny-random";
+
+/// A folder for bad input, and one for results that must stay empty.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("out")).unwrap();
+        Bench { folder }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file and gives its path as text.
+    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.at(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_string()
+    }
+
+    /// A copy of a fixture under a name, with some files replaced.
+    fn model(&self, name: &str, fixture: &str, replaced: &[(&str, &[u8])]) -> String {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture);
+        for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+            self.file(
+                &format!("{name}/{file}"),
+                fs::read(from.join(file)).unwrap(),
+            );
+        }
+        for (file, bytes) in replaced {
+            self.file(&format!("{name}/{file}"), bytes);
+        }
+        self.at(name).to_str().unwrap().to_string()
+    }
+
+    /// Runs the binary in the results folder, offline, with an empty cache.
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_candlewick"))
+            .args(args)
+            .current_dir(self.at("out"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", self.at("hub-home"))
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HUGGINGFACE_HUB_CACHE")
+            .output()
+            .expect("the binary was built for this test")
+    }
+
+    fn refuses(&self, args: &[&str], says: &[&str]) {
+        let output = self.run(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        for word in says {
+            assert!(
+                stderr.contains(word),
+                "{args:?} should say {word}: {stderr}"
+            );
+        }
+        assert!(stderr.starts_with("error: "), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+        assert!(
+            !stderr.contains("panicked") && !stderr.contains("bug:"),
+            "{args:?}: {stderr}"
+        );
+        assert!(output.stdout.is_empty(), "{args:?}");
+        let left: Vec<_> = fs::read_dir(self.at("out")).unwrap().collect();
+        assert!(left.is_empty(), "{args:?} left {left:?}");
+    }
+}
+
+fn fixture(name: &str, file: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(name).join(file)).unwrap()
+}
+
+/// A fixture's config with one key set.
+fn config(fixture_name: &str, key: &str, value: serde_json::Value) -> Vec<u8> {
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fixture(fixture_name, "config.json")).unwrap();
+    config[key] = value;
+    config.to_string().into_bytes()
+}
+
+#[test]
+fn models_that_are_none() {
+    let bench = Bench::new();
+    let model = |id: &str, says: &[&str]| {
+        for verb in ["tokens", "hooks"] {
+            bench.refuses(&[verb, "--model", id], says);
+        }
+    };
+    model("/no/such/place", &["no such file or folder", "hub id"]);
+    model("nothing.gguf", &["no such file or folder", "nothing.gguf"]);
+    fs::create_dir(bench.at("empty")).unwrap();
+    model(bench.at("empty").to_str().unwrap(), &["config.json"]);
+    let file = bench.file("weights.safetensors", "x");
+    model(&file, &["give the folder"]);
+    model(
+        &bench.model(
+            "mamba",
+            LLAMA,
+            &[("config.json", br#"{"model_type": "mamba"}"#)],
+        ),
+        &["`mamba` is not supported", "llama, gpt2"],
+    );
+    model(
+        &bench.model("garbled", LLAMA, &[("config.json", b"{")]),
+        &["config.json cannot be read"],
+    );
+    let unhandled = config(LLAMA, "frobnicate_attention", true.into());
+    model(
+        &bench.model("unhandled", LLAMA, &[("config.json", &unhandled)]),
+        &["`frobnicate_attention` = true is not handled"],
+    );
+    let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    model(
+        &bench.model("lfs", LLAMA, &[("config.json", lfs)]),
+        &["git-LFS pointer", "git lfs pull"],
+    );
+    bench.refuses(
+        &["hooks", "--revision", "v1"],
+        &["--revision v1", "is for hub models"],
+    );
+}
+
+#[test]
+fn models_that_are_not_cached() {
+    let bench = Bench::new();
+    for id in ["gpt2", "org/name"] {
+        bench.refuses(
+            &["tokens", "--model", id],
+            &[
+                &format!("`{id}` is not in the cache"),
+                "nothing is cached",
+                "offline",
+            ],
+        );
+    }
+    let snapshot = "hub-home/hub/models--other--one/snapshots/abc/config.json";
+    bench.file(snapshot, fixture(LLAMA, "config.json"));
+    bench.refuses(&["tokens", "--model", "org/name"], &["cached: other/one"]);
+    let listed = String::from_utf8(bench.run(&["models"]).stdout).unwrap();
+    assert!(listed.contains("other/one"), "{listed}");
+}
+
+#[test]
+fn tokenizers_that_do_not_fit() {
+    let bench = Bench::new();
+    let tokens = |id: &str, says: &[&str]| bench.refuses(&["tokens", "--model", id], says);
+    let small = config(LLAMA, "vocab_size", 10.into());
+    tokens(
+        &bench.model("large", LLAMA, &[("config.json", &small)]),
+        &["the tokenizer has", "the embedding has 10 rows"],
+    );
+    tokens(
+        &bench.model("broken", LLAMA, &[("tokenizer.json", b"{}")]),
+        &["tokenizer.json is malformed"],
+    );
+    tokens(
+        &bench.model(
+            "hostile",
+            LLAMA,
+            &[(
+                "tokenizer.json",
+                br#"{"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}"#,
+            )],
+        ),
+        &["tokenizer"],
+    );
+    let none = bench.model("none", GPT2, &[]);
+    fs::remove_file(Path::new(&none).join("tokenizer.json")).unwrap();
+    tokens(&none, &["tokenizer.json", "transformers"]);
+    bench.refuses(
+        &["tokens", "--chat-template"],
+        &["no chat template", "without `--chat-template`"],
+    );
+}
+
+#[test]
+fn gguf_files_that_lie() {
+    let bench = Bench::new();
+    // Magic, version 3, then numbers of tensors and of entries that no file could hold.
+    let hostile = [b"GGUF".as_slice(), &[3, 0, 0, 0], &[0xff; 16]].concat();
+    for (name, bytes) in [
+        ("empty.gguf", b"".as_slice()),
+        ("short.gguf", b"GGUF\x03"),
+        (
+            "other.gguf",
+            b"not a gguf file at all, but long enough to be read as one",
+        ),
+        ("hostile.gguf", &hostile),
+    ] {
+        let path = bench.file(name, bytes);
+        bench.refuses(&["tokens", "--model", &path], &[name]);
+    }
+    let pointer = bench.file(
+        "lfs.gguf",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    );
+    bench.refuses(&["hooks", "--model", &pointer], &["git-LFS pointer"]);
+    let home = std::env::var("HOME").unwrap_or_default();
+    let gemma = Path::new(&home).join(".cache/candlewick-models/gemma-3-270m.q4_k_m.gguf");
+    if gemma.is_file() {
+        bench.refuses(
+            &["hooks", "--model", gemma.to_str().unwrap()],
+            &["`gemma3` is not supported"],
+        );
+    } else {
+        eprintln!("skipped: no Gemma 3 GGUF at {}", gemma.display());
+    }
+}
+
+#[test]
+fn tasks_that_do_not_work() {
+    let bench = Bench::new();
+    let tokens = |args: &[&str], says: &[&str]| {
+        bench.refuses(&[&["tokens"], args].concat(), says);
+    };
+    tokens(&["--task", "nope"], &["`nope`", "embedded, ioi"]);
+    tokens(&["--task", "."], &["this is a folder"]);
+    tokens(&["--corruption", "nope"], &["`nope`", "s2_io, s2_random"]);
+    tokens(&["--metric", "nope"], &["`nope`", "logit_diff"]);
+    tokens(&["--task", "ioi"], &["has no usable pair", "unknown word"]);
+    tokens(
+        &["--device", "metal"],
+        &["--features metal", "--device cpu"],
+    );
+    let task = bench.file("typo.toml", "nmae = \"x\"\n");
+    tokens(&["--task", &task], &["nmae", "circuits/README.md"]);
+    tokens(
+        &["--pairs", "nope.csv"],
+        &["no such file", "clean, corrupted, answer"],
+    );
+    for (name, bytes, says) in [
+        (
+            "empty.csv",
+            "clean,corrupted,answer,wrong\n",
+            "no pairs at all",
+        ),
+        (
+            "lengths.csv",
+            "clean,corrupted,answer,wrong\nthen Mary went to,then Mary to,Mary,John\n",
+            "clean has 5 tokens, corrupted has 4",
+        ),
+        (
+            "several.csv",
+            "clean,corrupted,answer,wrong\nthen Mary to,then John to,Mary John,John\n",
+            "answer is not one token",
+        ),
+        (
+            "columns.csv",
+            "clean,corrupted\nx,y\n",
+            "no column `answer`",
+        ),
+        ("pairs.txt", "x", "must end in .csv"),
+        ("cut.parquet", "PAR1 and then nothing", "its end is missing"),
+    ] {
+        let path = bench.file(name, bytes);
+        tokens(&["--pairs", &path], &[says]);
+    }
+    let garbage = [b"PAR1".as_slice(), &[0xff; 300], b"PAR1"].concat();
+    let path = bench.file("garbage.parquet", garbage);
+    tokens(&["--pairs", &path], &["damaged"]);
+}
+
+#[test]
+fn weights_that_are_damaged() {
+    let bench = Bench::new();
+    let help = String::from_utf8(bench.run(&["--help"]).stdout).unwrap();
+    if !help
+        .lines()
+        .any(|line| line.trim_start().starts_with("patch "))
+    {
+        eprintln!("skipped: this binary has no subcommand that reads weights");
+        return;
+    }
+    const EMBEDDED: &str = "models/embedded";
+    let weights = fixture(EMBEDDED, "model.safetensors");
+    let patch = |model: &str, says: &[&str]| {
+        let args = [
+            "patch",
+            "--task",
+            "embedded",
+            "--n-pairs",
+            "2",
+            "--model",
+            model,
+        ];
+        bench.refuses(
+            &[args.as_slice(), &["--out", "scores.parquet"]].concat(),
+            says,
+        );
+    };
+    let with_weights = |name: &str, bytes: &[u8], says: &[&str]| {
+        patch(
+            &bench.model(name, EMBEDDED, &[("model.safetensors", bytes)]),
+            says,
+        );
+    };
+    let mut nan = weights.clone();
+    let end = nan.len();
+    nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    with_weights("nan", &nan, &["holds a NaN or an infinity"]);
+    with_weights("cut", &weights[..end - 100], &["model.safetensors"]);
+    with_weights("empty", b"", &["model.safetensors", "empty"]);
+    let hostile = [u64::MAX.to_le_bytes().as_slice(), b"{}"].concat();
+    with_weights("hostile", &hostile, &["not a readable"]);
+    with_weights(
+        "lfs",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        &["git-LFS pointer"],
+    );
+    with_weights(
+        "zip",
+        b"PK\x03\x04 and a pickle",
+        &["PyTorch pickle", "safe_serialization"],
+    );
+
+    let pickle = bench.model("pickle", EMBEDDED, &[("pytorch_model.bin", b"PK\x03\x04")]);
+    fs::remove_file(Path::new(&pickle).join("model.safetensors")).unwrap();
+    patch(&pickle, &["PyTorch pickle"]);
+
+    for (name, key, value, says) in [
+        (
+            "more",
+            "num_hidden_layers",
+            5,
+            "missing from the checkpoint",
+        ),
+        ("fewer", "num_hidden_layers", 3, "belong to no weight"),
+        (
+            "wider",
+            "intermediate_size",
+            132,
+            "that the config does not ask for",
+        ),
+    ] {
+        let config = config(EMBEDDED, key, value.into());
+        patch(
+            &bench.model(name, EMBEDDED, &[("config.json", &config)]),
+            &[says],
+        );
+    }
+}
+
+#[test]
+fn results_that_cannot_be_written_and_metrics_that_cannot_be_taken() {
+    let bench = Bench::new();
+    let help = String::from_utf8(bench.run(&["--help"]).stdout).unwrap();
+    if !help
+        .lines()
+        .any(|line| line.trim_start().starts_with("patch "))
+    {
+        eprintln!("skipped: this binary has no `patch`");
+        return;
+    }
+    bench.refuses(
+        &["patch", "--out", "no/such/folder/x.parquet"],
+        &["no such file or folder"],
+    );
+    bench.refuses(&["patch", "--out", ".."], &["it is a folder", "--out"]);
+    bench.refuses(&["patch", "--metric", "nope"], &["`nope`", "logit_diff"]);
+    bench.refuses(&["patch", "--corruption", "nope"], &["s2_io, s2_random"]);
+}
