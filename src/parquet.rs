@@ -39,10 +39,16 @@ pub(crate) fn read(
         format,
         reason,
     };
-    let bytes = fs::read(path).map_err(|source| Error::Read {
+    let read = |source| Error::Read {
         path: path.to_path_buf(),
         source,
-    })?;
+    };
+    let metadata = fs::metadata(path).map_err(read)?;
+    if !(metadata.is_file() || metadata.is_dir()) {
+        // A device or a pipe may have no end.
+        return Err(malformed("it is not a regular file".to_string()));
+    }
+    let bytes = fs::read(path).map_err(read)?;
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(Error::LfsPointer {
             path: path.to_path_buf(),
