@@ -291,7 +291,8 @@ fn check_patching(family: &str) {
         &wanted["denoise/z_head"],
     );
 
-    // Ablations act on the clean run, with means over the clean prompts.
+    // Ablations act on the clean run, with means over the clean prompts. The reference calls `mean` the mean at each position,
+    // and `meanpos` the mean over positions too.
     let mut everywhere = MeanOverPositions::default();
     everywhere.add(&cache).expect("adds");
     let by_position = Source::mean_by_position(&cache, &vec![0; n]).expect("means");
@@ -300,12 +301,12 @@ fn check_patching(family: &str) {
         (
             "mean",
             Op::Mean,
-            Sources::default().with("mean", everywhere.finish(&model.spec).expect("means")),
+            Sources::default().with("mean", by_position),
         ),
         (
             "meanpos",
             Op::Mean,
-            Sources::default().with("mean", by_position),
+            Sources::default().with("mean", everywhere.finish(&model.spec).expect("means")),
         ),
     ] {
         let values = go(&clean_base, &each(&z(op), heads), &sources);
