@@ -187,7 +187,11 @@ impl Pairs {
         let vocab = VOCAB as u32;
         let token = |prompt: u32, pos: u32| (prompt * 13 + pos * pos * 5 + pos * 3 + 1) % vocab;
         let clean: Vec<Vec<u32>> = (0..3)
-            .map(|prompt| (0..Pairs::LENGTH as u32).map(|pos| token(prompt, pos)).collect())
+            .map(|prompt| {
+                (0..Pairs::LENGTH as u32)
+                    .map(|pos| token(prompt, pos))
+                    .collect()
+            })
             .collect();
         let mut corrupted = clean.clone();
         for prompt in &mut corrupted {
@@ -216,7 +220,10 @@ impl Pairs {
 
 /// The kinds of hook that a model has.
 pub fn kinds(model: &Model) -> Vec<Kind> {
-    let mut kinds: Vec<Kind> = Hook::all(&model.spec).iter().map(|hook| hook.kind).collect();
+    let mut kinds: Vec<Kind> = Hook::all(&model.spec)
+        .iter()
+        .map(|hook| hook.kind)
+        .collect();
     kinds.sort_unstable();
     kinds.dedup();
     kinds
