@@ -10,7 +10,7 @@ use candlewick::metric::{Metric, Target};
 use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
 use candlewick::run::{
-    BaseRun, Logits, MeanOverPositions, Quiet, Readout, Request, Source, Sources, SweepOptions,
+    BaseRun, Logits, MeanOf, Quiet, Readout, Request, Source, Sources, SweepOptions,
     Variant, run, run_with_cache, sweep,
 };
 
@@ -292,9 +292,10 @@ fn check_patching(family: &str) {
     );
 
     // Ablations act on the clean run, with means over the clean prompts.
-    let mut everywhere = MeanOverPositions::default();
+    let mut everywhere = MeanOf::new(false);
     everywhere.add(&cache).expect("adds");
-    let by_position = Source::mean_by_position(&cache, &vec![0; n]).expect("means");
+    let mut by_position = MeanOf::new(true);
+    by_position.add(&cache).expect("adds");
     for (name, op, sources) in [
         ("zero", Op::Zero, Sources::default()),
         (
@@ -305,7 +306,7 @@ fn check_patching(family: &str) {
         (
             "meanpos",
             Op::Mean,
-            Sources::default().with("mean", by_position),
+            Sources::default().with("mean", by_position.finish(&model.spec).expect("means")),
         ),
     ] {
         let values = go(&clean_base, &each(&z(op), heads), &sources);

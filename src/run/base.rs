@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::forward::{Stage, Tap, final_norm};
 use super::rows::{Rows, pick};
-use super::{Cache, Logits, Request, Roles, Sources, run};
+use super::{Cache, Logits, Request, Roles, Source, Sources, run};
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind};
 use crate::model::Model;
@@ -104,6 +104,16 @@ impl BaseRun {
             cache,
             answer,
         })
+    }
+
+    /// Whether the run kept a hook's values.
+    pub fn keeps(&self, hook: Hook) -> bool {
+        self.cache.contains(hook)
+    }
+
+    /// What the run kept, as a source of edits in other runs.
+    pub fn source(&self) -> Result<Source> {
+        Source::run(self.cache.clone())
     }
 
     /// Bytes of activations held.

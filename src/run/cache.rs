@@ -84,65 +84,54 @@ impl Cache {
         }
         Ok(self)
     }
+}
 
-    /// Mean over prompts, per position, separately for each group of prompts: `group[i]` is prompt `i`'s.
-    /// Sums are taken in f64 and divided once.
-    pub(crate) fn mean_by_position(&self, group: &[usize]) -> Result<Cache> {
-        let groups = group.iter().max().map_or(0, |last| last + 1);
-        let mut mean = Cache::new(&self.spec, groups, self.length);
-        for (&hook, t) in &self.packed {
+/// A mean over the prompts of a reference set, taken batch by batch: per position, or over all positions at once.
+#[derive(Debug, Clone)]
+pub struct MeanOf {
+    by_position: bool,
+    /// For each hook: the axes after position, and sums in f64.
+    sums: HashMap<Hook, (Vec<usize>, Vec<f64>)>,
+    count: usize,
+}
+
+impl MeanOf {
+    pub fn new(by_position: bool) -> Self {
+        MeanOf {
+            by_position,
+            sums: HashMap::new(),
+            count: 0,
+        }
+    }
+
+    /// Adds the prompts of a run. With `by_position` all runs have prompts of one length.
+    /// # Errors
+    /// [`Error::BadEdit`] for what has no common mean.
+    pub fn add(&mut self, cache: &Cache) -> Result<()> {
+        for (&hook, t) in &cache.packed {
+            if !self.by_position && hook.kind.axes(&cache.spec) == Axes::Pattern {
+                return Err(Error::BadEdit {
+                    edit: format!("{hook} = mean"),
+                    reason: "rows of a pattern have no common mean over positions; use a mean per position".into(),
+                });
+            }
             let width: usize = t.dims()[1..].iter().product();
-            let block = self.length * width;
-            let (values, mut sums, mut counts) =
-                (to_host(t)?, vec![0f64; groups * block], vec![0f64; groups]);
-            for (example, values) in values.chunks_exact(block).enumerate() {
-                counts[group[example]] += 1.0;
-                let sums = &mut sums[group[example] * block..][..block];
+            let stretch = if self.by_position { cache.length * width } else { width };
+            let entry = self.sums.entry(hook);
+            let (_, sums) = entry.or_insert_with(|| (t.dims()[1..].to_vec(), vec![0.0; stretch]));
+            if sums.len() != stretch {
+                return Err(Error::BadEdit {
+                    edit: format!("{hook} = mean"),
+                    reason: "a mean per position needs prompts of one length".into(),
+                });
+            }
+            for values in to_host(t)?.chunks_exact(stretch) {
                 sums.iter_mut()
                     .zip(values)
                     .for_each(|(sum, &value)| *sum += f64::from(value));
             }
-            let value = |(i, sum): (usize, &f64)| (sum / counts[i / block].max(1.0)) as f32;
-            let mut dims = t.dims().to_vec();
-            dims[0] = groups * self.length;
-            mean.insert(
-                hook,
-                tensor(sums.iter().enumerate().map(value).collect(), dims)?,
-            );
         }
-        Ok(mean)
-    }
-}
-
-/// Sums for a mean over all positions of prompts of any length, batch by batch.
-#[derive(Debug, Clone, Default)]
-pub struct MeanOverPositions {
-    sums: HashMap<Hook, (Vec<usize>, Vec<f64>)>,
-    rows: usize,
-}
-
-impl MeanOverPositions {
-    pub fn add(&mut self, cache: &Cache) -> Result<()> {
-        for (&hook, t) in &cache.packed {
-            if hook.kind.axes(&cache.spec) == Axes::Pattern {
-                let reason = "patterns of prompts of different lengths have no common mean; use a mean per position".into();
-                return Err(Error::BadEdit {
-                    edit: format!("{hook} = mean"),
-                    reason,
-                });
-            }
-            let width: usize = t.dims()[1..].iter().product();
-            let (_, sums) = self
-                .sums
-                .entry(hook)
-                .or_insert_with(|| (t.dims()[1..].to_vec(), vec![0.0; width]));
-            for row in to_host(t)?.chunks_exact(width) {
-                sums.iter_mut()
-                    .zip(row)
-                    .for_each(|(sum, &value)| *sum += f64::from(value));
-            }
-        }
-        self.rows += cache.batch * cache.length;
+        self.count += if self.by_position { cache.batch } else { cache.batch * cache.length };
         Ok(())
     }
 
@@ -150,21 +139,14 @@ impl MeanOverPositions {
     pub fn finish(self, spec: &ModelSpec) -> Result<Source> {
         let mut cache = Cache::new(spec, 1, 1);
         for (hook, (mut dims, sums)) in self.sums {
-            dims.insert(0, 1);
-            cache.insert(
-                hook,
-                tensor(
-                    sums.iter()
-                        .map(|sum| (sum / self.rows as f64) as f32)
-                        .collect(),
-                    dims,
-                )?,
-            );
+            let width: usize = dims.iter().product();
+            cache.length = sums.len() / width.max(1);
+            dims.insert(0, cache.length);
+            let mean = |sum: &f64| (sum / self.count as f64) as f32;
+            cache.insert(hook, tensor(sums.iter().map(mean).collect(), dims)?);
         }
-        Ok(Source {
-            cache,
-            of: Of::Everywhere,
-        })
+        let of = if self.by_position { Of::SamePosition } else { Of::Everywhere };
+        Ok(Source { cache, of })
     }
 }
 
@@ -179,6 +161,8 @@ pub struct Source {
 enum Of {
     /// Prompt `i` takes the values of prompt `of[i]` at the same position.
     Prompts(Vec<usize>),
+    /// One prompt for all.
+    SamePosition,
     /// One vector for every prompt and position.
     Everywhere,
 }
@@ -203,11 +187,6 @@ impl Source {
         })
     }
 
-    /// The mean per position of a reference run, within each prompt's group (its template, so that roles align).
-    pub fn mean_by_position(reference: &Cache, group: &[usize]) -> Result<Self> {
-        Source::run_of(reference.mean_by_position(group)?, group.to_vec())
-    }
-
     /// The tensor of a hook, f32 on the host, and the row in it for a prompt's position.
     pub(crate) fn lookup(
         &self,
@@ -215,6 +194,7 @@ impl Source {
     ) -> Result<(&Tensor, impl Fn(usize, usize) -> Option<usize> + '_)> {
         let row = move |example: usize, pos: usize| match &self.of {
             Of::Everywhere => Some(0),
+            Of::SamePosition => Some(pos).filter(|_| pos < self.cache.length),
             Of::Prompts(of) => of
                 .get(example)
                 .filter(|_| pos < self.cache.length)

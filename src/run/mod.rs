@@ -18,7 +18,7 @@ use candle_core::Tensor;
 
 pub use apply::Roles;
 pub use base::BaseRun;
-pub use cache::{Cache, MeanOverPositions, Source, Sources};
+pub use cache::{Cache, MeanOf, Source, Sources};
 pub use forward::Stage;
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
