@@ -10,8 +10,8 @@ use candlewick::metric::{Metric, Target};
 use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
 use candlewick::run::{
-    BaseRun, Logits, MeanOf, Quiet, Readout, Request, Source, Sources, SweepOptions,
-    Variant, run, run_with_cache, sweep,
+    BaseRun, Logits, MeanOf, Quiet, Readout, Request, Source, Sources, SweepOptions, Variant, run,
+    run_with_cache, sweep,
 };
 
 /// f32 references computed by other kernels agree to about 5e-6 relative; twice that is a mistake.

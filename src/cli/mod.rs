@@ -6,6 +6,7 @@
 mod args;
 mod open;
 #[allow(dead_code, reason = "`patch` will use it")]
+mod patch;
 mod progress;
 mod show;
 mod tokens;
@@ -41,6 +42,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Patch(patch::PatchArgs),
     Tokens(tokens::TokensArgs),
     Show(show::ShowArgs),
 }
@@ -87,6 +89,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         width,
     };
     match cli.command {
+        Command::Patch(args) => patch::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Show(args) => show::run(args, &ctx),
     }

@@ -14,7 +14,8 @@ use candlewick::scores::{Detail, Direction, PartStore, check_writable};
 use clap::{Args, ValueEnum};
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::{Context, load_options, open_task, show};
+use super::open::{load_options, open_task};
+use super::{Context, show};
 
 /// Patch one run's activations into another, exactly, at every site of a sweep.
 ///
@@ -59,7 +60,12 @@ pub struct PatchArgs {
     #[arg(long, value_name = "HEADS", value_delimiter = ',')]
     pub heads: Vec<usize>,
     /// Corrupt by Gaussian noise on the embeddings of these tokens (`@S2`, `3`, `-2`) instead of by the corrupted prompt.
-    #[arg(long, value_name = "POSITIONS", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "POSITIONS",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     pub noise: Vec<String>,
     /// Standard deviation of that noise, in units of the embeddings' own.
     #[arg(long, default_value_t = 3.0)]
@@ -99,7 +105,11 @@ pub enum SourceChoice {
 }
 
 pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = args.output.out.clone().unwrap_or_else(|| PathBuf::from("scores.parquet"));
+    let out = args
+        .output
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("scores.parquet"));
     let options = load_options(&args.model)?;
     // Everything that can be wrong is found before the weights are read.
     if !args.dry_run {
@@ -121,7 +131,14 @@ pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
     for warning in parts.warnings() {
         ctx.warn(warning);
     }
-    let patched = activation_patching(&model, &tokenizer, &task, &config, Some(&mut parts), &progress);
+    let patched = activation_patching(
+        &model,
+        &tokenizer,
+        &task,
+        &config,
+        Some(&mut parts),
+        &progress,
+    );
     let mut scores = match patched {
         Ok(scores) => scores,
         Err(error) => {
@@ -131,7 +148,7 @@ pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
             return Err(error.into());
         }
     };
-    scores.provenance.command = std::env::args().collect();
+    scores.provenance.command = ctx.command.clone();
     scores.write_parquet(&out)?;
     parts.remove()?;
     for warning in scores.warnings() {
@@ -232,7 +249,9 @@ fn memory(text: &str) -> Result<usize, String> {
         "G" | "GB" => 1_000_000_000,
         _ => return Err("write a size such as `512MB` or `4GB`".into()),
     };
-    let number: f64 = digits.parse().map_err(|_| "write a size such as `512MB` or `4GB`".to_string())?;
+    let number: f64 = digits
+        .parse()
+        .map_err(|_| "write a size such as `512MB` or `4GB`".to_string())?;
     let bytes = number * unit as f64;
     match bytes.is_finite() && (1e6..1e15).contains(&bytes) {
         true => Ok(bytes as usize),

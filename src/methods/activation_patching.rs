@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
@@ -23,8 +23,13 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Op};
 use crate::metric::Metric;
 use crate::model::{Model, Tokenizer};
-use crate::run::{BaseRun, Logits, MeanOf, Plan, Progress, Readout, Request, Source, Sources, SweepOptions, Variant, plan, run, sweep};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, PartStore, PromptTokens, Provenance, Scores, ScoresMeta};
+use crate::run::{
+    BaseRun, Logits, MeanOf, Plan, Progress, Readout, Request, Source, Sources, SweepOptions,
+    Variant, plan, run, sweep,
+};
+use crate::scores::{
+    Cell, Detail, Direction, ExampleScores, PartStore, PromptTokens, Provenance, Scores, ScoresMeta,
+};
 use crate::task::{Pair, Task};
 
 /// What is written at a site.
@@ -88,10 +93,16 @@ impl PatchConfig {
     pub fn check(&self, model: &Model, task: &Task) -> Result<()> {
         let spec = &model.spec;
         if task.pairs.is_empty() {
-            return Err(Error::EmptyTask { task: task.name.clone(), reason: "it has none".into() });
+            return Err(Error::EmptyTask {
+                task: task.name.clone(),
+                reason: "it has none".into(),
+            });
         }
         task.check_metric(self.metric)?;
-        let range = |what: &'static str, values: &[usize], limit: usize| match values.iter().find(|&&value| value >= limit) {
+        let range = |what: &'static str, values: &[usize], limit: usize| match values
+            .iter()
+            .find(|&&value| value >= limit)
+        {
             Some(value) => Err(Error::OutOfRange {
                 hook: "the model".into(),
                 what,
@@ -103,7 +114,10 @@ impl PatchConfig {
         range("layer", &self.layers, spec.n_layers)?;
         range("head", &self.heads, spec.n_heads)?;
         if self.window == 0 || self.window > spec.n_layers {
-            return Err(Error::invalid(format!("a window takes 1 to {} layers, not {}", spec.n_layers, self.window)));
+            return Err(Error::invalid(format!(
+                "a window takes 1 to {} layers, not {}",
+                spec.n_layers, self.window
+            )));
         }
         let ablates = self.source != PatchSource::Pair;
         if ablates != (self.direction == Direction::Ablate) || self.direction == Direction::Direct {
@@ -114,16 +128,27 @@ impl PatchConfig {
         }
         if let Some(noise) = &self.noise {
             if ablates || noise.samples == 0 || !noise.scale.is_finite() {
-                return Err(Error::invalid("Gaussian noise is a corruption for `denoise` and `noise`, with a finite scale and at least one sample"));
+                return Err(Error::invalid(
+                    "Gaussian noise is a corruption for `denoise` and `noise`, with a finite scale and at least one sample",
+                ));
             }
-            task.pairs.iter().try_for_each(|pair| noise.positions_in(pair).map(drop))?;
+            task.pairs
+                .iter()
+                .try_for_each(|pair| noise.positions_in(pair).map(drop))?;
         }
         if self.sites.iter().any(|sites| sites.along == Along::Role) && roles_of(task).is_empty() {
-            return Err(Error::UnknownRole { role: "any".into(), known: "none; sweep by position instead".into() });
+            return Err(Error::UnknownRole {
+                role: "any".into(),
+                known: "none; sweep by position instead".into(),
+            });
         }
         for pair in &task.pairs {
             if pair.clean.len() != pair.corrupted.len() {
-                return Err(Error::LengthMismatch { index: pair.index, clean: pair.clean.len(), corrupted: pair.corrupted.len() });
+                return Err(Error::LengthMismatch {
+                    index: pair.index,
+                    clean: pair.clean.len(),
+                    corrupted: pair.corrupted.len(),
+                });
             }
         }
         Ok(())
@@ -169,18 +194,35 @@ pub fn activation_patching(
     config.check(model, task)?;
     let began = Instant::now();
     let patching = Patching::new(model, tokenizer, task, config)?;
-    let done = parts.as_ref().map(|parts| parts.finished()).unwrap_or_default();
+    let done = parts
+        .as_ref()
+        .map(|parts| parts.finished())
+        .unwrap_or_default();
     let mut all = Vec::new();
     let waiting: Vec<Vec<usize>> = (patching.batches().into_iter())
-        .filter(|batch| !batch.iter().all(|&pair| done.contains(&task.pairs[pair].index)))
+        .filter(|batch| {
+            !batch
+                .iter()
+                .all(|&pair| done.contains(&task.pairs[pair].index))
+        })
         .collect();
     let per_pair = patching.cells.len() as u64;
-    progress.start("patching", waiting.iter().map(|batch| batch.len() as u64 * per_pair).sum());
+    progress.start(
+        "patching",
+        waiting
+            .iter()
+            .map(|batch| batch.len() as u64 * per_pair)
+            .sum(),
+    );
     for batch in &waiting {
-        let scores = patching.batch(batch, progress).map_err(|error| match error {
-            Error::Interrupted { .. } => Error::Interrupted { kept: kept(parts.as_deref(), task) },
-            other => other,
-        })?;
+        let scores = patching
+            .batch(batch, progress)
+            .map_err(|error| match error {
+                Error::Interrupted { .. } => Error::Interrupted {
+                    kept: kept(parts.as_deref(), task),
+                },
+                other => other,
+            })?;
         match &mut parts {
             Some(parts) => parts.write(&scores)?,
             None => all.extend(scores),
@@ -227,10 +269,18 @@ pub struct PatchPlan {
 /// Plans without patching: one forward pass a template tells sizes and speed.
 /// # Errors
 /// Those of [`PatchConfig::check`].
-pub fn plan_patching(model: &Model, tokenizer: &Tokenizer, task: &Task, config: &PatchConfig) -> Result<PatchPlan> {
+pub fn plan_patching(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+) -> Result<PatchPlan> {
     config.check(model, task)?;
     let patching = Patching::new(model, tokenizer, task, config)?;
-    let mut total = PatchPlan { pairs: task.pairs.len(), ..PatchPlan::default() };
+    let mut total = PatchPlan {
+        pairs: task.pairs.len(),
+        ..PatchPlan::default()
+    };
     let mut by_length: BTreeMap<(usize, usize), (Plan, f64, usize)> = BTreeMap::new();
     for batch in patching.batches() {
         let pair = &task.pairs[batch[0]];
@@ -238,7 +288,8 @@ pub fn plan_patching(model: &Model, tokenizer: &Tokenizer, task: &Task, config: 
         if let std::collections::btree_map::Entry::Vacant(entry) = by_length.entry(key) {
             let began = Instant::now();
             let base = patching.base(&batch[..1], true)?;
-            let rate = began.elapsed().as_secs_f64() / (pair.clean.len() * model.spec.n_layers) as f64;
+            let rate =
+                began.elapsed().as_secs_f64() / (pair.clean.len() * model.spec.n_layers) as f64;
             let mut one = Plan::default();
             for index in 0..config.sites.len() {
                 let (variants, _) = patching.variants(index, &batch[..1]);
@@ -270,11 +321,16 @@ pub fn plan_patching(model: &Model, tokenizer: &Tokenizer, task: &Task, config: 
 fn roles_of(task: &Task) -> Vec<String> {
     let mut first: BTreeMap<&String, usize> = BTreeMap::new();
     for pair in &task.pairs {
-        for (role, positions) in pair.roles.iter().filter(|(_, positions)| !positions.is_empty()) {
+        for (role, positions) in pair
+            .roles
+            .iter()
+            .filter(|(_, positions)| !positions.is_empty())
+        {
             first.entry(role).or_insert(positions[0]);
         }
     }
-    let mut roles: Vec<(usize, &String)> = first.into_iter().map(|(role, pos)| (pos, role)).collect();
+    let mut roles: Vec<(usize, &String)> =
+        first.into_iter().map(|(role, pos)| (pos, role)).collect();
     roles.sort();
     roles.into_iter().map(|(_, role)| role.clone()).collect()
 }
@@ -298,10 +354,25 @@ struct Patching<'a> {
 }
 
 impl<'a> Patching<'a> {
-    fn new(model: &'a Model, tokenizer: &'a Tokenizer, task: &'a Task, config: &'a PatchConfig) -> Result<Self> {
+    fn new(
+        model: &'a Model,
+        tokenizer: &'a Tokenizer,
+        task: &'a Task,
+        config: &'a PatchConfig,
+    ) -> Result<Self> {
         let roles = roles_of(task);
-        let length = task.pairs.iter().map(|pair| pair.clean.len()).max().unwrap_or(0);
-        let extent = Extent { length, roles: &roles, layers: &config.layers, heads: &config.heads };
+        let length = task
+            .pairs
+            .iter()
+            .map(|pair| pair.clean.len())
+            .max()
+            .unwrap_or(0);
+        let extent = Extent {
+            length,
+            roles: &roles,
+            layers: &config.layers,
+            heads: &config.heads,
+        };
         let (mut cells, mut starts) = (Vec::new(), Vec::new());
         for sites in &config.sites {
             starts.push(cells.len());
@@ -324,7 +395,9 @@ impl<'a> Patching<'a> {
             sigma: 0.0,
         };
         match config.source {
-            PatchSource::Mean | PatchSource::MeanAll => patching.means = patching.reference_means()?,
+            PatchSource::Mean | PatchSource::MeanAll => {
+                patching.means = patching.reference_means()?
+            }
             PatchSource::Resample => patching.donors = patching.draw_donors()?,
             PatchSource::Pair | PatchSource::Zero => {}
         }
@@ -336,13 +409,29 @@ impl<'a> Patching<'a> {
 
     /// Pairs that run together. Copies of one prompt fill a batch where each is corrupted by several draws of noise.
     fn batches(&self) -> Vec<Vec<usize>> {
-        let longest = self.task.pairs.iter().map(|pair| pair.clean.len()).max().unwrap_or(1);
+        let longest = self
+            .task
+            .pairs
+            .iter()
+            .map(|pair| pair.clean.len())
+            .max()
+            .unwrap_or(1);
         let spec = &self.model.spec;
         let widths = 2 * spec.d_model + 2 * (spec.n_heads + spec.n_kv_heads) * spec.d_head;
-        let captured: usize = self.kinds.iter().map(|kind| Hook::at(*kind, 0).shape(spec, 1, longest).iter().product::<usize>()).sum();
+        let captured: usize = self
+            .kinds
+            .iter()
+            .map(|kind| {
+                Hook::at(*kind, 0)
+                    .shape(spec, 1, longest)
+                    .iter()
+                    .product::<usize>()
+            })
+            .sum();
         let bytes = 4 * spec.n_layers * (longest * widths + 2 * captured);
         let room = (self.config.sweep.memory / (4 * bytes)).clamp(1, self.config.batch.max(1));
-        self.task.batches(if self.config.noise.is_some() { 1 } else { room })
+        self.task
+            .batches(if self.config.noise.is_some() { 1 } else { room })
     }
 
     fn pairs(&self, batch: &[usize]) -> Vec<&'a Pair> {
@@ -352,7 +441,9 @@ impl<'a> Patching<'a> {
     fn hooks(&self) -> Vec<Hook> {
         let layers = |&kind: &Kind| -> Vec<Hook> {
             match kind.per_layer() {
-                true => (0..self.model.spec.n_layers).map(|layer| Hook::at(kind, layer)).collect(),
+                true => (0..self.model.spec.n_layers)
+                    .map(|layer| Hook::at(kind, layer))
+                    .collect(),
                 false => vec![Hook::global(kind)],
             }
         };
@@ -369,7 +460,11 @@ impl<'a> Patching<'a> {
         let clean = (self.config.direction != Direction::Denoise) == for_sweep;
         let (mut prompts, mut roles, mut edits) = (Vec::new(), Vec::new(), Vec::new());
         for pair in self.pairs(batch) {
-            let prompt = if clean || self.config.noise.is_some() { &pair.clean } else { &pair.corrupted };
+            let prompt = if clean || self.config.noise.is_some() {
+                &pair.clean
+            } else {
+                &pair.corrupted
+            };
             prompts.extend(std::iter::repeat_n(prompt.clone(), self.copies()));
             roles.extend(std::iter::repeat_n(pair.roles.clone(), self.copies()));
             if let Some(noise) = self.config.noise.as_ref().filter(|_| !clean) {
@@ -377,7 +472,14 @@ impl<'a> Patching<'a> {
             }
         }
         let starts: &[Kind] = &self.kinds;
-        BaseRun::new(self.model, prompts, roles, edits, Sources::default(), starts)
+        BaseRun::new(
+            self.model,
+            prompts,
+            roles,
+            edits,
+            Sources::default(),
+            starts,
+        )
     }
 
     /// Runs one batch: both runs, then every cell of every sweep.
@@ -386,19 +488,32 @@ impl<'a> Patching<'a> {
         let other = self.base(batch, false)?;
         let pairs = self.pairs(batch);
         let copies = self.copies();
-        let targets = pairs.iter().flat_map(|pair| std::iter::repeat_n(pair.target.clone(), copies)).collect();
+        let targets = pairs
+            .iter()
+            .flat_map(|pair| std::iter::repeat_n(pair.target.clone(), copies))
+            .collect();
         let is_clean = self.config.direction != Direction::Denoise;
         let clean_run = if is_clean { &base } else { &other };
         let reference = match self.config.metric.needs_reference() {
             true => Some(clean_run.logits(self.model)?),
             false => None,
         };
-        let readout = Readout { metric: self.config.metric, targets, reference };
+        let readout = Readout {
+            metric: self.config.metric,
+            targets,
+            reference,
+        };
         let unchanged = [&base, &other].map(|run| run.metric(self.model, &readout));
         let [base_metric, other_metric] = unchanged;
-        let mean = |values: &[f64], i: usize| values[i * copies..(i + 1) * copies].iter().sum::<f64>() / copies as f64;
+        let mean = |values: &[f64], i: usize| {
+            values[i * copies..(i + 1) * copies].iter().sum::<f64>() / copies as f64
+        };
         let (base_metric, other_metric) = (base_metric?, other_metric?);
-        let (clean, corrupted) = if is_clean { (&base_metric, &other_metric) } else { (&other_metric, &base_metric) };
+        let (clean, corrupted) = if is_clean {
+            (&base_metric, &other_metric)
+        } else {
+            (&other_metric, &base_metric)
+        };
 
         let (sources, op) = self.sources(batch, &other)?;
         drop(other);
@@ -409,7 +524,10 @@ impl<'a> Patching<'a> {
                 example: pair.index,
                 clean: mean(clean, i),
                 corrupted: mean(corrupted, i),
-                tokens: base.prompts[i * copies].iter().map(|&token| self.tokenizer.token(token)).collect(),
+                tokens: base.prompts[i * copies]
+                    .iter()
+                    .map(|&token| self.tokenizer.token(token))
+                    .collect(),
                 roles: pair.roles.clone(),
                 ..ExampleScores::default()
             })
@@ -417,11 +535,21 @@ impl<'a> Patching<'a> {
         let mut cells: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
         for index in 0..self.config.sites.len() {
             let (variants, of) = self.variants_with(index, batch, &op);
-            let values = sweep(self.model, &base, &variants, &sources, &readout, &self.config.sweep, progress)?;
+            let values = sweep(
+                self.model,
+                &base,
+                &variants,
+                &sources,
+                &readout,
+                &self.config.sweep,
+                progress,
+            )?;
             // The copies of a cell stand together.
             for (values, &(i, cell)) in values.chunks_exact(copies).zip(&of) {
                 cells[i].push(cell);
-                scores[i].values.push(values.iter().sum::<f64>() / copies as f64);
+                scores[i]
+                    .values
+                    .push(values.iter().sum::<f64>() / copies as f64);
             }
         }
         for (scores, cells) in scores.iter_mut().zip(cells) {
@@ -435,19 +563,36 @@ impl<'a> Patching<'a> {
     }
 
     /// The variants of one sweep over a batch, and for each (cell, pair) which pair of the batch and which cell it is.
-    fn variants_with(&self, index: usize, batch: &[usize], op: &Op) -> (Vec<Variant>, Vec<(usize, u32)>) {
+    fn variants_with(
+        &self,
+        index: usize,
+        batch: &[usize],
+        op: &Op,
+    ) -> (Vec<Variant>, Vec<(usize, u32)>) {
         let sites = &self.config.sites[index];
         let (mut variants, mut of) = (Vec::new(), Vec::new());
         let pairs = self.pairs(batch);
         for cell in self.starts[index]..self.starts[index + 1] {
-            let edits = sites.edits(&self.cells[cell], op, self.config.window, self.model.spec.n_layers);
+            let edits = sites.edits(
+                &self.cells[cell],
+                op,
+                self.config.window,
+                self.model.spec.n_layers,
+            );
             for (i, pair) in pairs.iter().enumerate() {
-                let has = |role: &str| pair.roles.get(role).is_some_and(|positions| !positions.is_empty());
+                let has = |role: &str| {
+                    pair.roles
+                        .get(role)
+                        .is_some_and(|positions| !positions.is_empty())
+                };
                 if !fits(&self.cells[cell], pair.clean.len(), has) {
                     continue;
                 }
                 of.push((i, cell as u32));
-                let example = |copy| Variant { example: i * self.copies() + copy, edits: edits.clone() };
+                let example = |copy| Variant {
+                    example: i * self.copies() + copy,
+                    edits: edits.clone(),
+                };
                 variants.extend((0..self.copies()).map(example));
             }
         }
@@ -481,9 +626,16 @@ impl<'a> Patching<'a> {
                 }
             }
             PatchSource::Resample => {
-                let prompts: Vec<_> = batch.iter().map(|&pair| self.task.pairs[self.donors[pair]].clean.clone()).collect();
+                let prompts: Vec<_> = batch
+                    .iter()
+                    .map(|&pair| self.task.pairs[self.donors[pair]].clean.clone())
+                    .collect();
                 let hooks = self.hooks();
-                let request = Request { capture: &hooks, logits: Logits::None, ..Request::default() };
+                let request = Request {
+                    capture: &hooks,
+                    logits: Logits::None,
+                    ..Request::default()
+                };
                 Source::run(run(self.model, &prompts, &request)?.cache)?
             }
         };
@@ -492,7 +644,10 @@ impl<'a> Patching<'a> {
             (_, Direction::Denoise) => "clean",
             _ => "corrupted",
         };
-        Ok((Sources::default().with(name, source), Op::FromRun(name.into())))
+        Ok((
+            Sources::default().with(name, source),
+            Op::FromRun(name.into()),
+        ))
     }
 
     /// Means over the corrupted prompts of all pairs.
@@ -505,11 +660,21 @@ impl<'a> Patching<'a> {
             let pair = &self.task.pairs[batch[0]];
             let key = (pair.template, pair.clean.len());
             keys.push(key);
-            let prompts: Vec<_> = self.pairs(&batch).iter().map(|pair| pair.corrupted.clone()).collect();
-            let request = Request { capture: &hooks, logits: Logits::None, ..Request::default() };
+            let prompts: Vec<_> = self
+                .pairs(&batch)
+                .iter()
+                .map(|pair| pair.corrupted.clone())
+                .collect();
+            let request = Request {
+                capture: &hooks,
+                logits: Logits::None,
+                ..Request::default()
+            };
             let cache = run(self.model, &prompts, &request)?.cache;
             let of = if by_position { key } else { (0, 0) };
-            sums.entry(of).or_insert_with(|| MeanOf::new(by_position)).add(&cache)?;
+            sums.entry(of)
+                .or_insert_with(|| MeanOf::new(by_position))
+                .add(&cache)?;
         }
         let mut means = BTreeMap::new();
         for (key, sum) in sums {
@@ -562,7 +727,9 @@ impl<'a> Patching<'a> {
         }
         settings["corruption"] = json!(self.task.corruption);
         Provenance {
-            created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            created: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |time| time.as_secs()),
             seconds,
             config: settings,
             model: self.model.origin.clone(),
@@ -598,7 +765,11 @@ impl<'a> Patching<'a> {
                 scores.len()
             ));
         }
-        let by_position = self.config.sites.iter().any(|sites| matches!(sites.along, Along::Pos | Along::Cell));
+        let by_position = self
+            .config
+            .sites
+            .iter()
+            .any(|sites| matches!(sites.along, Along::Pos | Along::Cell));
         let groups = task.batches(usize::MAX).len();
         if by_position && groups > 1 && self.config.detail == Detail::Mean {
             warnings.push(format!(
@@ -623,4 +794,3 @@ fn device_name(model: &Model) -> String {
         candle_core::Device::Metal(_) => "metal".into(),
     }
 }
-

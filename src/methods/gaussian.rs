@@ -40,7 +40,11 @@ impl GaussianNoise {
     pub(crate) fn sigma(&self, model: &Model, task: &Task) -> Result<f64> {
         let mut tokens = Vec::new();
         for pair in &task.pairs {
-            tokens.extend(self.positions_in(pair)?.into_iter().map(|pos| pair.clean[pos]));
+            tokens.extend(
+                self.positions_in(pair)?
+                    .into_iter()
+                    .map(|pos| pair.clean[pos]),
+            );
         }
         if tokens.is_empty() {
             return Err(Error::invalid("`--noise` names no token of any prompt"));
@@ -48,7 +52,12 @@ impl GaussianNoise {
         let entries = to_host(&embed(model, &tokens)?)?;
         let n = entries.len() as f64;
         let mean = entries.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-        Ok((entries.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt())
+        Ok((entries
+            .iter()
+            .map(|&x| (f64::from(x) - mean).powi(2))
+            .sum::<f64>()
+            / n)
+            .sqrt())
     }
 
     /// The edit that adds the noise, for a run over `samples` copies of the pair's prompt.
@@ -59,9 +68,12 @@ impl GaussianNoise {
         rng.set_stream(pair.index as u64 + 1);
         let shape = (self.samples, positions.len(), model.spec.d_model);
         let deviation = (self.scale * sigma) as f32;
-        let noise: Vec<f32> = (0..shape.0 * shape.1 * shape.2).map(|_| deviation * normal(&mut rng)).collect();
+        let noise: Vec<f32> = (0..shape.0 * shape.1 * shape.2)
+            .map(|_| deviation * normal(&mut rng))
+            .collect();
         let noise = Tensor::from_vec(noise, shape, &candle_core::Device::Cpu)?;
-        let site = Site::all(Hook::global(Kind::Embed)).at_positions(positions.into_iter().map(Pos::Index));
+        let site = Site::all(Hook::global(Kind::Embed))
+            .at_positions(positions.into_iter().map(Pos::Index));
         Ok(Edit::new(site, Op::Add(Value::Tensor(noise))))
     }
 }
@@ -83,6 +95,9 @@ mod tests {
         let draws: Vec<f64> = (0..20_000).map(|_| f64::from(normal(&mut rng))).collect();
         let mean = draws.iter().sum::<f64>() / 20_000.0;
         let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 20_000.0;
-        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+        assert!(
+            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05,
+            "{mean} {variance}"
+        );
     }
 }

@@ -36,7 +36,11 @@ pub struct Sites {
 /// [`Error::UnknownHook`], [`Error::HookAbsent`], [`Error::Parse`] for axes that a hook does not have.
 pub fn parse_sites(text: &str, spec: &ModelSpec) -> Result<Vec<Sites>> {
     let mut sites: Vec<Sites> = Vec::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
         let (name, axes) = match part.split_once(':') {
             Some((name, axes)) => (name, Some(axes)),
             None => (part, None),
@@ -48,7 +52,10 @@ pub fn parse_sites(text: &str, spec: &ModelSpec) -> Result<Vec<Sites>> {
         };
         for kind in kinds {
             if let Some(reason) = kind.absent(spec) {
-                return Err(Error::HookAbsent { hook: kind.name().into(), reason: reason.into() });
+                return Err(Error::HookAbsent {
+                    hook: kind.name().into(),
+                    reason: reason.into(),
+                });
             }
             let along = read_axes(part, axes, kind, spec)?;
             if !sites.contains(&Sites { kind, along }) {
@@ -76,9 +83,17 @@ fn read_axes(part: &str, axes: Option<&str>, kind: Kind, spec: &ModelSpec) -> Re
         Some("query") if is_pattern => Ok(Along::Pos),
         Some("cell") if is_pattern => Ok(Along::Cell),
         Some(other) => {
-            let known = if is_pattern { "all, pos (or query), cell, role" } else { "all, pos, role" };
+            let known = if is_pattern {
+                "all, pos (or query), cell, role"
+            } else {
+                "all, pos, role"
+            };
             let reason = format!("`{other}` is none of {known}");
-            Err(Error::Parse { what: "a sweep", text: part.into(), reason })
+            Err(Error::Parse {
+                what: "a sweep",
+                text: part.into(),
+                reason,
+            })
         }
     }
 }
@@ -107,12 +122,21 @@ impl Sites {
         let layers: Vec<Option<u32>> = match self.kind.per_layer() {
             false => vec![None],
             true if extent.layers.is_empty() => (0..spec.n_layers as u32).map(Some).collect(),
-            true => extent.layers.iter().map(|&layer| Some(layer as u32)).collect(),
+            true => extent
+                .layers
+                .iter()
+                .map(|&layer| Some(layer as u32))
+                .collect(),
         };
         let chosen: Vec<Option<u32>> = match heads {
             0 => vec![None],
             _ if extent.heads.is_empty() => (0..heads as u32).map(Some).collect(),
-            _ => extent.heads.iter().filter(|&&head| head < heads).map(|&head| Some(head as u32)).collect(),
+            _ => extent
+                .heads
+                .iter()
+                .filter(|&&head| head < heads)
+                .map(|&head| Some(head as u32))
+                .collect(),
         };
         let neurons: Vec<Option<u32>> = match neurons {
             0 => vec![None],
@@ -135,7 +159,10 @@ impl Sites {
                         match (self.along, pos) {
                             // A causal pattern has keys up to its query.
                             (Along::Cell, Some(query)) => {
-                                let key = |key: usize| Cell { key: Some(key as u32), ..cell.clone() };
+                                let key = |key: usize| Cell {
+                                    key: Some(key as u32),
+                                    ..cell.clone()
+                                };
                                 cells.extend((0..=query).map(key));
                             }
                             _ => cells.push(cell),
@@ -151,7 +178,11 @@ impl Sites {
         match self.along {
             Along::All => vec![(None, None)],
             Along::Pos | Along::Cell => (0..extent.length).map(|pos| (Some(pos), None)).collect(),
-            Along::Role => extent.roles.iter().map(|role| (None, Some(role.clone()))).collect(),
+            Along::Role => extent
+                .roles
+                .iter()
+                .map(|role| (None, Some(role.clone())))
+                .collect(),
         }
     }
 
@@ -182,7 +213,9 @@ impl Sites {
                 let layer = layer as usize;
                 let first = layer.saturating_sub(window.saturating_sub(1) / 2);
                 let last = (layer + window / 2).min(n_layers - 1);
-                (first..=last).map(|layer| site(Hook::at(self.kind, layer))).collect()
+                (first..=last)
+                    .map(|layer| site(Hook::at(self.kind, layer)))
+                    .collect()
             }
         }
     }

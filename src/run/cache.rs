@@ -116,7 +116,11 @@ impl MeanOf {
                 });
             }
             let width: usize = t.dims()[1..].iter().product();
-            let stretch = if self.by_position { cache.length * width } else { width };
+            let stretch = if self.by_position {
+                cache.length * width
+            } else {
+                width
+            };
             let entry = self.sums.entry(hook);
             let (_, sums) = entry.or_insert_with(|| (t.dims()[1..].to_vec(), vec![0.0; stretch]));
             if sums.len() != stretch {
@@ -131,7 +135,11 @@ impl MeanOf {
                     .for_each(|(sum, &value)| *sum += f64::from(value));
             }
         }
-        self.count += if self.by_position { cache.batch } else { cache.batch * cache.length };
+        self.count += if self.by_position {
+            cache.batch
+        } else {
+            cache.batch * cache.length
+        };
         Ok(())
     }
 
@@ -145,7 +153,11 @@ impl MeanOf {
             let mean = |sum: &f64| (sum / self.count as f64) as f32;
             cache.insert(hook, tensor(sums.iter().map(mean).collect(), dims)?);
         }
-        let of = if self.by_position { Of::SamePosition } else { Of::Everywhere };
+        let of = if self.by_position {
+            Of::SamePosition
+        } else {
+            Of::Everywhere
+        };
         Ok(Source { cache, of })
     }
 }
