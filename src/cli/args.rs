@@ -39,13 +39,14 @@ pub enum DTypeChoice {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Task")]
 pub struct TaskArgs {
-    /// A task file (`circuits/*.toml`) or the name of a task that ships with candlewick.
+    /// A task file (`circuits/*.toml`) or the name of a task that ships with candlewick [default: `embedded` for the embedded
+    /// model, else `ioi`].
     #[arg(long, short, conflicts_with = "pairs")]
     pub task: Option<String>,
     /// Your own pairs: CSV, JSONL or parquet with columns `clean, corrupted, answer, wrong`.
     #[arg(long, value_name = "FILE")]
     pub pairs: Option<PathBuf>,
-    /// How many pairs to use.
+    /// How many pairs to use [default: the task's, or the whole file of `--pairs`].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub n_pairs: Option<u32>,
     /// Which corruption of the task [default: its first].
@@ -58,10 +59,11 @@ pub struct TaskArgs {
     #[arg(long, default_value = "auto")]
     pub bos: BosChoice,
     /// logit_diff, prob_diff, log_prob, prob, kl, js, rank, top<k> or accuracy [default: the task's].
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     pub metric: Option<String>,
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// Of the drawn prompts [default: the task's].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

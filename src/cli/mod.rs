@@ -2,17 +2,14 @@
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 
-#[allow(
-    dead_code,
-    reason = "the subcommands that run models are the ones that use all of it"
-)]
+#[allow(dead_code, reason = "`patch` will use all of it")]
 mod args;
-#[allow(
-    dead_code,
-    reason = "the subcommands that run models are the ones that use it"
-)]
+mod open;
+#[allow(dead_code, reason = "`patch` will use it")]
+mod patch;
 mod progress;
 mod show;
+mod tokens;
 
 use std::io::IsTerminal;
 
@@ -20,6 +17,7 @@ use candlewick::plot::Color;
 use clap::{Parser, Subcommand};
 
 use args::ColorChoice;
+pub use open::{load_options, open_task};
 use progress::Bar;
 
 /// Exact, fast and loud mechanistic interpretability of transformers.
@@ -44,24 +42,26 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Patch(patch::PatchArgs),
+    Tokens(tokens::TokensArgs),
     Show(show::ShowArgs),
 }
 
 /// What every subcommand gets besides its arguments.
 #[derive(Debug)]
 pub struct Context {
-    #[allow(dead_code, reason = "read by the two methods below")]
+    #[allow(dead_code, reason = "`patch` will use it")]
     pub quiet: bool,
+    /// The arguments of this process, program first: what a result says it was made by.
+    #[allow(dead_code, reason = "`patch` will use it")]
+    pub command: Vec<String>,
     /// What stdout can show.
     pub color: Color,
     /// Columns of the terminal, or a width that suits a file.
     pub width: usize,
 }
 
-#[allow(
-    dead_code,
-    reason = "the subcommands that run models are the ones that use it"
-)]
+#[allow(dead_code, reason = "`patch` will use it")]
 impl Context {
     /// The bar that watches long work, and the Ctrl-C handler that stops it.
     pub fn progress(&self) -> Bar {
@@ -84,12 +84,24 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
     let ctx = Context {
         quiet: cli.quiet,
+        command: command(),
         color: color(cli.color),
         width,
     };
     match cli.command {
+        Command::Patch(args) => patch::run(args, &ctx),
+        Command::Tokens(args) => tokens::run(args),
         Command::Show(args) => show::run(args, &ctx),
     }
+}
+
+/// The command line, however the program was found.
+fn command() -> Vec<String> {
+    let arguments = std::env::args_os().skip(1);
+    let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
+    std::iter::once("candlewick".to_string())
+        .chain(arguments)
+        .collect()
 }
 
 /// candle's kernels, rayon and polars each read the number of threads from the environment when they first need it.

@@ -1,17 +1,23 @@
 //! `candlewick tokens`: how a task tokenises, before anything is run on it.
 
-use std::io::Write;
+use std::io::{self, Write};
 
-use candlewick::task::{ExpandOptions, TaskFile, expand, from_pairs_file, render, render_json};
+use candlewick::model::{EMBEDDED, load_tokenizer};
+use candlewick::task::{render, render_json};
 use clap::Args;
 
-use super::Context;
-use super::args::{BosChoice, ModelArgs, TaskArgs};
+use super::args::{ModelArgs, TaskArgs};
+use super::{load_options, open_task};
 
 /// Show how a task tokenises: pairs side by side, roles, answers, and which pairs were dropped and why.
 ///
-/// Example: candlewick tokens --task ioi --limit 3
+/// No weights are read.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  candlewick tokens
+  candlewick tokens --n-pairs 100 --corruption s2_random --limit 2
+  candlewick tokens --seed 7 --json")]
 pub struct TokensArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -25,43 +31,14 @@ pub struct TokensArgs {
     pub json: bool,
 }
 
-pub fn run(args: TokensArgs, _ctx: &Context) -> anyhow::Result<()> {
-    let mut options = expand_options(&args.task)?;
-    let (task, tokenizer) = match &args.task.pairs {
-        Some(path) => {
-            let (tokenizer, n_ctx) = super::tokenizer_of(&args.model)?;
-            options.max_tokens = Some(n_ctx);
-            (from_pairs_file(path, &tokenizer, &options)?, tokenizer)
-        }
-        None => {
-            // Whether the file can be read does not depend on the model, so it is found out first.
-            let file = TaskFile::open(args.task.task.as_deref().unwrap_or("ioi"))?;
-            let (tokenizer, n_ctx) = super::tokenizer_of(&args.model)?;
-            options.max_tokens = Some(n_ctx);
-            (expand(&file, &tokenizer, &options)?, tokenizer)
-        }
-    };
+pub fn run(args: TokensArgs) -> anyhow::Result<()> {
+    let (tokenizer, spec) = load_tokenizer(&args.model.model, &load_options(&args.model)?)?;
+    let is_embedded = args.model.model == EMBEDDED;
+    let task = open_task(&args.task, &tokenizer, spec.n_ctx, is_embedded)?;
     let shown = if args.json {
         render_json(&task, &tokenizer, args.limit) + "\n"
     } else {
         render(&task, &tokenizer, args.limit)
     };
-    Ok(std::io::stdout().lock().write_all(shown.as_bytes())?)
-}
-
-/// The flags of a task as the library takes them.
-pub fn expand_options(args: &TaskArgs) -> anyhow::Result<ExpandOptions> {
-    Ok(ExpandOptions {
-        n_pairs: args.n_pairs.map(|n| n as usize),
-        seed: Some(args.seed),
-        bos: match args.bos {
-            BosChoice::Auto => candlewick::task::BosChoice::Auto,
-            BosChoice::Yes => candlewick::task::BosChoice::Yes,
-            BosChoice::No => candlewick::task::BosChoice::No,
-        },
-        chat: args.chat_template,
-        corruption: args.corruption.clone(),
-        max_tokens: None,
-        metric: args.metric.as_deref().map(str::parse).transpose()?,
-    })
+    Ok(io::stdout().lock().write_all(shown.as_bytes())?)
 }

@@ -8,6 +8,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::embedded::EMBEDDED;
 use super::families;
 use super::load::LoadOptions;
 use super::safetensors::{self, shard_names};
@@ -19,6 +20,8 @@ const DEFAULT_REVISION: &str = "main";
 /// Where a model was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Located {
+    /// The model that is part of the library.
+    Embedded,
     Gguf(PathBuf),
     /// `revision` is the commit, if the folder is a snapshot of a hub model.
     Folder {
@@ -31,6 +34,9 @@ pub enum Located {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
     Config,
+    /// And the tokenizer.
+    Tokenizer,
+    /// And the weights.
     Weights,
 }
 
@@ -97,7 +103,7 @@ impl HubSettings {
     }
 }
 
-/// Finds a model: an existing path first, then a hub id.
+/// Finds a model: [`EMBEDDED`], an existing path, or else a hub id.
 /// # Errors
 /// [`Error::Missing`], [`Error::NotCached`], [`Error::Pickle`], [`Error::Invalid`] for revisions that are none.
 pub fn locate(id: &str, options: &LoadOptions, wanted: Wanted) -> Result<Located> {
@@ -114,6 +120,16 @@ pub fn locate_with(
     settings: &HubSettings,
 ) -> Result<Located> {
     let path = Path::new(id);
+    let is_local = id == EMBEDDED || path.exists();
+    if let (true, Some(revision)) = (is_local, &options.revision) {
+        return Err(Error::invalid(format!(
+            "`--revision {}` is for hub models, and `{id}` is none; leave it out",
+            families::shortened(revision)
+        )));
+    }
+    if id == EMBEDDED {
+        return Ok(Located::Embedded);
+    }
     if path.is_dir() {
         return Ok(Located::Folder {
             path: path.to_path_buf(),
@@ -188,7 +204,9 @@ fn repo_folder(id: &str) -> Option<String> {
                 .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     let parts: Vec<&str> = id.split('/').collect();
-    let is_id = parts.len() == 2 && parts.iter().all(|part| is_part(part));
+    let is_file = id.ends_with(".gguf") || id.ends_with(".safetensors");
+    // The oldest models of the hub, such as `gpt2`, have no owner.
+    let is_id = !is_file && parts.len() <= 2 && parts.iter().all(|part| is_part(part));
     is_id.then(|| format!("models--{}", parts.join("--")))
 }
 
@@ -224,6 +242,7 @@ fn in_cache(repo: &Path, revision: &str, wanted: Wanted) -> Result<Option<Locate
     let has = |name: &str| path.join(name).is_file();
     let is_complete = match wanted {
         Wanted::Config => has("config.json"),
+        Wanted::Tokenizer => has("config.json") && has("tokenizer.json"),
         Wanted::Weights => has("config.json") && has("tokenizer.json") && has_weights(&path)?,
     };
     Ok(is_complete.then_some(Located::Folder {
@@ -382,10 +401,12 @@ fn download(
     // A branch that moves while we download leaves files in two snapshots: the second round completes the newer one.
     for _ in 0..2 {
         repo.get("config.json").map_err(failed)?;
-        if wanted == Wanted::Weights {
+        if wanted != Wanted::Config {
             for name in TEXTS.iter().filter(|name| has(name)) {
                 repo.get(name).map_err(failed)?;
             }
+        }
+        if wanted == Wanted::Weights {
             if has(safetensors::SINGLE) {
                 repo.get(safetensors::SINGLE).map_err(failed)?;
             } else if has(safetensors::INDEX) {

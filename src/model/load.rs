@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Checkpoint, check_not_a_stand_in, hex};
 use super::convert::fill_slot;
+use super::embedded;
 use super::families::{self, Description};
 use super::gguf::Gguf;
 use super::gguf_tokenizer;
@@ -56,11 +57,20 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
 }
 
-/// Loads a model: a folder, a `.gguf` file, or a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`.
+/// Loads a model: a folder, a `.gguf` file, a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`, or
+/// [`EMBEDDED`](super::EMBEDDED).
 /// # Errors
 /// Everything under "Files and the hub" and "Models" in [`Error`].
 pub fn load(id: &str, options: &LoadOptions) -> Result<Loaded> {
     match hub::locate(id, options, Wanted::Weights)? {
+        Located::Embedded => load_parts(
+            id,
+            embedded::CONFIG,
+            embedded::WEIGHTS,
+            embedded::TOKENIZER,
+            None,
+            options,
+        ),
         Located::Gguf(path) => load_gguf(id, &path, options),
         Located::Folder { path, revision } => load_folder(id, &path, revision, options),
     }
@@ -93,10 +103,33 @@ pub fn load_parts(
 /// As [`load`], as far as config and header go.
 pub fn read_spec(id: &str, options: &LoadOptions) -> Result<ModelSpec> {
     let description = match hub::locate(id, options, Wanted::Config)? {
+        Located::Embedded => families::from_config(embedded::CONFIG)?,
         Located::Gguf(path) => families::from_gguf(&Gguf::open(&path)?)?,
         Located::Folder { path, .. } => families::from_config(&read_config(&path)?)?,
     };
     Ok(description.spec)
+}
+
+/// Reads a model's tokenizer, and what it is, without reading its weights: enough to check a task before the long part.
+/// # Errors
+/// As [`load`], as far as config, header and tokenizer go.
+pub fn load_tokenizer(id: &str, options: &LoadOptions) -> Result<(Tokenizer, ModelSpec)> {
+    let (description, tokenizer) = match hub::locate(id, options, Wanted::Tokenizer)? {
+        Located::Embedded => (
+            families::from_config(embedded::CONFIG)?,
+            Tokenizer::from_bytes(embedded::TOKENIZER, None)?,
+        ),
+        Located::Gguf(path) => {
+            let gguf = Gguf::open(&path)?;
+            (families::from_gguf(&gguf)?, gguf_tokenizer::read(&gguf)?.0)
+        }
+        Located::Folder { path, .. } => (
+            families::from_config(&read_config(&path)?)?,
+            Tokenizer::from_dir(&path)?,
+        ),
+    };
+    check_fits(&tokenizer, &description.spec)?;
+    Ok((tokenizer, description.spec))
 }
 
 fn load_folder(
@@ -161,14 +194,7 @@ fn finish(
     origin: Origin,
     options: &LoadOptions,
 ) -> Result<Loaded> {
-    let d_vocab = description.spec.d_vocab;
-    // An embedding that is padded beyond the tokenizer is usual; a token without a row is not.
-    if tokenizer.vocab_size() > 0 && tokenizer.max_id() as usize >= d_vocab {
-        return Err(Error::TokenizerTooLarge {
-            tokenizer: tokenizer.max_id() as usize + 1,
-            embedding: d_vocab,
-        });
-    }
+    check_fits(&tokenizer, &description.spec)?;
     let (weights, weight_hash) = std::thread::scope(|scope| {
         let hash = scope.spawn(|| checkpoint.hash());
         let weights = read_weights(checkpoint, &description, options.dtype, &options.device);
@@ -181,6 +207,17 @@ fn finish(
     };
     let model = Model::new(description.spec, weights?, origin)?;
     Ok(Loaded { model, tokenizer })
+}
+
+/// An embedding that is padded beyond the tokenizer is usual; a token without a row is not.
+fn check_fits(tokenizer: &Tokenizer, spec: &ModelSpec) -> Result<()> {
+    match (tokenizer.max_id() as usize) < spec.d_vocab {
+        true => Ok(()),
+        false => Err(Error::TokenizerTooLarge {
+            tokenizer: tokenizer.max_id() as usize + 1,
+            embedding: spec.d_vocab,
+        }),
+    }
 }
 
 /// Fills the canonical weights from a checkpoint.

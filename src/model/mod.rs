@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod convert;
+mod embedded;
 pub mod families;
 pub mod gguf;
 mod gguf_tokenizer;
@@ -17,8 +18,9 @@ pub mod weights;
 use candle_core::{DType, Device};
 
 use crate::error::{Error, Result};
+pub use embedded::EMBEDDED;
 use layout::{Need, Slot};
-pub use load::{LoadOptions, Loaded, load, load_parts, read_spec};
+pub use load::{LoadOptions, Loaded, load, load_parts, load_tokenizer, read_spec};
 pub use spec::ModelSpec;
 pub use tokenizer::Tokenizer;
 pub use weights::Weights;

@@ -607,7 +607,9 @@ fn assemble(
 }
 
 /// Repeats each head `times` times.
-fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
+/// # Shapes
+/// `x [rows, heads, d]`; gives `[rows, heads * times, d]`.
+pub fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
     let (rows, heads, d) = x.dims3()?;
     Ok(x.unsqueeze(2)?
         .broadcast_as((rows, heads, times, d))?

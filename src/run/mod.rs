@@ -18,7 +18,7 @@ use candle_core::Tensor;
 
 pub use apply::Roles;
 pub use base::BaseRun;
-pub use cache::{Cache, MeanOverPositions, Source, Sources};
+pub use cache::{Cache, MeanOf, Source, Sources};
 pub use forward::Stage;
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
@@ -101,6 +101,34 @@ pub(crate) fn run_examples(
     examples: &[usize],
     request: &Request<'_>,
 ) -> Result<Run> {
+    let (normed, cache) = walk(model, prompts, examples, request)?;
+    let Some(normed) = normed else {
+        return Ok(Run {
+            logits: None,
+            cache,
+        });
+    };
+    let mut logits = forward::as_logits(unembed(model, &normed)?)?;
+    if request.logits == Logits::All {
+        logits = logits.reshape((prompts.len(), (), model.spec.d_vocab))?; // [batch, pos, d_vocab]
+    }
+    check_finite(model, prompts, examples, request, &logits)?;
+    Ok(Run {
+        logits: Some(logits),
+        cache,
+    })
+}
+
+/// [`run_examples`] up to the unembedding: the stream after the final norm, of the positions whose logits are asked for, and
+/// what was captured.
+/// # Shapes
+/// `[batch, d_model]` (`Last`) or `[batch * pos, d_model]` (`All`).
+pub(crate) fn walk(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    examples: &[usize],
+    request: &Request<'_>,
+) -> Result<(Option<Tensor>, Cache)> {
     let length = check_prompts(model, prompts)?;
     request
         .capture
@@ -147,19 +175,8 @@ pub(crate) fn run_examples(
     for layer in 0..model.spec.n_layers {
         stream = forward::block(model, layer, &ropes, stream, &mut tap)?;
     }
-    let logits = read_out(
-        model,
-        stream,
-        request.logits,
-        prompts.len(),
-        length,
-        &mut tap,
-    )?;
-    let cache = tap.finish(request)?;
-    if let Some(logits) = &logits {
-        check_finite(model, prompts, examples, request, logits)?;
-    }
-    Ok(Run { logits, cache })
+    let normed = normed_rows(model, stream, request.logits, prompts.len(), &mut tap)?;
+    Ok((normed, tap.finish(request)?))
 }
 
 fn check_prompts(model: &Model, prompts: &[Vec<u32>]) -> Result<usize> {
@@ -219,12 +236,12 @@ fn after_last_attention(hook: Hook, last_layer: usize) -> bool {
     !before && hook.layer.is_none_or(|layer| layer == last_layer)
 }
 
-fn read_out(
+/// The final norm of the rows whose logits are asked for; of all rows where somebody reads or edits it.
+fn normed_rows(
     model: &Model,
     stream: forward::Stream,
     logits: Logits,
     batch: usize,
-    length: usize,
     tap: &mut EditTap,
 ) -> Result<Option<Tensor>> {
     let forward::Stream { rows, x } = stream;
@@ -247,14 +264,7 @@ fn read_out(
     if logits == Logits::Last && rows.total != batch {
         x = rows::regather(&x, &rows, &rows.last_of_each(), None)?;
     }
-    let vocab = model.spec.d_vocab;
-    Ok(match logits {
-        Logits::None => None,
-        Logits::Last => Some(forward::as_logits(unembed(model, &x)?)?),
-        Logits::All => {
-            Some(forward::as_logits(unembed(model, &x)?)?.reshape((batch, length, vocab))?)
-        }
-    })
+    Ok((logits != Logits::None).then_some(x))
 }
 
 /// A NaN is traced to the first hook that shows it, by running the same once more with captures.
@@ -358,7 +368,11 @@ impl EditTap {
 
 impl forward::Tap for EditTap {
     fn wants(&self, hook: Hook) -> bool {
-        self.wanted.contains(&hook) || self.edits.contains_key(&hook)
+        self.wanted.contains(&hook) || self.edits(hook)
+    }
+
+    fn edits(&self, hook: Hook) -> bool {
+        self.edits.contains_key(&hook)
     }
 
     fn at(&mut self, hook: Hook, t: Tensor, rows: &Rows) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! A task as written: a TOML file of `circuits/`, described in `circuits/README.md`. Reading one needs no tokenizer.
 //!
-//! The files of `circuits/` are compiled into the library, so that `--task ioi` works from anywhere. A key that we do not know
+//! The files of `circuits/` and the embedded model's own task are compiled into the library, so that `--task ioi` works from anywhere. A key that we do not know
 //! is an error: a misspelt `corruption` must not silently give the default one.
 
 use std::collections::BTreeMap;
@@ -14,8 +14,12 @@ use crate::metric::Metric;
 /// Larger task files are refused; a list of ten thousand words has a tenth of it.
 const FILE_LIMIT: u64 = 4 << 20;
 
+/// The task that the embedded model was trained for.
+pub const EMBEDDED: &str = "embedded";
+
 /// The tasks that are part of the library: name and text.
-const SHIPPED: [(&str, &str); 7] = [
+const SHIPPED: [(&str, &str); 8] = [
+    (EMBEDDED, include_str!("../../models/embedded/task.toml")),
     ("ioi", include_str!("../../circuits/ioi.toml")),
     (
         "greater_than",

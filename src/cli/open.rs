@@ -1,0 +1,87 @@
+//! From flags to what the library takes. Nothing here reads weights, so that whatever is wrong with a task is said before the
+//! long part begins.
+
+use std::io::IsTerminal;
+
+use candle_core::{DType, Device};
+use candlewick::Error;
+use candlewick::model::{EMBEDDED, LoadOptions, Tokenizer};
+use candlewick::task::{self, ExpandOptions, Task, TaskFile, expand, from_pairs_file};
+
+use super::args::{BosChoice, DTypeChoice, DeviceChoice, ModelArgs, TaskArgs};
+
+/// The task of a model that has none of its own.
+const DEFAULT_TASK: &str = "ioi";
+
+/// How to load the model that the flags describe.
+/// # Errors
+/// A device that this build or this machine does not have.
+pub fn load_options(args: &ModelArgs) -> anyhow::Result<LoadOptions> {
+    Ok(LoadOptions {
+        revision: args.revision.clone(),
+        device: device(args.device)?,
+        dtype: match args.dtype {
+            DTypeChoice::F32 => DType::F32,
+            DTypeChoice::Bf16 => DType::BF16,
+            DTypeChoice::F16 => DType::F16,
+        },
+        offline: false,
+        show_download_progress: std::io::stderr().is_terminal(),
+    })
+}
+
+/// The task that the flags describe, under a model's tokenizer; prompts longer than `n_ctx` are dropped.
+/// # Errors
+/// As [`expand`] and [`from_pairs_file`]; an unknown metric.
+pub fn open_task(
+    args: &TaskArgs,
+    tokenizer: &Tokenizer,
+    n_ctx: usize,
+    model_is_embedded: bool,
+) -> anyhow::Result<Task> {
+    let options = ExpandOptions {
+        n_pairs: args.n_pairs.map(|n| n as usize),
+        seed: args.seed,
+        bos: match args.bos {
+            BosChoice::Auto => task::BosChoice::Auto,
+            BosChoice::Yes => task::BosChoice::Yes,
+            BosChoice::No => task::BosChoice::No,
+        },
+        chat: args.chat_template,
+        corruption: args.corruption.clone(),
+        max_tokens: Some(n_ctx),
+        metric: args.metric.as_deref().map(str::parse).transpose()?,
+    };
+    if let Some(path) = &args.pairs {
+        return Ok(from_pairs_file(path, tokenizer, &options)?);
+    }
+    let name = match &args.task {
+        Some(name) => name,
+        None if model_is_embedded => EMBEDDED,
+        None => DEFAULT_TASK,
+    };
+    Ok(expand(&TaskFile::open(name)?, tokenizer, &options)?)
+}
+
+fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
+    let missing = |name: &str| {
+        Error::invalid(format!(
+            "this build cannot compute on `{name}`; build it with `cargo build --release --features {name}`, or use `--device cpu`"
+        ))
+    };
+    let absent = |name: &str, source: candle_core::Error| {
+        let reason = source.to_string();
+        let first = reason.lines().next().unwrap_or_default();
+        Error::invalid(format!(
+            "there is no {name} device to compute on ({first}); use `--device cpu`"
+        ))
+    };
+    let device = match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda if !cfg!(feature = "cuda") => Err(missing("cuda")),
+        DeviceChoice::Cuda => Device::new_cuda(0).map_err(|source| absent("cuda", source)),
+        DeviceChoice::Metal if !cfg!(feature = "metal") => Err(missing("metal")),
+        DeviceChoice::Metal => Device::new_metal(0).map_err(|source| absent("metal", source)),
+    };
+    Ok(device?)
+}
