@@ -774,7 +774,7 @@ impl<'a> Patching<'a> {
         if by_position && groups > 1 && self.config.detail == Detail::Mean {
             warnings.push(format!(
                 "the pairs come from {groups} templates or lengths, so one position is not one role of the sentence; \
-                 rows by position mix them: sweep by role (`resid_pre:role`), or keep `--per-example` rows"
+                 rows by position mix them: take one template (`--template 0`), or sweep by role (`resid_pre:role`)"
             ));
         }
         if self.config.window > 1 {
