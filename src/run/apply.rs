@@ -245,7 +245,7 @@ impl Resolved {
                     self.each(row, |i, x| *x += values[n * elements + i])
                 }
                 Action::Set(Values::Source(source)) => {
-                    self.from_source(row, source, segment.example, pos)?
+                    self.take_from(row, source, segment.example, pos)?
                 }
                 Action::Add(Values::Source(_)) | Action::Closure(_) => {
                     unreachable!("no such edit is resolved")
@@ -261,13 +261,7 @@ impl Resolved {
         }
     }
 
-    fn from_source(
-        &self,
-        row: &mut [f32],
-        source: &Source,
-        example: usize,
-        pos: u32,
-    ) -> Result<()> {
+    fn take_from(&self, row: &mut [f32], source: &Source, example: usize, pos: u32) -> Result<()> {
         let bad = |reason: String| Error::BadEdit {
             edit: self.hook.to_string(),
             reason,

@@ -25,8 +25,10 @@ pub struct BaseRun {
 
 impl BaseRun {
     /// Runs `prompts`, keeping what variants that start at `starts` (a hook's kind each) will need.
+    /// # Shapes
+    /// `prompts [prompts, pos]`, `roles` one for each prompt, or none at all.
     /// # Errors
-    /// Those of [`run`].
+    /// Those of [`super::run`].
     pub fn new(
         model: &Model,
         prompts: Vec<Vec<u32>>,
@@ -106,6 +108,8 @@ impl BaseRun {
     }
 
     /// What the run kept, as a source of edits in other runs.
+    /// # Errors
+    /// Those of copying from the device.
     pub fn source(&self) -> Result<Source> {
         Source::run(self.cache.clone())
     }

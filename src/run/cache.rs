@@ -41,6 +41,7 @@ impl Cache {
         })
     }
 
+    /// Whether a hook was captured.
     pub fn contains(&self, hook: Hook) -> bool {
         self.packed.contains_key(&hook)
     }
@@ -53,7 +54,9 @@ impl Cache {
             .collect()
     }
 
-    /// The tensor of a hook, in the axes that `hooks::Hook::shape` says.
+    /// The tensor of a hook.
+    /// # Shapes
+    /// As [`Hook::shape`] says; in the model's dtype, but scales, scores and patterns in f32.
     /// # Errors
     /// [`Error::Unfired`] if it was not captured.
     pub fn get(&self, hook: Hook) -> Result<Tensor> {
@@ -103,6 +106,7 @@ struct Sums {
 }
 
 impl MeanOf {
+    /// A mean of nothing yet: one for each position if `by_position`, else one for all.
     pub fn new(by_position: bool) -> Self {
         MeanOf {
             by_position,
@@ -148,7 +152,9 @@ impl MeanOf {
         Ok(())
     }
 
-    /// The means, as a source of edits.
+    /// The means, as a source of edits. Sums were taken in f64 and are divided here, once.
+    /// # Errors
+    /// Those of making tensors.
     pub fn finish(self, spec: &ModelSpec) -> Result<Source> {
         let mut cache = Cache::new(spec, 1, 1);
         for (hook, of_hook) in self.sums {
@@ -191,12 +197,16 @@ enum Of {
 
 impl Source {
     /// Each prompt takes its own values in another run.
+    /// # Errors
+    /// Those of copying from the device.
     pub fn run(cache: Cache) -> Result<Self> {
         let of = (0..cache.batch).collect();
         Source::run_of(cache, of)
     }
 
     /// Prompt `i` takes the values of prompt `of[i]` in another run (resampling).
+    /// # Errors
+    /// [`Error::Invalid`] if the other run has no such prompt.
     pub fn run_of(cache: Cache, of: Vec<usize>) -> Result<Self> {
         if of.iter().any(|&i| i >= cache.batch) {
             return Err(Error::invalid(
@@ -233,6 +243,7 @@ pub struct Sources {
 }
 
 impl Sources {
+    /// These and one more; a name that is there already now means the new one.
     pub fn with(mut self, name: &str, source: Source) -> Self {
         self.named.insert(name.into(), Arc::new(source));
         self

@@ -2,6 +2,34 @@
 //!
 //! [`run`] is one whole forward pass. [`BaseRun`] keeps what resumed runs need, and [`sweep`] runs many variants of it, each
 //! from the first place that its edits change. [`sweep_plain`] is the slow twin that the tests hold it against.
+//!
+//! A run in which a head is silenced, and the attention of another is looked at:
+//!
+//! ```
+//! use candlewick::hooks::{Edit, Hook};
+//! use candlewick::run::{Request, run};
+//!
+//! # use candlewick::model::{Model, spec::*};
+//! # let spec = ModelSpec {
+//! #     family: "tiny".into(), n_layers: 2, n_heads: 2, n_kv_heads: 1, d_model: 8, d_head: 4, d_mlp: 12, d_vocab: 20,
+//! #     n_ctx: 16, norm: NormKind::Rms, norm_eps: 1e-5, norm_placement: NormPlacement::Pre, block: Block::Sequential,
+//! #     position: Position::Learned, attn_scale: vec![0.5; 2], attn_softcap: None, windows: vec![None; 2],
+//! #     qk_norm: QkNorm::None, mlp: Mlp::Gated, activation: Activation::Silu, embed_scale: None,
+//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false,
+//! # };
+//! # let model = Model::random(spec, 1)?;
+//! let edits: Vec<Edit> = vec!["z0[head=1] = zero".parse()?];
+//! let pattern: Hook = "pattern1".parse()?;
+//! let request = Request {
+//!     edits: &edits,
+//!     capture: &[pattern],
+//!     ..Request::default()
+//! };
+//! let run = run(&model, &[vec![3, 14, 15, 9]], &request)?;
+//! assert_eq!(run.logits.expect("the default is the last position").dims(), [1, 20]);
+//! assert_eq!(run.cache.get(pattern)?.dims(), [1, 2, 4, 4]); // [batch, n_heads, query, key]
+//! # Ok::<(), candlewick::Error>(())
+//! ```
 
 pub(crate) mod apply;
 mod base;
@@ -62,7 +90,10 @@ pub struct Run {
     pub cache: Cache,
 }
 
-/// One forward pass over prompts of equal length, with edits and captures.
+/// One forward pass over prompts of equal length, with edits and captures. At each hook the edits come first, in the order
+/// given, then the capture. Nothing is padded.
+/// # Shapes
+/// `prompts [batch, pos]`, token ids; for the result see [`Run`] and [`Hook::shape`].
 /// # Errors
 /// Bad hooks, sites and edits before anything runs; [`Error::Unfired`] if an edit or a capture met nothing;
 /// [`Error::NotFiniteLogits`] if the logits hold a NaN.
@@ -71,13 +102,21 @@ pub fn run(model: &Model, prompts: &[Vec<u32>], request: &Request<'_>) -> Result
     run_examples(model, prompts, &examples, request)
 }
 
-/// The logits at the last position of each prompt, `[batch, d_vocab]`.
+/// The logits at the last position of each prompt.
+/// # Shapes
+/// f32, `[batch, d_vocab]`.
+/// # Errors
+/// Those of [`run`].
 pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Result<Tensor> {
     let run = run(model, prompts, &Request::default())?;
     Ok(run.logits.expect("asked for"))
 }
 
 /// The logits at the last position, and the activations of some hooks.
+/// # Shapes
+/// Logits f32, `[batch, d_vocab]`; activations as [`Hook::shape`] says.
+/// # Errors
+/// Those of [`run`].
 pub fn run_with_cache(
     model: &Model,
     prompts: &[Vec<u32>],

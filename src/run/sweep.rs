@@ -8,6 +8,54 @@
 //! its value is the base run's.
 //!
 //! The answer position is the last one of each prompt.
+//!
+//! The exact effect of restoring the clean stream at each layer and position of a corrupted prompt:
+//!
+//! ```
+//! use candlewick::hooks::{Edit, Hook, Kind, Op, Site};
+//! use candlewick::metric::{Metric, Target};
+//! use candlewick::run::{
+//!     BaseRun, Quiet, Readout, Source, Sources, SweepOptions, Variant, run_with_cache, sweep,
+//! };
+//!
+//! # use candlewick::model::{Model, spec::*};
+//! # let spec = ModelSpec {
+//! #     family: "tiny".into(), n_layers: 2, n_heads: 2, n_kv_heads: 1, d_model: 8, d_head: 4, d_mlp: 12, d_vocab: 20,
+//! #     n_ctx: 16, norm: NormKind::Rms, norm_eps: 1e-5, norm_placement: NormPlacement::Pre, block: Block::Sequential,
+//! #     position: Position::Learned, attn_scale: vec![0.5; 2], attn_softcap: None, windows: vec![None; 2],
+//! #     qk_norm: QkNorm::None, mlp: Mlp::Gated, activation: Activation::Silu, embed_scale: None,
+//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false,
+//! # };
+//! # let model = Model::random(spec, 1)?;
+//! let (clean, corrupted) = (vec![3, 14, 15, 9], vec![3, 7, 15, 9]);
+//! let streams: Vec<Hook> = (0..2).map(|layer| Hook::at(Kind::ResidPre, layer)).collect();
+//! let (_, cache) = run_with_cache(&model, &[clean], &streams)?;
+//! let sources = Sources::default().with("clean", Source::run(cache)?);
+//! let starts = [Kind::ResidPre];
+//! let base = BaseRun::new(&model, vec![corrupted], vec![], vec![], Sources::default(), &starts)?;
+//!
+//! let mut variants = Vec::new();
+//! for &stream in &streams {
+//!     for pos in 0..4 {
+//!         let edit = Edit::new(Site::all(stream).at(pos), Op::FromRun("clean".into()));
+//!         variants.push(Variant { example: 0, edits: vec![edit] });
+//!     }
+//! }
+//! let readout = Readout {
+//!     metric: Metric::LogitDiff,
+//!     targets: vec![Target { answers: vec![2], wrong: vec![6] }],
+//!     reference: None,
+//! };
+//! let options = SweepOptions::default();
+//! let values = sweep(&model, &base, &variants, &sources, &readout, &options, &Quiet)?;
+//!
+//! // The prompts differ at position 1 alone, so at layer 0 nothing happens elsewhere.
+//! let corrupted = base.metric(&model, &readout)?[0];
+//! assert_eq!(values[0], corrupted);
+//! assert_ne!(values[1], corrupted);
+//! assert_eq!(values[2..4], [corrupted; 2]);
+//! # Ok::<(), candlewick::Error>(())
+//! ```
 
 use std::collections::HashMap;
 
@@ -334,18 +382,25 @@ fn rows_of_a_wave(model: &Model, length: usize, options: &SweepOptions) -> usize
 
 impl BaseRun {
     /// The metric of each prompt of the base run.
+    /// # Errors
+    /// [`Error::NotFiniteLogits`], and what the metric refuses.
     pub fn metric(&self, model: &Model, readout: &Readout) -> Result<Vec<f64>> {
+        check_variants(model, self, &[], readout)?;
         let examples: Vec<usize> = (0..self.prompts.len()).collect();
         read(model, &self.answer, &examples, readout)
     }
 
     /// The logits at the answer of each prompt, for metrics that compare with a reference.
+    /// # Shapes
+    /// `[prompts, d_vocab]`
+    /// # Errors
+    /// Those of the tensor product.
     pub fn logits(&self, model: &Model) -> Result<Vec<Vec<f32>>> {
         Ok(unembed(model, &self.answer)?.to_vec2()?)
     }
 }
 
-/// Checks what neither twin could run.
+/// Checks what neither twin can run.
 pub(crate) fn check_variants(
     model: &Model,
     base: &BaseRun,
@@ -382,9 +437,11 @@ pub(crate) fn check_variants(
     Ok(())
 }
 
-/// The metric of every variant, in their order.
+/// The metric of every variant, in their order. Each variant's edits are made after those of the base run. A closure is given
+/// all the positions of its site.
 /// # Errors
-/// Bad edits before anything runs; [`Error::Interrupted`] if `progress` says so; [`Error::NotFiniteLogits`].
+/// Bad edits, variants and readouts before anything runs; [`Error::Unfired`] if the base run did not keep what a variant starts
+/// from (name the hook's kind in [`BaseRun::new`]); [`Error::Interrupted`] if `progress` says so; [`Error::NotFiniteLogits`].
 pub fn sweep(
     model: &Model,
     base: &BaseRun,
