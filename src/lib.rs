@@ -9,6 +9,8 @@ pub mod methods;
 pub mod metric;
 pub mod model;
 pub mod nn;
+mod panics;
+mod parquet;
 pub mod plot;
 pub mod run;
 pub mod scores;

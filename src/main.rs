@@ -2,7 +2,8 @@
 
 mod cli;
 
-use std::io;
+use std::io::{self, Write};
+use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
 use candlewick::Error;
@@ -13,6 +14,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// 0 done, 1 failed, 2 wrong usage (clap's own), 130 interrupted. A reader that closes our pipe has had enough: no failure.
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report));
     let cli = cli::Cli::parse();
     let Err(error) = cli::run(cli) else {
         return ExitCode::SUCCESS;
@@ -25,6 +27,27 @@ fn main() -> ExitCode {
         Some(Error::Interrupted { .. }) => ExitCode::from(130),
         _ => ExitCode::FAILURE,
     }
+}
+
+/// What a mistake of ours says: one line, with what a report needs.
+fn report(panic: &PanicHookInfo) {
+    let payload = panic.payload();
+    let what = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or(payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    let place = panic
+        .location()
+        .map_or(String::new(), |at| format!(" at {at}"));
+    let version = env!("CARGO_PKG_VERSION");
+    let repository = env!("CARGO_PKG_REPOSITORY");
+    let line = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    // A broken stderr is no reason to panic again.
+    let _ = writeln!(
+        io::stderr(),
+        "bug: {line}{place} (candlewick {version}); please report this line and the command at {repository}/issues"
+    );
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -14,6 +14,7 @@ pub struct ModelArgs {
     /// Branch, tag or commit of a hub model.
     #[arg(long)]
     pub revision: Option<String>,
+    /// What computes; `cuda` and `metal` need a build with the cargo feature of that name.
     #[arg(long, default_value = "cpu")]
     pub device: DeviceChoice,
     /// Number format of weights and stream; norms, softmax and logits stay in f32.

@@ -4,6 +4,8 @@
 
 #[allow(dead_code, reason = "`patch` will use all of it")]
 mod args;
+mod hooks;
+mod models;
 mod open;
 #[allow(dead_code, reason = "`patch` will use it")]
 mod patch;
@@ -44,6 +46,8 @@ pub struct Cli {
 enum Command {
     Patch(patch::PatchArgs),
     Tokens(tokens::TokensArgs),
+    Hooks(hooks::HooksArgs),
+    Models(models::ModelsArgs),
     Show(show::ShowArgs),
 }
 
@@ -91,6 +95,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
+        Command::Hooks(args) => hooks::run(args),
+        Command::Models(args) => models::run(args),
         Command::Show(args) => show::run(args, &ctx),
     }
 }

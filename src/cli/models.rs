@@ -4,23 +4,47 @@ use std::io::Write;
 
 use candlewick::model::families;
 use candlewick::model::hub::{CachedModel, HubSettings, cached_models};
+use candlewick::scores::visible;
+use clap::Args;
 
-/// Prints the families, then a row for each cached model: size, family, id, revisions, and why it cannot be loaded if so.
-pub fn run() -> anyhow::Result<()> {
+/// List the families that candlewick reads, and the models in the Hugging Face cache.
+///
+/// A row a model: size on disk, family, id with its revisions, and why it cannot be loaded if that is so.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  candlewick models")]
+pub struct ModelsArgs {}
+
+pub fn run(_args: ModelsArgs) -> anyhow::Result<()> {
     let settings = HubSettings::from_env();
     let models = cached_models(&settings);
     let mut out = std::io::stdout().lock();
     writeln!(out, "families: {}", families::supported())?;
-    writeln!(out, "cache:    {}", settings.cache.display())?;
+    writeln!(out, "embedded: `--model embedded`, part of this program")?;
+    writeln!(
+        out,
+        "cache:    {}",
+        visible(&settings.cache.display().to_string())
+    )?;
     if models.is_empty() {
-        writeln!(out, "nothing is cached; `--model org/name` downloads a model")?;
+        writeln!(
+            out,
+            "          nothing is cached; `--model org/name` downloads a model"
+        )?;
         return Ok(());
     }
     writeln!(out)?;
     writeln!(out, "{:>9}  {:10}  model", "size", "family")?;
     for model in &models {
         let family = model.family.as_deref().unwrap_or("-");
-        writeln!(out, "{:>9}  {family:10}  {}", size(model.bytes), described(model))?;
+        writeln!(
+            out,
+            "{:>9}  {:10}  {}",
+            size(model.bytes),
+            visible(family),
+            visible(&described(model))
+        )?;
     }
     Ok(())
 }

@@ -16,9 +16,12 @@ use super::{Context, shell_quoted};
 const TOP: usize = 10;
 
 /// Show a file of scores: what it is, its heatmap, its strongest rows, and the command that makes it again.
-///
-/// Example: candlewick show scores.parquet --top 5
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  candlewick show scores.parquet --top 5
+  candlewick show scores.parquet --csv
+  candlewick show scores.parquet --svg picture.svg")]
 pub struct ShowArgs {
     /// A file that `--out` wrote.
     pub file: PathBuf,

@@ -19,16 +19,16 @@ Examples:
   candlewick tokens --n-pairs 100 --corruption s2_random --limit 2
   candlewick tokens --seed 7 --json")]
 pub struct TokensArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub task: TaskArgs,
     /// How many pairs, and dropped pairs, to show.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub limit: usize,
     /// One JSON object, with the id and text of every token.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub task: TaskArgs,
 }
 
 pub fn run(args: TokensArgs) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! What the loader asks of a weight file, whatever its format, and the bytes under it.
 
 use std::fs::File;
+use std::io::Read;
 use std::ops::Deref;
 use std::path::Path;
 
@@ -71,6 +72,27 @@ pub fn map(path: &Path) -> Result<Bytes<'static>> {
     let map = unsafe { Mmap::map(&file) }.map_err(read)?;
     check_not_a_stand_in(path, &map)?;
     Ok(Bytes::Mapped(map))
+}
+
+/// Reads a small file of a model whole; one larger than `limit` bytes, or without an end, is not read.
+/// # Errors
+/// [`Error::Read`], [`Error::Malformed`].
+pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let read = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(read)?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
+    match bytes.len() as u64 <= limit {
+        true => Ok(bytes),
+        false => Err(Error::Malformed {
+            path: path.to_path_buf(),
+            format: "text",
+            reason: format!("it has more than {limit} bytes"),
+        }),
+    }
 }
 
 /// Refuses a git-LFS pointer or a pickle under a weight file's name.

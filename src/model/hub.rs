@@ -8,9 +8,10 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::checkpoint::read_at_most;
 use super::embedded::EMBEDDED;
 use super::families;
-use super::load::LoadOptions;
+use super::load::{CONFIG_LIMIT, LoadOptions};
 use super::safetensors::{self, shard_names};
 use crate::error::{Error, Result};
 
@@ -306,7 +307,7 @@ fn cached_model(id: String, repo: &Path) -> CachedModel {
         .chain(snapshots)
         .map(|path| path.join("config.json"));
     let config = configs
-        .filter_map(|path| fs::read_to_string(path).ok())
+        .filter_map(|path| String::from_utf8(read_at_most(&path, CONFIG_LIMIT).ok()?).ok())
         .next();
     let refusal = match &config {
         Some(config) => families::from_config(config)

@@ -4,13 +4,12 @@
 //! except for NaN, which the conversion itself looks for.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Checkpoint, check_not_a_stand_in, hex};
+use super::checkpoint::{Checkpoint, check_not_a_stand_in, hex, read_at_most};
 use super::convert::fill_slot;
 use super::embedded;
 use super::families::{self, Description};
@@ -20,10 +19,13 @@ use super::hub::{self, Located, Wanted};
 use super::layout::{Layout, Need, Piece, Slot};
 use super::safetensors::SafeTensors;
 use super::spec::ModelSpec;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{self, Tokenizer};
 use super::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
 use super::{Model, Origin};
 use crate::error::{Error, Result};
+
+/// Larger config files are refused; real ones have a few thousand bytes.
+pub(super) const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// How to load.
 #[derive(Debug, Clone)]
@@ -142,10 +144,7 @@ fn load_folder(
     let checkpoint = SafeTensors::open_dir(dir)?;
     let tokenizer = Tokenizer::from_dir(dir)?;
     let tokenizer_path = dir.join("tokenizer.json");
-    let json = fs::read(&tokenizer_path).map_err(|source| Error::Read {
-        path: tokenizer_path.clone(),
-        source,
-    })?;
+    let json = read_at_most(&tokenizer_path, tokenizer::FILE_LIMIT)?;
     let origin = Origin {
         id: id.to_string(),
         revision,
@@ -176,10 +175,7 @@ fn read_config(dir: &Path) -> Result<String> {
             hint: hint.to_string(),
         });
     }
-    let bytes = fs::read(&path).map_err(|source| Error::Read {
-        path: path.clone(),
-        source,
-    })?;
+    let bytes = read_at_most(&path, CONFIG_LIMIT)?;
     check_not_a_stand_in(&path, &bytes)?;
     String::from_utf8(bytes).map_err(|_| Error::UnreadableConfig {
         reason: format!("`{}` is not UTF-8", path.display()),

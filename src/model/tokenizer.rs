@@ -12,12 +12,17 @@ use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
+use super::checkpoint::{check_not_a_stand_in, read_at_most};
 use crate::error::{Error, Result};
+use crate::panics::caught;
 
 /// How many template instructions a chat template may run; a real one takes a few hundred.
 const CHAT_FUEL: u64 = 200_000;
 /// Longest chat template that we read; real ones stay under 20 kB.
 const CHAT_TEMPLATE_LIMIT: usize = 1 << 20;
+
+/// Larger files are refused; the largest vocabularies take 40 MB.
+pub(super) const FILE_LIMIT: u64 = 256 << 20;
 
 /// A tokenizer, and what its files say about BOS and chat.
 #[derive(Debug, Clone)]
@@ -353,23 +358,21 @@ fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer> {
 
 /// Runs the tokenizer library, and turns a panic on a hostile file (it has a few `unwrap`s on what the file says) into an error.
 fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|e| broken(printable(&e.to_string()))),
-        Err(_) => Err(broken(
+    match caught(work) {
+        Some(result) => result.map_err(|e| broken(printable(&e.to_string()))),
+        None => Err(broken(
             "the tokenizer library gave up on this file; download it again",
         )),
     }
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Read {
-            path: path.to_owned(),
-            source,
-        }),
+    if !path.exists() {
+        return Ok(None);
     }
+    let bytes = read_at_most(path, FILE_LIMIT)?;
+    check_not_a_stand_in(path, &bytes)?;
+    Ok(Some(bytes))
 }
 
 /// The id that a post-processor puts in front of a text: its template begins with a special token (`TemplateProcessing`), or

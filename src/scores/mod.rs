@@ -9,7 +9,6 @@ mod assemble;
 mod cell;
 mod file;
 mod interval;
-mod pages;
 mod parquet;
 pub mod parts;
 mod provenance;

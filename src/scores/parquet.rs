@@ -1,25 +1,17 @@
-//! Parquet with provenance, written whole and read with suspicion.
-//!
-//! A file that somebody sends may be truncated, hostile, or simply another table: the footer is checked before any column is
-//! decoded, and polars is not trusted to refuse what it cannot read without a panic.
+//! Parquet with provenance, written whole, and read with suspicion: a file that somebody sends may be truncated, hostile
+//! ([`crate::parquet`] sees to that), or simply another table.
 
-use std::cell::Cell as Flag;
-use std::fs::{self, File};
-use std::io::Cursor;
-use std::panic::{self, AssertUnwindSafe};
+use std::fs::File;
 use std::path::Path;
-use std::sync::Once;
 
 use polars::prelude::*;
-use polars_io::parquet::read::{FileMetadata, ParallelStrategy, ParquetReader};
 use polars_io::parquet::write::{KeyValueMetadata, ParquetWriter};
-use polars_io::prelude::SerReader;
 
 use super::Scores;
 use super::file::{stage, write_whole};
-use super::pages;
 use super::provenance::{FOOTER_KEY, Provenance};
 use crate::error::{Error, Result};
+use crate::parquet;
 
 /// The columns a table may have, in order, with their types; those marked `true` must be there.
 const COLUMNS: [(&str, Kind, bool); 20] = [
@@ -156,11 +148,6 @@ pub(super) fn read_table(
     key: &str,
     format: &'static str,
 ) -> Result<(DataFrame, String)> {
-    let malformed = |reason: String| Error::Malformed {
-        path: path.to_path_buf(),
-        format,
-        reason,
-    };
     if !path.exists() {
         let hint = "`candlewick patch --out scores.parquet` makes one".to_string();
         return Err(Error::Missing {
@@ -168,111 +155,23 @@ pub(super) fn read_table(
             hint,
         });
     }
-    let bytes = fs::read(path).map_err(|source| Error::Read {
-        path: path.to_path_buf(),
-        source,
+    let mut note = String::new();
+    let table = parquet::read(path, format, |footer| {
+        let Some((_, text)) = footer.notes.iter().find(|(name, _)| name == key) else {
+            return Err(format!(
+                "no `{key}` in its footer: another program wrote it"
+            ));
+        };
+        note.clone_from(text);
+        Ok(footer.columns.clone())
     })?;
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Err(Error::LfsPointer {
-            path: path.to_path_buf(),
-        });
-    }
-    if bytes.len() < 12 || !bytes.starts_with(b"PAR1") {
-        return Err(malformed(format!(
-            "its {} bytes are no parquet",
-            bytes.len()
-        )));
-    }
-    if !bytes.ends_with(b"PAR1") {
-        return Err(malformed(
-            "its end is missing: an unfinished copy?".to_string(),
-        ));
-    }
-    let decoded = without_panic(
-        move || -> PolarsResult<Result<(DataFrame, String), String>> {
-            let mut reader =
-                ParquetReader::new(Cursor::new(&bytes)).read_parallel(ParallelStrategy::None);
-            let metadata = reader.get_metadata()?.clone();
-            let notes = metadata.key_value_metadata.as_deref().unwrap_or_default();
-            let Some(note) = notes
-                .iter()
-                .find(|n| n.key == key)
-                .and_then(|n| n.value.clone())
-            else {
-                return Ok(Err(format!(
-                    "no `{key}` in its footer: another program wrote it"
-                )));
-            };
-            if let Some(reason) = implausible(&metadata, &bytes) {
-                return Ok(Err(reason));
-            }
-            Ok(Ok((reader.finish()?, note)))
-        },
-    );
-    match decoded {
-        None => Err(malformed("it is damaged".to_string())),
-        Some(Err(error)) => Err(malformed(format!(
-            "it is damaged ({})",
-            one_line(&error.to_string())
-        ))),
-        Some(Ok(Err(reason))) => Err(malformed(reason)),
-        Some(Ok(Ok(found))) => Ok(found),
-    }
-}
-
-/// Sizes in footer or page headers that cannot be true: decoding would ask for memory that the file cannot fill.
-fn implausible(metadata: &FileMetadata, bytes: &[u8]) -> Option<String> {
-    let rows = metadata
-        .row_groups
-        .iter()
-        .try_fold(0usize, |sum, group| sum.checked_add(group.num_rows()));
-    if rows != Some(metadata.num_rows) || metadata.num_rows > u32::MAX as usize {
-        return Some(format!(
-            "its footer counts {} rows, its parts other ones",
-            metadata.num_rows
-        ));
-    }
-    for group in &metadata.row_groups {
-        for column in group.parquet_columns() {
-            let range = column.byte_range();
-            let Some(chunk) = bytes.get(range.start as usize..range.end as usize) else {
-                return Some("its footer points outside the file".to_string());
-            };
-            if column.num_values() != group.num_rows() as i64 {
-                return Some("its columns differ in length".to_string());
-            }
-            if let Some(fault) = pages::fault(chunk, group.num_rows() as u64) {
-                return Some(fault.to_string());
-            }
-        }
-    }
-    None
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Runs `work`, turning a panic into `None` without a word on stderr.
-fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
-    thread_local!(static SILENT: Flag<bool> = const { Flag::new(false) });
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let loud = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !SILENT.get() {
-                loud(info);
-            }
-        }));
-    });
-    SILENT.set(true);
-    let outcome = panic::catch_unwind(AssertUnwindSafe(work));
-    SILENT.set(false);
-    outcome.ok()
+    Ok((table, note))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::{Cell, Detail, ExampleScores, PromptTokens, ScoresMeta};
     use super::*;
 

@@ -170,7 +170,7 @@ mod tests {
             .split(|c: char| !c.is_alphabetic())
             .filter(|word| !word.is_empty())
             .collect();
-        words.extend(["'", ",", "?", ":", "(", "):", "\"\"\""]);
+        words.extend(["'", ",", ".", "?", ":", "(", "):", "\"\"\""]);
         let numbers: Vec<String> = (0..100)
             .flat_map(|n| [n.to_string(), format!("{n:02}")])
             .collect();

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::metric::Metric;
+use crate::model::checkpoint::read_at_most;
 
 /// Larger task files are refused; a list of ten thousand words has a tenth of it.
 const FILE_LIMIT: u64 = 4 << 20;
@@ -302,10 +303,8 @@ impl TaskFile {
                 ),
             ));
         }
-        let bytes = std::fs::read(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        // What has no length, such as a device or a pipe, may have no end.
+        let bytes = read_at_most(path, FILE_LIMIT)?;
         let text = String::from_utf8(bytes)
             .map_err(|_| bad(name_or_path, "the file is not UTF-8 text; a task is a TOML file (tables of pairs go with `--pairs`)"))?;
         Self::parse(&text, name_or_path)

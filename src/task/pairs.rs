@@ -6,16 +6,14 @@
 //! to be `toMary`.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::Path;
 
-use polars::prelude::{Column, DataType};
-use polars_io::SerReader;
-use polars_io::parquet::read::ParquetReader;
+use polars::prelude::{Column, DataFrame, DataType, StringChunked};
 
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::Tokenizer;
+use crate::parquet;
 use crate::task::file::one_line;
 use crate::task::template::Prompt;
 use crate::task::tokenise::{Draft, Setting, tokenise};
@@ -23,6 +21,9 @@ use crate::task::{Dropped, ExpandOptions, MAX_PAIRS, Pair, Task};
 
 /// Larger files are refused.
 const FILE_LIMIT: u64 = 256 << 20;
+
+/// What a file may say that we read.
+const COLUMNS: [&str; 4] = ["clean", "corrupted", "answer", "wrong"];
 
 /// One row of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -308,63 +309,52 @@ fn read_jsonl(text: &str) -> Result<Vec<Row>, String> {
 }
 
 fn read_parquet(path: &Path) -> Result<Vec<Row>> {
-    let file = File::open(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let read = || -> Result<Vec<Row>, String> {
-        let mut reader = ParquetReader::new(file);
-        let rows = reader.num_rows().map_err(|e| one_line(&e.to_string()))?;
-        if rows > MAX_PAIRS {
+    let frame = parquet::read(path, "parquet", |footer| {
+        if footer.rows > MAX_PAIRS {
             return Err(format!(
-                "it has {rows} pairs, at most {MAX_PAIRS} are read; split it"
+                "it has {} pairs, at most {MAX_PAIRS} are read; split it",
+                footer.rows
             ));
         }
-        let schema = reader.schema().map_err(|e| one_line(&e.to_string()))?;
-        let found: Vec<String> = schema.iter_names().map(|name| name.to_string()).collect();
-        let has = |name: &str| found.iter().any(|one| one == name);
-        if let Some(name) = ["clean", "corrupted", "answer"]
-            .into_iter()
-            .find(|name| !has(name))
-        {
-            return Err(missing_column(name, found.iter().map(String::as_str)));
+        let has = |name: &str| footer.columns.iter().any(|one| one == name);
+        let columns = footer.columns.iter().map(String::as_str);
+        match ["clean", "corrupted", "answer"].iter().find(|n| !has(n)) {
+            Some(name) => Err(missing_column(name, columns)),
+            None => Ok(columns
+                .filter(|name| COLUMNS.contains(name))
+                .map(str::to_owned)
+                .collect()),
         }
-        let wanted = ["clean", "corrupted", "answer", "wrong"]
-            .into_iter()
-            .filter(|name| has(name));
-        let frame = reader
-            .with_columns(Some(wanted.map(str::to_owned).collect()))
-            .finish()
-            .map_err(|e| one_line(&e.to_string()))?;
-        let column = |name: &str| frame.column(name).map_err(|e| one_line(&e.to_string()));
-        let (clean, corrupted) = (texts(column("clean")?)?, texts(column("corrupted")?)?);
-        let answers = lists(column("answer")?)?;
-        let wrong = if has("wrong") {
-            lists(column("wrong")?)?
-        } else {
-            vec![Vec::new(); clean.len()]
-        };
-        let prompts = clean.into_iter().zip(corrupted);
-        Ok(prompts
-            .zip(answers.into_iter().zip(wrong))
-            .map(|((clean, corrupted), (answers, wrong))| Row {
-                clean,
-                corrupted,
-                answers,
-                wrong,
-            })
-            .collect())
-    };
-    // The parquet reader trusts what a file says about itself in a few places, and panics where that is false.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err("it is damaged".into()))
-        .map_err(|reason| malformed(path, "parquet", reason))
+    })?;
+    rows(&frame).map_err(|reason| malformed(path, "parquet", reason))
 }
 
+fn rows(frame: &DataFrame) -> Result<Vec<Row>, String> {
+    let column = |name: &str| frame.column(name).map_err(|e| one_line(&e.to_string()));
+    let (clean, corrupted) = (texts(column("clean")?)?, texts(column("corrupted")?)?);
+    let answers = lists(column("answer")?)?;
+    let wrong = match frame.column("wrong") {
+        Ok(wrong) => lists(wrong)?,
+        Err(_) => vec![Vec::new(); clean.len()],
+    };
+    let prompts = clean.into_iter().zip(corrupted);
+    Ok(prompts
+        .zip(answers.into_iter().zip(wrong))
+        .map(|((clean, corrupted), (answers, wrong))| Row {
+            clean,
+            corrupted,
+            answers,
+            wrong,
+        })
+        .collect())
+}
+
+/// A text column; no cell may be empty.
 fn texts(column: &Column) -> Result<Vec<String>, String> {
     let strings = column
         .str()
         .map_err(|_| format!("column `{}` is {}, not text", column.name(), column.dtype()))?;
+    check_size(strings)?;
     strings
         .iter()
         .enumerate()
@@ -373,6 +363,19 @@ fn texts(column: &Column) -> Result<Vec<String>, String> {
                 .ok_or_else(|| format!("column `{}` is empty in row {row}", column.name()))
         })
         .collect()
+}
+
+/// A file may say one long text many times over in few bytes; in memory each would be a copy.
+fn check_size(strings: &StringChunked) -> Result<(), String> {
+    let bytes = strings.iter().flatten().map(str::len);
+    let total = bytes.fold(0usize, usize::saturating_add) as u64;
+    match total <= FILE_LIMIT {
+        true => Ok(()),
+        false => Err(format!(
+            "column `{}` unpacks to {total} bytes, at most {FILE_LIMIT} are read",
+            strings.name()
+        )),
+    }
 }
 
 /// A text or list column; an empty cell is an empty list.
@@ -385,6 +388,7 @@ fn lists(column: &Column) -> Result<Vec<Vec<String>>, String> {
                 column.dtype()
             )
         })?;
+        check_size(strings)?;
         return Ok(strings
             .iter()
             .map(|text| {
@@ -396,6 +400,9 @@ fn lists(column: &Column) -> Result<Vec<Vec<String>>, String> {
             .collect());
     }
     let lists = column.list().map_err(|e| one_line(&e.to_string()))?;
+    if let Ok(strings) = lists.get_inner().str() {
+        check_size(strings)?;
+    }
     (0..lists.len())
         .map(|row| match lists.get_as_series(row) {
             None => Ok(Vec::new()),
@@ -408,7 +415,7 @@ fn lists(column: &Column) -> Result<Vec<Vec<String>>, String> {
 mod tests {
     use super::*;
     use crate::model::tokenizer::tests::word_level;
-    use polars::prelude::{DataFrame, IntoColumn, NamedFrom, ParquetWriter, Series};
+    use polars::prelude::{IntoColumn, NamedFrom, ParquetWriter, Series};
 
     fn tokenizer() -> Tokenizer {
         word_level(["Al", "Bo", "met", "saw", "he", "they", ",", "\"", "it"])

@@ -3,8 +3,8 @@
 //! A page header says how many values a page holds and how large it is once unpacked, and a decoder allocates by that. Each
 //! is a small thrift struct (compact protocol), read here as far as those numbers go.
 
-/// What is wrong with the pages of one column chunk of `rows` values, if anything is.
-pub(super) fn fault(mut chunk: &[u8], rows: u64) -> Option<&'static str> {
+/// What is wrong with the pages of one column chunk of `expected` values, if anything is.
+pub(super) fn fault(mut chunk: &[u8], expected: u64) -> Option<&'static str> {
     let mut values = 0;
     while !chunk.is_empty() {
         let mut header = Header::default();
@@ -15,12 +15,13 @@ pub(super) fn fault(mut chunk: &[u8], rows: u64) -> Option<&'static str> {
         let Some(rest) = reader.bytes.get(header.packed..) else {
             return Some("a page is longer than its column");
         };
-        // Eight bytes a value, or text: no page of ours unpacks to more than this from what it is packed in.
-        if header.unpacked > header.packed.saturating_mul(50_000).saturating_add(1 << 16) {
+        // No honest page unpacks to more than this from what it is packed in, and writers keep pages near a megabyte.
+        let most = header.packed.saturating_mul(50_000).saturating_add(1 << 16);
+        if header.unpacked > most.min(LARGEST_PAGE) {
             return Some("a page claims to unpack to more than it can");
         }
-        if header.values > rows {
-            return Some("a page claims more values than there are rows");
+        if header.values > expected {
+            return Some("a page claims more values than its column has");
         }
         values += if header.is_dictionary {
             0
@@ -29,8 +30,11 @@ pub(super) fn fault(mut chunk: &[u8], rows: u64) -> Option<&'static str> {
         };
         chunk = rest;
     }
-    (values != rows).then_some("its pages do not hold as many values as there are rows")
+    (values != expected).then_some("its pages do not hold as many values as their column has")
 }
+
+/// Unpacked, in bytes.
+const LARGEST_PAGE: usize = 1 << 30;
 
 #[derive(Default)]
 struct Header {
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_must_add_up_to_the_rows() {
+    fn pages_must_add_up_to_their_column() {
         assert_eq!(fault(&page(5), 5), None);
         assert_eq!(fault(&[page(2), page(3)].concat(), 5), None);
         assert!(fault(&page(5), 6).is_some());

@@ -1,0 +1,144 @@
+//! Parquet files from strangers. The footer and the header of every page that will be read are checked before anything is decoded,
+//! and polars is not trusted to refuse what it cannot read without a panic.
+
+mod pages;
+
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
+
+use polars::prelude::{DataFrame, PolarsResult};
+use polars_io::SerReader;
+use polars_io::parquet::read::{FileMetadata, ParallelStrategy, ParquetReader};
+
+use crate::error::{Error, Result};
+use crate::panics::caught;
+
+/// What a file says about itself.
+#[derive(Debug)]
+pub(crate) struct Footer {
+    pub rows: usize,
+    pub columns: Vec<String>,
+    /// Keys and values that its writer left.
+    pub notes: Vec<(String, String)>,
+}
+
+/// Entries of all lists of a column; more are refused.
+const MOST_ENTRIES: i64 = 1 << 24;
+
+/// Reads the columns that `choose` wants, having seen the footer; its refusal becomes the reason of the error.
+/// # Errors
+/// [`Error::Read`]; [`Error::LfsPointer`]; [`Error::Malformed`] if it is no parquet file, or damaged, or refused.
+pub(crate) fn read(
+    path: &Path,
+    format: &'static str,
+    choose: impl FnOnce(&Footer) -> Result<Vec<String>, String>,
+) -> Result<DataFrame> {
+    let malformed = |reason: String| Error::Malformed {
+        path: path.to_path_buf(),
+        format,
+        reason,
+    };
+    let bytes = fs::read(path).map_err(|source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(Error::LfsPointer {
+            path: path.to_path_buf(),
+        });
+    }
+    if bytes.len() < 12 || !bytes.starts_with(b"PAR1") {
+        return Err(malformed(format!(
+            "its {} bytes are no parquet",
+            bytes.len()
+        )));
+    }
+    if !bytes.ends_with(b"PAR1") {
+        return Err(malformed(
+            "its end is missing: an unfinished copy?".to_string(),
+        ));
+    }
+    match caught(move || decode(&bytes, choose)) {
+        None => Err(malformed("it is damaged".to_string())),
+        Some(Err(error)) => Err(malformed(format!(
+            "it is damaged ({})",
+            one_line(&error.to_string())
+        ))),
+        Some(Ok(Err(reason))) => Err(malformed(reason)),
+        Some(Ok(Ok(table))) => Ok(table),
+    }
+}
+
+fn decode(
+    bytes: &[u8],
+    choose: impl FnOnce(&Footer) -> Result<Vec<String>, String>,
+) -> PolarsResult<Result<DataFrame, String>> {
+    // One thread: a panic on another one could not be kept quiet.
+    let mut reader = ParquetReader::new(Cursor::new(bytes)).read_parallel(ParallelStrategy::None);
+    let metadata = reader.get_metadata()?.clone();
+    let notes = metadata.key_value_metadata.iter().flatten();
+    let footer = Footer {
+        rows: metadata.num_rows,
+        columns: reader
+            .schema()?
+            .iter_names()
+            .map(|name| name.to_string())
+            .collect(),
+        notes: notes
+            .filter_map(|note| Some((note.key.clone(), note.value.clone()?)))
+            .collect(),
+    };
+    let columns = match choose(&footer) {
+        Ok(columns) => columns,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    if let Some(reason) = implausible(&metadata, &columns, bytes) {
+        return Ok(Err(reason));
+    }
+    Ok(Ok(reader.with_columns(Some(columns)).finish()?))
+}
+
+/// Sizes in footer or page headers that cannot be true: decoding would ask for memory that the file cannot fill.
+fn implausible(metadata: &FileMetadata, columns: &[String], bytes: &[u8]) -> Option<String> {
+    let rows = metadata
+        .row_groups
+        .iter()
+        .try_fold(0usize, |sum, group| sum.checked_add(group.num_rows()));
+    if rows != Some(metadata.num_rows) || metadata.num_rows > u32::MAX as usize {
+        return Some(format!(
+            "its footer counts {} rows, its parts other ones",
+            metadata.num_rows
+        ));
+    }
+    for group in &metadata.row_groups {
+        let rows = group.num_rows() as i64;
+        let chosen = group.parquet_columns().iter().filter(|column| {
+            let path = &column.descriptor().path_in_schema;
+            path.first()
+                .is_none_or(|name| columns.iter().any(|chosen| chosen == name.as_str()))
+        });
+        for column in chosen {
+            let range = column.byte_range();
+            let Some(chunk) = bytes.get(range.start as usize..range.end as usize) else {
+                return Some("its footer points outside the file".to_string());
+            };
+            let values = column.num_values();
+            let holds_lists = column.descriptor().descriptor.max_rep_level > 0;
+            if !holds_lists && values != rows {
+                return Some("its columns differ in length".to_string());
+            }
+            if !(0..=MOST_ENTRIES.max(rows)).contains(&values) {
+                return Some(format!("a column of lists claims {values} entries"));
+            }
+            if let Some(fault) = pages::fault(chunk, values as u64) {
+                return Some(fault.to_string());
+            }
+        }
+    }
+    None
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
