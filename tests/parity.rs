@@ -10,8 +10,8 @@ use candlewick::metric::{Metric, Target};
 use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
 use candlewick::run::{
-    BaseRun, Logits, MeanOverPositions, Quiet, Readout, Request, Source, Sources, SweepOptions,
-    Variant, run, run_with_cache, sweep,
+    BaseRun, Logits, MeanOf, Quiet, Readout, Request, Source, Sources, SweepOptions, Variant, run,
+    run_with_cache, sweep,
 };
 
 /// f32 references computed by other kernels agree to about 5e-6 relative; twice that is a mistake.
@@ -291,21 +291,23 @@ fn check_patching(family: &str) {
         &wanted["denoise/z_head"],
     );
 
-    // Ablations act on the clean run, with means over the clean prompts.
-    let mut everywhere = MeanOverPositions::default();
+    // Ablations act on the clean run, with means over the clean prompts. The reference calls `mean` the mean at each position,
+    // and `meanpos` the mean over positions too.
+    let mut everywhere = MeanOf::new(false);
     everywhere.add(&cache).expect("adds");
-    let by_position = Source::mean_by_position(&cache, &vec![0; n]).expect("means");
+    let mut by_position = MeanOf::new(true);
+    by_position.add(&cache).expect("adds");
     for (name, op, sources) in [
         ("zero", Op::Zero, Sources::default()),
         (
             "mean",
             Op::Mean,
-            Sources::default().with("mean", everywhere.finish(&model.spec).expect("means")),
+            Sources::default().with("mean", by_position.finish(&model.spec).expect("means")),
         ),
         (
             "meanpos",
             Op::Mean,
-            Sources::default().with("mean", by_position),
+            Sources::default().with("mean", everywhere.finish(&model.spec).expect("means")),
         ),
     ] {
         let values = go(&clean_base, &each(&z(op), heads), &sources);

@@ -53,6 +53,15 @@ pub struct TaskArgs {
     /// Which corruption of the task [default: its first].
     #[arg(long, value_name = "NAME")]
     pub corruption: Option<String>,
+    /// Only these templates of the task, numbered from 0: prompts of one template align position by
+    /// position [default: all; for the embedded model's own task: 0].
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        conflicts_with = "pairs"
+    )]
+    pub template: Vec<usize>,
     /// Wraps the prompts in the tokenizer's own chat template.
     #[arg(long)]
     pub chat_template: bool,

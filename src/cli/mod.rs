@@ -8,6 +8,7 @@ mod hooks;
 mod models;
 mod open;
 #[allow(dead_code, reason = "`patch` will use it")]
+mod patch;
 mod progress;
 mod show;
 mod tokens;
@@ -43,6 +44,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Patch(patch::PatchArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
@@ -91,6 +93,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         width,
     };
     match cli.command {
+        Command::Patch(args) => patch::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),

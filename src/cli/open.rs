@@ -39,6 +39,12 @@ pub fn open_task(
     n_ctx: usize,
     model_is_embedded: bool,
 ) -> anyhow::Result<Task> {
+    // The embedded model's own task, unless something else is said: one template, so that its picture has a word a column.
+    let is_own = model_is_embedded && args.task.is_none() && args.pairs.is_none();
+    let templates = match is_own && args.template.is_empty() {
+        true => vec![0],
+        false => args.template.clone(),
+    };
     let options = ExpandOptions {
         n_pairs: args.n_pairs.map(|n| n as usize),
         seed: args.seed,
@@ -50,6 +56,7 @@ pub fn open_task(
         chat: args.chat_template,
         corruption: args.corruption.clone(),
         max_tokens: Some(n_ctx),
+        templates,
         metric: args.metric.as_deref().map(str::parse).transpose()?,
     };
     if let Some(path) = &args.pairs {

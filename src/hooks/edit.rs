@@ -46,7 +46,7 @@ pub enum Value {
     Scalar(f32),
     /// One value for each index of the last axis that the site takes; the same for every position and head.
     Vector(Vec<f32>),
-    /// `[positions, heads and last axis as the site takes them]`, or with a leading batch axis.
+    /// `[positions, heads, last axis]` as the site takes them, or that with a leading batch axis; an axis of one may be left out.
     Tensor(Tensor),
 }
 

@@ -1,6 +1,6 @@
 //! `Site`: a hook, and which of its positions, heads, keys or neurons.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -52,6 +52,12 @@ impl Positions {
             return Ok((0..length).collect());
         };
         let mut positions = Vec::with_capacity(list.len());
+        let out_of_range = |value: String| Error::OutOfRange {
+            hook: "the prompt".into(),
+            what: "pos",
+            value,
+            limit: format!("{length} tokens"),
+        };
         for pos in list {
             match pos {
                 Pos::Index(index) if *index < length => positions.push(*index),
@@ -69,18 +75,15 @@ impl Positions {
                         },
                     }
                 })?),
-                _ => {
-                    return Err(Error::OutOfRange {
-                        hook: "the prompt".into(),
-                        what: "pos",
-                        value: pos.to_string(),
-                        limit: format!("{length} tokens"),
-                    });
-                }
+                _ => return Err(out_of_range(pos.to_string())),
             }
         }
         positions.sort_unstable();
         positions.dedup();
+        // A role may have been read off another prompt.
+        if let Some(&last) = positions.last().filter(|&&last| last >= length) {
+            return Err(out_of_range(last.to_string()));
+        }
         Ok(positions)
     }
 }
@@ -123,7 +126,7 @@ impl Site {
 
     /// Checks the parts that need no prompt.
     /// # Errors
-    /// [`Error::HookAbsent`] and [`Error::OutOfRange`]; [`Error::HookAbsent`] also where a hook has no such axis.
+    /// [`Error::HookAbsent`] and [`Error::OutOfRange`]; [`Error::BadEdit`] where a hook has no such axis, or an index stands twice.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
         self.hook.check(spec)?;
         let axes = self.hook.kind.axes(spec);
@@ -147,12 +150,19 @@ impl Site {
                         reason,
                     });
                 }
-                match values.iter().find(|&&value| value >= limit) {
-                    Some(value) => Err(Error::OutOfRange {
+                if let Some(value) = values.iter().find(|&&value| value >= limit) {
+                    return Err(Error::OutOfRange {
                         hook: self.hook.to_string(),
                         what,
                         value: value.to_string(),
                         limit: format!("{limit}, 0 to {}", limit - 1),
+                    });
+                }
+                let mut seen = HashSet::new();
+                match values.iter().find(|&&value| !seen.insert(value)) {
+                    Some(value) => Err(Error::BadEdit {
+                        edit: self.to_string(),
+                        reason: format!("`{what}=` names {value} twice"),
                     }),
                     None => Ok(()),
                 }

@@ -56,3 +56,43 @@ pub struct MlpWeights {
     pub w_out: Tensor,
     pub b_out: Option<Tensor>,
 }
+
+impl Weights {
+    /// Bytes of all weights, what is shared counted once.
+    pub fn bytes(&self) -> usize {
+        let norm = |norm: &Option<NormWeights>| {
+            norm.iter()
+                .flat_map(|n| [Some(&n.w), n.b.as_ref()])
+                .flatten()
+                .map(size)
+                .sum::<usize>()
+        };
+        let some = |t: &Option<Tensor>| t.as_ref().map_or(0, size);
+        let block = |b: &BlockWeights| {
+            let mlp = b.mlp.as_ref().map_or(0, |m| {
+                size(&m.w_in) + some(&m.b_in) + size(&m.w_out) + some(&m.b_out)
+            });
+            let norms = norm(&b.ln1) + norm(&b.ln1_post) + norm(&b.ln2) + norm(&b.ln2_post);
+            size(&b.w_qkv)
+                + some(&b.b_qkv)
+                + some(&b.q_norm)
+                + some(&b.k_norm)
+                + size(&b.w_o)
+                + some(&b.b_o)
+                + norms
+                + mlp
+        };
+        let unembed = if self.w_u.id() == self.w_e.id() {
+            0
+        } else {
+            size(&self.w_u)
+        };
+        let ends =
+            size(&self.w_e) + some(&self.w_pos) + norm(&self.ln_final) + unembed + some(&self.b_u);
+        ends + self.blocks.iter().map(block).sum::<usize>()
+    }
+}
+
+fn size(t: &Tensor) -> usize {
+    t.elem_count() * t.dtype().size_in_bytes()
+}

@@ -540,24 +540,27 @@ fn tile<const R: usize>(
     }
 }
 
-/// Softmax over `row[low..high]`; the rest becomes zero.
+/// Softmax over `row[low..high]`; the rest becomes zero. Each key is added in the lane of its position, however long the row and
+/// wherever the window begins, so that a run in which somebody reads the pattern is the same run to the last bit.
 #[inline(always)]
 fn softmax_row(row: &mut [f32], low: usize, high: usize) {
     row[..low].fill(0.0);
     row[high..].fill(0.0);
-    let row = &mut row[low..high];
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|x| *x = exp(*x - max));
+    let seen = &mut row[low..high];
+    let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    seen.iter_mut().for_each(|x| *x = exp(*x - max));
     let mut sums = [0f32; 16];
-    let (whole, rest) = row.as_chunks::<16>();
+    let (whole, rest) = row[..high].as_chunks::<16>();
     for chunk in whole {
         for i in 0..16 {
             sums[i] += chunk[i];
         }
     }
-    let sum = super::host::fold(sums) + rest.iter().sum::<f32>();
-    let inverse = 1.0 / sum;
-    row.iter_mut().for_each(|x| *x *= inverse);
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum += x;
+    }
+    let inverse = 1.0 / super::host::fold(sums);
+    row[low..high].iter_mut().for_each(|x| *x *= inverse);
 }
 
 /// A buffer whose disjoint parts are written by several tasks.
@@ -607,7 +610,9 @@ fn assemble(
 }
 
 /// Repeats each head `times` times.
-fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
+/// # Shapes
+/// `x [rows, heads, d]`; gives `[rows, heads * times, d]`.
+pub fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
     let (rows, heads, d) = x.dims3()?;
     Ok(x.unsqueeze(2)?
         .broadcast_as((rows, heads, times, d))?

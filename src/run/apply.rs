@@ -102,9 +102,8 @@ pub(crate) fn resolve(
         merge(&mut spans);
     }
     let width = taken.as_ref().map_or(inner, Vec::len);
-    let named = |name: &str| -> Result<Values> {
-        Ok(Values::Source(Arc::new(sources.get(name, edit)?.clone())))
-    };
+    let named =
+        |name: &str| -> Result<Values> { Ok(Values::Source(Arc::clone(sources.get(name, edit)?))) };
     let counts = [positions.len(), chosen.len(), width];
     let action = match &edit.op {
         Op::Replace(value) => Action::Set(given(value, edit, counts, example)?),
@@ -155,46 +154,61 @@ fn given(value: &Value, edit: &Edit, counts: [usize; 3], example: usize) -> Resu
             values.len()
         ))),
         Value::Tensor(t) => {
-            let each = positions * heads * width;
-            let data = to_host(t)?;
-            match data.len() {
-                n if n == each => Ok(Values::Each(data.into())),
-                n if n % each == 0 && (example + 1) * each <= n && t.dim(0)? == n / each => Ok(
-                    Values::Each(data[example * each..(example + 1) * each].into()),
-                ),
-                _ => Err(bad(format!(
-                    "its tensor is {:?}, the site takes [{positions} positions, {heads} heads, {width}], or that for each prompt",
-                    t.dims()
-                ))),
-            }
+            // An axis of one may be left out.
+            let shape = |dims: &[usize]| -> Vec<usize> {
+                dims.iter().copied().filter(|&dim| dim != 1).collect()
+            };
+            let wanted = shape(&counts);
+            let of_this = match t.dims() {
+                dims if shape(dims) == wanted => t.clone(),
+                [batch, dims @ ..] if example < *batch && shape(dims) == wanted => {
+                    t.get(example)?
+                }
+                dims => {
+                    return Err(bad(format!(
+                        "its tensor is {dims:?}, the site takes [{positions} positions, {heads} heads, {width}], or that for each prompt",
+                    )));
+                }
+            };
+            Ok(Values::Each(to_host(&of_this)?.into()))
         }
     }
 }
 
 impl Resolved {
+    /// The edit, for a run that does not ask whether it fires.
+    pub fn uncounted(self) -> Self {
+        Resolved {
+            index: usize::MAX,
+            ..self
+        }
+    }
+
     /// Whether the edit would put back what the base run has there already, bit for bit.
+    /// # Shapes
+    /// `base [examples * length, ..]`: the hook's values, or one stretch that all its heads share (the stream that readers see).
     pub fn changes_nothing(&self, base: &Tensor, example: usize, length: usize) -> Result<bool> {
         let Action::Set(Values::Source(source)) = &self.action else {
             return Ok(false);
         };
         let (theirs, row_of) = source.lookup(self.hook)?;
+        let width = row_width(theirs.elem_count(), theirs)?;
+        let own_width = row_width(base.elem_count(), base)?;
+        if own_width == 0 || !width.is_multiple_of(own_width) {
+            return Ok(false);
+        }
         let (base, theirs) = (host(base)?, host(theirs)?);
-        let width = row_width(theirs.len(), source.lookup(self.hook)?.0)?;
         for &pos in &self.positions {
             let Some(row) = row_of(example, pos as usize) else {
                 return Ok(false);
             };
             let (a, b) = (
-                &base[(example * length + pos as usize) * width..][..width],
+                &base[(example * length + pos as usize) * own_width..][..own_width],
                 &theirs[row * width..][..width],
             );
-            let same = |span: &Range<usize>| {
-                a[span.clone()]
-                    .iter()
-                    .zip(&b[span.clone()])
-                    .all(|(a, b)| a.to_bits() == b.to_bits())
-            };
-            if !self.spans.iter().all(same) {
+            let same = |at: usize| a[at % own_width].to_bits() == b[at].to_bits();
+            let mut taken = self.spans.iter().cloned().flatten();
+            if taken.any(|at| at >= width || !same(at)) {
                 return Ok(false);
             }
         }
@@ -231,7 +245,7 @@ impl Resolved {
                     self.each(row, |i, x| *x += values[n * elements + i])
                 }
                 Action::Set(Values::Source(source)) => {
-                    self.from_source(row, source, segment.example, pos)?
+                    self.take_from(row, source, segment.example, pos)?
                 }
                 Action::Add(Values::Source(_)) | Action::Closure(_) => {
                     unreachable!("no such edit is resolved")
@@ -247,28 +261,28 @@ impl Resolved {
         }
     }
 
-    fn from_source(
-        &self,
-        row: &mut [f32],
-        source: &Source,
-        example: usize,
-        pos: u32,
-    ) -> Result<()> {
+    fn take_from(&self, row: &mut [f32], source: &Source, example: usize, pos: u32) -> Result<()> {
+        let bad = |reason: String| Error::BadEdit {
+            edit: self.hook.to_string(),
+            reason,
+        };
         let (values, row_of) = source.lookup(self.hook)?;
-        let at = row_of(example, pos as usize).ok_or_else(|| Error::OutOfRange {
-            hook: self.hook.to_string(),
-            what: "pos",
-            value: pos.to_string(),
-            limit: "fewer tokens in the run that the values come from".into(),
+        let at = row_of(example, pos as usize).ok_or_else(|| {
+            bad(format!(
+                "the run that its values come from has no position {pos} of prompt {example}; take them from a run of as many \
+                 prompts of the same length"
+            ))
         })?;
-        let values = host(values)?;
         let width = row.len();
-        let theirs = values
-            .get(at * width..(at + 1) * width)
-            .ok_or_else(|| Error::BadEdit {
-                edit: self.hook.to_string(),
-                reason: "the run that the values come from has prompts of another length".into(),
-            })?;
+        let found = row_width(values.elem_count(), values)?;
+        if found != width {
+            return Err(bad(format!(
+                "the run that its values come from has {found} of them at each position, this one {width}; take them from \
+                 prompts of the same length"
+            )));
+        }
+        let values = host(values)?;
+        let theirs = &values[at * width..(at + 1) * width];
         for span in &self.spans {
             row[span.clone()].copy_from_slice(&theirs[span.clone()]);
         }

@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::forward::{Stage, Tap, final_norm};
-use super::rows::{Rows, pick};
-use super::{Cache, Logits, Request, Roles, Sources, run};
+use super::forward::Stage;
+use super::{Cache, Logits, Request, Roles, Source, Sources, walk};
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind};
 use crate::model::Model;
@@ -26,8 +25,10 @@ pub struct BaseRun {
 
 impl BaseRun {
     /// Runs `prompts`, keeping what variants that start at `starts` (a hook's kind each) will need.
+    /// # Shapes
+    /// `prompts [prompts, pos]`, `roles` one for each prompt, or none at all.
     /// # Errors
-    /// Those of [`run`].
+    /// Those of [`super::run`].
     pub fn new(
         model: &Model,
         prompts: Vec<Vec<u32>>,
@@ -74,10 +75,12 @@ impl BaseRun {
             edits: &edits,
             sources: sources.clone(),
             capture: &capture,
-            logits: Logits::None,
+            logits: Logits::Last,
             roles: &roles,
         };
-        let mut cache = run(model, &prompts, &request)?.cache;
+        let examples: Vec<usize> = (0..prompts.len()).collect();
+        let (answer, mut cache) = walk(model, &prompts, &examples, &request)?;
+        let answer = answer.expect("asked for");
         let length = cache.length;
         if spec.block != Block::Sequential && spec.mlp != Mlp::None {
             // What the residual stream would be between attention and MLP if a parallel block had such a place.
@@ -88,13 +91,6 @@ impl BaseRun {
                 }
             }
         }
-        let mut last = Rows::new(length);
-        (0..prompts.len()).for_each(|example| last.push(example, example, vec![length as u32 - 1]));
-        let stream = pick(
-            cache.packed(Hook::at(Kind::ResidPost, spec.n_layers - 1))?,
-            &last,
-        )?;
-        let answer = final_norm(model, &stream, &last, &mut Nobody)?;
         Ok(BaseRun {
             prompts,
             roles,
@@ -104,6 +100,18 @@ impl BaseRun {
             cache,
             answer,
         })
+    }
+
+    /// Whether the run kept a hook's values.
+    pub fn keeps(&self, hook: Hook) -> bool {
+        self.cache.contains(hook)
+    }
+
+    /// What the run kept, as a source of edits in other runs.
+    /// # Errors
+    /// Those of copying from the device.
+    pub fn source(&self) -> Result<Source> {
+        Source::run(self.cache.clone())
     }
 
     /// Bytes of activations held.
@@ -127,18 +135,5 @@ fn needs(start: Kind, block: Block) -> Vec<Kind> {
         Some(Stage::MlpPost) => vec![mid, Kind::MlpPost],
         Some(Stage::MlpOut) => vec![mid, Kind::MlpOut],
         Some(Stage::ResidPost) => vec![Kind::ResidPost],
-    }
-}
-
-/// A tap that wants nothing.
-pub(crate) struct Nobody;
-
-impl Tap for Nobody {
-    fn wants(&self, _hook: Hook) -> bool {
-        false
-    }
-
-    fn at(&mut self, _hook: Hook, t: Tensor, _rows: &Rows) -> Result<Tensor> {
-        Ok(t)
     }
 }

@@ -1,6 +1,7 @@
 //! Captured activations, and the named sources that edits take values from.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
@@ -40,6 +41,7 @@ impl Cache {
         })
     }
 
+    /// Whether a hook was captured.
     pub fn contains(&self, hook: Hook) -> bool {
         self.packed.contains_key(&hook)
     }
@@ -52,7 +54,9 @@ impl Cache {
             .collect()
     }
 
-    /// The tensor of a hook, in the axes that `hooks::Hook::shape` says.
+    /// The tensor of a hook.
+    /// # Shapes
+    /// As [`Hook::shape`] says; in the model's dtype, but scales, scores and patterns in f32.
     /// # Errors
     /// [`Error::Unfired`] if it was not captured.
     pub fn get(&self, hook: Hook) -> Result<Tensor> {
@@ -84,87 +88,93 @@ impl Cache {
         }
         Ok(self)
     }
+}
 
-    /// Mean over prompts, per position, separately for each group of prompts: `group[i]` is prompt `i`'s.
-    /// Sums are taken in f64 and divided once.
-    pub(crate) fn mean_by_position(&self, group: &[usize]) -> Result<Cache> {
-        let groups = group.iter().max().map_or(0, |last| last + 1);
-        let mut mean = Cache::new(&self.spec, groups, self.length);
-        for (&hook, t) in &self.packed {
-            let width: usize = t.dims()[1..].iter().product();
-            let block = self.length * width;
-            let (values, mut sums, mut counts) =
-                (to_host(t)?, vec![0f64; groups * block], vec![0f64; groups]);
-            for (example, values) in values.chunks_exact(block).enumerate() {
-                counts[group[example]] += 1.0;
-                let sums = &mut sums[group[example] * block..][..block];
-                sums.iter_mut()
-                    .zip(values)
-                    .for_each(|(sum, &value)| *sum += f64::from(value));
-            }
-            let value = |(i, sum): (usize, &f64)| (sum / counts[i / block].max(1.0)) as f32;
-            let mut dims = t.dims().to_vec();
-            dims[0] = groups * self.length;
-            mean.insert(
-                hook,
-                tensor(sums.iter().enumerate().map(value).collect(), dims)?,
-            );
+/// A mean over the prompts of a reference set, taken batch by batch: per position, or over all positions at once.
+#[derive(Debug, Clone)]
+pub struct MeanOf {
+    by_position: bool,
+    sums: HashMap<Hook, Sums>,
+}
+
+#[derive(Debug, Clone)]
+struct Sums {
+    /// The axes after position.
+    dims: Vec<usize>,
+    sums: Vec<f64>,
+    count: usize,
+}
+
+impl MeanOf {
+    /// A mean of nothing yet: one for each position if `by_position`, else one for all.
+    pub fn new(by_position: bool) -> Self {
+        MeanOf {
+            by_position,
+            sums: HashMap::new(),
         }
-        Ok(mean)
     }
-}
 
-/// Sums for a mean over all positions of prompts of any length, batch by batch.
-#[derive(Debug, Clone, Default)]
-pub struct MeanOverPositions {
-    sums: HashMap<Hook, (Vec<usize>, Vec<f64>)>,
-    rows: usize,
-}
-
-impl MeanOverPositions {
+    /// Adds the prompts of a run. With `by_position` all runs have prompts of one length.
+    /// # Errors
+    /// [`Error::BadEdit`] for what has no common mean.
     pub fn add(&mut self, cache: &Cache) -> Result<()> {
         for (&hook, t) in &cache.packed {
-            if hook.kind.axes(&cache.spec) == Axes::Pattern {
-                let reason = "patterns of prompts of different lengths have no common mean; use a mean per position".into();
+            if !self.by_position && hook.kind.axes(&cache.spec) == Axes::Pattern {
                 return Err(Error::BadEdit {
                     edit: format!("{hook} = mean"),
-                    reason,
+                    reason: "rows of a pattern have no common mean over positions; use a mean per position".into(),
                 });
             }
             let width: usize = t.dims()[1..].iter().product();
-            let (_, sums) = self
-                .sums
-                .entry(hook)
-                .or_insert_with(|| (t.dims()[1..].to_vec(), vec![0.0; width]));
-            for row in to_host(t)?.chunks_exact(width) {
-                sums.iter_mut()
-                    .zip(row)
-                    .for_each(|(sum, &value)| *sum += f64::from(value));
+            let stretch = if self.by_position {
+                cache.length * width
+            } else {
+                width
+            };
+            let entry = self.sums.entry(hook);
+            let of_hook = entry.or_insert_with(|| Sums {
+                dims: t.dims()[1..].to_vec(),
+                sums: vec![0.0; stretch],
+                count: 0,
+            });
+            if of_hook.sums.len() != stretch {
+                return Err(Error::BadEdit {
+                    edit: format!("{hook} = mean"),
+                    reason: "a mean per position needs prompts of one length".into(),
+                });
+            }
+            for values in to_host(t)?.chunks_exact(stretch) {
+                let sums = of_hook.sums.iter_mut().zip(values);
+                sums.for_each(|(sum, &value)| *sum += f64::from(value));
+                of_hook.count += 1;
             }
         }
-        self.rows += cache.batch * cache.length;
         Ok(())
     }
 
-    /// The means, as a source of edits.
+    /// The means, as a source of edits. Sums were taken in f64 and are divided here, once.
+    /// # Errors
+    /// Those of making tensors.
     pub fn finish(self, spec: &ModelSpec) -> Result<Source> {
         let mut cache = Cache::new(spec, 1, 1);
-        for (hook, (mut dims, sums)) in self.sums {
-            dims.insert(0, 1);
-            cache.insert(
-                hook,
-                tensor(
-                    sums.iter()
-                        .map(|sum| (sum / self.rows as f64) as f32)
-                        .collect(),
-                    dims,
-                )?,
-            );
+        for (hook, of_hook) in self.sums {
+            let Sums {
+                mut dims,
+                sums,
+                count,
+            } = of_hook;
+            let width: usize = dims.iter().product();
+            cache.length = sums.len() / width.max(1);
+            dims.insert(0, cache.length);
+            let mean = |sum: &f64| (sum / count as f64) as f32;
+            cache.insert(hook, tensor(sums.iter().map(mean).collect(), dims)?);
         }
-        Ok(Source {
-            cache,
-            of: Of::Everywhere,
-        })
+        let of = if self.by_position {
+            Of::SamePosition
+        } else {
+            Of::Everywhere
+        };
+        Ok(Source { cache, of })
     }
 }
 
@@ -179,18 +189,24 @@ pub struct Source {
 enum Of {
     /// Prompt `i` takes the values of prompt `of[i]` at the same position.
     Prompts(Vec<usize>),
+    /// One prompt for all.
+    SamePosition,
     /// One vector for every prompt and position.
     Everywhere,
 }
 
 impl Source {
     /// Each prompt takes its own values in another run.
+    /// # Errors
+    /// Those of copying from the device.
     pub fn run(cache: Cache) -> Result<Self> {
         let of = (0..cache.batch).collect();
         Source::run_of(cache, of)
     }
 
     /// Prompt `i` takes the values of prompt `of[i]` in another run (resampling).
+    /// # Errors
+    /// [`Error::Invalid`] if the other run has no such prompt.
     pub fn run_of(cache: Cache, of: Vec<usize>) -> Result<Self> {
         if of.iter().any(|&i| i >= cache.batch) {
             return Err(Error::invalid(
@@ -203,11 +219,6 @@ impl Source {
         })
     }
 
-    /// The mean per position of a reference run, within each prompt's group (its template, so that roles align).
-    pub fn mean_by_position(reference: &Cache, group: &[usize]) -> Result<Self> {
-        Source::run_of(reference.mean_by_position(group)?, group.to_vec())
-    }
-
     /// The tensor of a hook, f32 on the host, and the row in it for a prompt's position.
     pub(crate) fn lookup(
         &self,
@@ -215,6 +226,7 @@ impl Source {
     ) -> Result<(&Tensor, impl Fn(usize, usize) -> Option<usize> + '_)> {
         let row = move |example: usize, pos: usize| match &self.of {
             Of::Everywhere => Some(0),
+            Of::SamePosition => Some(pos).filter(|_| pos < self.cache.length),
             Of::Prompts(of) => of
                 .get(example)
                 .filter(|_| pos < self.cache.length)
@@ -227,18 +239,27 @@ impl Source {
 /// The sources that a run's edits may name: `clean`, `corrupted`, `mean`, `base`, ...
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    named: BTreeMap<String, Source>,
+    named: BTreeMap<String, Arc<Source>>,
 }
 
 impl Sources {
+    /// These and one more; a name that is there already now means the new one.
     pub fn with(mut self, name: &str, source: Source) -> Self {
-        self.named.insert(name.into(), source);
+        self.named.insert(name.into(), Arc::new(source));
+        self
+    }
+
+    /// These and others; a name that both have means the other's.
+    pub(crate) fn and(mut self, others: &Sources) -> Self {
+        let others = others.named.iter();
+        self.named
+            .extend(others.map(|(name, source)| (name.clone(), Arc::clone(source))));
         self
     }
 
     /// # Errors
     /// [`Error::BadEdit`] naming the sources that are there.
-    pub fn get(&self, name: &str, edit: &crate::hooks::Edit) -> Result<&Source> {
+    pub fn get(&self, name: &str, edit: &crate::hooks::Edit) -> Result<&Arc<Source>> {
         self.named.get(name).ok_or_else(|| Error::BadEdit {
             edit: edit.to_string(),
             reason: match self.named.is_empty() {

@@ -30,10 +30,30 @@ pub enum Stage {
     ResidPost,
 }
 
+impl Stage {
+    /// What the rows that join here take from the base run, as it was after the base run's own edits.
+    pub(crate) fn takes(self, block: Block) -> &'static [Kind] {
+        match self {
+            Stage::ResidPre => &[Kind::ResidPre],
+            Stage::Qkv => &[Kind::ResidPre, Kind::Q, Kind::K, Kind::V],
+            Stage::Z => &[Kind::ResidPre, Kind::Z],
+            Stage::AttnOut => &[Kind::ResidPre, Kind::AttnOut],
+            Stage::ResidMid if block == Block::Sequential => &[Kind::ResidMid],
+            Stage::ResidMid => &[Kind::ResidMid, Kind::ResidPre],
+            Stage::MlpPost => &[Kind::ResidMid, Kind::MlpPost],
+            Stage::MlpOut => &[Kind::ResidMid, Kind::MlpOut],
+            Stage::ResidPost => &[Kind::ResidPost],
+        }
+    }
+}
+
 /// What watches and steers a walk.
 pub(crate) trait Tap {
     /// Whether a hook is read or edited. What nobody wants need not be computed on its own.
     fn wants(&self, hook: Hook) -> bool;
+
+    /// Whether a hook is edited.
+    fn edits(&self, hook: Hook) -> bool;
 
     /// Intervenes at a hook, then captures it.
     /// # Shapes
@@ -70,17 +90,23 @@ struct Packed {
 }
 
 impl Packed {
-    /// Lets rows join; each part's base values come from the hook beside it.
-    fn join(self, tap: &mut dyn Tap, stage: Stage, layer: usize, kinds: &[Kind]) -> Result<Self> {
-        let Some(new) = tap.joining(stage, layer) else {
+    /// Lets rows join, with what the base run has for them.
+    fn join(self, tap: &mut dyn Tap, stage: Stage, layer: &Layer<'_>) -> Result<Self> {
+        let Some(new) = tap.joining(stage, layer.index) else {
             return Ok(self);
         };
+        let kinds = stage.takes(layer.spec.block);
         let mut parts = Vec::with_capacity(kinds.len());
         for (i, &kind) in kinds.iter().enumerate() {
-            let joined = super::rows::pick(tap.base(Hook::at(kind, layer))?, &new)?;
-            parts.push(match self.rows.is_empty() {
-                true => joined,
-                false => Tensor::cat(&[&self.parts[i], &joined], 0)?,
+            let joined = super::rows::pick(tap.base(layer.hook(kind))?, &new)?;
+            parts.push(match self.parts.get(i) {
+                None => joined,
+                Some(own) if own.rank() == 3 && own.dim(1)? > joined.dim(1)? => {
+                    // Other rows have a key for each query head, after an edit of a reader's input.
+                    let times = own.dim(1)? / joined.dim(1)?;
+                    Tensor::cat(&[own, &attention::repeat(&joined, times)?], 0)?
+                }
+                Some(own) => Tensor::cat(&[own, &joined], 0)?,
             });
         }
         let mut rows = self.rows;
@@ -144,7 +170,7 @@ pub(crate) fn block(
         rows: stream.rows,
         parts: stream.x.into_iter().collect(),
     };
-    let mut packed = packed.join(tap, Stage::ResidPre, index, &[Kind::ResidPre])?;
+    let mut packed = packed.join(tap, Stage::ResidPre, &layer)?;
     if !packed.rows.is_empty() {
         let (rows, [x]) = packed.take();
         let x = tap.at(layer.hook(Kind::ResidPre), x, &rows)?;
@@ -154,16 +180,11 @@ pub(crate) fn block(
             parts: vec![x, q, k, v],
         };
     }
-    let mut packed = packed.join(
-        tap,
-        Stage::Qkv,
-        index,
-        &[Kind::ResidPre, Kind::Q, Kind::K, Kind::V],
-    )?;
+    let mut packed = packed.join(tap, Stage::Qkv, &layer)?;
     if !packed.rows.is_empty() {
         packed = attend(&layer, packed, ropes, tap)?; // x, z
     }
-    let mut packed = packed.join(tap, Stage::Z, index, &[Kind::ResidPre, Kind::Z])?;
+    let mut packed = packed.join(tap, Stage::Z, &layer)?;
     if !packed.rows.is_empty() {
         let (rows, [x, z]) = packed.take();
         let attn_out = project(&layer, z, &rows, tap)?;
@@ -172,7 +193,7 @@ pub(crate) fn block(
             parts: vec![x, attn_out],
         };
     }
-    let mut packed = packed.join(tap, Stage::AttnOut, index, &[Kind::ResidPre, Kind::AttnOut])?;
+    let mut packed = packed.join(tap, Stage::AttnOut, &layer)?;
     let sequential = layer.spec.block == Block::Sequential;
     if !packed.rows.is_empty() {
         let (rows, [x, attn_out]) = packed.take();
@@ -186,7 +207,7 @@ pub(crate) fn block(
     if layer.spec.mlp != Mlp::None {
         packed = run_mlp(&layer, packed, tap)?;
     }
-    let packed = packed.join(tap, Stage::ResidPost, index, &[Kind::ResidPost])?;
+    let packed = packed.join(tap, Stage::ResidPost, &layer)?;
     if packed.rows.is_empty() {
         return Ok(Stream::empty(length));
     }
@@ -206,12 +227,7 @@ pub(crate) fn block(
 /// The MLP of a block: from `[mid]` (sequential) or `[mid, what the MLP reads]` (parallel) to `[resid_post]`.
 fn run_mlp(layer: &Layer<'_>, packed: Packed, tap: &mut dyn Tap) -> Result<Packed> {
     let sequential = layer.spec.block == Block::Sequential;
-    let kinds: &[Kind] = if sequential {
-        &[Kind::ResidMid]
-    } else {
-        &[Kind::ResidMid, Kind::ResidPre]
-    };
-    let mut packed = packed.join(tap, Stage::ResidMid, layer.index, kinds)?;
+    let mut packed = packed.join(tap, Stage::ResidMid, layer)?;
     if !packed.rows.is_empty() {
         let Packed { rows, mut parts } = packed;
         if sequential {
@@ -226,12 +242,7 @@ fn run_mlp(layer: &Layer<'_>, packed: Packed, tap: &mut dyn Tap) -> Result<Packe
             parts: vec![mid, post],
         };
     }
-    let mut packed = packed.join(
-        tap,
-        Stage::MlpPost,
-        layer.index,
-        &[Kind::ResidMid, Kind::MlpPost],
-    )?;
+    let mut packed = packed.join(tap, Stage::MlpPost, layer)?;
     if !packed.rows.is_empty() {
         let (rows, [mid, post]) = packed.take();
         let post = tap.at(layer.hook(Kind::MlpPost), post, &rows)?;
@@ -254,12 +265,7 @@ fn run_mlp(layer: &Layer<'_>, packed: Packed, tap: &mut dyn Tap) -> Result<Packe
             parts: vec![mid, out],
         };
     }
-    let packed = packed.join(
-        tap,
-        Stage::MlpOut,
-        layer.index,
-        &[Kind::ResidMid, Kind::MlpOut],
-    )?;
+    let packed = packed.join(tap, Stage::MlpOut, layer)?;
     if packed.rows.is_empty() {
         return Ok(packed);
     }
@@ -347,6 +353,18 @@ fn read(layer: &Layer<'_>, x: &Tensor, rows: &Rows, tap: &mut dyn Tap) -> Result
             let used = tap.at(hook, each.clone(), rows)?;
             *slot = (used.id() != each.id()).then_some(used);
         }
+    }
+    let of_norm = [Kind::Scale(Ln::One), Kind::Normalized(Ln::One)].map(|kind| layer.hook(kind));
+    if let Some(hook) = of_norm.into_iter().find(|&hook| tap.edits(hook))
+        && edited.iter().any(Option::is_some)
+    {
+        let reason = "an edit of `hook_q_input`, `hook_k_input` or `hook_v_input` in the same layer gives each query head a \
+                      stream of its own, which this norm does not see; make the two in separate runs"
+            .into();
+        return Err(Error::BadEdit {
+            edit: hook.to_string(),
+            reason,
+        });
     }
     let normalized = match &layer.weights.ln1 {
         Some(w) => normed(layer, x, w, Ln::One, rows, tap)?,
@@ -498,9 +516,17 @@ fn rotate(
     ropes: &rope::Tables,
 ) -> Result<(Tensor, Tensor)> {
     let one = |x: &Tensor, w: &Option<Tensor>| -> Result<Tensor> {
+        let eps = layer.spec.norm_eps;
         let x = match (layer.spec.qk_norm, w) {
             (QkNorm::None, _) | (_, None) => x.clone(),
-            (_, Some(w)) => norm::heads(x, w, layer.spec.norm_eps)?,
+            (QkNorm::PerHead, Some(w)) => norm::heads(x, w, eps)?,
+            (QkNorm::FullWidth, Some(w)) => {
+                // Where each query head has a key of its own, it has its key head's weights.
+                let d = layer.spec.d_head;
+                let times = x.dim(1)? * d / w.elem_count();
+                let w = attention::repeat(&w.reshape((1, (), d))?, times)?.flatten_all()?;
+                norm::heads(x, &w, eps)?
+            }
         };
         match ropes.of(layer.index) {
             Some(table) => rope::forward(&x, positions, table),

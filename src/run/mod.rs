@@ -2,6 +2,34 @@
 //!
 //! [`run`] is one whole forward pass. [`BaseRun`] keeps what resumed runs need, and [`sweep`] runs many variants of it, each
 //! from the first place that its edits change. [`sweep_plain`] is the slow twin that the tests hold it against.
+//!
+//! A run in which a head is silenced, and the attention of another is looked at:
+//!
+//! ```
+//! use candlewick::hooks::{Edit, Hook};
+//! use candlewick::run::{Request, run};
+//!
+//! # use candlewick::model::{Model, spec::*};
+//! # let spec = ModelSpec {
+//! #     family: "tiny".into(), n_layers: 2, n_heads: 2, n_kv_heads: 1, d_model: 8, d_head: 4, d_mlp: 12, d_vocab: 20,
+//! #     n_ctx: 16, norm: NormKind::Rms, norm_eps: 1e-5, norm_placement: NormPlacement::Pre, block: Block::Sequential,
+//! #     position: Position::Learned, attn_scale: vec![0.5; 2], attn_softcap: None, windows: vec![None; 2],
+//! #     qk_norm: QkNorm::None, mlp: Mlp::Gated, activation: Activation::Silu, embed_scale: None,
+//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false,
+//! # };
+//! # let model = Model::random(spec, 1)?;
+//! let edits: Vec<Edit> = vec!["z0[head=1] = zero".parse()?];
+//! let pattern: Hook = "pattern1".parse()?;
+//! let request = Request {
+//!     edits: &edits,
+//!     capture: &[pattern],
+//!     ..Request::default()
+//! };
+//! let run = run(&model, &[vec![3, 14, 15, 9]], &request)?;
+//! assert_eq!(run.logits.expect("the default is the last position").dims(), [1, 20]);
+//! assert_eq!(run.cache.get(pattern)?.dims(), [1, 2, 4, 4]); // [batch, n_heads, query, key]
+//! # Ok::<(), candlewick::Error>(())
+//! ```
 
 pub(crate) mod apply;
 mod base;
@@ -18,7 +46,7 @@ use candle_core::Tensor;
 
 pub use apply::Roles;
 pub use base::BaseRun;
-pub use cache::{Cache, MeanOverPositions, Source, Sources};
+pub use cache::{Cache, MeanOf, Source, Sources};
 pub use forward::Stage;
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
@@ -62,7 +90,10 @@ pub struct Run {
     pub cache: Cache,
 }
 
-/// One forward pass over prompts of equal length, with edits and captures.
+/// One forward pass over prompts of equal length, with edits and captures. At each hook the edits come first, in the order
+/// given, then the capture. Nothing is padded.
+/// # Shapes
+/// `prompts [batch, pos]`, token ids; for the result see [`Run`] and [`Hook::shape`].
 /// # Errors
 /// Bad hooks, sites and edits before anything runs; [`Error::Unfired`] if an edit or a capture met nothing;
 /// [`Error::NotFiniteLogits`] if the logits hold a NaN.
@@ -71,13 +102,21 @@ pub fn run(model: &Model, prompts: &[Vec<u32>], request: &Request<'_>) -> Result
     run_examples(model, prompts, &examples, request)
 }
 
-/// The logits at the last position of each prompt, `[batch, d_vocab]`.
+/// The logits at the last position of each prompt.
+/// # Shapes
+/// f32, `[batch, d_vocab]`.
+/// # Errors
+/// Those of [`run`].
 pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Result<Tensor> {
     let run = run(model, prompts, &Request::default())?;
     Ok(run.logits.expect("asked for"))
 }
 
 /// The logits at the last position, and the activations of some hooks.
+/// # Shapes
+/// Logits f32, `[batch, d_vocab]`; activations as [`Hook::shape`] says.
+/// # Errors
+/// Those of [`run`].
 pub fn run_with_cache(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -101,6 +140,34 @@ pub(crate) fn run_examples(
     examples: &[usize],
     request: &Request<'_>,
 ) -> Result<Run> {
+    let (normed, cache) = walk(model, prompts, examples, request)?;
+    let Some(normed) = normed else {
+        return Ok(Run {
+            logits: None,
+            cache,
+        });
+    };
+    let mut logits = forward::as_logits(unembed(model, &normed)?)?;
+    if request.logits == Logits::All {
+        logits = logits.reshape((prompts.len(), (), model.spec.d_vocab))?; // [batch, pos, d_vocab]
+    }
+    check_finite(model, prompts, examples, request, &logits)?;
+    Ok(Run {
+        logits: Some(logits),
+        cache,
+    })
+}
+
+/// [`run_examples`] up to the unembedding: the stream after the final norm, of the positions whose logits are asked for, and
+/// what was captured.
+/// # Shapes
+/// `[batch, d_model]` (`Last`) or `[batch * pos, d_model]` (`All`).
+pub(crate) fn walk(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    examples: &[usize],
+    request: &Request<'_>,
+) -> Result<(Option<Tensor>, Cache)> {
     let length = check_prompts(model, prompts)?;
     request
         .capture
@@ -147,19 +214,8 @@ pub(crate) fn run_examples(
     for layer in 0..model.spec.n_layers {
         stream = forward::block(model, layer, &ropes, stream, &mut tap)?;
     }
-    let logits = read_out(
-        model,
-        stream,
-        request.logits,
-        prompts.len(),
-        length,
-        &mut tap,
-    )?;
-    let cache = tap.finish(request)?;
-    if let Some(logits) = &logits {
-        check_finite(model, prompts, examples, request, logits)?;
-    }
-    Ok(Run { logits, cache })
+    let normed = normed_rows(model, stream, request.logits, prompts.len(), &mut tap)?;
+    Ok((normed, tap.finish(request)?))
 }
 
 fn check_prompts(model: &Model, prompts: &[Vec<u32>]) -> Result<usize> {
@@ -219,12 +275,12 @@ fn after_last_attention(hook: Hook, last_layer: usize) -> bool {
     !before && hook.layer.is_none_or(|layer| layer == last_layer)
 }
 
-fn read_out(
+/// The final norm of the rows whose logits are asked for; of all rows where somebody reads or edits it.
+fn normed_rows(
     model: &Model,
     stream: forward::Stream,
     logits: Logits,
     batch: usize,
-    length: usize,
     tap: &mut EditTap,
 ) -> Result<Option<Tensor>> {
     let forward::Stream { rows, x } = stream;
@@ -247,14 +303,7 @@ fn read_out(
     if logits == Logits::Last && rows.total != batch {
         x = rows::regather(&x, &rows, &rows.last_of_each(), None)?;
     }
-    let vocab = model.spec.d_vocab;
-    Ok(match logits {
-        Logits::None => None,
-        Logits::Last => Some(forward::as_logits(unembed(model, &x)?)?),
-        Logits::All => {
-            Some(forward::as_logits(unembed(model, &x)?)?.reshape((batch, length, vocab))?)
-        }
-    })
+    Ok((logits != Logits::None).then_some(x))
 }
 
 /// A NaN is traced to the first hook that shows it, by running the same once more with captures.
@@ -358,7 +407,11 @@ impl EditTap {
 
 impl forward::Tap for EditTap {
     fn wants(&self, hook: Hook) -> bool {
-        self.wanted.contains(&hook) || self.edits.contains_key(&hook)
+        self.wanted.contains(&hook) || self.edits(hook)
+    }
+
+    fn edits(&self, hook: Hook) -> bool {
+        self.edits.contains_key(&hook)
     }
 
     fn at(&mut self, hook: Hook, t: Tensor, rows: &Rows) -> Result<Tensor> {

@@ -8,6 +8,54 @@
 //! its value is the base run's.
 //!
 //! The answer position is the last one of each prompt.
+//!
+//! The exact effect of restoring the clean stream at each layer and position of a corrupted prompt:
+//!
+//! ```
+//! use candlewick::hooks::{Edit, Hook, Kind, Op, Site};
+//! use candlewick::metric::{Metric, Target};
+//! use candlewick::run::{
+//!     BaseRun, Quiet, Readout, Source, Sources, SweepOptions, Variant, run_with_cache, sweep,
+//! };
+//!
+//! # use candlewick::model::{Model, spec::*};
+//! # let spec = ModelSpec {
+//! #     family: "tiny".into(), n_layers: 2, n_heads: 2, n_kv_heads: 1, d_model: 8, d_head: 4, d_mlp: 12, d_vocab: 20,
+//! #     n_ctx: 16, norm: NormKind::Rms, norm_eps: 1e-5, norm_placement: NormPlacement::Pre, block: Block::Sequential,
+//! #     position: Position::Learned, attn_scale: vec![0.5; 2], attn_softcap: None, windows: vec![None; 2],
+//! #     qk_norm: QkNorm::None, mlp: Mlp::Gated, activation: Activation::Silu, embed_scale: None,
+//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false,
+//! # };
+//! # let model = Model::random(spec, 1)?;
+//! let (clean, corrupted) = (vec![3, 14, 15, 9], vec![3, 7, 15, 9]);
+//! let streams: Vec<Hook> = (0..2).map(|layer| Hook::at(Kind::ResidPre, layer)).collect();
+//! let (_, cache) = run_with_cache(&model, &[clean], &streams)?;
+//! let sources = Sources::default().with("clean", Source::run(cache)?);
+//! let starts = [Kind::ResidPre];
+//! let base = BaseRun::new(&model, vec![corrupted], vec![], vec![], Sources::default(), &starts)?;
+//!
+//! let mut variants = Vec::new();
+//! for &stream in &streams {
+//!     for pos in 0..4 {
+//!         let edit = Edit::new(Site::all(stream).at(pos), Op::FromRun("clean".into()));
+//!         variants.push(Variant { example: 0, edits: vec![edit] });
+//!     }
+//! }
+//! let readout = Readout {
+//!     metric: Metric::LogitDiff,
+//!     targets: vec![Target { answers: vec![2], wrong: vec![6] }],
+//!     reference: None,
+//! };
+//! let options = SweepOptions::default();
+//! let values = sweep(&model, &base, &variants, &sources, &readout, &options, &Quiet)?;
+//!
+//! // The prompts differ at position 1 alone, so at layer 0 nothing happens elsewhere.
+//! let corrupted = base.metric(&model, &readout)?[0];
+//! assert_eq!(values[0], corrupted);
+//! assert_ne!(values[1], corrupted);
+//! assert_eq!(values[2..4], [corrupted; 2]);
+//! # Ok::<(), candlewick::Error>(())
+//! ```
 
 use std::collections::HashMap;
 
@@ -18,9 +66,10 @@ use super::forward::{self, Stage, Stream, Tap, block, final_norm};
 use super::rows::{Rows, pick, regather};
 use super::{BaseRun, Progress, Sources};
 use crate::error::{Error, Result};
-use crate::hooks::{Edit, Hook, Kind, Ln};
+use crate::hooks::{Edit, Hook, Kind, Ln, Op};
 use crate::metric::{Metric, Reads, Target};
 use crate::model::Model;
+use crate::model::spec::Block;
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::host::to_host;
 use crate::nn::rope;
@@ -129,34 +178,67 @@ fn start_of(hook: Hook) -> Start {
     }
 }
 
+/// With which others a variant may share a wave. A reader's input that is edited gives every query head of the wave a stream,
+/// key and value of its own, which the hooks of `ln1`, k and v do not see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Company {
+    /// Edits no reader's input.
+    Shared,
+    /// Edits readers' inputs, and nothing that this would hide from another variant.
+    Split,
+    Alone,
+}
+
+impl Company {
+    fn of(edits: &[Edit]) -> Self {
+        let any = |of: fn(Kind) -> bool| edits.iter().any(|edit| of(edit.site.hook.kind));
+        let splits = any(|kind| matches!(kind, Kind::QInput | Kind::KInput | Kind::VInput));
+        let hidden = any(|kind| {
+            matches!(
+                kind,
+                Kind::Scale(Ln::One) | Kind::Normalized(Ln::One) | Kind::K | Kind::V | Kind::RotK
+            )
+        });
+        match (splits, hidden) {
+            (false, _) => Company::Shared,
+            (true, false) => Company::Split,
+            (true, true) => Company::Alone,
+        }
+    }
+}
+
+/// Whether an edit can let a query see keys that stand after it.
+fn may_look_ahead(edit: &Edit) -> bool {
+    match edit.site.hook.kind {
+        Kind::AttnScores => edit.op != Op::Block,
+        Kind::Pattern => !matches!(edit.op, Op::Zero | Op::Scale(_)),
+        _ => false,
+    }
+}
+
 /// A variant, placed.
 #[derive(Debug, Clone)]
 struct Planned {
     variant: usize,
     example: usize,
     start: Start,
-    /// The edited positions, ascending.
+    company: Company,
+    /// The positions that it carries from the start, ascending: those that are edited.
     positions: Vec<u32>,
+    /// The positions that it carries to the end of the last layer, ascending: the answer, and what closures there want to see.
+    ends: Vec<u32>,
     /// Whether attention of the layer where it starts carries the change to later positions.
     spreads: bool,
 }
 
 impl Planned {
-    fn new(variant: usize, edits: &Variant, base: &BaseRun) -> Result<Self> {
+    fn new(variant: usize, edits: &Variant, base: &BaseRun, last_layer: usize) -> Result<Self> {
         let none = super::Roles::new();
         let roles = base.roles.get(edits.example).unwrap_or(&none);
-        let mut positions = Vec::new();
-        for edit in &edits.edits {
-            positions.extend(
-                edit.site
-                    .positions
-                    .resolve(base.length, roles)?
-                    .into_iter()
-                    .map(|pos| pos as u32),
-            );
-        }
-        positions.sort_unstable();
-        positions.dedup();
+        let of_edit = |edit: &Edit| -> Result<Vec<u32>> {
+            let positions = edit.site.positions.resolve(base.length, roles)?;
+            Ok(positions.into_iter().map(|pos| pos as u32).collect())
+        };
         let start = edits
             .edits
             .iter()
@@ -164,6 +246,35 @@ impl Planned {
             .min();
         let start =
             start.ok_or_else(|| Error::invalid("a variant without edits is the base run"))?;
+        let is_closure = |edit: &&Edit| matches!(edit.op, Op::Closure(_));
+        let again = base
+            .edits
+            .iter()
+            .filter(|edit| start_of(edit.site.hook) >= start);
+        let mut positions = Vec::new();
+        for edit in edits.edits.iter().chain(again.clone().filter(is_closure)) {
+            positions.extend(of_edit(edit)?);
+        }
+        if base.edits.iter().any(may_look_ahead) {
+            // Then a change reaches positions that stand before it.
+            positions.push(0);
+        }
+        let mut ends = vec![base.length as u32 - 1];
+        let at_the_end =
+            |edit: &&Edit| start_of(edit.site.hook) >= Start::Block(last_layer, Stage::Qkv);
+        for edit in edits
+            .edits
+            .iter()
+            .chain(again)
+            .filter(is_closure)
+            .filter(at_the_end)
+        {
+            ends.extend(of_edit(edit)?);
+        }
+        for list in [&mut positions, &mut ends] {
+            list.sort_unstable();
+            list.dedup();
+        }
         let by_query = |kind: Kind| {
             matches!(
                 kind,
@@ -178,7 +289,9 @@ impl Planned {
             variant,
             example: edits.example,
             start,
+            company: Company::of(&edits.edits),
             positions,
+            ends,
             spreads,
         })
     }
@@ -204,14 +317,14 @@ impl Planned {
     }
 
     /// Rows that it joins with.
-    fn joining_rows(&self, answer: u32, last_layer: usize) -> Vec<u32> {
+    fn joining_rows(&self, last_layer: usize) -> Vec<u32> {
         let at_the_end = match self.start {
             Start::Final => true,
             Start::Embed => false,
             Start::Block(layer, stage) => layer == last_layer && stage > Stage::Qkv,
         };
         match at_the_end {
-            true => vec![answer],
+            true => self.ends.clone(),
             false => self.positions.clone(),
         }
     }
@@ -245,7 +358,7 @@ pub fn plan(
         ..Plan::default()
     };
     for (index, variant) in variants.iter().enumerate() {
-        let planned = Planned::new(index, variant, base)?;
+        let planned = Planned::new(index, variant, base, last)?;
         match planned.reaches(answer, last) {
             true => plan.row_layers += planned.cost(base.length, model.spec.n_layers),
             false => plan.without_effect += 1,
@@ -269,20 +382,66 @@ fn rows_of_a_wave(model: &Model, length: usize, options: &SweepOptions) -> usize
 
 impl BaseRun {
     /// The metric of each prompt of the base run.
+    /// # Errors
+    /// [`Error::NotFiniteLogits`], and what the metric refuses.
     pub fn metric(&self, model: &Model, readout: &Readout) -> Result<Vec<f64>> {
+        check_variants(model, self, &[], readout)?;
         let examples: Vec<usize> = (0..self.prompts.len()).collect();
         read(model, &self.answer, &examples, readout)
     }
 
     /// The logits at the answer of each prompt, for metrics that compare with a reference.
+    /// # Shapes
+    /// `[prompts, d_vocab]`
+    /// # Errors
+    /// Those of the tensor product.
     pub fn logits(&self, model: &Model) -> Result<Vec<Vec<f32>>> {
         Ok(unembed(model, &self.answer)?.to_vec2()?)
     }
 }
 
-/// The metric of every variant, in their order.
+/// Checks what neither twin can run.
+pub(crate) fn check_variants(
+    model: &Model,
+    base: &BaseRun,
+    variants: &[Variant],
+    readout: &Readout,
+) -> Result<()> {
+    let prompts = base.prompts.len();
+    let references = readout.reference.as_ref().map_or(prompts, Vec::len);
+    if readout.targets.len() != prompts || references != prompts {
+        return Err(Error::invalid(format!(
+            "the base run has {prompts} prompts, but the readout has {} targets and {references} references; give one of each \
+             for every prompt",
+            readout.targets.len()
+        )));
+    }
+    let vocab = model.spec.d_vocab;
+    let mut tokens = readout.targets.iter().flat_map(Target::columns);
+    if let Some(token) = tokens.find(|&token| token as usize >= vocab) {
+        return Err(Error::OutOfRange {
+            hook: "the vocabulary".into(),
+            what: "token",
+            value: token.to_string(),
+            limit: format!("{vocab} tokens"),
+        });
+    }
+    for (index, variant) in variants.iter().enumerate() {
+        if variant.example >= prompts {
+            return Err(Error::invalid(format!(
+                "variant {index} is of prompt {}, but the base run has {prompts} prompts, counted from 0",
+                variant.example
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The metric of every variant, in their order. Each variant's edits are made after those of the base run. A closure is given
+/// all the positions of its site.
 /// # Errors
-/// Bad edits before anything runs; [`Error::Interrupted`] if `progress` says so; [`Error::NotFiniteLogits`].
+/// Bad edits, variants and readouts before anything runs; [`Error::Unfired`] if the base run did not keep what a variant starts
+/// from (name the hook's kind in [`BaseRun::new`]); [`Error::Interrupted`] if `progress` says so; [`Error::NotFiniteLogits`].
 pub fn sweep(
     model: &Model,
     base: &BaseRun,
@@ -292,6 +451,7 @@ pub fn sweep(
     options: &SweepOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
+    check_variants(model, base, variants, readout)?;
     let unchanged = base.metric(model, readout)?;
     let mut values: Vec<f64> = variants
         .iter()
@@ -300,28 +460,27 @@ pub fn sweep(
     let (answer, last_layer) = (base.length as u32 - 1, model.spec.n_layers - 1);
     let mut planned = Vec::new();
     for (index, variant) in variants.iter().enumerate() {
-        for edit in &variant.edits {
-            edit.check(&model.spec)?;
-        }
-        let one = Planned::new(index, variant, base)?;
-        if one.reaches(answer, last_layer) && !changes_nothing(model, base, variant, sources)? {
+        let edits = resolve(model, base, variant.example, &variant.edits, sources)?;
+        let one = Planned::new(index, variant, base, last_layer)?;
+        if one.reaches(answer, last_layer) && !changes_nothing(base, variant, &edits)? {
             planned.push(one);
         }
     }
     progress.advance((variants.len() - planned.len()) as u64);
     // Waves of variants that start near each other: every layer then has nearly as many rows as the wave may have.
-    planned.sort_by_key(|one| (one.start, one.variant));
+    planned.sort_by_key(|one| (one.company, one.start, one.variant));
     let limit = rows_of_a_wave(model, base.length, options);
     let ropes = rope::Tables::new(&model.spec, base.length);
     let mut rest = planned.as_slice();
     while !rest.is_empty() {
         let mut rows = 0;
+        let company = rest[0].company;
         let fits = |one: &&Planned| {
             rows += one
                 .positions
                 .len()
                 .max(base.length.saturating_sub(one.first() as usize));
-            rows <= limit
+            rows <= limit && one.company == company && company != Company::Alone
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (wave, later) = rest.split_at(count);
@@ -337,46 +496,54 @@ pub fn sweep(
 }
 
 /// Whether all edits of a variant would put back, bit for bit, what the base run has.
-fn changes_nothing(
-    model: &Model,
-    base: &BaseRun,
-    variant: &Variant,
-    sources: &Sources,
-) -> Result<bool> {
-    for (index, edit) in variant.edits.iter().enumerate() {
-        let Ok(own) = base.cache.packed(edit.site.hook) else {
+fn changes_nothing(base: &BaseRun, variant: &Variant, edits: &[Resolved]) -> Result<bool> {
+    for edit in edits {
+        let hook = match edit.hook.kind {
+            // What the readers see is the stream, unless the base run gives them something else.
+            Kind::QInput | Kind::KInput | Kind::VInput
+                if base.edits.iter().all(|own| own.site.hook != edit.hook) =>
+            {
+                Hook {
+                    kind: Kind::ResidPre,
+                    ..edit.hook
+                }
+            }
+            _ => edit.hook,
+        };
+        let Ok(own) = base.cache.packed(hook) else {
             return Ok(false);
         };
-        if !crate::nn::host::is_host(own) {
-            return Ok(false);
-        }
-        let resolved = resolve(model, base, variant.example, edit, index, sources)?;
-        if !resolved.changes_nothing(&own.contiguous()?, variant.example, base.length)? {
+        let is_same = crate::nn::host::is_host(own)
+            && edit.changes_nothing(&own.contiguous()?, variant.example, base.length)?;
+        if !is_same {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
+/// The edits of one prompt, numbered in their order.
 fn resolve(
     model: &Model,
     base: &BaseRun,
     example: usize,
-    edit: &Edit,
-    index: usize,
+    edits: &[Edit],
     sources: &Sources,
-) -> Result<Resolved> {
+) -> Result<Vec<Resolved>> {
     let none = super::Roles::new();
     let roles = base.roles.get(example).unwrap_or(&none);
-    apply::resolve(
-        edit,
-        index,
-        &model.spec,
-        base.length,
-        roles,
-        sources,
-        example,
-    )
+    let one = |(index, edit)| {
+        apply::resolve(
+            edit,
+            index,
+            &model.spec,
+            base.length,
+            roles,
+            sources,
+            example,
+        )
+    };
+    edits.iter().enumerate().map(one).collect()
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -415,37 +582,30 @@ fn run_wave(
         }
         stream = block(model, layer, ropes, stream, &mut tap)?;
     }
-    // Rows of the answer, and those that only change the final norm.
-    let answers = stream.rows.last_of_each();
-    let x = match stream.x {
-        Some(x) if answers.total != stream.rows.total => {
-            Some(regather(&x, &stream.rows, &answers, None)?)
-        }
-        x => x,
-    };
-    let (x, rows) = match (x, tap.starts_at_end.take()) {
-        (x, None) => (x, answers),
-        (x, Some(new)) => {
-            let joined = pick(tap.base(Hook::at(Kind::ResidPost, n_layers - 1))?, &new)?;
-            let mut rows = answers;
-            rows.append(new);
-            let x = match x {
-                Some(x) => Tensor::cat(&[&x, &joined], 0)?,
-                None => joined,
-            };
-            (Some(x), rows)
-        }
-    };
+    // Those that only change the final norm join at last.
+    let Stream { mut rows, mut x } = stream;
+    if let Some(new) = tap.starts_at_end.take() {
+        let joined = pick(tap.base(Hook::at(Kind::ResidPost, n_layers - 1))?, &new)?;
+        rows.append(new);
+        x = Some(match x {
+            Some(x) => Tensor::cat(&[&x, &joined], 0)?,
+            None => joined,
+        });
+    }
     let x = x.ok_or_else(|| Error::invalid("a wave without rows"))?;
-    let x = final_norm(model, &x, &rows, &mut tap)?;
+    let mut x = final_norm(model, &x, &rows, &mut tap)?;
     tap.check_fired(variants)?;
-    let examples: Vec<usize> = rows
+    let answers = rows.last_of_each();
+    if answers.total != rows.total {
+        x = regather(&x, &rows, &answers, None)?;
+    }
+    let examples: Vec<usize> = answers
         .segments
         .iter()
         .map(|segment| segment.example)
         .collect();
     let values = read(model, &x, &examples, readout)?;
-    Ok(rows
+    Ok(answers
         .segments
         .iter()
         .map(|segment| segment.variant)
@@ -508,6 +668,16 @@ pub(crate) fn read(
     Ok(values)
 }
 
+/// Whether a variant makes an edit of the base run again: one that the values that it starts from do not have in them yet.
+fn is_made_again(hook: Hook, start: Start, block: Block) -> bool {
+    match start {
+        Start::Block(layer, stage) if hook.layer == Some(layer) => {
+            start_of(hook) >= start && !stage.takes(block).contains(&hook.kind)
+        }
+        _ => start_of(hook) >= start,
+    }
+}
+
 /// The tap of one wave.
 struct SweepTap<'a> {
     base: &'a BaseRun,
@@ -530,7 +700,6 @@ impl<'a> SweepTap<'a> {
         sources: &Sources,
     ) -> Result<Self> {
         let n_layers = model.spec.n_layers;
-        let answer = base.length as u32 - 1;
         let mut tap = SweepTap {
             base,
             n_layers,
@@ -554,41 +723,20 @@ impl<'a> SweepTap<'a> {
                     .entry((layer, stage))
                     .or_insert_with(|| Rows::new(base.length)),
             };
-            rows.push(
-                one.variant,
-                one.example,
-                one.joining_rows(answer, n_layers - 1),
-            );
+            rows.push(one.variant, one.example, one.joining_rows(n_layers - 1));
+            let own = resolve(model, base, one.example, &base.edits, &base.sources)?;
+            let again = own
+                .into_iter()
+                .filter(|edit| is_made_again(edit.hook, one.start, model.spec.block));
             let edits = &variants[one.variant].edits;
-            // The base run's own edits are in the values that a variant starts from, unless it starts before them.
-            let again = base
-                .edits
-                .iter()
-                .filter(|edit| start_of(edit.site.hook) >= one.start);
-            for edit in again {
-                tap.add(
-                    resolve(model, base, one.example, edit, usize::MAX, &base.sources)?,
-                    one.variant,
-                );
-            }
-            for (index, edit) in edits.iter().enumerate() {
-                tap.add(
-                    resolve(model, base, one.example, edit, index, sources)?,
-                    one.variant,
-                );
+            let new = resolve(model, base, one.example, edits, sources)?;
+            for edit in again.map(Resolved::uncounted).chain(new) {
+                let of_variant = tap.edits.entry(edit.hook).or_default();
+                of_variant.entry(one.variant).or_default().push(edit);
             }
             tap.waiting.insert(one.variant, vec![true; edits.len()]);
         }
         Ok(tap)
-    }
-
-    fn add(&mut self, edit: Resolved, variant: usize) {
-        self.edits
-            .entry(edit.hook)
-            .or_default()
-            .entry(variant)
-            .or_default()
-            .push(edit);
     }
 
     /// Every edit must have met a row, but for those of the last layer that stand beside the answer and so cannot matter.
@@ -620,6 +768,10 @@ impl<'a> SweepTap<'a> {
 
 impl Tap for SweepTap<'_> {
     fn wants(&self, hook: Hook) -> bool {
+        self.edits(hook)
+    }
+
+    fn edits(&self, hook: Hook) -> bool {
         self.edits.contains_key(&hook)
     }
 
@@ -653,23 +805,18 @@ impl Tap for SweepTap<'_> {
     }
 
     fn base(&self, hook: Hook) -> Result<&Tensor> {
-        // A block's output is the next one's input, and is kept once.
-        match (hook.kind, hook.layer) {
-            (Kind::ResidPost, Some(layer)) if !self.base.cache.contains(hook) => {
-                self.base.cache.packed(Hook::at(Kind::ResidPre, layer + 1))
-            }
-            _ => self.base.cache.packed(hook),
-        }
+        self.base.cache.packed(hook)
     }
 
     fn attended(&mut self, layer: usize, rows: &Rows) -> Option<Rows> {
         let length = rows.length as u32;
+        let is_last = layer + 1 == self.n_layers;
         let mut out = Rows::new(rows.length);
         for segment in &rows.segments {
             let planned = self.planned[&segment.variant];
             let stays = planned.start == Start::Block(layer, Stage::Qkv) && !planned.spreads;
-            let positions = if layer + 1 == self.n_layers {
-                vec![length - 1]
+            let positions = if is_last {
+                planned.ends.clone()
             } else if stays {
                 segment.positions.clone()
             } else {

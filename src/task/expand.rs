@@ -50,8 +50,10 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
             };
             let frames = frames(file)?;
             let change = Change::parse(file, corruption)?;
+            let chosen = chosen_templates(file, &options.templates)?;
             collect(asked, |index| {
-                let draft = draft(file, &frames, &change, seed, index)
+                let template = chosen[index % chosen.len()];
+                let draft = draft(file, &frames, &change, seed, index, template)
                     .map_err(|reason| bad(&file.name, reason))?;
                 tokenise(draft, &setting)
             })?
@@ -76,6 +78,19 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
         asked,
     }
     .unless_empty()
+}
+
+/// The templates to draw from, in turn: those named, or all.
+fn chosen_templates(file: &TaskFile, named: &[usize]) -> Result<Vec<usize>> {
+    let count = file.templates.len();
+    match named.iter().find(|&&template| template >= count) {
+        Some(template) => Err(bad(
+            &file.name,
+            format!("there is no template {template}; it has {count}, numbered from 0"),
+        )),
+        None if named.is_empty() => Ok((0..count).collect()),
+        None => Ok(named.to_vec()),
+    }
 }
 
 /// Draws candidates until `asked` of them are usable and different.

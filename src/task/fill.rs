@@ -212,15 +212,15 @@ impl Filling<'_> {
     }
 }
 
-/// Candidate number `index`.
+/// Candidate number `index`, from one of the templates.
 pub(super) fn draft(
     file: &TaskFile,
     frames: &[Frame],
     change: &Change,
     seed: u64,
     index: usize,
+    template: usize,
 ) -> Result<Draft, String> {
-    let template = index % frames.len();
     let frame = &frames[template];
     let mut filling = Filling {
         lists: &file.lists,

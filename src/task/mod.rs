@@ -95,6 +95,9 @@ pub struct ExpandOptions {
     /// `n_ctx` of the model; longer prompts are dropped.
     pub max_tokens: Option<usize>,
     pub metric: Option<Metric>,
+    /// Only these templates of the task file, numbered from 0; all if none is named. Prompts of one template align position
+    /// by position, so rows by position then mean one thing.
+    pub templates: Vec<usize>,
 }
 
 /// Whether BOS goes in front of every prompt.

@@ -1,0 +1,796 @@
+//! Activation patching: put one run's value at a site into another run, and see what the metric does.
+//!
+//! Denoising writes clean values into the corrupted run (is the site enough to restore the answer?), noising writes
+//! corrupted values into the clean run (is it needed?); they are not mirror images of each other. With zeros, means or another
+//! prompt's values as the source it is an ablation of the clean run. Every effect is exact: the engine recomputes everything
+//! downstream of a site ([`crate::run::sweep`]).
+//!
+//! Sources: Vig et al. 2020; Meng et al. 2022; Zhang and Nanda 2024, "Towards best practices of activation patching".
+//! Left out on purpose: path patching, which is a method of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::gaussian::GaussianNoise;
+use super::sites::{Along, Extent, Sites, fits};
+use crate::error::{Error, Result};
+use crate::hooks::{Hook, Kind, Op};
+use crate::metric::Metric;
+use crate::model::{Model, Tokenizer};
+use crate::run::{
+    BaseRun, Logits, MeanOf, Plan, Progress, Readout, Request, Source, Sources, SweepOptions,
+    Variant, plan, run, sweep,
+};
+use crate::scores::{
+    Cell, Detail, Direction, ExampleScores, PartStore, PromptTokens, Provenance, Scores, ScoresMeta,
+};
+use crate::task::{Pair, Task};
+
+/// What is written at a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub enum PatchSource {
+    /// The value in the pair's other run.
+    #[default]
+    Pair,
+    Zero,
+    /// The mean over the corrupted prompts, per position within each template.
+    Mean,
+    /// The mean over all positions of the corrupted prompts, one vector.
+    MeanAll,
+    /// The value in the clean run of another pair of the same template and length.
+    Resample,
+}
+
+/// What to patch, and how.
+#[derive(Debug, Clone)]
+pub struct PatchConfig {
+    pub sites: Vec<Sites>,
+    /// `Denoise` or `Noise` with [`PatchSource::Pair`], else `Ablate`.
+    pub direction: Direction,
+    pub source: PatchSource,
+    /// Corrupt by noise on the clean prompt's embeddings instead of by the corrupted prompt.
+    pub noise: Option<GaussianNoise>,
+    pub metric: Metric,
+    /// Layers patched together, centred on the one reported. Never compare windowed with single-layer numbers.
+    pub window: usize,
+    /// Only these layers and heads, if any are named.
+    pub layers: Vec<usize>,
+    pub heads: Vec<usize>,
+    pub detail: Detail,
+    pub seed: u64,
+    pub sweep: SweepOptions,
+    /// Pairs that run together, at most; memory may allow fewer.
+    pub batch: usize,
+}
+
+impl PatchConfig {
+    /// Denoising of these sites with a metric; all else at its default.
+    pub fn new(sites: Vec<Sites>, metric: Metric) -> Self {
+        PatchConfig {
+            sites,
+            direction: Direction::Denoise,
+            source: PatchSource::Pair,
+            noise: None,
+            metric,
+            window: 1,
+            layers: Vec::new(),
+            heads: Vec::new(),
+            detail: Detail::Mean,
+            seed: 0,
+            sweep: SweepOptions::default(),
+            batch: 8,
+        }
+    }
+
+    /// # Errors
+    /// What cannot be run as asked, before anything is.
+    pub fn check(&self, model: &Model, task: &Task) -> Result<()> {
+        let spec = &model.spec;
+        if task.pairs.is_empty() {
+            return Err(Error::EmptyTask {
+                task: task.name.clone(),
+                reason: "it has none".into(),
+            });
+        }
+        task.check_metric(self.metric)?;
+        let range = |what: &'static str, values: &[usize], limit: usize| match values
+            .iter()
+            .find(|&&value| value >= limit)
+        {
+            Some(value) => Err(Error::OutOfRange {
+                hook: "the model".into(),
+                what,
+                value: value.to_string(),
+                limit: format!("{limit}, 0 to {}", limit - 1),
+            }),
+            None => Ok(()),
+        };
+        range("layer", &self.layers, spec.n_layers)?;
+        range("head", &self.heads, spec.n_heads)?;
+        if self.window == 0 || self.window > spec.n_layers {
+            return Err(Error::invalid(format!(
+                "a window takes 1 to {} layers, not {}",
+                spec.n_layers, self.window
+            )));
+        }
+        let ablates = self.source != PatchSource::Pair;
+        if ablates != (self.direction == Direction::Ablate) || self.direction == Direction::Direct {
+            return Err(Error::invalid(
+                "zero, mean and resample are ablations of the clean run (direction `ablate`); \
+                 the pair's other run is patched in by `denoise` or `noise`",
+            ));
+        }
+        if let Some(noise) = &self.noise {
+            if ablates || noise.samples == 0 || !noise.scale.is_finite() {
+                return Err(Error::invalid(
+                    "Gaussian noise is a corruption for `denoise` and `noise`, with a finite scale and at least one sample",
+                ));
+            }
+            task.pairs
+                .iter()
+                .try_for_each(|pair| noise.positions_in(pair).map(drop))?;
+        }
+        if self.sites.iter().any(|sites| sites.along == Along::Role) && roles_of(task).is_empty() {
+            return Err(Error::UnknownRole {
+                role: "any".into(),
+                known: "none; sweep by position instead".into(),
+            });
+        }
+        for pair in &task.pairs {
+            if pair.clean.len() != pair.corrupted.len() {
+                return Err(Error::LengthMismatch {
+                    index: pair.index,
+                    clean: pair.clean.len(),
+                    corrupted: pair.corrupted.len(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that decides a measurement: parts of a run with another fingerprint cannot be gone on with.
+    pub fn fingerprint(&self, model: &Model, task: &Task) -> serde_json::Value {
+        json!({
+            "method": "activation_patching",
+            "version": env!("CARGO_PKG_VERSION"),
+            "weights": model.origin.weight_hash,
+            "model": model.origin.id,
+            "dtype": format!("{:?}", model.dtype),
+            "prompts": task.token_hash(),
+            "sites": self.sites.iter().map(Sites::to_string).collect::<Vec<_>>(),
+            "direction": self.direction.to_string(),
+            "source": self.source,
+            "noise": self.noise,
+            "metric": self.metric.to_string(),
+            "window": self.window,
+            "layers": self.layers,
+            "heads": self.heads,
+            "seed": self.seed,
+        })
+    }
+}
+
+/// Patches every cell of every sweep in every pair.
+///
+/// With `parts`, each finished batch of pairs is kept there, and pairs that are there already are not run again.
+/// # Units
+/// `value` and `score`: the metric's.
+/// # Errors
+/// Those of [`PatchConfig::check`], before anything runs; [`Error::Interrupted`].
+pub fn activation_patching(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+    mut parts: Option<&mut PartStore>,
+    progress: &dyn Progress,
+) -> Result<Scores> {
+    config.check(model, task)?;
+    let began = Instant::now();
+    let patching = Patching::new(model, tokenizer, task, config)?;
+    let done = parts
+        .as_ref()
+        .map(|parts| parts.finished())
+        .unwrap_or_default();
+    let mut all = Vec::new();
+    let waiting: Vec<Vec<usize>> = (patching.batches().into_iter())
+        .filter(|batch| {
+            !batch
+                .iter()
+                .all(|&pair| done.contains(&task.pairs[pair].index))
+        })
+        .collect();
+    let per_pair = patching.cells.len() as u64;
+    progress.start(
+        "patching",
+        waiting
+            .iter()
+            .map(|batch| batch.len() as u64 * per_pair)
+            .sum(),
+    );
+    for batch in &waiting {
+        let scores = patching
+            .batch(batch, progress)
+            .map_err(|error| match error {
+                Error::Interrupted { .. } => Error::Interrupted {
+                    kept: kept(parts.as_deref(), task),
+                },
+                other => other,
+            })?;
+        match &mut parts {
+            Some(parts) => parts.write(&scores)?,
+            None => all.extend(scores),
+        }
+    }
+    progress.finish();
+    if let Some(parts) = &parts {
+        all = parts.read_all()?;
+    }
+    all.sort_by_key(|scores| scores.example);
+    let meta = ScoresMeta {
+        method: "activation_patching".into(),
+        metric: config.metric.to_string(),
+        unit: config.metric.unit().into(),
+        direction: config.direction,
+        seed: config.seed,
+    };
+    let provenance = patching.provenance(began.elapsed().as_secs_f64(), &all);
+    Scores::assemble(&patching.cells, &all, &meta, config.detail, provenance)
+}
+
+fn kept(parts: Option<&PartStore>, task: &Task) -> String {
+    match parts {
+        Some(parts) => format!(
+            "{} of {} pairs are finished and kept; the same command goes on from there",
+            parts.finished().len(),
+            task.pairs.len()
+        ),
+        None => "nothing was asked to be kept".into(),
+    }
+}
+
+/// What a run of [`activation_patching`] will cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PatchPlan {
+    pub pairs: usize,
+    pub sweep: Plan,
+    /// Bytes of activations of the largest batch, besides the weights.
+    pub bytes: usize,
+    /// Seconds, from timing one forward pass on this machine.
+    pub seconds: f64,
+}
+
+/// Plans without patching: one forward pass a template tells sizes and speed.
+/// # Errors
+/// Those of [`PatchConfig::check`].
+pub fn plan_patching(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+) -> Result<PatchPlan> {
+    config.check(model, task)?;
+    let patching = Patching::new(model, tokenizer, task, config)?;
+    let mut total = PatchPlan {
+        pairs: task.pairs.len(),
+        ..PatchPlan::default()
+    };
+    let mut by_length: BTreeMap<(usize, usize), (Plan, f64, usize)> = BTreeMap::new();
+    for batch in patching.batches() {
+        let pair = &task.pairs[batch[0]];
+        let key = (pair.template, pair.clean.len());
+        if let std::collections::btree_map::Entry::Vacant(entry) = by_length.entry(key) {
+            let began = Instant::now();
+            let base = patching.base(&batch[..1], true)?;
+            let rate =
+                began.elapsed().as_secs_f64() / (pair.clean.len() * model.spec.n_layers) as f64;
+            let mut one = Plan::default();
+            for index in 0..config.sites.len() {
+                let (variants, _) = patching.variants(index, &batch[..1]);
+                let planned = plan(model, &base, &variants, &config.sweep)?;
+                one.variants += planned.variants;
+                one.without_effect += planned.without_effect;
+                one.row_layers += planned.row_layers;
+                one.forwards += planned.forwards;
+                one.wave_bytes = one.wave_bytes.max(planned.wave_bytes);
+            }
+            // A pair's base run and its source run.
+            entry.insert((one, rate, 2 * base.bytes()));
+        }
+        let (one, rate, bytes) = by_length[&key];
+        let copies = batch.len() * config.noise.as_ref().map_or(1, |noise| noise.samples);
+        total.sweep.variants += one.variants * copies;
+        total.sweep.without_effect += one.without_effect * copies;
+        total.sweep.row_layers += one.row_layers * copies as u64;
+        total.sweep.forwards += one.forwards * copies as f64;
+        total.sweep.wave_bytes = total.sweep.wave_bytes.max(one.wave_bytes);
+        total.bytes = total.bytes.max(bytes * copies + one.wave_bytes);
+        // A row of a full wave costs about a third of a row of a single prompt, whose products are bound by reading weights.
+        total.seconds += rate * one.row_layers as f64 * copies as f64 / 3.0;
+    }
+    Ok(total)
+}
+
+/// The roles that any pair has, in the order of their first position.
+fn roles_of(task: &Task) -> Vec<String> {
+    let mut first: BTreeMap<&String, usize> = BTreeMap::new();
+    for pair in &task.pairs {
+        for (role, positions) in pair
+            .roles
+            .iter()
+            .filter(|(_, positions)| !positions.is_empty())
+        {
+            first.entry(role).or_insert(positions[0]);
+        }
+    }
+    let mut roles: Vec<(usize, &String)> =
+        first.into_iter().map(|(role, pos)| (pos, role)).collect();
+    roles.sort();
+    roles.into_iter().map(|(_, role)| role.clone()).collect()
+}
+
+/// A checked run in progress.
+struct Patching<'a> {
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    task: &'a Task,
+    config: &'a PatchConfig,
+    /// All cells of all sweeps, and where each sweep's begin.
+    cells: Vec<Cell>,
+    starts: Vec<usize>,
+    /// Hooks that the sweeps patch, as kinds.
+    kinds: Vec<Kind>,
+    /// Means over the reference set, by template and length.
+    means: BTreeMap<(usize, usize), Source>,
+    /// For resampling: which pair's value each pair takes.
+    donors: Vec<usize>,
+    sigma: f64,
+}
+
+impl<'a> Patching<'a> {
+    fn new(
+        model: &'a Model,
+        tokenizer: &'a Tokenizer,
+        task: &'a Task,
+        config: &'a PatchConfig,
+    ) -> Result<Self> {
+        let roles = roles_of(task);
+        let length = task
+            .pairs
+            .iter()
+            .map(|pair| pair.clean.len())
+            .max()
+            .unwrap_or(0);
+        let extent = Extent {
+            length,
+            roles: &roles,
+            layers: &config.layers,
+            heads: &config.heads,
+        };
+        let (mut cells, mut starts) = (Vec::new(), Vec::new());
+        for sites in &config.sites {
+            starts.push(cells.len());
+            cells.extend(sites.cells(&model.spec, &extent));
+        }
+        starts.push(cells.len());
+        let mut kinds: Vec<Kind> = config.sites.iter().map(|sites| sites.kind).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let mut patching = Patching {
+            model,
+            tokenizer,
+            task,
+            config,
+            cells,
+            starts,
+            kinds,
+            means: BTreeMap::new(),
+            donors: Vec::new(),
+            sigma: 0.0,
+        };
+        match config.source {
+            PatchSource::Mean | PatchSource::MeanAll => {
+                patching.means = patching.reference_means()?
+            }
+            PatchSource::Resample => patching.donors = patching.draw_donors()?,
+            PatchSource::Pair | PatchSource::Zero => {}
+        }
+        if let Some(noise) = &config.noise {
+            patching.sigma = noise.sigma(model, task)?;
+        }
+        Ok(patching)
+    }
+
+    /// Pairs that run together. Copies of one prompt fill a batch where each is corrupted by several draws of noise.
+    fn batches(&self) -> Vec<Vec<usize>> {
+        let longest = self
+            .task
+            .pairs
+            .iter()
+            .map(|pair| pair.clean.len())
+            .max()
+            .unwrap_or(1);
+        let spec = &self.model.spec;
+        let widths = 2 * spec.d_model + 2 * (spec.n_heads + spec.n_kv_heads) * spec.d_head;
+        let captured: usize = self
+            .kinds
+            .iter()
+            .map(|kind| {
+                Hook::at(*kind, 0)
+                    .shape(spec, 1, longest)
+                    .iter()
+                    .product::<usize>()
+            })
+            .sum();
+        let bytes = 4 * spec.n_layers * (longest * widths + 2 * captured);
+        let room = (self.config.sweep.memory / (4 * bytes)).clamp(1, self.config.batch.max(1));
+        self.task
+            .batches(if self.config.noise.is_some() { 1 } else { room })
+    }
+
+    fn pairs(&self, batch: &[usize]) -> Vec<&'a Pair> {
+        batch.iter().map(|&pair| &self.task.pairs[pair]).collect()
+    }
+
+    fn hooks(&self) -> Vec<Hook> {
+        let layers = |&kind: &Kind| -> Vec<Hook> {
+            match kind.per_layer() {
+                true => (0..self.model.spec.n_layers)
+                    .map(|layer| Hook::at(kind, layer))
+                    .collect(),
+                false => vec![Hook::global(kind)],
+            }
+        };
+        self.kinds.iter().flat_map(layers).collect()
+    }
+
+    /// How many copies of each prompt a run holds: one for each draw of noise.
+    fn copies(&self) -> usize {
+        self.config.noise.as_ref().map_or(1, |noise| noise.samples)
+    }
+
+    /// One of a batch's two runs: its prompts, roles, and the noise where it is this run that noise corrupts.
+    fn base(&self, batch: &[usize], for_sweep: bool) -> Result<BaseRun> {
+        let clean = (self.config.direction != Direction::Denoise) == for_sweep;
+        let (mut prompts, mut roles, mut edits) = (Vec::new(), Vec::new(), Vec::new());
+        for pair in self.pairs(batch) {
+            let prompt = if clean || self.config.noise.is_some() {
+                &pair.clean
+            } else {
+                &pair.corrupted
+            };
+            prompts.extend(std::iter::repeat_n(prompt.clone(), self.copies()));
+            roles.extend(std::iter::repeat_n(pair.roles.clone(), self.copies()));
+            if let Some(noise) = self.config.noise.as_ref().filter(|_| !clean) {
+                edits.push(noise.edit(self.model, pair, self.sigma, self.config.seed)?);
+            }
+        }
+        let starts: &[Kind] = &self.kinds;
+        BaseRun::new(
+            self.model,
+            prompts,
+            roles,
+            edits,
+            Sources::default(),
+            starts,
+        )
+    }
+
+    /// Runs one batch: both runs, then every cell of every sweep.
+    fn batch(&self, batch: &[usize], progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let base = self.base(batch, true)?;
+        let other = self.base(batch, false)?;
+        let pairs = self.pairs(batch);
+        let copies = self.copies();
+        let targets = pairs
+            .iter()
+            .flat_map(|pair| std::iter::repeat_n(pair.target.clone(), copies))
+            .collect();
+        let is_clean = self.config.direction != Direction::Denoise;
+        let clean_run = if is_clean { &base } else { &other };
+        let reference = match self.config.metric.needs_reference() {
+            true => Some(clean_run.logits(self.model)?),
+            false => None,
+        };
+        let readout = Readout {
+            metric: self.config.metric,
+            targets,
+            reference,
+        };
+        let unchanged = [&base, &other].map(|run| run.metric(self.model, &readout));
+        let [base_metric, other_metric] = unchanged;
+        let mean = |values: &[f64], i: usize| {
+            values[i * copies..(i + 1) * copies].iter().sum::<f64>() / copies as f64
+        };
+        let (base_metric, other_metric) = (base_metric?, other_metric?);
+        let (clean, corrupted) = if is_clean {
+            (&base_metric, &other_metric)
+        } else {
+            (&other_metric, &base_metric)
+        };
+
+        let (sources, op) = self.sources(batch, &other)?;
+        drop(other);
+        let mut scores: Vec<ExampleScores> = pairs
+            .iter()
+            .enumerate()
+            .map(|(i, pair)| ExampleScores {
+                example: pair.index,
+                clean: mean(clean, i),
+                corrupted: mean(corrupted, i),
+                tokens: base.prompts[i * copies]
+                    .iter()
+                    .map(|&token| self.tokenizer.token(token))
+                    .collect(),
+                roles: pair.roles.clone(),
+                ..ExampleScores::default()
+            })
+            .collect();
+        let mut cells: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
+        for index in 0..self.config.sites.len() {
+            let (variants, of) = self.variants_with(index, batch, &op);
+            let values = sweep(
+                self.model,
+                &base,
+                &variants,
+                &sources,
+                &readout,
+                &self.config.sweep,
+                progress,
+            )?;
+            // The copies of a cell stand together.
+            for (values, &(i, cell)) in values.chunks_exact(copies).zip(&of) {
+                cells[i].push(cell);
+                scores[i]
+                    .values
+                    .push(values.iter().sum::<f64>() / copies as f64);
+            }
+        }
+        for (scores, cells) in scores.iter_mut().zip(cells) {
+            scores.cells = Arc::from(cells);
+        }
+        Ok(scores)
+    }
+
+    fn variants(&self, index: usize, batch: &[usize]) -> (Vec<Variant>, Vec<(usize, u32)>) {
+        self.variants_with(index, batch, &Op::Zero)
+    }
+
+    /// The variants of one sweep over a batch, and for each (cell, pair) which pair of the batch and which cell it is.
+    fn variants_with(
+        &self,
+        index: usize,
+        batch: &[usize],
+        op: &Op,
+    ) -> (Vec<Variant>, Vec<(usize, u32)>) {
+        let sites = &self.config.sites[index];
+        let (mut variants, mut of) = (Vec::new(), Vec::new());
+        let pairs = self.pairs(batch);
+        for cell in self.starts[index]..self.starts[index + 1] {
+            let edits = sites.edits(
+                &self.cells[cell],
+                op,
+                self.config.window,
+                self.model.spec.n_layers,
+            );
+            for (i, pair) in pairs.iter().enumerate() {
+                let has = |role: &str| {
+                    pair.roles
+                        .get(role)
+                        .is_some_and(|positions| !positions.is_empty())
+                };
+                if !fits(&self.cells[cell], pair.clean.len(), has) {
+                    continue;
+                }
+                of.push((i, cell as u32));
+                let example = |copy| Variant {
+                    example: i * self.copies() + copy,
+                    edits: edits.clone(),
+                };
+                variants.extend((0..self.copies()).map(example));
+            }
+        }
+        (variants, of)
+    }
+
+    /// Where the written values come from, and the edit that writes them.
+    fn sources(&self, batch: &[usize], other: &BaseRun) -> Result<(Sources, Op)> {
+        let source = match self.config.source {
+            PatchSource::Zero => return Ok((Sources::default(), Op::Zero)),
+            PatchSource::Mean | PatchSource::MeanAll => {
+                let pair = &self.task.pairs[batch[0]];
+                let mean = self.means[&(pair.template, pair.clean.len())].clone();
+                return Ok((Sources::default().with("mean", mean), Op::Mean));
+            }
+            PatchSource::Pair => {
+                let request_again = self.hooks().iter().any(|&hook| !other.keeps(hook));
+                match request_again {
+                    false => other.source()?,
+                    true => {
+                        let hooks = self.hooks();
+                        let request = Request {
+                            edits: &other.edits,
+                            capture: &hooks,
+                            logits: Logits::None,
+                            roles: &other.roles,
+                            ..Request::default()
+                        };
+                        Source::run(run(self.model, &other.prompts, &request)?.cache)?
+                    }
+                }
+            }
+            PatchSource::Resample => {
+                let prompts: Vec<_> = batch
+                    .iter()
+                    .map(|&pair| self.task.pairs[self.donors[pair]].clean.clone())
+                    .collect();
+                let hooks = self.hooks();
+                let request = Request {
+                    capture: &hooks,
+                    logits: Logits::None,
+                    ..Request::default()
+                };
+                Source::run(run(self.model, &prompts, &request)?.cache)?
+            }
+        };
+        let name = match (self.config.source, self.config.direction) {
+            (PatchSource::Resample, _) => "resample",
+            (_, Direction::Denoise) => "clean",
+            _ => "corrupted",
+        };
+        Ok((
+            Sources::default().with(name, source),
+            Op::FromRun(name.into()),
+        ))
+    }
+
+    /// Means over the corrupted prompts of all pairs.
+    fn reference_means(&self) -> Result<BTreeMap<(usize, usize), Source>> {
+        let hooks = self.hooks();
+        let by_position = self.config.source == PatchSource::Mean;
+        let mut sums: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
+        let mut keys = Vec::new();
+        for batch in self.batches() {
+            let pair = &self.task.pairs[batch[0]];
+            let key = (pair.template, pair.clean.len());
+            keys.push(key);
+            let prompts: Vec<_> = self
+                .pairs(&batch)
+                .iter()
+                .map(|pair| pair.corrupted.clone())
+                .collect();
+            let request = Request {
+                capture: &hooks,
+                logits: Logits::None,
+                ..Request::default()
+            };
+            let cache = run(self.model, &prompts, &request)?.cache;
+            let of = if by_position { key } else { (0, 0) };
+            sums.entry(of)
+                .or_insert_with(|| MeanOf::new(by_position))
+                .add(&cache)?;
+        }
+        let mut means = BTreeMap::new();
+        for (key, sum) in sums {
+            means.insert(key, sum.finish(&self.model.spec)?);
+        }
+        if !by_position {
+            let mean = means.remove(&(0, 0)).expect("every batch was added to it");
+            means = keys.into_iter().map(|key| (key, mean.clone())).collect();
+        }
+        Ok(means)
+    }
+
+    /// A seeded permutation without fixed points inside each group of pairs that align position by position.
+    fn draw_donors(&self) -> Result<Vec<usize>> {
+        let mut donors: Vec<usize> = (0..self.task.pairs.len()).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        for group in self.task.batches(usize::MAX) {
+            if group.len() < 2 {
+                let pair = &self.task.pairs[group[0]];
+                return Err(Error::invalid(format!(
+                    "resampling takes values from another pair of the same template and length, and pair {} (template {}, {} tokens) \
+                     has none; use more pairs (`--n-pairs`), or `--source mean`",
+                    pair.index,
+                    pair.template,
+                    pair.clean.len()
+                )));
+            }
+            // One cycle through the group in random order: nobody is his own donor.
+            let mut order = group.clone();
+            order.shuffle(&mut rng);
+            for (i, &pair) in order.iter().enumerate() {
+                donors[pair] = order[(i + 1) % order.len()];
+            }
+        }
+        Ok(donors)
+    }
+
+    fn provenance(&self, seconds: f64, scores: &[ExampleScores]) -> Provenance {
+        let config = self.config;
+        let prompt = |pair: &Pair| PromptTokens {
+            example: pair.index,
+            clean: pair.clean.clone(),
+            corrupted: pair.corrupted.clone(),
+            answers: pair.target.answers.clone(),
+            wrong: pair.target.wrong.clone(),
+        };
+        let mut settings = config.fingerprint(self.model, self.task);
+        if config.noise.is_some() {
+            settings["sigma"] = json!(self.sigma);
+        }
+        settings["corruption"] = json!(self.task.corruption);
+        Provenance {
+            created: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |time| time.as_secs()),
+            seconds,
+            config: settings,
+            model: self.model.origin.clone(),
+            spec: serde_json::to_value(&self.model.spec).unwrap_or_default(),
+            dtype: format!("{:?}", self.model.dtype).to_lowercase(),
+            device: device_name(self.model),
+            task: self.task.name.clone(),
+            task_text: self.task.source.clone(),
+            bos: self.task.bos,
+            chat: self.task.chat,
+            prompts: self.task.pairs.iter().map(prompt).collect(),
+            dropped: self.task.dropped.len(),
+            warnings: self.warnings(scores),
+            ..Provenance::default()
+        }
+    }
+
+    /// Lawful but doubtful results, each with a remedy.
+    fn warnings(&self, scores: &[ExampleScores]) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let task = self.task;
+        if task.pairs.len() < task.asked {
+            warnings.push(format!(
+                "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
+                task.pairs.len(),
+                task.asked
+            ));
+        }
+        let wrong = scores.iter().filter(|scores| scores.clean <= 0.0).count();
+        if self.config.metric == Metric::LogitDiff && 2 * wrong > scores.len() {
+            warnings.push(format!(
+                "the model prefers the wrong answer on {wrong} of {} clean prompts: it does not do this task, so effects mean little",
+                scores.len()
+            ));
+        }
+        let by_position = self
+            .config
+            .sites
+            .iter()
+            .any(|sites| matches!(sites.along, Along::Pos | Along::Cell));
+        let groups = task.batches(usize::MAX).len();
+        if by_position && groups > 1 && self.config.detail == Detail::Mean {
+            warnings.push(format!(
+                "the pairs come from {groups} templates or lengths, so one position is not one role of the sentence; \
+                 rows by position mix them: take one template (`--template 0`), or sweep by role (`resid_pre:role`)"
+            ));
+        }
+        if self.config.window > 1 {
+            warnings.push(format!(
+                "each row patches a window of {} layers; do not compare with single-layer numbers",
+                self.config.window
+            ));
+        }
+        warnings
+    }
+}
+
+fn device_name(model: &Model) -> String {
+    match &model.device {
+        candle_core::Device::Cpu => "cpu".into(),
+        candle_core::Device::Cuda(_) => "cuda".into(),
+        candle_core::Device::Metal(_) => "metal".into(),
+    }
+}

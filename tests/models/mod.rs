@@ -1,0 +1,230 @@
+//! Tiny random models of every kind that the engine knows, and prompt pairs for them.
+//!
+//! Sizes are odd on purpose: `d_head` is not `d_model / n_heads`, windows are shorter than the prompts, no two widths are equal.
+
+// Each test binary compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
+use candlewick::hooks::{Hook, Kind};
+use candlewick::metric::Target;
+use candlewick::model::Model;
+use candlewick::model::spec::{
+    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm, RopeScaling,
+    Rotary, RotaryBase, RotaryStyle,
+};
+use candlewick::run::Roles;
+
+pub const VOCAB: usize = 37;
+
+/// A pre-norm Llama without any extra; the others say how they differ from it.
+fn llama(n_layers: usize, n_heads: usize, n_kv_heads: usize, d_head: usize) -> ModelSpec {
+    ModelSpec {
+        family: "llama".into(),
+        n_layers,
+        n_heads,
+        n_kv_heads,
+        d_model: 22,
+        d_head,
+        d_mlp: 27,
+        d_vocab: VOCAB,
+        n_ctx: 32,
+        norm: NormKind::Rms,
+        norm_eps: 1e-5,
+        norm_placement: NormPlacement::Pre,
+        block: Block::Sequential,
+        position: rotary(n_layers, d_head, RotaryStyle::Half),
+        attn_scale: vec![1.0 / (d_head as f32).sqrt(); n_layers],
+        attn_softcap: None,
+        windows: vec![None; n_layers],
+        qk_norm: QkNorm::None,
+        mlp: Mlp::Gated,
+        activation: Activation::Silu,
+        embed_scale: None,
+        residual_multiplier: None,
+        logit_scale: None,
+        final_softcap: None,
+        tied: false,
+    }
+}
+
+fn rotary(n_layers: usize, dims: usize, style: RotaryStyle) -> Position {
+    Position::Rotary(Rotary {
+        dims,
+        style,
+        base_of_layer: vec![0; n_layers],
+        bases: vec![RotaryBase {
+            theta: 1000.0,
+            scaling: RopeScaling::None,
+        }],
+    })
+}
+
+/// LayerNorm, plain MLP: what GPT-2 and the parallel families share.
+fn layer_norm(spec: ModelSpec, family: &str) -> ModelSpec {
+    ModelSpec {
+        family: family.into(),
+        norm: NormKind::Layer,
+        mlp: Mlp::Plain,
+        activation: Activation::Gelu,
+        ..spec
+    }
+}
+
+/// One model of every kind, under the name of a family that is like it.
+pub fn every_kind() -> Vec<Model> {
+    let windows = |layers: usize, width: usize| -> Vec<Option<usize>> {
+        (0..layers).map(|l| (l % 2 == 0).then_some(width)).collect()
+    };
+    let with_biases = vec![
+        ModelSpec {
+            position: Position::Learned,
+            tied: true,
+            ..layer_norm(llama(3, 4, 4, 6), "gpt2")
+        },
+        ModelSpec {
+            block: Block::Parallel { shared_norm: false },
+            position: rotary(3, 4, RotaryStyle::Half),
+            ..layer_norm(llama(3, 3, 3, 10), "neox")
+        },
+        ModelSpec {
+            block: Block::Parallel { shared_norm: true },
+            position: rotary(3, 6, RotaryStyle::Interleaved),
+            activation: Activation::GeluTanh,
+            ..layer_norm(llama(3, 4, 2, 8), "phi")
+        },
+        ModelSpec {
+            family: "attention-only".into(),
+            norm_placement: NormPlacement::None,
+            position: Position::Learned,
+            mlp: Mlp::None,
+            d_mlp: 0,
+            ..llama(3, 3, 3, 7)
+        },
+        ModelSpec {
+            position: Position::None,
+            mlp: Mlp::None,
+            d_mlp: 0,
+            norm_placement: NormPlacement::Sandwich,
+            ..layer_norm(llama(2, 4, 2, 5), "attention-only-normed")
+        },
+    ];
+    let without_biases = vec![
+        llama(3, 6, 2, 8),
+        ModelSpec {
+            family: "multi-head".into(),
+            ..llama(2, 3, 3, 10)
+        },
+        ModelSpec {
+            family: "gemma2".into(),
+            norm_placement: NormPlacement::Sandwich,
+            attn_scale: vec![0.3; 4],
+            attn_softcap: Some(2.0),
+            windows: windows(4, 4),
+            activation: Activation::GeluTanh,
+            embed_scale: Some(22f32.sqrt()),
+            final_softcap: Some(4.0),
+            tied: true,
+            ..llama(4, 4, 2, 12)
+        },
+        ModelSpec {
+            family: "olmo2".into(),
+            norm_placement: NormPlacement::Post,
+            qk_norm: QkNorm::FullWidth,
+            ..llama(3, 4, 2, 6)
+        },
+        ModelSpec {
+            family: "qwen3".into(),
+            qk_norm: QkNorm::PerHead,
+            ..llama(3, 4, 1, 8)
+        },
+        ModelSpec {
+            family: "granite".into(),
+            windows: windows(3, 3),
+            activation: Activation::Relu,
+            embed_scale: Some(1.7),
+            residual_multiplier: Some(0.6),
+            logit_scale: Some(0.7),
+            ..llama(3, 4, 4, 9)
+        },
+    ];
+    let random = |(i, (spec, biases)): (usize, (ModelSpec, bool))| {
+        let seed = 100 + i as u64;
+        let model = match biases {
+            true => Model::random(spec, seed),
+            false => Model::random_without_biases(spec, seed),
+        };
+        model.expect("a spec that the engine knows")
+    };
+    let with = with_biases.into_iter().map(|spec| (spec, true));
+    let without = without_biases.into_iter().map(|spec| (spec, false));
+    with.chain(without).enumerate().map(random).collect()
+}
+
+/// Two models that between them have grouped heads, windows, soft-caps, post-norms, biases and learned positions.
+pub fn two_kinds() -> Vec<Model> {
+    let wanted = ["gpt2", "gemma2"];
+    let mut models = every_kind();
+    models.retain(|model| wanted.contains(&model.spec.family.as_str()));
+    models
+}
+
+/// Prompts that differ from their partners at a few positions, never before [`Pairs::FIRST`].
+pub struct Pairs {
+    pub clean: Vec<Vec<u32>>,
+    pub corrupted: Vec<Vec<u32>>,
+    pub targets: Vec<Target>,
+    pub roles: Vec<Roles>,
+}
+
+impl Pairs {
+    pub const LENGTH: usize = 10;
+    /// The first position at which clean and corrupted differ.
+    pub const FIRST: usize = 2;
+    pub const ANSWER: usize = Pairs::LENGTH - 1;
+
+    /// Three pairs.
+    pub fn new() -> Self {
+        let vocab = VOCAB as u32;
+        let token = |prompt: u32, pos: u32| (prompt * 13 + pos * pos * 5 + pos * 3 + 1) % vocab;
+        let clean: Vec<Vec<u32>> = (0..3)
+            .map(|prompt| {
+                (0..Pairs::LENGTH as u32)
+                    .map(|pos| token(prompt, pos))
+                    .collect()
+            })
+            .collect();
+        let mut corrupted = clean.clone();
+        for prompt in &mut corrupted {
+            for pos in [Pairs::FIRST, 5, 6] {
+                prompt[pos] = (prompt[pos] + 11) % vocab;
+            }
+        }
+        let target = |i: u32| Target {
+            answers: vec![3 + i],
+            wrong: vec![20 + i, 30],
+        };
+        let roles = |i: usize| {
+            Roles::from([
+                ("S1".to_string(), vec![Pairs::FIRST]),
+                ("S2".to_string(), vec![5 + i % 2, 6 + i % 2]),
+            ])
+        };
+        Pairs {
+            clean,
+            corrupted,
+            targets: (0..3).map(target).collect(),
+            roles: (0..3).map(roles).collect(),
+        }
+    }
+}
+
+/// The kinds of hook that a model has.
+pub fn kinds(model: &Model) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = Hook::all(&model.spec)
+        .iter()
+        .map(|hook| hook.kind)
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
