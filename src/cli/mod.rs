@@ -1,13 +1,10 @@
 //! The command line: one file per subcommand, each using only the public library.
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
-
-#[allow(dead_code, reason = "`patch` will use all of it")]
 mod args;
 mod hooks;
 mod models;
 mod open;
-#[allow(dead_code, reason = "`patch` will use it")]
 mod patch;
 mod progress;
 mod show;
@@ -54,18 +51,14 @@ enum Command {
 /// What every subcommand gets besides its arguments.
 #[derive(Debug)]
 pub struct Context {
-    #[allow(dead_code, reason = "`patch` will use it")]
     pub quiet: bool,
     /// The arguments of this process, program first: what a result says it was made by.
-    #[allow(dead_code, reason = "`patch` will use it")]
     pub command: Vec<String>,
     /// What stdout can show.
     pub color: Color,
     /// Columns of the terminal, or a width that suits a file.
     pub width: usize,
 }
-
-#[allow(dead_code, reason = "`patch` will use it")]
 impl Context {
     /// The bar that watches long work, and the Ctrl-C handler that stops it.
     pub fn progress(&self) -> Bar {

@@ -52,7 +52,8 @@ enum Dtype {
     U16,
     I8,
     U8,
-    BOOL,
+    #[serde(rename = "BOOL")]
+    Bool,
     #[serde(rename = "F8_E4M3")]
     F8E4M3,
     #[serde(rename = "F8_E5M2")]
@@ -65,7 +66,7 @@ impl Dtype {
             Dtype::F64 | Dtype::I64 | Dtype::U64 => 8,
             Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
             Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::U16 => 2,
-            Dtype::I8 | Dtype::U8 | Dtype::BOOL | Dtype::F8E4M3 | Dtype::F8E5M2 => 1,
+            Dtype::I8 | Dtype::U8 | Dtype::Bool | Dtype::F8E4M3 | Dtype::F8E5M2 => 1,
         }
     }
 }

@@ -113,13 +113,21 @@ fn summary(task: &Task) -> String {
         lengths.iter().min().unwrap_or(&0),
         lengths.iter().max().unwrap_or(&0),
     );
-    let mut text = format!("task {}: {} pairs", printable(&task.name), task.pairs.len());
+    let pairs = match task.pairs.len() {
+        1 => "1 pair".to_string(),
+        several => format!("{several} pairs"),
+    };
+    let mut text = format!("task {}: {pairs}", printable(&task.name));
     if task.pairs.len() < task.asked {
         let _ = write!(text, " of {} asked for", task.asked);
     }
+    let tokens = match shortest == longest {
+        true => format!("{shortest} tokens"),
+        false => format!("{shortest} to {longest} tokens"),
+    };
     let _ = write!(
         text,
-        ", {shortest} to {longest} tokens, corruption {}, metric {}, seed {}, {}, {}",
+        ", {tokens}, corruption {}, metric {}, seed {}, {}, {}",
         printable(&task.corruption),
         task.metric,
         task.seed,
@@ -259,7 +267,7 @@ mod tests {
         );
         let shown = render(&task, &tokenizer, 10);
         let expected = "\
-task mine: 1 pairs of 2 asked for, 3 to 3 tokens, corruption given, metric logit_diff, seed 0, BOS in front, no chat template
+task mine: 1 pair of 2 asked for, 3 tokens, corruption given, metric logit_diff, seed 0, BOS in front, no chat template
 roles: END
 
 pair 0 (template 0)

@@ -112,12 +112,11 @@ pub fn refuse_unhandled(
     at_default: &[(&str, &str)],
 ) -> Result<()> {
     let is_harmless = |key: &str, value: &Value| {
+        let written = value.to_string();
+        let mut defaults = HARMLESS_AT.iter().chain(at_default);
         HARMLESS.contains(&key)
             || value.is_null()
-            || HARMLESS_AT
-                .iter()
-                .chain(at_default)
-                .any(|(name, text)| *name == key && value.to_string() == *text)
+            || defaults.any(|(name, text)| *name == key && written == *text)
     };
     match rest.iter().find(|(key, value)| !is_harmless(key, value)) {
         None => Ok(()),
