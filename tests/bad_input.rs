@@ -279,14 +279,6 @@ fn tasks_that_do_not_work() {
 #[test]
 fn weights_that_are_damaged() {
     let bench = Bench::new();
-    let help = String::from_utf8(bench.run(&["--help"]).stdout).unwrap();
-    if !help
-        .lines()
-        .any(|line| line.trim_start().starts_with("patch "))
-    {
-        eprintln!("skipped: this binary has no subcommand that reads weights");
-        return;
-    }
     const EMBEDDED: &str = "models/embedded";
     let weights = fixture(EMBEDDED, "model.safetensors");
     let patch = |model: &str, says: &[&str]| {
@@ -357,21 +349,28 @@ fn weights_that_are_damaged() {
 }
 
 #[test]
-fn results_that_cannot_be_written_and_metrics_that_cannot_be_taken() {
+fn patches_that_cannot_be_made() {
     let bench = Bench::new();
-    let help = String::from_utf8(bench.run(&["--help"]).stdout).unwrap();
-    if !help
-        .lines()
-        .any(|line| line.trim_start().starts_with("patch "))
-    {
-        eprintln!("skipped: this binary has no `patch`");
-        return;
-    }
     bench.refuses(
         &["patch", "--out", "no/such/folder/x.parquet"],
         &["no such file or folder"],
     );
     bench.refuses(&["patch", "--out", ".."], &["it is a folder", "--out"]);
     bench.refuses(&["patch", "--metric", "nope"], &["`nope`", "logit_diff"]);
-    bench.refuses(&["patch", "--corruption", "nope"], &["s2_io, s2_random"]);
+    for (flag, value, says) in [
+        ("--corruption", "nope", "s2_io, s2_random"),
+        ("--sites", "resid_pree", "nearest: `resid_pre`"),
+        ("--sites", "hook_pos_embed", "does not exist in this model"),
+        ("--layers", "9", "`layer` = 9 is out of range"),
+        ("--heads", "7", "`head` = 7 is out of range"),
+        ("--noise", "99", "`pos` = 99 is out of range"),
+        (
+            "--noise",
+            "@X",
+            "role `X` is not in this task; it has: END, IO",
+        ),
+        ("--window", "0", "a window takes 1 to 4 layers"),
+    ] {
+        bench.refuses(&["patch", "--n-pairs", "2", flag, value], &[says]);
+    }
 }
