@@ -8,7 +8,7 @@ use candlewick::methods::activation_patching::plan_patching;
 use candlewick::methods::{
     GaussianNoise, PatchConfig, PatchSource, activation_patching, parse_sites,
 };
-use candlewick::model::load::{load, load_tokenizer};
+use candlewick::model::{EMBEDDED, load, load_tokenizer};
 use candlewick::run::SweepOptions;
 use candlewick::scores::{Detail, Direction, PartStore, check_writable};
 use clap::{Args, ValueEnum};
@@ -35,12 +35,6 @@ use super::{Context, show};
   candlewick patch --sites attn_out --noise @S2 --noise-samples 4 --n-pairs 2
   candlewick patch --sites block_every --window 2 --dry-run")]
 pub struct PatchArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub task: TaskArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
     /// What to patch: hooks, each with optional axes, separated by commas.
     #[arg(long, short, default_value = "resid_pre,z")]
     pub sites: String,
@@ -79,6 +73,12 @@ pub struct PatchArgs {
     /// Print what would be run, and what it would cost.
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub task: TaskArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -110,19 +110,20 @@ pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
         .out
         .clone()
         .unwrap_or_else(|| PathBuf::from("scores.parquet"));
-    let options = load_options(&args.model)?;
+    let mut options = load_options(&args.model)?;
+    options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
     if !args.dry_run {
         check_writable(&out)?;
     }
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let sites = parse_sites(&args.sites, &spec)?;
-    let embedded = args.model.model == "embedded";
+    let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
     let config = config(&args, sites, &task);
+    config.check(&spec, &task)?;
     let progress = ctx.progress();
     let model = load(&args.model.model, &options)?.model;
-    config.check(&model, &task)?;
     if args.dry_run {
         return print_plan(&plan_patching(&model, &tokenizer, &task, &config)?, &model);
     }

@@ -22,7 +22,7 @@ use super::sites::{Along, Extent, Sites, fits};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Op};
 use crate::metric::Metric;
-use crate::model::{Model, Tokenizer};
+use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::run::{
     BaseRun, Logits, MeanOf, Plan, Progress, Readout, Request, Source, Sources, SweepOptions,
     Variant, plan, run, sweep,
@@ -90,8 +90,7 @@ impl PatchConfig {
 
     /// # Errors
     /// What cannot be run as asked, before anything is.
-    pub fn check(&self, model: &Model, task: &Task) -> Result<()> {
-        let spec = &model.spec;
+    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         if task.pairs.is_empty() {
             return Err(Error::EmptyTask {
                 task: task.name.clone(),
@@ -191,7 +190,7 @@ pub fn activation_patching(
     mut parts: Option<&mut PartStore>,
     progress: &dyn Progress,
 ) -> Result<Scores> {
-    config.check(model, task)?;
+    config.check(&model.spec, task)?;
     let began = Instant::now();
     let patching = Patching::new(model, tokenizer, task, config)?;
     let done = parts
@@ -275,7 +274,7 @@ pub fn plan_patching(
     task: &Task,
     config: &PatchConfig,
 ) -> Result<PatchPlan> {
-    config.check(model, task)?;
+    config.check(&model.spec, task)?;
     let patching = Patching::new(model, tokenizer, task, config)?;
     let mut total = PatchPlan {
         pairs: task.pairs.len(),
