@@ -184,23 +184,24 @@ impl Resolved {
         }
     }
 
-    /// Whether the edit would put back what the base run has there already, bit for bit.
+    /// The positions at which the edit writes something else than what the base run has there, bit for bit; all of them where
+    /// that cannot be told.
     /// # Shapes
     /// `base [examples * length, ..]`: the hook's values, or one stretch that all its heads share (the stream that readers see).
-    pub fn changes_nothing(&self, base: &Tensor, example: usize, length: usize) -> Result<bool> {
+    pub fn changed(&self, base: &Tensor, example: usize, length: usize) -> Result<Vec<u32>> {
         let Action::Set(Values::Source(source)) = &self.action else {
-            return Ok(false);
+            return Ok(self.positions.clone());
         };
         let (theirs, row_of) = source.lookup(self.hook)?;
         let width = row_width(theirs.elem_count(), theirs)?;
         let own_width = row_width(base.elem_count(), base)?;
         if own_width == 0 || !width.is_multiple_of(own_width) {
-            return Ok(false);
+            return Ok(self.positions.clone());
         }
         let (base, theirs) = (host(base)?, host(theirs)?);
-        for &pos in &self.positions {
+        let is_same = |pos: u32| {
             let Some(row) = row_of(example, pos as usize) else {
-                return Ok(false);
+                return false;
             };
             let (a, b) = (
                 &base[(example * length + pos as usize) * own_width..][..own_width],
@@ -208,11 +209,14 @@ impl Resolved {
             );
             let same = |at: usize| a[at % own_width].to_bits() == b[at].to_bits();
             let mut taken = self.spans.iter().cloned().flatten();
-            if taken.any(|at| at >= width || !same(at)) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+            taken.all(|at| at < width && same(at))
+        };
+        Ok(self
+            .positions
+            .iter()
+            .copied()
+            .filter(|&pos| !is_same(pos))
+            .collect())
     }
 
     /// Applies the edit to the rows of one segment. Returns how many of its positions were there.

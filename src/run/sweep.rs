@@ -223,8 +223,10 @@ struct Planned {
     example: usize,
     start: Start,
     company: Company,
-    /// The positions that it carries from the start, ascending: those that are edited.
+    /// The positions that it carries from the start, ascending: those that its edits change.
     positions: Vec<u32>,
+    /// For each edit, whether it would only put back what the base run has.
+    silent: Vec<bool>,
     /// The positions that it carries to the end of the last layer, ascending: the answer, and what closures there want to see.
     ends: Vec<u32>,
     /// Whether attention of the layer where it starts carries the change to later positions.
@@ -232,18 +234,29 @@ struct Planned {
 }
 
 impl Planned {
-    fn new(variant: usize, edits: &Variant, base: &BaseRun, last_layer: usize) -> Result<Self> {
+    /// `changed`: for each edit the positions that it changes, where the values that it writes are known; else all of its site.
+    fn new(
+        variant: usize,
+        edits: &Variant,
+        changed: Option<&[Vec<u32>]>,
+        base: &BaseRun,
+        last_layer: usize,
+    ) -> Result<Self> {
         let none = super::Roles::new();
         let roles = base.roles.get(edits.example).unwrap_or(&none);
         let of_edit = |edit: &Edit| -> Result<Vec<u32>> {
             let positions = edit.site.positions.resolve(base.length, roles)?;
             Ok(positions.into_iter().map(|pos| pos as u32).collect())
         };
-        let start = edits
-            .edits
-            .iter()
-            .map(|edit| start_of(edit.site.hook))
-            .min();
+        // What an edit would put back needs no walk to it.
+        let speaks = |index: usize| changed.is_none_or(|changed| !changed[index].is_empty());
+        let speaking = || {
+            let edits = edits.edits.iter().enumerate();
+            edits
+                .filter(|(index, _)| speaks(*index))
+                .map(|(_, edit)| edit)
+        };
+        let start = speaking().map(|edit| start_of(edit.site.hook)).min();
         let start =
             start.ok_or_else(|| Error::invalid("a variant without edits is the base run"))?;
         let is_closure = |edit: &&Edit| matches!(edit.op, Op::Closure(_));
@@ -252,7 +265,15 @@ impl Planned {
             .iter()
             .filter(|edit| start_of(edit.site.hook) >= start);
         let mut positions = Vec::new();
-        for edit in edits.edits.iter().chain(again.clone().filter(is_closure)) {
+        match changed {
+            Some(changed) => positions.extend(changed.iter().flatten()),
+            None => {
+                for edit in &edits.edits {
+                    positions.extend(of_edit(edit)?);
+                }
+            }
+        }
+        for edit in again.clone().filter(is_closure) {
             positions.extend(of_edit(edit)?);
         }
         if base.edits.iter().any(may_look_ahead) {
@@ -281,9 +302,7 @@ impl Planned {
                 Kind::Q | Kind::RotQ | Kind::AttnScores | Kind::Pattern
             )
         };
-        let spreads = edits
-            .edits
-            .iter()
+        let spreads = speaking()
             .any(|edit| start_of(edit.site.hook) == start && !by_query(edit.site.hook.kind));
         Ok(Planned {
             variant,
@@ -291,6 +310,9 @@ impl Planned {
             start,
             company: Company::of(&edits.edits),
             positions,
+            silent: changed.map_or(vec![false; edits.edits.len()], |changed| {
+                changed.iter().map(Vec::is_empty).collect()
+            }),
             ends,
             spreads,
         })
@@ -358,7 +380,7 @@ pub fn plan(
         ..Plan::default()
     };
     for (index, variant) in variants.iter().enumerate() {
-        let planned = Planned::new(index, variant, base, last)?;
+        let planned = Planned::new(index, variant, None, base, last)?;
         match planned.reaches(answer, last) {
             true => plan.row_layers += planned.cost(base.length, model.spec.n_layers),
             false => plan.without_effect += 1,
@@ -461,8 +483,12 @@ pub fn sweep(
     let mut planned = Vec::new();
     for (index, variant) in variants.iter().enumerate() {
         let edits = resolve(model, base, variant.example, &variant.edits, sources)?;
-        let one = Planned::new(index, variant, base, last_layer)?;
-        if one.reaches(answer, last_layer) && !changes_nothing(base, variant, &edits)? {
+        let changed = changed(base, variant.example, &edits)?;
+        if !variant.edits.is_empty() && changed.iter().all(Vec::is_empty) {
+            continue;
+        }
+        let one = Planned::new(index, variant, Some(&changed), base, last_layer)?;
+        if one.reaches(answer, last_layer) {
             planned.push(one);
         }
     }
@@ -495,9 +521,9 @@ pub fn sweep(
     Ok(values)
 }
 
-/// Whether all edits of a variant would put back, bit for bit, what the base run has.
-fn changes_nothing(base: &BaseRun, variant: &Variant, edits: &[Resolved]) -> Result<bool> {
-    for edit in edits {
+/// For each edit, the positions at which it would not put back, bit for bit, what the base run has.
+fn changed(base: &BaseRun, example: usize, edits: &[Resolved]) -> Result<Vec<Vec<u32>>> {
+    let of_edit = |edit: &Resolved| {
         let hook = match edit.hook.kind {
             // What the readers see is the stream, unless the base run gives them something else.
             Kind::QInput | Kind::KInput | Kind::VInput
@@ -510,16 +536,14 @@ fn changes_nothing(base: &BaseRun, variant: &Variant, edits: &[Resolved]) -> Res
             }
             _ => edit.hook,
         };
-        let Ok(own) = base.cache.packed(hook) else {
-            return Ok(false);
-        };
-        let is_same = crate::nn::host::is_host(own)
-            && edit.changes_nothing(&own.contiguous()?, variant.example, base.length)?;
-        if !is_same {
-            return Ok(false);
+        match base.cache.packed(hook) {
+            Ok(own) if crate::nn::host::is_host(own) => {
+                edit.changed(&own.contiguous()?, example, base.length)
+            }
+            _ => Ok(edit.positions.clone()),
         }
-    }
-    Ok(true)
+    };
+    edits.iter().map(of_edit).collect()
 }
 
 /// The edits of one prompt, numbered in their order.
@@ -734,7 +758,8 @@ impl<'a> SweepTap<'a> {
                 let of_variant = tap.edits.entry(edit.hook).or_default();
                 of_variant.entry(one.variant).or_default().push(edit);
             }
-            tap.waiting.insert(one.variant, vec![true; edits.len()]);
+            let waiting = one.silent.iter().map(|silent| !silent).collect();
+            tap.waiting.insert(one.variant, waiting);
         }
         Ok(tap)
     }
