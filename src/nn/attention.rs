@@ -84,35 +84,38 @@ pub fn forward(
     tasks(segments, shape)
         .into_par_iter()
         .for_each_init(Scratch::default, |scratch, task| {
-            simd(|| {
-                let Scratch {
-                    kt,
-                    v,
-                    scores,
-                    z: block,
-                } = scratch;
-                let segment = &segments[task.segment];
-                let width = keys.transposed(kt, segment, task.head, &task, shape);
-                let padded = values.rows(v, segment, task.head, &task, shape);
-                let queries = Queries {
-                    data: &data,
-                    segment,
-                    task: &task,
-                    shape,
-                };
-                fill_scores(scores, &queries, kt, width, shape);
-                for i in 0..queries.len() {
-                    let (low, high) = queries.visible(i);
-                    softmax_row(&mut scores[i * width..(i + 1) * width], low, high);
-                }
-                multiply(block, scores, width, v, padded, queries.len(), task.keys);
-                for i in 0..queries.len() {
-                    z.write(
-                        queries.offset(i),
-                        &block[i * padded..i * padded + shape.d_head],
-                    );
-                }
-            })
+            simd(
+                #[inline(always)]
+                || {
+                    let Scratch {
+                        kt,
+                        v,
+                        scores,
+                        z: block,
+                    } = scratch;
+                    let segment = &segments[task.segment];
+                    let width = keys.transposed(kt, segment, task.head, &task, shape);
+                    let padded = values.rows(v, segment, task.head, &task, shape);
+                    let queries = Queries {
+                        data: &data,
+                        segment,
+                        task: &task,
+                        shape,
+                    };
+                    fill_scores(scores, &queries, kt, width, shape);
+                    for i in 0..queries.len() {
+                        let (low, high) = queries.visible(i);
+                        softmax_row(&mut scores[i * width..(i + 1) * width], low, high);
+                    }
+                    multiply(block, scores, width, v, padded, queries.len(), task.keys);
+                    for i in 0..queries.len() {
+                        z.write(
+                            queries.offset(i),
+                            &block[i * padded..i * padded + shape.d_head],
+                        );
+                    }
+                },
+            )
         });
     tensor(z.data, q.shape())
 }
@@ -141,25 +144,28 @@ pub fn scores(
     tasks(segments, shape)
         .into_par_iter()
         .for_each_init(Scratch::default, |scratch, task| {
-            simd(|| {
-                let segment = &segments[task.segment];
-                let width = keys.transposed(&mut scratch.kt, segment, task.head, &task, shape);
-                let queries = Queries {
-                    data: &data,
-                    segment,
-                    task: &task,
-                    shape,
-                };
-                fill_scores(&mut scratch.scores, &queries, &scratch.kt, width, shape);
-                let mut row = vec![f32::NEG_INFINITY; shape.length];
-                for i in 0..queries.len() {
-                    let (low, high) = queries.visible(i);
-                    row.fill(f32::NEG_INFINITY);
-                    row[low..high]
-                        .copy_from_slice(&scratch.scores[i * width + low..i * width + high]);
-                    out.write(queries.offset(i) / shape.d_head * shape.length, &row);
-                }
-            })
+            simd(
+                #[inline(always)]
+                || {
+                    let segment = &segments[task.segment];
+                    let width = keys.transposed(&mut scratch.kt, segment, task.head, &task, shape);
+                    let queries = Queries {
+                        data: &data,
+                        segment,
+                        task: &task,
+                        shape,
+                    };
+                    fill_scores(&mut scratch.scores, &queries, &scratch.kt, width, shape);
+                    let mut row = vec![f32::NEG_INFINITY; shape.length];
+                    for i in 0..queries.len() {
+                        let (low, high) = queries.visible(i);
+                        row.fill(f32::NEG_INFINITY);
+                        row[low..high]
+                            .copy_from_slice(&scratch.scores[i * width + low..i * width + high]);
+                        out.write(queries.offset(i) / shape.d_head * shape.length, &row);
+                    }
+                },
+            )
         });
     tensor(out.data, (q.dim(0)?, shape.n_heads, shape.length))
 }
@@ -176,12 +182,15 @@ pub fn softmax(scores: &Tensor) -> Result<Tensor> {
     let length = scores.dim(2)?;
     let mut pattern = host(&scores)?.to_vec();
     pattern.par_chunks_mut(64 * length).for_each(|rows| {
-        simd(|| {
-            for row in rows.chunks_exact_mut(length) {
-                // Outside of what a query sees, the scores are minus infinity and come out as zero.
-                softmax_row(row, 0, length);
-            }
-        })
+        simd(
+            #[inline(always)]
+            || {
+                for row in rows.chunks_exact_mut(length) {
+                    // Outside of what a query sees, the scores are minus infinity and come out as zero.
+                    softmax_row(row, 0, length);
+                }
+            },
+        )
     });
     tensor(pattern, scores.shape())
 }
@@ -211,43 +220,46 @@ pub fn mix(
     tasks(segments, shape)
         .into_par_iter()
         .for_each_init(Scratch::default, |scratch, task| {
-            simd(|| {
-                let segment = &segments[task.segment];
-                // An edited pattern may look anywhere in the prompt.
-                let task = Task {
-                    keys: shape.length,
-                    ..task
-                };
-                let padded = values.rows(&mut scratch.v, segment, task.head, &task, shape);
-                let queries = Queries {
-                    data: &data,
-                    segment,
-                    task: &task,
-                    shape,
-                };
-                scratch.scores.clear();
-                for i in 0..queries.len() {
-                    let at = queries.offset(i) / shape.d_head * shape.length;
-                    scratch
-                        .scores
-                        .extend_from_slice(&data[at..at + shape.length]);
-                }
-                multiply(
-                    &mut scratch.z,
-                    &scratch.scores,
-                    shape.length,
-                    &scratch.v,
-                    padded,
-                    queries.len(),
-                    shape.length,
-                );
-                for i in 0..queries.len() {
-                    z.write(
-                        queries.offset(i),
-                        &scratch.z[i * padded..i * padded + shape.d_head],
+            simd(
+                #[inline(always)]
+                || {
+                    let segment = &segments[task.segment];
+                    // An edited pattern may look anywhere in the prompt.
+                    let task = Task {
+                        keys: shape.length,
+                        ..task
+                    };
+                    let padded = values.rows(&mut scratch.v, segment, task.head, &task, shape);
+                    let queries = Queries {
+                        data: &data,
+                        segment,
+                        task: &task,
+                        shape,
+                    };
+                    scratch.scores.clear();
+                    for i in 0..queries.len() {
+                        let at = queries.offset(i) / shape.d_head * shape.length;
+                        scratch
+                            .scores
+                            .extend_from_slice(&data[at..at + shape.length]);
+                    }
+                    multiply(
+                        &mut scratch.z,
+                        &scratch.scores,
+                        shape.length,
+                        &scratch.v,
+                        padded,
+                        queries.len(),
+                        shape.length,
                     );
-                }
-            })
+                    for i in 0..queries.len() {
+                        z.write(
+                            queries.offset(i),
+                            &scratch.z[i * padded..i * padded + shape.d_head],
+                        );
+                    }
+                },
+            )
         });
     tensor(z.data, (rows, shape.n_heads, shape.d_head))
 }

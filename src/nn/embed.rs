@@ -85,7 +85,10 @@ pub fn unembed_columns(model: &Model, x: &Tensor, columns: &[&[u32]]) -> Result<
         let at = wanted.binary_search(&token).expect("collected above") * d;
         finish(
             token,
-            simd(|| dot(&x[row * d..(row + 1) * d], &rows[at..at + d])),
+            simd(
+                #[inline(always)]
+                || dot(&x[row * d..(row + 1) * d], &rows[at..at + d]),
+            ),
         )
     };
     Ok(columns

@@ -55,22 +55,28 @@ const ROWS: usize = 16;
 const BLOCK: usize = 16 * 1024;
 
 fn map(post: &mut [f32], x: &[f32], act: impl Fn(f32) -> f32) {
-    simd(|| {
-        for (post, &x) in post.iter_mut().zip(x) {
-            *post = act(x);
-        }
-    })
+    simd(
+        #[inline(always)]
+        || {
+            for (post, &x) in post.iter_mut().zip(x) {
+                *post = act(x);
+            }
+        },
+    )
 }
 
 fn map_gated(post: &mut [f32], x: &[f32], half: usize, act: impl Fn(f32) -> f32) {
-    simd(|| {
-        for (post, x) in post.chunks_exact_mut(half).zip(x.chunks_exact(2 * half)) {
-            let (gate, linear) = x.split_at(half);
-            for ((post, &gate), &linear) in post.iter_mut().zip(gate).zip(linear) {
-                *post = act(gate) * linear;
+    simd(
+        #[inline(always)]
+        || {
+            for (post, x) in post.chunks_exact_mut(half).zip(x.chunks_exact(2 * half)) {
+                let (gate, linear) = x.split_at(half);
+                for ((post, &gate), &linear) in post.iter_mut().zip(gate).zip(linear) {
+                    *post = act(gate) * linear;
+                }
             }
-        }
-    })
+        },
+    )
 }
 
 #[inline(always)]
