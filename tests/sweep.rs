@@ -315,7 +315,7 @@ fn combinations(model: &Model, count: usize, seed: u64) -> Vec<Variant> {
             .iter()
             .filter(|edit| edit.site.hook.kind == Kind::AttnScores)
             .count();
-        if !clashes(model, &chosen) && !(blocks && scores > 1) {
+        if !(clashes(model, &chosen) || blocks && scores > 1) {
             variants.push(Variant {
                 example: variants.len() % 3,
                 edits: chosen,

@@ -337,7 +337,7 @@ fn sweep(model: &Model, pair: &Pair, kind: Kind, by_head: bool) -> Result<()> {
     let hooks: Vec<Hook> = (0..model.spec.n_layers)
         .map(|layer| Hook::at(kind, layer))
         .collect();
-    let (_, cache) = run::run_with_cache(model, &[pair.clean.clone()], &hooks)?;
+    let (_, cache) = run::run_with_cache(model, std::slice::from_ref(&pair.clean), &hooks)?;
     let sources = Sources::default().with("clean", Source::run(cache)?);
     let base = BaseRun::new(
         model,
