@@ -289,10 +289,22 @@ pub fn plan_patching(
             let base = patching.base(&batch[..1], true)?;
             let rate =
                 began.elapsed().as_secs_f64() / (pair.clean.len() * model.spec.n_layers) as f64;
+            // The pair's two runs agree up to their first different token; other sources change every position.
+            let differ = pair
+                .clean
+                .iter()
+                .zip(&pair.corrupted)
+                .position(|(a, b)| a != b);
+            let is_pair = config.source == PatchSource::Pair && config.noise.is_none();
+            let unchanged = if is_pair {
+                differ.unwrap_or(pair.clean.len())
+            } else {
+                0
+            };
             let mut one = Plan::default();
             for index in 0..config.sites.len() {
                 let (variants, _) = patching.variants(index, &batch[..1]);
-                let planned = plan(model, &base, &variants, &config.sweep)?;
+                let planned = plan(model, &base, &variants, unchanged, &config.sweep)?;
                 one.variants += planned.variants;
                 one.without_effect += planned.without_effect;
                 one.row_layers += planned.row_layers;

@@ -237,3 +237,77 @@ impl fmt::Display for Sites {
         write!(f, "{}:{along}", self.kind.short())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::families::from_config;
+
+    fn spec() -> ModelSpec {
+        let config = include_str!("../../models/embedded/config.json");
+        from_config(config).expect("the embedded model").spec
+    }
+
+    #[test]
+    fn sweeps_have_the_axes_that_people_expect() {
+        let spec = spec();
+        let roles = ["S2".to_string(), "END".to_string()];
+        let extent = Extent {
+            length: 5,
+            roles: &roles,
+            layers: &[],
+            heads: &[],
+        };
+        let count = |text: &str| -> Vec<usize> {
+            let sites = parse_sites(text, &spec).expect(text);
+            sites
+                .iter()
+                .map(|sites| sites.cells(&spec, &extent).len())
+                .collect()
+        };
+        let (layers, heads, neurons) = (spec.n_layers, spec.n_heads, spec.d_mlp);
+        assert_eq!(count("block_every"), [layers * 5; 3]);
+        assert_eq!(count("head_all"), [layers * heads; 5]);
+        assert_eq!(count("z:pos"), [layers * 5 * heads]);
+        assert_eq!(count("pattern:query"), [layers * 5 * heads]);
+        assert_eq!(
+            count("pattern:cell"),
+            [layers * heads * (1 + 2 + 3 + 4 + 5)]
+        );
+        assert_eq!(
+            count("mlp.post,resid_pre:role"),
+            [layers * neurons, layers * 2]
+        );
+        assert_eq!(count("embed, embed"), [5]);
+    }
+
+    #[test]
+    fn a_window_is_centred_and_clipped() {
+        let spec = spec();
+        let sites = parse_sites("attn_out:all", &spec).expect("a hook")[0];
+        let layers = |centre: u32, window: usize| -> Vec<usize> {
+            let cell = Cell {
+                layer: Some(centre),
+                ..Cell::default()
+            };
+            let edits = sites.edits(&cell, &Op::Zero, window, 10);
+            edits
+                .iter()
+                .map(|edit| edit.site.hook.layer.expect("a layer"))
+                .collect()
+        };
+        assert_eq!(layers(4, 1), [4]);
+        assert_eq!(layers(4, 3), [3, 4, 5]);
+        assert_eq!(layers(4, 4), [3, 4, 5, 6]);
+        assert_eq!(layers(0, 5), [0, 1, 2]);
+        assert_eq!(layers(9, 5), [7, 8, 9]);
+    }
+
+    #[test]
+    fn what_is_no_sweep_is_said() {
+        let spec = spec();
+        for text in ["", "zz", "z:cell", "pos_embed", "resid_pre:foo"] {
+            assert!(parse_sites(text, &spec).is_err(), "{text}");
+        }
+    }
+}

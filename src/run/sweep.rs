@@ -123,7 +123,7 @@ pub fn available_memory() -> usize {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Plan {
     pub variants: usize,
-    /// Variants that cannot change the answer, by position alone; more may turn out to put back what is there.
+    /// Variants that cannot change the answer, by their positions; more may turn out to put back what is there.
     pub without_effect: usize,
     /// Rows times layers that will be computed.
     pub row_layers: u64,
@@ -234,11 +234,11 @@ struct Planned {
 }
 
 impl Planned {
-    /// `changed`: for each edit the positions that it changes, where the values that it writes are known; else all of its site.
+    /// `changed`: for each edit the positions at which it changes something.
     fn new(
         variant: usize,
         edits: &Variant,
-        changed: Option<&[Vec<u32>]>,
+        changed: &[Vec<u32>],
         base: &BaseRun,
         last_layer: usize,
     ) -> Result<Self> {
@@ -249,12 +249,11 @@ impl Planned {
             Ok(positions.into_iter().map(|pos| pos as u32).collect())
         };
         // What an edit would put back needs no walk to it.
-        let speaks = |index: usize| changed.is_none_or(|changed| !changed[index].is_empty());
         let speaking = || {
-            let edits = edits.edits.iter().enumerate();
+            let edits = edits.edits.iter().zip(changed);
             edits
-                .filter(|(index, _)| speaks(*index))
-                .map(|(_, edit)| edit)
+                .filter(|(_, changed)| !changed.is_empty())
+                .map(|(edit, _)| edit)
         };
         let start = speaking().map(|edit| start_of(edit.site.hook)).min();
         let start =
@@ -265,14 +264,7 @@ impl Planned {
             .iter()
             .filter(|edit| start_of(edit.site.hook) >= start);
         let mut positions = Vec::new();
-        match changed {
-            Some(changed) => positions.extend(changed.iter().flatten()),
-            None => {
-                for edit in &edits.edits {
-                    positions.extend(of_edit(edit)?);
-                }
-            }
-        }
+        positions.extend(changed.iter().flatten());
         for edit in again.clone().filter(is_closure) {
             positions.extend(of_edit(edit)?);
         }
@@ -310,9 +302,7 @@ impl Planned {
             start,
             company: Company::of(&edits.edits),
             positions,
-            silent: changed.map_or(vec![false; edits.edits.len()], |changed| {
-                changed.iter().map(Vec::is_empty).collect()
-            }),
+            silent: changed.iter().map(Vec::is_empty).collect(),
             ends,
             spreads,
         })
@@ -365,13 +355,15 @@ impl Planned {
     }
 }
 
-/// What a sweep of these variants will cost.
+/// What a sweep of these variants will cost, if no edit changes anything at the first `unchanged` positions: where two runs
+/// read the same tokens they have the same values.
 /// # Errors
 /// Those of resolving positions.
 pub fn plan(
     model: &Model,
     base: &BaseRun,
     variants: &[Variant],
+    unchanged: usize,
     options: &SweepOptions,
 ) -> Result<Plan> {
     let (answer, last) = (base.length as u32 - 1, model.spec.n_layers - 1);
@@ -380,7 +372,23 @@ pub fn plan(
         ..Plan::default()
     };
     for (index, variant) in variants.iter().enumerate() {
-        let planned = Planned::new(index, variant, None, base, last)?;
+        let none = super::Roles::new();
+        let roles = base.roles.get(variant.example).unwrap_or(&none);
+        let changed = |edit: &Edit| -> Result<Vec<u32>> {
+            let positions = edit.site.positions.resolve(base.length, roles)?;
+            let later = positions.into_iter().filter(|&pos| pos >= unchanged);
+            Ok(later.map(|pos| pos as u32).collect())
+        };
+        let changed = variant
+            .edits
+            .iter()
+            .map(changed)
+            .collect::<Result<Vec<_>>>()?;
+        if changed.iter().all(Vec::is_empty) {
+            plan.without_effect += 1;
+            continue;
+        }
+        let planned = Planned::new(index, variant, &changed, base, last)?;
         match planned.reaches(answer, last) {
             true => plan.row_layers += planned.cost(base.length, model.spec.n_layers),
             false => plan.without_effect += 1,
@@ -487,7 +495,7 @@ pub fn sweep(
         if !variant.edits.is_empty() && changed.iter().all(Vec::is_empty) {
             continue;
         }
-        let one = Planned::new(index, variant, Some(&changed), base, last_layer)?;
+        let one = Planned::new(index, variant, &changed, base, last_layer)?;
         if one.reaches(answer, last_layer) {
             planned.push(one);
         }
