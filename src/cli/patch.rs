@@ -236,7 +236,7 @@ fn print_plan(
         megabytes(weights),
         megabytes(plan.bytes)
     )?;
-    writeln!(out, "estimated time       {:.1} s at most", plan.seconds)?;
+    writeln!(out, "estimated time       about {:.1} s", plan.seconds)?;
     Ok(())
 }
 
