@@ -120,3 +120,27 @@ pub fn check_not_a_stand_in(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// The plain number formats of weights on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Float {
+    F32,
+    F16,
+    BF16,
+}
+
+/// Little-endian numbers as f32, as many as `out` takes.
+pub(super) fn decode_floats(bytes: &[u8], float: Float, out: &mut [f32]) {
+    let halves = bytes.as_chunks::<2>().0;
+    match float {
+        Float::F32 => fill(out, bytes.as_chunks::<4>().0, f32::from_le_bytes),
+        Float::F16 => fill(out, halves, |half| half::f16::from_le_bytes(half).to_f32()),
+        Float::BF16 => fill(out, halves, |half| half::bf16::from_le_bytes(half).to_f32()),
+    }
+}
+
+fn fill<const N: usize>(out: &mut [f32], numbers: &[[u8; N]], read: impl Fn([u8; N]) -> f32) {
+    for (x, number) in out.iter_mut().zip(numbers) {
+        *x = read(*number);
+    }
+}

@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use half::{bf16, f16};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Bytes, Checkpoint, hex, map};
+use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hex, map};
 use super::families::shortened;
 use crate::error::{Error, Result};
 
@@ -306,24 +305,10 @@ impl Checkpoint for Gguf {
         let (block, width) = (entry.dtype.block_size(), entry.dtype.type_size());
         let begin = entry.start + start / block * width;
         let bytes = &self.bytes[begin..begin + out.len() / block * width];
-        let halves = bytes.as_chunks::<2>().0;
         match entry.dtype {
-            GgmlDType::F32 => {
-                let words = bytes.as_chunks::<4>().0;
-                out.iter_mut()
-                    .zip(words)
-                    .for_each(|(x, word)| *x = f32::from_le_bytes(*word));
-            }
-            GgmlDType::F16 => {
-                let values = halves.iter().map(|half| f16::from_le_bytes(*half).to_f32());
-                out.iter_mut().zip(values).for_each(|(x, value)| *x = value);
-            }
-            GgmlDType::BF16 => {
-                let values = halves
-                    .iter()
-                    .map(|half| bf16::from_le_bytes(*half).to_f32());
-                out.iter_mut().zip(values).for_each(|(x, value)| *x = value);
-            }
+            GgmlDType::F32 => decode_floats(bytes, Float::F32, out),
+            GgmlDType::F16 => decode_floats(bytes, Float::F16, out),
+            GgmlDType::BF16 => decode_floats(bytes, Float::BF16, out),
             quantised => {
                 let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, quantised)?;
                 let tensor = QTensor::new(storage, out.len())?.dequantize(&Device::Cpu)?;

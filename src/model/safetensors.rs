@@ -7,12 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Bytes, Checkpoint, hex, map};
+use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hex, map};
 use super::families::shortened;
 use crate::error::{Error, Result};
 
@@ -140,24 +139,10 @@ impl Checkpoint for SafeTensors<'_> {
         let width = entry.dtype.bytes();
         let begin = entry.start + start * width;
         let bytes = &self.shards[entry.shard][begin..begin + out.len() * width];
-        let halves = bytes.as_chunks::<2>().0;
         match entry.dtype {
-            Dtype::F32 => {
-                let words = bytes.as_chunks::<4>().0;
-                out.iter_mut()
-                    .zip(words)
-                    .for_each(|(x, word)| *x = f32::from_le_bytes(*word));
-            }
-            Dtype::F16 => {
-                let values = halves.iter().map(|half| f16::from_le_bytes(*half).to_f32());
-                out.iter_mut().zip(values).for_each(|(x, value)| *x = value);
-            }
-            Dtype::BF16 => {
-                let values = halves
-                    .iter()
-                    .map(|half| bf16::from_le_bytes(*half).to_f32());
-                out.iter_mut().zip(values).for_each(|(x, value)| *x = value);
-            }
+            Dtype::F32 => decode_floats(bytes, Float::F32, out),
+            Dtype::F16 => decode_floats(bytes, Float::F16, out),
+            Dtype::BF16 => decode_floats(bytes, Float::BF16, out),
             other => {
                 return Err(Error::WeightType {
                     name: name.to_string(),

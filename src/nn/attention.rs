@@ -578,11 +578,18 @@ fn softmax_row(row: &mut [f32], low: usize, high: usize) {
 /// A buffer whose disjoint parts are written by several tasks.
 struct Output {
     data: Vec<f32>,
+    /// Where `data` starts, taken while it was borrowed mutably: what the tasks write through.
+    start: *mut f32,
 }
+
+// SAFETY: tasks only `write`, each to places of its own, and `data` is read after all of them have ended.
+unsafe impl Sync for Output {}
 
 impl Output {
     fn new(len: usize) -> Self {
-        Output { data: room(len) }
+        let mut data = room(len);
+        let start = data.as_mut_ptr();
+        Output { data, start }
     }
 
     /// Tasks cover disjoint (row, head) pairs, so no two of them write the same place.
@@ -591,8 +598,7 @@ impl Output {
         assert!(at + values.len() <= self.data.len(), "inside the output");
         // SAFETY: in bounds by the assertion; `tasks` gives each (row, head) to one task, and nobody reads before all have ended.
         unsafe {
-            let place = self.data.as_ptr().cast_mut().add(at);
-            std::ptr::copy_nonoverlapping(values.as_ptr(), place, values.len());
+            std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len());
         }
     }
 }
