@@ -1,5 +1,7 @@
 //! The backward pass against an oracle that shares nothing with it: candle's autograd over a twin of the engine.
 
+mod conservation;
+mod exact;
 #[path = "../models/mod.rs"]
 mod models;
 mod trust;

@@ -150,7 +150,7 @@ fn metric_of(run: &twin::Run) -> Tensor {
 }
 
 /// A direction of entries about 1, the same for the same seed.
-fn direction(like: &Tensor, seed: usize) -> Vec<f64> {
+pub fn direction(like: &Tensor, seed: usize) -> Vec<f64> {
     (0..like.elem_count())
         .map(|i| 1.4 * ((i * i + 37 * seed + i) as f64 * 0.731).sin())
         .collect()

@@ -5,9 +5,9 @@
 //! zeros: autograd drops the gradient of whatever is not a variable, and the gradient at such a delta is the gradient at its hook.
 //! Only composed operations may stand here. The fused softmax, norms and rotation of `candle_nn` cut the graph without a word.
 //!
-//! A rule other than calculus is made by detaching: `x * detach(f(x) / x)` has the value of `f(x)` and the slope `f(x) / x`. A
-//! rule changes how a tensor is used, and a hook sees the tensor before its use: where a pattern counts as a constant, the
-//! gradient at `hook_pattern` is zero.
+//! A rule other than calculus is made by detaching: `x * detach(f(x) / x)` has the value of `f(x)` and the slope `f(x) / x`. What
+//! counts as a constant is detached where it is made, before its hook: the gradient at `hook_pattern` tells how the metric moves
+//! with the pattern also where nothing flows on to the scores.
 
 use std::collections::HashMap;
 
@@ -289,15 +289,15 @@ impl Walk<'_> {
         let products = q.contiguous()?.matmul(&k.t()?.contiguous()?)?;
         let scores = (products * f64::from(spec.attn_scale[layer]))?;
         let scores = self.softcap(&scores, spec.attn_softcap)?;
-        let visible = self.visible(layer)?; // [query, key]
+        let visible = visible(spec, layer, length); // [query, key]
         let masked = ((&visible - 1.0)? * -MASKED)?;
         let scores = scores.broadcast_mul(&visible)?.broadcast_add(&masked)?;
         let scores = self.at_layer(Kind::AttnScores, layer, &scores)?;
-        let pattern = self.at_layer(Kind::Pattern, layer, &softmax(&scores)?)?;
         let pattern = match self.rules.pattern {
-            PatternRule::Exact => pattern,
-            PatternRule::Frozen => pattern.detach(),
+            PatternRule::Exact => softmax(&scores)?,
+            PatternRule::Frozen => softmax(&scores)?.detach(),
         };
+        let pattern = self.at_layer(Kind::Pattern, layer, &pattern)?;
         let z = pattern.matmul(&v.contiguous()?)?.transpose(1, 2)?; // [batch, pos, n_heads, d_head]
         let z = self.at_layer(Kind::Z, layer, &z.contiguous()?)?;
         let w_o = wide(&w.w_o)?.reshape((heads, spec.d_head, spec.d_model))?;
@@ -360,11 +360,11 @@ impl Walk<'_> {
             NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
             NormKind::Rms => x.clone(),
         };
-        let mut scale = self.root_mean_square(&centred)?;
+        let mut scale = self.divisor(&centred)?;
         if let Some([hook, _]) = hooks {
             scale = self.at(hook, &scale)?;
         }
-        let mut normalized = centred.broadcast_div(&self.frozen(scale))?;
+        let mut normalized = centred.broadcast_div(&scale)?;
         if let Some([_, hook]) = hooks {
             normalized = self.at(hook, &normalized)?;
         }
@@ -389,21 +389,19 @@ impl Walk<'_> {
             }
             QkNorm::PerHead | QkNorm::None => (x.clone(), wide(w)?),
         };
-        let scale = self.frozen(self.root_mean_square(&rows)?);
-        let y = rows.broadcast_div(&scale)?.broadcast_mul(&w)?;
+        let y = rows
+            .broadcast_div(&self.divisor(&rows)?)?
+            .broadcast_mul(&w)?;
         y.reshape(x.shape())
     }
 
-    fn root_mean_square(&self, x: &Tensor) -> Result<Tensor> {
-        (x.sqr()?.mean_keepdim(D::Minus1)? + self.spec.norm_eps)?.sqrt()
-    }
-
-    /// A norm's divisor as the rules have it.
-    fn frozen(&self, scale: Tensor) -> Tensor {
-        match self.rules.norm {
+    /// The root mean square of each row.
+    fn divisor(&self, x: &Tensor) -> Result<Tensor> {
+        let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + self.spec.norm_eps)?.sqrt()?;
+        Ok(match self.rules.norm {
             NormRule::Exact => scale,
             NormRule::FrozenScale => scale.detach(),
-        }
+        })
     }
 
     /// Rotates each head by its position: `x cos + (x with each pair swapped and one of it negated) sin`.
@@ -433,14 +431,6 @@ impl Walk<'_> {
         let table = |values| Tensor::from_vec(values, (1, self.length, 1, width), &Device::Cpu);
         let swapped = x.reshape(((), width))?.matmul(&swap)?.reshape(x.shape())?;
         x.broadcast_mul(&table(cos)?)? + swapped.broadcast_mul(&table(sin)?)?
-    }
-
-    /// 1 where a query sees a key, `[query, key]`.
-    fn visible(&self, layer: usize) -> Result<Tensor> {
-        let window = self.spec.windows[layer].unwrap_or(self.length);
-        let sees = |q: usize, k: usize| f64::from(u8::from(k <= q && q - k < window));
-        let all = (0..self.length).flat_map(|q| (0..self.length).map(move |k| sees(q, k)));
-        Tensor::from_vec(all.collect(), (self.length, self.length), &Device::Cpu)
     }
 
     fn activation(&self, x: &Tensor) -> Result<Tensor> {
@@ -566,4 +556,14 @@ fn frequencies(rotary: &Rotary, base: &RotaryBase) -> Vec<f64> {
     (0..rotary.dims / 2)
         .map(|i| scaled((i, plain(i))))
         .collect()
+}
+
+/// 1 where a query sees a key.
+/// # Shapes
+/// `[query, key]`.
+pub fn visible(spec: &ModelSpec, layer: usize, length: usize) -> Tensor {
+    let window = spec.windows[layer].unwrap_or(length);
+    let sees = |q: usize, k: usize| f64::from(u8::from(k <= q && q - k < window));
+    let all = (0..length).flat_map(|q| (0..length).map(move |k| sees(q, k)));
+    Tensor::from_vec(all.collect(), (length, length), &Device::Cpu).expect("a square")
 }
