@@ -158,6 +158,8 @@ pub enum Error {
     },
     #[error("metric `{metric}` {reason}")]
     BadMetric { metric: String, reason: String },
+    #[error("metric `{metric}` has no gradient here: {reason}")]
+    NoGradient { metric: String, reason: String },
     #[error("role `{role}` is not in this task; it has: {known}")]
     UnknownRole { role: String, known: String },
 
