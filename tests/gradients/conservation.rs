@@ -9,7 +9,7 @@ use candlewick::metric::Metric;
 use candlewick::model::Model;
 use candlewick::model::spec::{Block, Mlp};
 use candlewick::nn::rules::{GateRule, Rules};
-use candlewick::run::{Cache, GradientRequest, Gradients, Sources, gradients, run_with_cache};
+use candlewick::run::{Cache, GradientRequest, Gradients, gradients, run_with_cache};
 
 use crate::models::{Pairs, every_kind};
 use crate::{flat, gap, variations};
@@ -37,15 +37,8 @@ impl Relevance {
         let hooks = Hook::all(&model.spec);
         let (_, values) = run_with_cache(model, &pairs.clean, &hooks).expect("runs");
         let request = GradientRequest {
-            metric: Metric::LogitDiff,
-            targets: &pairs.targets,
-            reference: None,
             rules,
-            hooks: &hooks,
-            edits: &[],
-            sources: Sources::default(),
-            roles: &[],
-            memory: None,
+            ..GradientRequest::new(Metric::LogitDiff, &pairs.targets, &hooks)
         };
         let gradients = gradients(model, &pairs.clean, &request).expect("differentiates");
         Relevance { values, gradients }

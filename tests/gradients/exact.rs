@@ -7,7 +7,7 @@ use candlewick::hooks::{Edit, Hook, Kind, Op, Pos, Site, Value};
 use candlewick::metric::Metric;
 use candlewick::model::Model;
 use candlewick::nn::rules::Rules;
-use candlewick::run::{GradientRequest, Gradients, Sources, gradients};
+use candlewick::run::{GradientRequest, Gradients, gradients};
 
 use crate::models::Pairs;
 use crate::twin::{self, Change, Changes};
@@ -42,17 +42,14 @@ impl Case {
 
     fn ours(&self, model: &Model, hooks: &[Hook]) -> Gradients {
         let pairs = Pairs::new();
-        let reference = clean_logits(model);
+        let reference: Vec<Vec<f32>> = clean_logits(model).to_vec2().expect("rows");
+        let count = self.prompts.len();
         let request = GradientRequest {
-            metric: self.metric,
-            targets: &pairs.targets[..self.prompts.len()],
-            reference: self.metric.needs_reference().then_some(&reference),
+            reference: Some(&reference),
             rules: self.rules.clone(),
-            hooks,
             edits: &self.edits,
-            sources: Sources::default(),
-            roles: &pairs.roles[..self.prompts.len()],
             memory: self.memory,
+            ..GradientRequest::new(self.metric, &pairs.targets[..count], hooks)
         };
         gradients(model, &self.prompts, &request).expect("differentiates")
     }
