@@ -25,8 +25,10 @@ use candlewick::nn::rules::{ActivationRule, GateRule, NormRule, PatternRule, Rul
 /// What stands for a masked score: finite, since zero times infinity has no gradient, and far below any score.
 pub const MASKED: f64 = -1e30;
 
-/// What keeps the ratio rules from dividing by zero.
-const RATIO_FLOOR: f64 = 1e-6;
+/// What keeps the ratio rule of activations from dividing by zero, as its authors have it.
+const ACTIVATION_FLOOR: f64 = 1e-6;
+/// The same for soft-caps, whose ratio is one at zero.
+const SOFTCAP_FLOOR: f64 = 1e-12;
 
 /// `t * times + plus` at a hook, in the hook's shape.
 pub struct Change {
@@ -437,7 +439,9 @@ impl Walk<'_> {
         let kind = self.spec.activation;
         let y = activation(x, kind)?;
         match self.rules.activation {
-            ActivationRule::Ratio if kind != Activation::Relu => ratio_rule(x, &y),
+            ActivationRule::Ratio if kind != Activation::Relu => {
+                ratio_rule(x, &y, ACTIVATION_FLOOR)
+            }
             ActivationRule::Ratio | ActivationRule::Exact => Ok(y),
         }
     }
@@ -449,15 +453,15 @@ impl Walk<'_> {
         let y = ((x / cap)?.tanh()? * cap)?;
         match self.rules.softcap {
             SoftcapRule::Exact => Ok(y),
-            SoftcapRule::Ratio => ratio_rule(x, &y),
+            SoftcapRule::Ratio => ratio_rule(x, &y, SOFTCAP_FLOOR),
         }
     }
 }
 
 /// The value of `y`, with the slope `y / x`.
-fn ratio_rule(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+fn ratio_rule(x: &Tensor, y: &Tensor, floor: f64) -> Result<Tensor> {
     let sign = ((x.ge(0f64)?.to_dtype(DType::F64)? * 2.0)? - 1.0)?;
-    let divisor = (x + (sign * RATIO_FLOOR)?)?;
+    let divisor = (x + (sign * floor)?)?;
     let slope = (y / divisor)?.detach();
     // What the floor takes from the value is put back, so that the rules change no value.
     let value = (x * slope)?;
