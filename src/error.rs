@@ -126,6 +126,12 @@ pub enum Error {
     #[error("`{what}` did not fire in this run: {reason}")]
     Unfired { what: String, reason: String },
 
+    // Graphs.
+    #[error("this model has no node `{node}`: {reason}")]
+    UnknownNode { node: String, reason: String },
+    #[error("there is no edge `{edge}` in this model: {reason}")]
+    NoSuchEdge { edge: String, reason: String },
+
     // Tasks and metrics.
     #[error("task `{task}`: {reason}")]
     BadTask { task: String, reason: String },
