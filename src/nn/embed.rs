@@ -160,9 +160,10 @@ pub fn unembed_columns_backward(
 
 /// How much a logit moves with the product that it is made of.
 fn logit_slope(model: &Model, logit: f32, rule: SoftcapRule) -> f32 {
-    let capped = model
-        .spec
-        .final_softcap
-        .map_or(1.0, |cap| softcap_slope(logit, cap, rule));
+    let capped = model.spec.final_softcap.map_or(1.0, |cap| {
+        // Products above nine times the cap all have the logit of the largest that f32 can tell from it.
+        let limit = 1.0 - f32::EPSILON / 2.0;
+        softcap_slope((logit / cap).clamp(-limit, limit).atanh(), rule)
+    });
     capped * model.spec.logit_scale.unwrap_or(1.0)
 }

@@ -125,8 +125,8 @@ struct Scratch {
     pattern: Vec<f32>,
     /// Of the pattern, then of the scores.
     slope: Vec<f32>,
-    /// Scores after the soft-cap, where there is one.
-    capped: Vec<f32>,
+    /// Scores before the soft-cap, where there is one.
+    uncapped: Vec<f32>,
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
@@ -248,7 +248,7 @@ impl Walk<'_> {
         }
     }
 
-    /// The pattern of some query rows, `[n, keys]`, and its capped scores.
+    /// The pattern of some query rows, `[n, keys]`, and its scores before the soft-cap.
     fn fill_pattern(
         &self,
         scratch: &mut Scratch,
@@ -261,12 +261,7 @@ impl Walk<'_> {
         let shape = self.shape;
         let (n, d) = (positions.len(), shape.d_head);
         let pattern = &mut scratch.pattern;
-        if let Some(scores) = self.scores {
-            for (i, pattern) in pattern.chunks_exact_mut(keys).enumerate() {
-                let at = ((row + i) * shape.n_heads + head) * shape.length;
-                pattern.copy_from_slice(&scores[at..at + keys]);
-            }
-        } else {
+        if self.scores.is_none() || shape.softcap.is_some() {
             small_product(
                 (pattern, View::rows(keys)),
                 (self.q, of_head),
@@ -275,15 +270,19 @@ impl Walk<'_> {
                 shape.scale,
                 false,
             );
-            if let Some(cap) = shape.softcap {
-                pattern
-                    .iter_mut()
-                    .for_each(|score| *score = cap * (*score / cap).tanh());
-            }
         }
-        if shape.softcap.is_some() {
-            scratch.capped.clear();
-            scratch.capped.extend_from_slice(pattern);
+        if let Some(cap) = shape.softcap {
+            scratch.uncapped.clear();
+            scratch.uncapped.extend_from_slice(pattern);
+            pattern
+                .iter_mut()
+                .for_each(|score| *score = cap * (*score / cap).tanh());
+        }
+        if let Some(scores) = self.scores {
+            for (i, pattern) in pattern.chunks_exact_mut(keys).enumerate() {
+                let at = ((row + i) * shape.n_heads + head) * shape.length;
+                pattern.copy_from_slice(&scores[at..at + keys]);
+            }
         }
         simd(
             #[inline(always)]
@@ -301,17 +300,9 @@ impl Walk<'_> {
         let Some(cap) = self.shape.softcap else {
             return;
         };
-        for ((slope, &capped), &weight) in scratch
-            .slope
-            .iter_mut()
-            .zip(&scratch.capped)
-            .zip(&scratch.pattern)
-        {
-            // What nobody attends to has no gradient; its score may be minus infinity.
-            *slope *= match weight > 0.0 {
-                true => softcap_slope(capped, cap, self.rules.softcap),
-                false => 0.0,
-            };
+        // What nobody attends to has no slope at its score, and so none before the cap.
+        for (slope, &score) in scratch.slope.iter_mut().zip(&scratch.uncapped) {
+            *slope *= softcap_slope(score / cap, self.rules.softcap);
         }
     }
 
@@ -332,14 +323,14 @@ impl Walk<'_> {
     }
 }
 
-/// What stands for the derivative of `capped = cap tanh(x / cap)`, told by its value.
-pub fn softcap_slope(capped: f32, cap: f32, rule: SoftcapRule) -> f32 {
-    let share = capped / cap;
+/// What stands for the derivative of `cap tanh(x / cap)` at `u = x / cap`. It is not told by the capped value, which far out is the
+/// cap itself for every `x`.
+pub fn softcap_slope(u: f32, rule: SoftcapRule) -> f32 {
     match rule {
-        SoftcapRule::Exact => 1.0 - share * share,
+        SoftcapRule::Exact => u.cosh().recip().powi(2),
         // tanh(u) / u, whose limit at zero is one.
-        SoftcapRule::Ratio if share.abs() < 1e-3 => 1.0 - share * share / 3.0,
-        SoftcapRule::Ratio => share / share.atanh(),
+        SoftcapRule::Ratio if u.abs() < 1e-3 => 1.0 - u * u / 3.0,
+        SoftcapRule::Ratio => u.tanh() / u,
     }
 }
 
@@ -356,4 +347,27 @@ fn through_softmax(slope: &mut [f32], pattern: &[f32], keys: usize) {
             }
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slope_of_a_soft_cap_holds_at_zero_and_far_out() {
+        let near = |a: f32, b: f32| assert!((a - b).abs() < 1e-6 * b.abs(), "{a} {b}");
+        near(softcap_slope(0.0, SoftcapRule::Exact), 1.0);
+        near(softcap_slope(0.0, SoftcapRule::Ratio), 1.0);
+        near(softcap_slope(1e-3, SoftcapRule::Ratio), 1.0);
+        near(
+            softcap_slope(-0.5, SoftcapRule::Exact),
+            1.0 - 0.5f32.tanh().powi(2),
+        );
+        // The capped value is the cap itself in f32.
+        near(softcap_slope(20.0, SoftcapRule::Ratio), 0.05);
+        near(
+            softcap_slope(-20.0, SoftcapRule::Exact),
+            4.0 * (-40f32).exp(),
+        );
+    }
 }
