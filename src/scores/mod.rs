@@ -18,6 +18,7 @@ mod visible;
 
 use polars::prelude::DataFrame;
 
+pub(crate) use extra::rows;
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
 pub use file::{check_writable, write_whole};
 pub use parts::PartStore;
