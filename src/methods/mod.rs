@@ -4,6 +4,7 @@ pub mod activation_patching;
 pub mod exact_edges;
 mod gaussian;
 mod sites;
+pub mod tokens;
 
 pub use activation_patching::{PatchConfig, PatchSource, activation_patching};
 pub use exact_edges::{
@@ -12,3 +13,4 @@ pub use exact_edges::{
 };
 pub use gaussian::GaussianNoise;
 pub use sites::{Along, Sites, parse_sites};
+pub use tokens::{TokenConfig, TokenMethod, token_attribution};
