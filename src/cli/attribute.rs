@@ -256,11 +256,27 @@ fn check_flags(args: &AttributeArgs, kind: &Kind) -> anyhow::Result<()> {
     let is_star = args.method == MethodChoice::AtpStar;
     let is_tokens = matches!(kind, Kind::Tokens(_));
     let wrong = [
-        (args.sites.is_some() && !matches!(kind, Kind::Nodes), "--sites", "node methods"),
+        (
+            args.sites.is_some() && !matches!(kind, Kind::Nodes),
+            "--sites",
+            "node methods",
+        ),
         (args.graph.is_some() && !is_edges, "--graph", "edge methods"),
-        (args.compare.is_some() && !is_edges, "--compare", "edge methods"),
-        (args.by_position && !matches!(kind, Kind::Edges), "--by-position", "estimates of edges"),
-        (!args.edges.is_empty() && !matches!(kind, Kind::ExactEdges), "--edges", "exact-edges"),
+        (
+            args.compare.is_some() && !is_edges,
+            "--compare",
+            "edge methods",
+        ),
+        (
+            args.by_position && !matches!(kind, Kind::Edges),
+            "--by-position",
+            "estimates of edges",
+        ),
+        (
+            !args.edges.is_empty() && !matches!(kind, Kind::ExactEdges),
+            "--edges",
+            "exact-edges",
+        ),
         (args.no_qk_fix && !is_star, "--no-qk-fix", "atp-star"),
         (args.no_grad_drop && !is_star, "--no-grad-drop", "atp-star"),
         (
@@ -268,8 +284,16 @@ fn check_flags(args: &AttributeArgs, kind: &Kind) -> anyhow::Result<()> {
             "--every-edge",
             "eap-ig-activations",
         ),
-        (args.direction.is_some() && (is_edges || is_tokens), "--direction", "node methods"),
-        (args.rules.is_some() && (is_tokens || matches!(kind, Kind::ExactEdges)), "--rules", "node and edge estimates"),
+        (
+            args.direction.is_some() && (is_edges || is_tokens),
+            "--direction",
+            "node methods",
+        ),
+        (
+            args.rules.is_some() && (is_tokens || matches!(kind, Kind::ExactEdges)),
+            "--rules",
+            "node and edge estimates",
+        ),
         (
             args.verify.is_some() && matches!(kind, Kind::ExactEdges),
             "--verify",
@@ -302,7 +326,12 @@ struct Found {
 }
 
 impl Work {
-    fn new(args: &AttributeArgs, kind: Kind, spec: &ModelSpec, task: &Task) -> anyhow::Result<Self> {
+    fn new(
+        args: &AttributeArgs,
+        kind: Kind,
+        spec: &ModelSpec,
+        task: &Task,
+    ) -> anyhow::Result<Self> {
         let rules = args.rules.as_deref().map(parse_rules).transpose()?;
         let defaults = SweepOptions::default();
         let sweep = SweepOptions {
@@ -341,8 +370,14 @@ impl Work {
                         grad_drop: !args.no_grad_drop,
                         ..base
                     },
-                    MethodChoice::Relp => NodeAttributionConfig { rules: Rules::relp(), ..base },
-                    MethodChoice::LayerIg => NodeAttributionConfig { path: inputs, ..base },
+                    MethodChoice::Relp => NodeAttributionConfig {
+                        rules: Rules::relp(),
+                        ..base
+                    },
+                    MethodChoice::LayerIg => NodeAttributionConfig {
+                        path: inputs,
+                        ..base
+                    },
                     MethodChoice::Conductance => NodeAttributionConfig {
                         path: inputs,
                         conductance: true,
@@ -390,7 +425,11 @@ impl Work {
                 let graph = Graph::new(spec);
                 let edges = match args.edges.is_empty() {
                     true => graph.edges().collect(),
-                    false => args.edges.iter().map(|edge| edge.parse()).collect::<Result<Vec<Edge>, _>>()?,
+                    false => args
+                        .edges
+                        .iter()
+                        .map(|edge| edge.parse())
+                        .collect::<Result<Vec<Edge>, _>>()?,
                 };
                 for edge in &edges {
                     graph.place(edge)?;
@@ -404,7 +443,10 @@ impl Work {
             }
             Kind::Tokens(mut method) => {
                 let mut source = PatchSource::Zero;
-                if let TokenMethod::IntegratedGradients { steps, baseline, .. } = &mut method {
+                if let TokenMethod::IntegratedGradients {
+                    steps, baseline, ..
+                } = &mut method
+                {
                     *steps = args.steps.unwrap_or(*steps);
                     if args.source == SourceChoice::Pair {
                         *baseline = Baseline::Pair;
@@ -454,33 +496,42 @@ impl Work {
                 attribution::attribute_nodes(model, tokenizer, task, config, verify, progress)?
             }
             Work::Edges(config) => {
-                let (scores, estimates) =
-                    attribution::attribute_edges(model, tokenizer, task, config, args.verify, progress)?;
+                let (scores, estimates) = attribution::attribute_edges(
+                    model,
+                    tokenizer,
+                    task,
+                    config,
+                    args.verify,
+                    progress,
+                )?;
                 let graph = Some(estimates.scored_graph()?);
                 return Ok(Found { scores, graph });
             }
             Work::ExactEdges(config, edges) => {
-                let scores = exact_edges::exact_edge_scores(
-                    model,
-                    tokenizer,
-                    task,
-                    edges,
-                    config,
-                    match args.output.per_example {
-                        true => Detail::PerExample,
-                        false => Detail::Mean,
-                    },
-                    progress,
-                )?;
-                let graph = Some(exact_edges::scored_graph(&scores, Graph::new(&model.spec))?);
+                let detail = match args.output.per_example {
+                    true => Detail::PerExample,
+                    false => Detail::Mean,
+                };
+                let (scores, measured) =
+                    exact_edges::exact_edge_scores(model, task, edges, config, detail, progress)?;
+                let mut graph = ScoredGraph::new(Graph::new(&model.spec));
+                for (edge, score) in edges.iter().zip(measured.mean()) {
+                    graph.set_score(edge, score)?;
+                }
+                let graph = Some(graph);
                 return Ok(Found { scores, graph });
             }
             Work::Tokens(config, removal) => match args.verify {
                 None => tokens::token_attribution(model, tokenizer, task, config, progress)?,
-                Some(k) => verify::verified_tokens(model, tokenizer, task, config, removal, k, progress)?,
+                Some(k) => {
+                    verify::verified_tokens(model, tokenizer, task, config, removal, k, progress)?
+                }
             },
         };
-        Ok(Found { scores, graph: None })
+        Ok(Found {
+            scores,
+            graph: None,
+        })
     }
 }
 

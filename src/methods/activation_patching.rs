@@ -338,8 +338,9 @@ pub(super) fn patch_together(
     let mut effects = vec![0.0; sets.len()];
     progress.start("patching together", sets.len() as u64);
     for batch in patching.batches() {
-        let of_batch: Vec<usize> =
-            (0..sets.len()).filter(|&i| batch.contains(&sets[i].0)).collect();
+        let of_batch: Vec<usize> = (0..sets.len())
+            .filter(|&i| batch.contains(&sets[i].0))
+            .collect();
         if of_batch.is_empty() {
             continue;
         }
@@ -360,7 +361,10 @@ pub(super) fn patch_together(
         let mut variants = Vec::new();
         for &i in &of_batch {
             let (pair, cells) = &sets[i];
-            let example = batch.iter().position(|of| of == pair).expect("of this batch");
+            let example = batch
+                .iter()
+                .position(|of| of == pair)
+                .expect("of this batch");
             let has = |role: &str| {
                 let positions = pairs[example].roles.get(role);
                 positions.is_some_and(|positions| !positions.is_empty())
@@ -377,7 +381,9 @@ pub(super) fn patch_together(
             });
         }
         let options = &config.sweep;
-        let values = sweep(model, &base, &variants, &sources, &readout, options, progress)?;
+        let values = sweep(
+            model, &base, &variants, &sources, &readout, options, progress,
+        )?;
         for ((&i, value), variant) in of_batch.iter().zip(values).zip(&variants) {
             effects[i] = value - unchanged[variant.example];
         }

@@ -19,18 +19,21 @@ mod heads;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Tensor;
+use serde_json::json;
 
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Pos, Site, Value};
+use crate::methods::record::provenance;
 use crate::metric::Metric;
 use crate::model::Model;
 use crate::run::{
     BaseRun, MeanOf, Progress, Readout, Source, Sources, SweepOptions, Variant, sweep, sweep_plain,
 };
-use crate::scores::{Cell, Direction, ExampleScores};
+use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::task::{Pair, Task};
 use deltas::Deltas;
 
@@ -125,6 +128,60 @@ pub fn exact_edges(
         cells: edges.iter().map(cell).collect(),
         examples: task.pairs.iter().zip(measured).map(example).collect(),
     })
+}
+
+/// [`exact_edges`] as a table, beside the measurements.
+/// # Units
+/// `value` and `score`: the metric's.
+/// # Errors
+/// Those of [`exact_edges`].
+pub fn exact_edge_scores(
+    model: &Model,
+    task: &Task,
+    edges: &[Edge],
+    config: &EdgeConfig,
+    detail: Detail,
+    progress: &dyn Progress,
+) -> Result<(Scores, EdgeMeasurements)> {
+    let began = Instant::now();
+    let measured = exact_edges(model, task, edges, config, progress)?;
+    let meta = ScoresMeta {
+        method: "exact-edges".into(),
+        metric: config.metric.to_string(),
+        unit: config.metric.unit().into(),
+        direction: config.reference.direction(),
+        seed: task.seed,
+    };
+    let settings = json!({
+        "method": meta.method,
+        "version": env!("CARGO_PKG_VERSION"),
+        "weights": model.origin.weight_hash,
+        "reference": config.reference,
+        "edges": edges.len(),
+    });
+    let provenance = provenance(
+        model,
+        task,
+        settings,
+        began.elapsed().as_secs_f64(),
+        Vec::new(),
+    );
+    let (cells, examples) = (&measured.cells, &measured.examples);
+    let scores = Scores::assemble(cells, examples, &meta, detail, provenance)?;
+    Ok((scores, measured))
+}
+
+impl EdgeMeasurements {
+    /// The mean effect of each edge over pairs, in the order in which they were given.
+    pub fn mean(&self) -> Vec<f64> {
+        let mut mean = vec![0.0; self.cells.len()];
+        for example in &self.examples {
+            for (mean, value) in mean.iter_mut().zip(&example.values) {
+                *mean += (value - example.clean) / self.examples.len() as f64;
+            }
+        }
+        mean
+    }
 }
 
 /// An edge's row in a table of scores.

@@ -188,7 +188,9 @@ pub fn attribute_nodes(
         scores.add_contribution(cells.len(), &examples)?;
     }
     if let Some(VerifyOptions { k, bound_draws }) = verify {
-        let mut found = verify_nodes(model, tokenizer, task, config, &cells, &examples, k, progress)?;
+        let mut found = verify_nodes(
+            model, tokenizer, task, config, &cells, &examples, k, progress,
+        )?;
         if bound_draws > 0 {
             let (n, draws) = (cells.len(), bound_draws);
             found.bound =

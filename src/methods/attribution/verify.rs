@@ -13,13 +13,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use super::edges::EdgeScores;
 use super::NodeAttributionConfig;
+use super::edges::EdgeScores;
 use crate::error::{Error, Result};
 use crate::hooks::Edge;
+use crate::methods::PatchConfig;
 use crate::methods::activation_patching::{patch_chosen, patch_together};
 use crate::methods::exact_edges::{EdgeConfig, exact_edge_effects};
-use crate::methods::PatchConfig;
 use crate::methods::tokens::{TokenConfig, token_attribution_with};
 use crate::model::{Model, Tokenizer};
 use crate::run::Progress;
@@ -221,14 +221,20 @@ pub fn choose(estimates: &[f64], k: usize, seed: u64) -> Result<Vec<(usize, bool
     rest.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     rest.truncate(k);
     let top = order.into_iter().map(|cell| (cell, false));
-    let mut chosen: Vec<(usize, bool)> =
-        top.chain(rest.into_iter().map(|cell| (cell, true))).collect();
+    let mut chosen: Vec<(usize, bool)> = top
+        .chain(rest.into_iter().map(|cell| (cell, true)))
+        .collect();
     chosen.sort_unstable();
     Ok(chosen)
 }
 
 /// The mean of each cell over the examples that have it; of sizes where `sizes`.
-fn means(n_cells: usize, examples: &[ExampleScores], direction: Direction, sizes: bool) -> Vec<f64> {
+fn means(
+    n_cells: usize,
+    examples: &[ExampleScores],
+    direction: Direction,
+    sizes: bool,
+) -> Vec<f64> {
     let (mut sums, mut counts) = (vec![0.0; n_cells], vec![0usize; n_cells]);
     for example in examples {
         let base = match direction {
@@ -318,7 +324,9 @@ pub fn verify_tokens(
 ) -> Result<Verification> {
     let estimates = means(cells.len(), examples, Direction::Direct, false);
     // Only tokens can be removed; what a method puts into rows of its own cannot.
-    let tokens: Vec<usize> = (0..cells.len()).filter(|&cell| cells[cell].pos.is_some()).collect();
+    let tokens: Vec<usize> = (0..cells.len())
+        .filter(|&cell| cells[cell].pos.is_some())
+        .collect();
     let of_tokens: Vec<f64> = tokens.iter().map(|&cell| estimates[cell]).collect();
     let chosen = choose(&of_tokens, k, removal.seed)?;
     // The cells of `embed:pos` are the positions in order.
@@ -327,9 +335,14 @@ pub fn verify_tokens(
         .map(|&(token, random)| (cells[tokens[token]].pos.unwrap_or(0) as usize, random))
         .collect();
     let mut effects = effects_of(model, tokenizer, task, removal, &places, examples, progress)?;
-    effects.iter_mut().flatten().for_each(|effect| *effect = -*effect);
-    let chosen: Vec<(usize, bool)> =
-        chosen.iter().map(|&(token, random)| (tokens[token], random)).collect();
+    effects
+        .iter_mut()
+        .flatten()
+        .for_each(|effect| *effect = -*effect);
+    let chosen: Vec<(usize, bool)> = chosen
+        .iter()
+        .map(|&(token, random)| (tokens[token], random))
+        .collect();
     Ok(verification(&chosen, &estimates, effects, false))
 }
 
@@ -349,7 +362,9 @@ pub fn verified_tokens(
     check(k, longest.unwrap_or(0))?;
     let (mut scores, measured) = token_attribution_with(model, tokenizer, task, config, progress)?;
     let (cells, examples) = (&measured.cells, &measured.examples);
-    let found = verify_tokens(model, tokenizer, task, removal, cells, examples, k, progress)?;
+    let found = verify_tokens(
+        model, tokenizer, task, removal, cells, examples, k, progress,
+    )?;
     found.add_to(&mut scores, cells, examples, config.detail)?;
     Ok(scores)
 }
@@ -368,7 +383,10 @@ fn effects_of(
     let measured = patch_chosen(model, tokenizer, task, patch, &indices, progress)?;
     let mut effects = vec![vec![f64::NAN; examples.len()]; chosen.len()];
     for (at, example) in examples.iter().enumerate() {
-        let Some(exact) = measured.iter().find(|exact| exact.example == example.example) else {
+        let Some(exact) = measured
+            .iter()
+            .find(|exact| exact.example == example.example)
+        else {
             continue;
         };
         let base = match patch.direction {
@@ -406,7 +424,13 @@ pub fn verify_edges(
     let wanted: Vec<Edge> = chosen.iter().map(|&(edge, _)| edges[edge]).collect();
     let by_pair = exact_edge_effects(model, &task.pairs, &wanted, config, progress)?;
     let effects = (0..wanted.len())
-        .map(|edge| scores.examples.iter().map(|example| by_pair[example.pair][edge]).collect())
+        .map(|edge| {
+            scores
+                .examples
+                .iter()
+                .map(|example| by_pair[example.pair][edge])
+                .collect()
+        })
         .collect();
     Ok(verification(&chosen, &estimates, effects, false))
 }
@@ -485,7 +509,9 @@ fn upper(with: &[f64], without: &[f64], risk: f64) -> Option<f64> {
         return Some((a - b).abs());
     }
     let freedom = error * error / (va * va / (na - 1.0) + vb * vb / (nb - 1.0));
-    let t = StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(1.0 - risk);
+    let t = StudentsT::new(0.0, 1.0, freedom)
+        .ok()?
+        .inverse_cdf(1.0 - risk);
     Some((a - b).abs() + t * error.sqrt())
 }
 
@@ -497,7 +523,11 @@ mod tests {
     fn the_strongest_are_taken_and_as_many_others_drawn() {
         let estimates = [0.1, -5.0, 0.2, 3.0, 0.0, 0.3];
         let chosen = choose(&estimates, 2, 1).unwrap();
-        let top: Vec<usize> = chosen.iter().filter(|(_, random)| !random).map(|(i, _)| *i).collect();
+        let top: Vec<usize> = chosen
+            .iter()
+            .filter(|(_, random)| !random)
+            .map(|(i, _)| *i)
+            .collect();
         assert_eq!(top, [1, 3]);
         assert_eq!(chosen.len(), 4);
         assert_eq!(choose(&estimates, 6, 1).unwrap().len(), 6);
@@ -508,7 +538,10 @@ mod tests {
 
     #[test]
     fn correlations_and_signs_are_those_of_the_pairs() {
-        assert_eq!(correlation(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]), Some(1.0));
+        assert_eq!(
+            correlation(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]),
+            Some(1.0)
+        );
         assert_eq!(correlation(&[(1.0, 1.0), (1.0, 2.0)]), None);
         let chosen = [(0, false), (1, false), (2, true)];
         let exact = vec![vec![1.0, 3.0], vec![-1.0, -1.0], vec![0.0, 0.0]];
@@ -523,7 +556,10 @@ mod tests {
         // Means 2 and 0, variances 1 each, four draws each: se = sqrt(1/2), 6 degrees of freedom, t(0.99) = 3.1427.
         let spread = |mean: f64| [-1.0, -1.0, 1.0, 1.0].map(|x| mean + x * 0.75f64.sqrt());
         let bound = upper(&spread(2.0), &spread(0.0), 0.01).unwrap();
-        assert!((bound - (2.0 + 3.1427 * 0.5f64.sqrt())).abs() < 1e-3, "{bound}");
+        assert!(
+            (bound - (2.0 + 3.1427 * 0.5f64.sqrt())).abs() < 1e-3,
+            "{bound}"
+        );
         assert_eq!(upper(&[1.0], &[2.0, 3.0], 0.01), None);
     }
 }

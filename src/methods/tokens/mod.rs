@@ -21,20 +21,19 @@ mod relevance;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use polars::prelude::Column;
 use serde_json::json;
 
+use super::record;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::{Model, Tokenizer};
 use crate::nn::rules::Rules;
 use crate::run::{Progress, available_memory};
-use crate::scores::{
-    Cell, Detail, Direction, ExampleScores, PromptTokens, Provenance, Scores, ScoresMeta,
-};
-use crate::task::{Pair, Task};
+use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
+use crate::task::Task;
 pub use alti::{Alti, alti};
 use batch::{Batch, Shares};
 use gradient::Reading;
@@ -170,6 +169,17 @@ pub fn token_attribution(
     config: &TokenConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    Ok(token_attribution_with(model, tokenizer, task, config, progress)?.0)
+}
+
+/// [`token_attribution`] with the measurements behind the table.
+pub(super) fn token_attribution_with(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &TokenConfig,
+    progress: &dyn Progress,
+) -> Result<(Scores, TokenMeasurements)> {
     let began = Instant::now();
     let measured = token_scores(model, tokenizer, task, config, progress)?;
     let meta = ScoresMeta {
@@ -186,16 +196,14 @@ pub fn token_attribution(
         &measured,
         began.elapsed().as_secs_f64(),
     );
-    let TokenMeasurements {
-        cells, examples, ..
-    } = measured;
-    let mut scores = Scores::assemble(&cells, &examples, &meta, config.detail, provenance)?;
+    let (cells, examples) = (&measured.cells, &measured.examples);
+    let mut scores = Scores::assemble(cells, examples, &meta, config.detail, provenance)?;
     if config.prompts == Prompts::Corrupted {
         // A direct share belongs to the clean run unless something else is said.
         let base = vec!["corrupted"; scores.table.height()];
         scores.table.with_column(Column::new("base".into(), base))?;
     }
-    Ok(scores)
+    Ok((scores, measured))
 }
 
 fn unit(config: &TokenConfig) -> String {
@@ -378,17 +386,9 @@ fn provenance(
     measured: &TokenMeasurements,
     seconds: f64,
 ) -> Provenance {
-    let prompt = |pair: &Pair| PromptTokens {
-        example: pair.index,
-        clean: pair.clean.clone(),
-        corrupted: pair.corrupted.clone(),
-        answers: pair.target.answers.clone(),
-        wrong: pair.target.wrong.clone(),
-    };
     let mut settings = json!({
         "method": config.method,
         "prompts": config.prompts,
-        "corruption": task.corruption,
     });
     if !measured.completeness.is_empty() {
         settings["completeness"] = json!(measured.completeness);
@@ -399,29 +399,13 @@ fn provenance(
     ) {
         settings["unmixed_rows"] = json!(measured.unmixed);
     }
-    Provenance {
-        created: SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs()),
+    record::provenance(
+        model,
+        task,
+        settings,
         seconds,
-        config: settings,
-        model: model.origin.clone(),
-        spec: serde_json::to_value(&model.spec).unwrap_or_default(),
-        dtype: format!("{:?}", model.dtype).to_lowercase(),
-        device: match &model.device {
-            candle_core::Device::Cpu => "cpu".into(),
-            candle_core::Device::Cuda(_) => "cuda".into(),
-            candle_core::Device::Metal(_) => "metal".into(),
-        },
-        task: task.name.clone(),
-        task_text: task.source.clone(),
-        bos: task.bos,
-        chat: task.chat,
-        prompts: task.pairs.iter().map(prompt).collect(),
-        dropped: task.dropped.len(),
-        warnings: warnings(task, config, measured),
-        ..Provenance::default()
-    }
+        warnings(task, config, measured),
+    )
 }
 
 /// Lawful but doubtful results, each with a remedy.
