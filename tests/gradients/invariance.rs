@@ -42,8 +42,9 @@ fn check(model: &Model, ours: &Gradients, other: &Gradients, hooks: &[Hook], wha
 fn a_gradient_is_the_same_whatever_else_is_asked_for() {
     for model in every_kind() {
         let hooks = Hook::all(&model.spec);
-        for (name, rules) in RULES {
-            let case = Case::new(Metric::LogitDiff, rules());
+        // What nobody asks for is not made, and more so where patterns count as constants.
+        for (name, rules) in [("gradient", Rules::gradient()), ("cp_lrp", Rules::cp_lrp())] {
+            let case = Case::new(Metric::LogitDiff, rules);
             let all = case.ours(&model, &hooks);
             for &hook in &hooks {
                 check(&model, &case.ours(&model, &[hook]), &all, &[hook], name);
@@ -74,7 +75,7 @@ fn a_layer_that_memory_has_no_room_for_is_run_again() {
                 };
                 let whole = in_memory(None);
                 // Nothing at all, and some layers but not others.
-                for memory in [1, 10_000, 40_000, 200_000] {
+                for memory in [1, 10_000, 60_000] {
                     let what = format!("{name} in {memory} bytes");
                     check(&model, &in_memory(Some(memory)), &whole, &hooks, &what);
                 }
