@@ -77,6 +77,21 @@ fn metric(model: &Model, prompts: &[Vec<u32>], request: &Request<'_>) -> Vec<f64
     logits.iter().zip(&targets).map(value).collect()
 }
 
+/// Models in which nothing but sources differs between two runs: under a norm on attention's output its bias is scaled by the
+/// run, and it is in no source.
+fn every_kind_of_sources_alone() -> Vec<Model> {
+    let mut models = every_kind();
+    for block in models
+        .iter_mut()
+        .flat_map(|model| &mut model.weights.blocks)
+    {
+        if block.ln1_post.is_some() {
+            block.b_o = None;
+        }
+    }
+    models
+}
+
 #[track_caller]
 fn near(found: &[f64], expected: &[f64], what: impl Fn(usize) -> String) {
     assert_eq!(found.len(), expected.len());
@@ -125,7 +140,7 @@ fn equal_prompts_have_no_effect_at_all() {
 
 #[test]
 fn every_edge_across_a_cut_is_the_stream_at_the_cut() {
-    for model in every_kind() {
+    for model in every_kind_of_sources_alone() {
         let (name, prompts) = (&model.spec.family, Pairs::new());
         let graph = Graph::new(&model.spec);
         let streams: Vec<Hook> = (0..model.spec.n_layers)
@@ -162,7 +177,7 @@ fn every_edge_across_a_cut_is_the_stream_at_the_cut() {
 
 #[test]
 fn all_that_the_logits_read_is_the_corrupted_answer() {
-    for model in every_kind() {
+    for model in every_kind_of_sources_alone() {
         let (name, prompts) = (&model.spec.family, Pairs::new());
         let to_logits: Vec<Edge> = all_edges(&model)
             .into_iter()

@@ -9,7 +9,9 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
+use super::Kind;
 use crate::error::{Error, Result};
+use crate::model::tokenizer::printable;
 
 /// A component, seen as one node of the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,6 +66,15 @@ impl Node {
 
 impl Letter {
     pub const ALL: [Letter; 3] = [Letter::Q, Letter::K, Letter::V];
+
+    /// The hook of the stream that it is made from.
+    pub fn input(self) -> Kind {
+        match self {
+            Letter::Q => Kind::QInput,
+            Letter::K => Kind::KInput,
+            Letter::V => Kind::VInput,
+        }
+    }
 }
 
 impl Edge {
@@ -240,19 +251,15 @@ impl FromStr for Edge {
     }
 }
 
-/// Names may come from files: what is repeated of them is short and on one line.
+/// Names may come from files: what is repeated of them is short and printable.
 fn unreadable(what: &'static str, text: &str, reason: &str) -> Error {
-    let mut shown: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(60)
-        .collect();
+    let mut shown: String = text.chars().take(60).collect();
     if text.chars().nth(60).is_some() {
         shown.push_str("...");
     }
     Error::Parse {
         what,
-        text: shown,
+        text: printable(&shown),
         reason: reason.into(),
     }
 }

@@ -10,9 +10,9 @@
 //!
 //! Sources: Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching"; Hanna, Pezzelle and Belinkov 2024,
 //! "Have Faith in Faithfulness" (arXiv 2403.17806), for the graph. Where a norm stands on the output of attention, a head's
-//! output is its share of the normed sum, `w * (z_h W_O[h]) / scale` with the scale of its own run, which is exactly additive; that paper's code
-//! takes the raw `z_h W_O[h]`. Left out on purpose: edges by position, and circuits (many edges replaced at once by what they
-//! would carry in the patched run).
+//! output is its share of the normed sum, `w * (z_h W_O[h]) / scale` with the scale of its own run, so that shares add up. An
+//! output bias under such a norm moves with the scale too, and belongs to no source. Left out on purpose: edges by position,
+//! and circuits (where an edge that is replaced is replaced in the patched run, not in the clean one).
 
 mod deltas;
 mod heads;
@@ -177,7 +177,8 @@ pub fn exact_edge_effects_plain(
 }
 
 /// The effect of each *set* of edges, patched at once: every reader sees its own stream plus the differences of all the
-/// sources that the set connects it to, taken from the two unpatched runs.
+/// sources that the set connects it to, taken from the two unpatched runs. Each reader's difference takes `pos * d_model`
+/// floats, so in a large model a set should not have thousands of readers.
 /// # Shapes
 /// `[pairs][sets]`
 /// # Errors
@@ -189,7 +190,8 @@ pub fn exact_edges_together(
     config: &EdgeConfig,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
-    joint(model, pairs, sets, config, |run, variants| {
+    progress.start("patching sets of edges", (pairs.len() * sets.len()) as u64);
+    let effects = joint(model, pairs, sets, config, |run, variants| {
         let (sources, options) = (Sources::default(), &config.sweep);
         sweep(
             model,
@@ -200,7 +202,9 @@ pub fn exact_edges_together(
             options,
             progress,
         )
-    })
+    })?;
+    progress.finish();
+    Ok(effects)
 }
 
 /// What was measured on one pair.
@@ -312,7 +316,7 @@ fn batches(model: &Model, pairs: &[Pair], config: &EdgeConfig) -> Vec<Vec<usize>
         // Streams, branches, queries, keys, values and z of every layer, of two runs and their difference.
         let width = 6 * spec.d_model + (3 * spec.n_heads + 4 * spec.n_kv_heads) * spec.d_head;
         let bytes = 3 * 4 * spec.n_layers * length * width;
-        let room = (config.sweep.memory / (2 * bytes).max(1)).clamp(1, config.batch.max(1));
+        let room = (config.sweep.memory / (4 * bytes).max(1)).clamp(1, config.batch.max(1));
         batches.extend(group.chunks(room).map(<[usize]>::to_vec));
     }
     batches
@@ -484,28 +488,34 @@ impl Sweeping<'_> {
     }
 
     fn patch_units(&mut self, reader: Reader, units: &[Unit<'_>]) -> Result<()> {
+        if units.is_empty() {
+            return Ok(());
+        }
         match reader.of {
-            _ if units.is_empty() => Ok(()),
             ReaderOf::Attention => self.patch_heads(reader.layer, units),
-            ReaderOf::Mlp | ReaderOf::Logits => {
-                let hook = Hook::at(reader.of.kind(), reader.layer);
-                for unit in units {
-                    let mut positions = self.run.positions(unit.example);
-                    let mut delta = unit.delta.clone();
-                    if reader.of == ReaderOf::Logits {
-                        // The answer alone is read.
-                        delta = delta.narrow(0, positions.len() - 1, 1)?.copy()?;
-                        positions.drain(..positions.len() - 1);
-                    }
-                    let site = Site::all(hook).at_positions(positions.into_iter().map(at));
-                    let edit = Edit::new(site, Op::Add(Value::Tensor(delta)));
-                    for &(edge, _) in unit.wanted {
-                        self.push(unit.example, edge, edit.clone())?;
-                    }
-                }
-                Ok(())
+            ReaderOf::Mlp => self.patch_stream(Hook::at(Kind::MlpIn, reader.layer), units),
+            ReaderOf::Logits => self.patch_stream(Hook::at(Kind::ResidPost, reader.layer), units),
+        }
+    }
+
+    /// Edges into an MLP or the logits: the difference is added to what they read.
+    fn patch_stream(&mut self, hook: Hook, units: &[Unit<'_>]) -> Result<()> {
+        for unit in units {
+            let mut positions = self.run.positions(unit.example);
+            let mut delta = unit.delta.clone();
+            if hook.kind == Kind::ResidPost {
+                // The answer alone is read.
+                let answer = positions.len() - 1;
+                delta = delta.narrow(0, answer, 1)?.copy()?;
+                positions.drain(..answer);
+            }
+            let site = Site::all(hook).at_positions(positions.into_iter().map(at));
+            let edit = Edit::new(site, Op::Add(Value::Tensor(delta)));
+            for &(edge, _) in unit.wanted {
+                self.push(unit.example, edge, edit.clone())?;
             }
         }
+        Ok(())
     }
 
     /// Edges into heads: the layer's norm, queries, keys and values of all units at once; then, input by input, z.
@@ -579,17 +589,6 @@ impl Sweeping<'_> {
             self.effects[example][edge] = value - self.run.clean[example];
         }
         Ok(())
-    }
-}
-
-impl ReaderOf {
-    /// The hook of what it reads.
-    fn kind(self) -> Kind {
-        match self {
-            ReaderOf::Attention => Kind::ResidPre,
-            ReaderOf::Mlp => Kind::MlpIn,
-            ReaderOf::Logits => Kind::ResidPost,
-        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! One method a file, each a function from (model, task, config) to [`crate::scores::Scores`].
 
 pub mod activation_patching;
+pub mod attribution;
 pub mod exact_edges;
 mod gaussian;
+mod record;
+mod reference;
 mod sites;
 
 pub use activation_patching::{PatchConfig, PatchSource, activation_patching};

@@ -73,6 +73,15 @@ impl Descent<'_> {
         self.embeddings(gradient, probe)
     }
 
+    /// From the gradient at the final stream through the layers `begin..`, and no further.
+    pub fn down_to(&self, begin: usize, gradient: Tensor, probe: &mut dyn Probe) -> Result<()> {
+        let mut gradient = gradient;
+        for layer in (begin..self.model.spec.n_layers).rev() {
+            gradient = self.block(layer, gradient, probe)?;
+        }
+        Ok(())
+    }
+
     /// Past the embeddings.
     pub fn embeddings(&self, gradient: Tensor, probe: &mut dyn Probe) -> Result<()> {
         for kind in [Kind::PosEmbed, Kind::Embed] {

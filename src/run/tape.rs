@@ -16,7 +16,7 @@ use super::forward::{self, Stream, Tap};
 use super::rows::{Rows, regather};
 use super::{Roles, Sources, check_prompts};
 use crate::error::{Error, Result};
-use crate::hooks::{Edit, Hook, Kind, Ln};
+use crate::hooks::{Edit, Hook, Kind, Ln, Op};
 use crate::model::Model;
 use crate::model::spec::{Mlp, ModelSpec, QkNorm};
 use crate::nn::rope;
@@ -31,11 +31,14 @@ pub(crate) struct TapeRequest<'a> {
     pub keep: &'a [Hook],
     /// The first position that each prompt's run has rows for, and the tape that holds what is before.
     pub after: Option<(&'a [usize], &'a Tape)>,
+    /// The layer to begin at, with the stream that enters it on the tape of `after`; nothing below it is recorded.
+    pub from: usize,
     /// Bytes that the tape may hold; `None`: whatever it takes.
     pub memory: Option<usize>,
 }
 
 /// One recorded forward pass.
+#[derive(Clone)]
 pub(crate) struct Tape {
     pub prompts: Vec<Vec<u32>>,
     /// The rows that it has.
@@ -98,12 +101,18 @@ impl Tape {
         let tokens: Vec<u32> = (tape.rows.in_whole().iter())
             .map(|&row| prompts[row as usize / length][row as usize % length])
             .collect();
-        let x = forward::embed(model, &tokens, &tape.rows, &mut recorder)?;
+        let x = match (request.from, request.after) {
+            (1.., Some((_, base))) => {
+                let entering = base.get(Hook::at(Kind::ResidPre, request.from))?;
+                regather(entering, &base.rows, &tape.rows, None)?
+            }
+            _ => forward::embed(model, &tokens, &tape.rows, &mut recorder)?,
+        };
         let mut stream = Stream {
             rows: tape.rows.clone(),
             x: Some(x),
         };
-        for layer in 0..spec.n_layers {
+        for layer in request.from..spec.n_layers {
             stream = forward::block(model, layer, &tape.ropes, stream, &mut recorder)?;
         }
         tape.kept = recorder.kept;
@@ -192,12 +201,6 @@ impl Tape {
 
     pub fn edits(&self, hook: Hook) -> bool {
         self.edits.contains_key(&hook)
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
-        self.kept.values().map(bytes).sum()
     }
 }
 
@@ -309,7 +312,7 @@ fn check_passes(edit: &Edit) -> Result<()> {
         Kind::Scale(_) | Kind::Normalized(_) => {
             "the backward pass makes norms again from their input"
         }
-        Kind::AttnScores if edit.op != crate::hooks::Op::Block => {
+        Kind::AttnScores if edit.op != Op::Block => {
             "only attention knockout (`block`) is followed there"
         }
         Kind::Pattern => "knock attention out at `hook_attn_scores` instead",

@@ -16,17 +16,6 @@ use crate::run::BaseRun;
 use crate::run::forward::rotated;
 use crate::run::rows::{self, Rows, pick, regather};
 
-impl Letter {
-    /// The stream that it reads.
-    pub(super) fn input(self) -> Kind {
-        match self {
-            Letter::Q => Kind::QInput,
-            Letter::K => Kind::KInput,
-            Letter::V => Kind::VInput,
-        }
-    }
-}
-
 /// What [`Read`] needs of the base run besides what every sweep does.
 pub(super) fn kinds(spec: &ModelSpec) -> &'static [Kind] {
     match spec.qk_norm {
