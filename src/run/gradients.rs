@@ -83,6 +83,13 @@ pub fn gradients(
             request.targets.len()
         )));
     }
+    if let Some(reference) = request.reference.filter(|r| r.len() != prompts.len()) {
+        return Err(Error::invalid(format!(
+            "{} prompts need the clean run's logits for each, not for {}",
+            prompts.len(),
+            reference.len()
+        )));
+    }
     let of_tape = TapeRequest {
         edits: request.edits,
         sources: request.sources.clone(),
@@ -146,7 +153,7 @@ pub(crate) struct Measured<'a> {
 
 impl<'a> Measured<'a> {
     /// # Errors
-    /// [`Error::NotFiniteLogits`]; those of [`Metric::value`].
+    /// [`Error::OutOfRange`] for a target outside of the vocabulary; [`Error::NotFiniteLogits`]; those of [`Metric::value`].
     pub fn new(
         model: &Model,
         tape: &Tape,
@@ -159,13 +166,22 @@ impl<'a> Measured<'a> {
         let normed =
             super::forward::final_norm(model, &answer, &tape.rows.last_of_each(), &mut nobody)?;
         let columns: Vec<Vec<u32>> = targets.iter().map(Target::columns).collect();
+        let vocab = model.spec.d_vocab;
+        if let Some(token) = columns.iter().flatten().find(|&&id| id as usize >= vocab) {
+            return Err(Error::OutOfRange {
+                hook: "the vocabulary".into(),
+                what: "token",
+                value: token.to_string(),
+                limit: format!("{vocab} tokens"),
+            });
+        }
         let logits: Vec<Vec<f32>> = match metric.reads() {
             Reads::Answers => {
                 let columns: Vec<&[u32]> = columns.iter().map(Vec::as_slice).collect();
                 unembed_columns(model, &normed, &columns)?
             }
             Reads::Vocabulary => to_host(&as_logits(unembed(model, &normed)?)?)?
-                .chunks_exact(model.spec.d_vocab)
+                .chunks_exact(vocab)
                 .map(<[f32]>::to_vec)
                 .collect(),
         };
