@@ -126,6 +126,30 @@ pub enum RopeScaling {
     Factors {
         factors: Vec<f64>,
     },
+    /// The base grows with the prompt once the prompt is longer than the model was trained for (NTK-aware).
+    Dynamic {
+        factor: f64,
+        original_max_position: usize,
+    },
+    /// High frequencies stay, low ones are divided by `factor`, with a ramp between (Peng et al. 2023, arXiv 2309.00071).
+    Yarn {
+        factor: f64,
+        /// Turns over the trained length above which a frequency stays, and below which it is divided.
+        beta_fast: f64,
+        beta_slow: f64,
+        /// Multiplies cosines and sines, and so the scores by its square.
+        attention_factor: f64,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
+        original_max_position: usize,
+    },
+    /// A factor per frequency, one set for prompts up to the trained length and one for longer ones (Phi-3).
+    LongRope {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        attention_factor: f64,
+        original_max_position: usize,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +199,14 @@ impl ModelSpec {
             self.norm_placement,
             NormPlacement::Post | NormPlacement::Sandwich
         )
+    }
+
+    /// How many dimensions of each head rotate.
+    pub fn rotary_dims(&self) -> usize {
+        match &self.position {
+            Position::Rotary(rotary) => rotary.dims,
+            Position::None | Position::Learned => 0,
+        }
     }
 
     /// Whether there is a stream between attention and MLP that `hook_resid_mid` could name.

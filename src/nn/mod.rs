@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod embed;
+mod frequencies;
 pub mod host;
 pub mod linear;
 pub mod mlp;

@@ -540,18 +540,6 @@ fn smollm2_loads_from_its_gguf() {
 }
 
 #[test]
-fn gemma3_is_refused_by_name() {
-    let Some(path) = real_model("gemma-3-270m.q4_k_m.gguf") else {
-        return;
-    };
-    let error = load(path.to_str().unwrap(), &LoadOptions::default()).unwrap_err();
-    assert!(
-        matches!(&error, Error::UnknownArchitecture { name, .. } if name == "gemma3"),
-        "{error}"
-    );
-}
-
-#[test]
 fn the_embedded_model_does_its_task_on_fresh_prompts() {
     use crate::model::EMBEDDED;
     use crate::task::{ExpandOptions, TaskFile, expand};
