@@ -4,10 +4,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candlewick::check::{TOLERANCE, compare, worst};
-use candlewick::model::Model;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::{
+    gemma, gemma2, gemma3, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, starcoder2,
+};
+use candlewick::check::{IN_CANDLE_TRANSFORMERS, TOLERANCE, check, compare, worst};
 use candlewick::model::families::from_config;
-use candlewick::model::load::{LoadOptions, load};
+use candlewick::model::load::{LoadOptions, Loaded, load};
+use candlewick::run::logits;
+use serde_json::{Map, Value, json};
 
 /// The folders of `tests/fixtures` that hold a model.
 fn fixtures() -> Vec<PathBuf> {
@@ -21,18 +27,16 @@ fn fixtures() -> Vec<PathBuf> {
     models
 }
 
-fn open(path: &Path) -> Model {
+fn open(path: &Path) -> Loaded {
     let path = path.to_str().expect("utf-8 path");
-    load(path, &LoadOptions::default())
-        .unwrap_or_else(|error| panic!("{path}: {error}"))
-        .model
+    load(path, &LoadOptions::default()).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 #[test]
 fn every_fixture_agrees_with_its_reference_at_every_hook() {
     let mut failures = Vec::new();
     for path in fixtures() {
-        let gaps = compare(&open(&path), &path.join("reference.safetensors"))
+        let gaps = compare(&open(&path).model, &path.join("reference.safetensors"))
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let name = path.file_name().expect("a folder").display();
         for gap in worst(&gaps) {
@@ -64,5 +68,131 @@ fn both_config_forms_mean_the_same_model() {
             from_config(json).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
         assert_eq!(described(&new), described(&old), "{}", path.display());
+    }
+}
+
+#[test]
+fn every_fixture_passes_its_own_checks() {
+    for path in fixtures() {
+        let findings =
+            check(&open(&path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for finding in findings {
+            assert!(finding.passed, "{}: {finding:?}", path.display());
+        }
+    }
+}
+
+/// The fixture and config with which a family is compared. candle-transformers reads the older configs, lets a window reach one key
+/// further than transformers does, and does not scale Gemma 3's rotary positions: so no window is in force, and nothing is scaled there.
+fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
+    let folder = match family {
+        "olmo2" | "starcoder2" => format!("{family}-tiny"),
+        _ => format!("{family}-tiny-random"),
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(folder);
+    let json = fs::read_to_string(path.join("config.legacy.json")).expect("config");
+    let mut config: Map<String, Value> = serde_json::from_str(&json).expect("JSON");
+    config.remove("layer_types");
+    config.remove("_sliding_window_pattern");
+    let edits = match family {
+        "gemma3" => {
+            json!({"sliding_window": 48, "sliding_window_pattern": 2, "rope_scaling": null})
+        }
+        "gemma2" => json!({"sliding_window": 48}),
+        "qwen2" => json!({"use_sliding_window": false, "sliding_window": 48}),
+        "mistral" | "phi3" | "starcoder2" => json!({"sliding_window": null}),
+        _ => json!({}),
+    };
+    config.extend(edits.as_object().cloned().unwrap_or_default());
+    (path, config)
+}
+
+fn read<T: serde::de::DeserializeOwned>(config: &Map<String, Value>) -> T {
+    serde_json::from_value(Value::Object(config.clone())).expect("candle reads the config")
+}
+
+/// Logits at the last position by candle-transformers.
+fn candle_logits(
+    family: &str,
+    weights: Vec<u8>,
+    config: &Map<String, Value>,
+    ids: &[u32],
+) -> candle_core::Result<Vec<f32>> {
+    let weights = VarBuilder::from_buffered_safetensors(weights, DType::F32, &Device::Cpu)?;
+    let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+    let logits = match family {
+        "llama" => {
+            let config = read::<llama::LlamaConfig>(config).into_config(false);
+            let mut cache = llama::Cache::new(false, DType::F32, &config, &Device::Cpu)?;
+            llama::Llama::load(weights, &config)?.forward(&ids, 0, &mut cache)?
+        }
+        "mistral" => mistral::Model::new(&read(config), weights)?.forward(&ids, 0)?,
+        "qwen2" => qwen2::ModelForCausalLM::new(&read(config), weights)?.forward(&ids, 0)?,
+        "qwen3" => qwen3::ModelForCausalLM::new(&read(config), weights)?.forward(&ids, 0)?,
+        "gemma" => gemma::Model::new(false, &read(config), weights)?.forward(&ids, 0)?,
+        "gemma2" => gemma2::Model::new(false, &read(config), weights)?.forward(&ids, 0)?,
+        "gemma3" => gemma3::Model::new(false, &read(config), weights)?.forward(&ids, 0)?,
+        "phi" => phi::Model::new(&read(config), weights)?.forward(&ids)?,
+        "phi3" => phi3::Model::new(&read(config), weights)?.forward(&ids, 0)?,
+        "olmo2" => olmo2::Model::new(&read(config), weights)?.forward(&ids, 0)?,
+        "starcoder2" => starcoder2::Model::new(&read(config), weights)?.forward(&ids, 0)?,
+        _ => panic!("no comparison is written for `{family}`"),
+    };
+    logits.flatten_all()?.to_vec1()
+}
+
+#[test]
+fn logits_are_those_of_candle_transformers() {
+    for family in IN_CANDLE_TRANSFORMERS {
+        let (path, config) = for_candle(family);
+        let folder = tempfile::tempdir().expect("a folder");
+        for file in ["model.safetensors", "tokenizer.json"] {
+            fs::copy(path.join(file), folder.path().join(file)).expect("copied");
+        }
+        let json = Value::Object(config.clone()).to_string();
+        fs::write(folder.path().join("config.json"), json).expect("written");
+        let model = open(folder.path()).model;
+        let weights = fs::read(path.join("model.safetensors")).expect("weights");
+        for ids in [
+            vec![5, 17, 30, 41, 2, 9, 51, 77],
+            (1..40).collect::<Vec<u32>>(),
+        ] {
+            let theirs = candle_logits(family, weights.clone(), &config, &ids);
+            let theirs = theirs.unwrap_or_else(|error| panic!("{family}: {error}"));
+            let ours = logits(&model, &[ids]).expect("runs").flatten_all();
+            let ours: Vec<f32> = ours.and_then(|logits| logits.to_vec1()).expect("f32");
+            assert_eq!(ours.len(), theirs.len(), "{family}");
+            let largest = theirs.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let gaps = ours
+                .iter()
+                .zip(&theirs)
+                .map(|(a, b)| (a - b).abs() / largest);
+            let gap = gaps.fold(0f32, f32::max);
+            assert!(gap <= TOLERANCE, "{family}: logits differ by {gap:.1e}");
+        }
+    }
+}
+
+#[test]
+fn the_page_of_the_docs_has_a_line_below_the_tolerance_for_every_fixture() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/families.md");
+    let page = fs::read_to_string(page).expect("the page is there");
+    for path in fixtures() {
+        let name = path.file_name().expect("a folder").display().to_string();
+        let mut lines = page
+            .lines()
+            .filter(|line| line.starts_with(&format!("| {name} |")));
+        let (_, differences) = (lines.next(), lines.next());
+        let line = differences.unwrap_or_else(|| panic!("`{name}` is not in docs/families.md"));
+        let numbers = line
+            .split('|')
+            .filter_map(|cell| cell.trim().parse::<f32>().ok());
+        let numbers: Vec<f32> = numbers.collect();
+        assert!(
+            numbers.len() > 5 && numbers.iter().all(|gap| *gap < TOLERANCE),
+            "{line}"
+        );
     }
 }

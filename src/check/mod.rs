@@ -21,6 +21,20 @@ pub use reference::{Gap, compare, worst};
 
 /// The largest relative difference to a reference in f32 that is no mistake: other kernels add in another order.
 pub const TOLERANCE: f32 = 1e-4;
+/// Families whose logits `tests/families.rs` also holds against candle-transformers.
+pub const IN_CANDLE_TRANSFORMERS: &[&str] = &[
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi",
+    "phi3",
+    "olmo2",
+    "starcoder2",
+];
 /// Tokens of the prompts that the checks run.
 const LENGTH: usize = 10;
 

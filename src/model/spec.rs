@@ -181,6 +181,34 @@ pub enum Activation {
     Relu,
 }
 
+impl Rotary {
+    fn described(&self, d_head: usize) -> String {
+        let mut words = "rotary".to_string();
+        if self.dims != d_head {
+            words += &format!(" {} of {d_head}", self.dims);
+        }
+        if self.style == RotaryStyle::Interleaved {
+            words += " interleaved";
+        }
+        if self.bases.len() > 1 {
+            words += &format!(", {} bases", self.bases.len());
+        }
+        for base in &self.bases {
+            let scaling = match base.scaling {
+                RopeScaling::None => continue,
+                RopeScaling::Linear { .. } => "linear",
+                RopeScaling::Llama3 { .. } => "llama3",
+                RopeScaling::Factors { .. } => "factors",
+                RopeScaling::Dynamic { .. } => "dynamic",
+                RopeScaling::Yarn { .. } => "yarn",
+                RopeScaling::LongRope { .. } => "longrope",
+            };
+            words += &format!(", {scaling} scaling");
+        }
+        words
+    }
+}
+
 impl ModelSpec {
     /// Query heads that share one key/value head.
     pub fn group(&self) -> usize {
@@ -199,6 +227,80 @@ impl ModelSpec {
             self.norm_placement,
             NormPlacement::Post | NormPlacement::Sandwich
         )
+    }
+
+    /// What is in force in this model, in a few words each, in the order of the forward pass.
+    pub fn features(&self) -> Vec<String> {
+        let mut said = Vec::new();
+        let mut say = |words: String| said.push(words);
+        if let Some(scale) = self.embed_scale {
+            say(format!("embeddings x {scale:.2}"));
+        }
+        match &self.position {
+            Position::None => say("no positions".into()),
+            Position::Learned => say("learned positions".into()),
+            Position::Rotary(rotary) => say(rotary.described(self.d_head)),
+        }
+        let norm = match self.norm {
+            NormKind::Layer => "LayerNorm",
+            NormKind::Rms => "RMSNorm",
+        };
+        match self.norm_placement {
+            NormPlacement::Pre => say(format!("{norm} before")),
+            NormPlacement::Post => say(format!("{norm} after")),
+            NormPlacement::Sandwich => say(format!("{norm} before and after")),
+            NormPlacement::None => say("no norms".into()),
+        }
+        match self.block {
+            Block::Sequential => (),
+            Block::Parallel { shared_norm: true } => say("parallel, one norm".into()),
+            Block::Parallel { shared_norm: false } => say("parallel".into()),
+        }
+        let heads = format!("{} heads of {}", self.n_heads, self.d_head);
+        say(match self.n_heads == self.n_kv_heads {
+            true => heads,
+            false => format!("{heads}, {} for keys", self.n_kv_heads),
+        });
+        match self.qk_norm {
+            QkNorm::None => (),
+            QkNorm::PerHead => say("q/k-norm".into()),
+            QkNorm::FullWidth => say("q/k-norm over all heads".into()),
+        }
+        let usual = 1.0 / (self.d_head as f32).sqrt();
+        if self
+            .attn_scale
+            .iter()
+            .any(|scale| (scale - usual).abs() > 1e-6)
+        {
+            say("own attention scale".into());
+        }
+        let windows: Vec<usize> = self.windows.iter().flatten().copied().collect();
+        if let Some(window) = windows.iter().min() {
+            say(format!(
+                "window {window} in {} of {} layers",
+                windows.len(),
+                self.n_layers
+            ));
+        }
+        if let Some(cap) = self.attn_softcap {
+            say(format!("scores capped at {cap}"));
+        }
+        let activation = match self.activation {
+            Activation::Gelu => "GELU",
+            Activation::GeluTanh => "tanh-GELU",
+            Activation::Silu => "SiLU",
+            Activation::Relu => "ReLU",
+        };
+        match self.mlp {
+            Mlp::None => say("no MLP".into()),
+            Mlp::Plain => say(activation.into()),
+            Mlp::Gated => say(format!("gated {activation}")),
+        }
+        if let Some(cap) = self.final_softcap {
+            say(format!("logits capped at {cap}"));
+        }
+        say(if self.tied { "tied" } else { "untied" }.into());
+        said
     }
 
     /// How many dimensions of each head rotate.
