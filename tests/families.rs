@@ -10,9 +10,10 @@ use candle_transformers::models::{
     gemma, gemma2, gemma3, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, starcoder2,
 };
 use candlewick::check::{IN_CANDLE_TRANSFORMERS, TOLERANCE, check, compare, worst};
+use candlewick::model::Model;
 use candlewick::model::families::from_config;
-use candlewick::model::load::{LoadOptions, Loaded, load};
-use candlewick::run::logits;
+use candlewick::model::load::{LoadOptions, Loaded, load, load_parts};
+use candlewick::run::{Logits, Request, logits, run};
 use serde_json::{Map, Value, json};
 
 /// The folders of `tests/fixtures` that hold a model.
@@ -194,5 +195,100 @@ fn the_page_of_the_docs_has_a_line_below_the_tolerance_for_every_fixture() {
             numbers.len() > 5 && numbers.iter().all(|gap| *gap < TOLERANCE),
             "{line}"
         );
+    }
+}
+
+/// A small trained model, if whoever runs the tests has them: `$CANDLEWICK_SMALL_MODELS` is the folder that they lie in.
+fn small_model(name: &str) -> Option<PathBuf> {
+    let Some(folder) = std::env::var_os("CANDLEWICK_SMALL_MODELS") else {
+        println!("skipped: $CANDLEWICK_SMALL_MODELS does not say where `{name}` is");
+        return None;
+    };
+    let path = PathBuf::from(folder).join(name);
+    if !path.is_dir() {
+        println!("skipped: there is no `{}`", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// The likeliest of all tokens at every position.
+fn best(model: &Model, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let request = Request {
+        logits: Logits::All,
+        ..Request::default()
+    };
+    let logits = run(model, prompts, &request)
+        .expect("runs")
+        .logits
+        .expect("asked for");
+    let best = logits.argmax(2).expect("argmax");
+    best.to_vec2().expect("two axes")
+}
+
+#[test]
+fn a_small_gpt2_sorts_all_that_it_was_trained_to_sort() {
+    let Some(path) = small_model("gpt_nano_sort") else {
+        return;
+    };
+    let read = |file: &str| fs::read(path.join(file)).expect("readable");
+    // It came without a tokenizer.
+    let tokenizer = json!({
+        "version": "1.0",
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {"A": 0, "B": 1, "C": 2}, "unk_token": "A"},
+    });
+    let config = String::from_utf8(read("config.json")).expect("UTF-8");
+    let loaded = load_parts(
+        "gpt_nano_sort",
+        &config,
+        &read("model.safetensors"),
+        tokenizer.to_string().as_bytes(),
+        None,
+        &LoadOptions::default(),
+    );
+    let model = loaded.expect("it loads").model;
+    // Six letters, then the sorted ones so far; each next letter is read off where it has to be written.
+    let all = (0..729u32).map(|n| (0..6).map(|i| n / 3u32.pow(i) % 3).collect::<Vec<u32>>());
+    let (mut prompts, mut expected) = (Vec::new(), Vec::new());
+    for letters in all {
+        let mut sorted = letters.clone();
+        sorted.sort_unstable();
+        prompts.push([&letters[..], &sorted[..5]].concat());
+        expected.push(sorted);
+    }
+    let best = best(&model, &prompts);
+    let right = best
+        .iter()
+        .zip(&expected)
+        .filter(|(best, expected)| best[5..] == expected[..])
+        .count();
+    assert_eq!(right, 729);
+}
+
+#[test]
+fn a_small_llama_tells_the_genders_of_names_apart() {
+    let Some(path) = small_model("stories260K") else {
+        return;
+    };
+    let loaded = open(&path);
+    assert!(loaded.tokenizer.adds_bos());
+    let preference = |name: &str| {
+        let text = format!("One day, {name} found a big ball.");
+        let ids = loaded.tokenizer.encode(&text, true).expect("encodes").ids;
+        let logits: Vec<f32> = logits(&loaded.model, &[ids])
+            .expect("runs")
+            .flatten_all()
+            .and_then(|t| t.to_vec1())
+            .expect("f32");
+        let logit = |word: &str| match loaded.tokenizer.answer_ids(word).expect("encodes")[..] {
+            [id] => logits[id as usize],
+            ref ids => panic!("`{word}` is {} tokens", ids.len()),
+        };
+        logit(" She") - logit(" He")
+    };
+    for (her, him) in [("Lily", "Tim"), ("Mia", "Ben"), ("Sue", "Tom")] {
+        assert!(preference(her) > 0.0, "{her}: {}", preference(her));
+        assert!(preference(him) < 0.0, "{him}: {}", preference(him));
     }
 }

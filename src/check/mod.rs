@@ -229,13 +229,14 @@ fn tolerance(model: &Model) -> f32 {
     }
 }
 
-/// The largest difference over the largest value that was expected.
+/// The largest difference over the largest finite value that was expected. Masked scores are minus infinity on both sides.
 fn relative(ours: &Tensor, theirs: &Tensor) -> Result<f32> {
     let (ours, theirs) = (to_host(ours)?, to_host(theirs)?);
-    let scale = theirs.iter().fold(0f32, |most, x| most.max(x.abs()));
-    let gaps = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs());
-    // `max` forgets a NaN, which is the largest difference of all.
-    let gap = gaps.fold(0f32, |most, gap| {
+    let finite = theirs.iter().filter(|x| x.is_finite());
+    let scale = finite.fold(0f32, |most, x| most.max(x.abs()));
+    let gap = ours.iter().zip(&theirs).fold(0f32, |most, (a, b)| {
+        let gap = if a == b { 0.0 } else { (a - b).abs() };
+        // `max` forgets a NaN, which is the largest difference of all.
         if gap.is_nan() {
             f32::INFINITY
         } else {
@@ -287,5 +288,8 @@ mod tests {
             relative(&of(&[f32::NAN, 1.0]), &of(&[1.0, 1.0])).unwrap(),
             f32::INFINITY
         );
+        let masked = of(&[f32::NEG_INFINITY, 2.0]);
+        assert_eq!(relative(&masked, &masked).unwrap(), 0.0);
+        assert_eq!(relative(&of(&[1.0, 2.0]), &masked).unwrap(), f32::INFINITY);
     }
 }

@@ -304,3 +304,189 @@ fn attention(spec: &ModelSpec, gguf: &Gguf, heads: Heads) -> Filled {
     }
     filled
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::model::gguf::tests::Writer;
+    use crate::model::layout::Need;
+    use crate::model::load::{LoadOptions, load, read_weights};
+    use crate::model::{Model, families};
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Writes a slot under llama.cpp's name for it; matrices are stored `[out, in]`, embeddings as they are.
+    fn put(writer: &mut Writer, name: &str, slot: Slot, tensor: &Tensor) {
+        let is_matrix =
+            tensor.rank() == 2 && !matches!(slot, Slot::Embed | Slot::Unembed | Slot::Positions);
+        let stored = if is_matrix {
+            tensor.t().unwrap()
+        } else {
+            tensor.clone()
+        };
+        writer.tensor(name, stored.dims(), &flat(&stored));
+    }
+
+    fn name_of(slot: Slot) -> &'static str {
+        match slot {
+            Slot::Embed => "token_embd.weight",
+            Slot::Positions => "position_embd.weight",
+            Slot::LnFinal => "output_norm.weight",
+            Slot::LnFinalBias => "output_norm.bias",
+            Slot::Unembed => "output.weight",
+            Slot::UnembedBias => "output.bias",
+            Slot::Ln1 => "attn_norm.weight",
+            Slot::Ln1Bias => "attn_norm.bias",
+            Slot::Qkv => "attn_qkv.weight",
+            Slot::QkvBias => "attn_qkv.bias",
+            Slot::QNorm => "attn_q_norm.weight",
+            Slot::KNorm => "attn_k_norm.weight",
+            Slot::O => "attn_output.weight",
+            Slot::OBias => "attn_output.bias",
+            Slot::Ln1Post => "post_attention_norm.weight",
+            Slot::Ln1PostBias => "post_attention_norm.bias",
+            Slot::Ln2 => "ffn_norm.weight",
+            Slot::Ln2Bias => "ffn_norm.bias",
+            Slot::MlpIn => "ffn_up.weight",
+            Slot::MlpInBias => "ffn_up.bias",
+            Slot::MlpOut => "ffn_down.weight",
+            Slot::MlpOutBias => "ffn_down.bias",
+            Slot::Ln2Post => "post_ffw_norm.weight",
+            Slot::Ln2PostBias => "post_ffw_norm.bias",
+        }
+    }
+
+    fn written(model: &Model, architecture: &str, is_fused: bool) -> Writer {
+        let spec = &model.spec;
+        let mut writer = Writer::default();
+        let key = |name: &str| format!("{architecture}.{name}");
+        let size = |n: usize| u32::try_from(n).unwrap();
+        writer
+            .text("general.architecture", architecture)
+            .size(&key("block_count"), size(spec.n_layers))
+            .size(&key("embedding_length"), size(spec.d_model))
+            .size(&key("feed_forward_length"), size(spec.d_mlp))
+            .size(&key("attention.head_count"), size(spec.n_heads))
+            .size(&key("attention.head_count_kv"), size(spec.n_kv_heads))
+            .size(&key("attention.key_length"), size(spec.d_head))
+            .size(&key("context_length"), size(spec.n_ctx))
+            .float(&key("attention.layer_norm_epsilon"), spec.norm_eps as f32);
+        if spec.rotary_dims() > 0 {
+            writer.size(&key("rope.dimension_count"), size(spec.rotary_dims()));
+        }
+        if architecture.starts_with("gemma") && architecture != "gemma" {
+            writer.size(&key("attention.sliding_window"), 4);
+        }
+        if architecture == "gemma2" {
+            writer
+                .float(&key("attn_logit_softcapping"), 4.0)
+                .float(&key("final_logit_softcapping"), 6.0);
+        }
+        for slot in Slot::MODEL {
+            if let Some(tensor) = slot
+                .get(&model.weights, 0)
+                .filter(|_| slot != Slot::Unembed || !spec.tied)
+            {
+                put(&mut writer, name_of(slot), slot, tensor);
+            }
+        }
+        let (q, kv) = (spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
+        for layer in 0..spec.n_layers {
+            for slot in Slot::BLOCK {
+                let Some(tensor) = slot.get(&model.weights, layer) else {
+                    continue;
+                };
+                let parts: Vec<(&str, usize)> = match slot {
+                    Slot::Qkv if !is_fused => vec![
+                        ("attn_q.weight", q),
+                        ("attn_k.weight", kv),
+                        ("attn_v.weight", kv),
+                    ],
+                    Slot::QkvBias if !is_fused => {
+                        vec![("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)]
+                    }
+                    Slot::MlpIn if spec.mlp == Mlp::Gated => {
+                        vec![
+                            ("ffn_gate.weight", spec.d_mlp),
+                            ("ffn_up.weight", spec.d_mlp),
+                        ]
+                    }
+                    _ => vec![(name_of(slot), tensor.dims()[tensor.rank() - 1])],
+                };
+                let mut start = 0;
+                for (name, width) in parts {
+                    let part = tensor.narrow(tensor.rank() - 1, start, width).unwrap();
+                    put(&mut writer, &format!("blk.{layer}.{name}"), slot, &part);
+                    start += width;
+                }
+            }
+        }
+        writer
+    }
+
+    #[test]
+    fn every_architecture_finds_the_weights_of_its_family() {
+        for (fixture, architecture, is_fused) in [
+            ("qwen2-tiny-yarn", "qwen2", false),
+            ("qwen3-tiny-biased", "qwen3", false),
+            ("gemma-tiny", "gemma", false),
+            ("gemma2-tiny", "gemma2", false),
+            ("gemma3-tiny", "gemma3", false),
+            ("phi-tiny-grouped", "phi2", true),
+            ("phi-tiny-grouped", "phi2", false),
+            ("olmo2-tiny", "olmo2", false),
+            ("starcoder2-tiny", "starcoder2", false),
+            ("starcoder2-tiny-unbiased", "starcoder2", false),
+            ("gpt_neox-tiny", "gptneox", true),
+            ("gpt2-tiny-scaled", "gpt2", true),
+        ] {
+            let path = format!("{}/tests/fixtures/{fixture}", env!("CARGO_MANIFEST_DIR"));
+            let model = load(&path, &LoadOptions::default()).unwrap().model;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), written(&model, architecture, is_fused).bytes()).unwrap();
+            let gguf = Gguf::open(file.path()).unwrap();
+            let described =
+                families::from_gguf(&gguf).unwrap_or_else(|error| panic!("{fixture}: {error}"));
+            let weights = read_weights(&gguf, &described, DType::F32, &Device::Cpu);
+            let weights = weights.unwrap_or_else(|error| panic!("{fixture}: {error}"));
+            let spec = &described.spec;
+            assert_eq!(spec.family, model.spec.family);
+            assert_eq!(
+                (
+                    spec.norm,
+                    spec.norm_placement,
+                    spec.block,
+                    spec.qk_norm,
+                    spec.mlp,
+                    spec.tied,
+                    spec.embed_scale
+                ),
+                (
+                    model.spec.norm,
+                    model.spec.norm_placement,
+                    model.spec.block,
+                    model.spec.qk_norm,
+                    model.spec.mlp,
+                    model.spec.tied,
+                    model.spec.embed_scale
+                ),
+                "{fixture}"
+            );
+            for slot in Slot::MODEL.into_iter().chain(Slot::BLOCK) {
+                for layer in 0..spec.n_layers {
+                    let [ours, theirs] = [&weights, &model.weights]
+                        .map(|weights| slot.get(weights, layer).map(flat));
+                    assert_eq!(ours, theirs, "{fixture}: {slot:?} of layer {layer}");
+                    assert!(
+                        ours.is_some() || slot.need(spec) != Need::Required,
+                        "{fixture}: {slot:?}"
+                    );
+                }
+            }
+        }
+    }
+}
