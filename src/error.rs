@@ -128,6 +128,12 @@ pub enum Error {
     #[error("`{what}` did not fire in this run: {reason}")]
     Unfired { what: String, reason: String },
 
+    // Graphs.
+    #[error("this model has no node `{node}`: {reason}")]
+    UnknownNode { node: String, reason: String },
+    #[error("there is no edge `{edge}` in this model: {reason}")]
+    NoSuchEdge { edge: String, reason: String },
+
     // Tasks and metrics.
     #[error("task `{task}`: {reason}")]
     BadTask { task: String, reason: String },
@@ -160,6 +166,8 @@ pub enum Error {
     },
     #[error("metric `{metric}` {reason}")]
     BadMetric { metric: String, reason: String },
+    #[error("metric `{metric}` has no gradient here: {reason}")]
+    NoGradient { metric: String, reason: String },
     #[error("role `{role}` is not in this task; it has: {known}")]
     UnknownRole { role: String, known: String },
 

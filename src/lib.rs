@@ -4,6 +4,7 @@
 //! a method ([`methods`]) asks which sites matter, and the answer is one tidy table ([`scores`]).
 
 pub mod check;
+pub mod circuit;
 pub mod error;
 pub mod hooks;
 pub mod methods;

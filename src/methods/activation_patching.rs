@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -18,17 +18,19 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use super::gaussian::GaussianNoise;
+use super::record::provenance;
+use super::reference::reference_means;
 use super::sites::{Along, Extent, Sites, fits};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Op};
 use crate::metric::Metric;
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::run::{
-    BaseRun, Logits, MeanOf, Plan, Progress, Readout, Request, Source, Sources, SweepOptions,
-    Variant, plan, run, sweep,
+    BaseRun, Logits, Plan, Progress, Readout, Request, Source, Sources, SweepOptions, Variant,
+    plan, run, sweep,
 };
 use crate::scores::{
-    Cell, Detail, Direction, ExampleScores, PartStore, PromptTokens, Provenance, Scores, ScoresMeta,
+    Cell, Detail, Direction, ExampleScores, PartStore, Provenance, Scores, ScoresMeta,
 };
 use crate::task::{Pair, Task};
 
@@ -151,6 +153,43 @@ impl PatchConfig {
             }
         }
         Ok(())
+    }
+
+    /// Lawful but doubtful results, each with a remedy.
+    pub(super) fn warnings(&self, task: &Task, scores: &[ExampleScores]) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if task.pairs.len() < task.asked {
+            warnings.push(format!(
+                "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
+                task.pairs.len(),
+                task.asked
+            ));
+        }
+        let wrong = scores.iter().filter(|scores| scores.clean <= 0.0).count();
+        if self.metric == Metric::LogitDiff && 2 * wrong > scores.len() {
+            warnings.push(format!(
+                "the model prefers the wrong answer on {wrong} of {} clean prompts: it does not do this task, so effects mean little",
+                scores.len()
+            ));
+        }
+        let by_position = self
+            .sites
+            .iter()
+            .any(|sites| matches!(sites.along, Along::Pos | Along::Cell));
+        let groups = task.batches(usize::MAX).len();
+        if by_position && groups > 1 && self.detail == Detail::Mean {
+            warnings.push(format!(
+                "the pairs come from {groups} templates or lengths, so one position is not one role of the sentence; \
+                 rows by position mix them: take one template (`--template 0`), or sweep by role (`resid_pre:role`)"
+            ));
+        }
+        if self.window > 1 {
+            warnings.push(format!(
+                "each row patches a window of {} layers; do not compare with single-layer numbers",
+                self.window
+            ));
+        }
+        warnings
     }
 
     /// Everything that decides a measurement: parts of a run with another fingerprint cannot be gone on with.
@@ -329,7 +368,7 @@ pub fn plan_patching(
 }
 
 /// The roles that any pair has, in the order of their first position.
-fn roles_of(task: &Task) -> Vec<String> {
+pub(super) fn roles_of(task: &Task) -> Vec<String> {
     let mut first: BTreeMap<&String, usize> = BTreeMap::new();
     for pair in &task.pairs {
         for (role, positions) in pair
@@ -407,7 +446,10 @@ impl<'a> Patching<'a> {
         };
         match config.source {
             PatchSource::Mean | PatchSource::MeanAll => {
-                patching.means = patching.reference_means()?
+                let by_position = config.source == PatchSource::Mean;
+                let batches = patching.batches();
+                patching.means =
+                    reference_means(model, task, &patching.hooks(), by_position, &batches)?
             }
             PatchSource::Resample => patching.donors = patching.draw_donors()?,
             PatchSource::Pair | PatchSource::Zero => {}
@@ -661,43 +703,6 @@ impl<'a> Patching<'a> {
         ))
     }
 
-    /// Means over the corrupted prompts of all pairs.
-    fn reference_means(&self) -> Result<BTreeMap<(usize, usize), Source>> {
-        let hooks = self.hooks();
-        let by_position = self.config.source == PatchSource::Mean;
-        let mut sums: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
-        let mut keys = Vec::new();
-        for batch in self.batches() {
-            let pair = &self.task.pairs[batch[0]];
-            let key = (pair.template, pair.clean.len());
-            keys.push(key);
-            let prompts: Vec<_> = self
-                .pairs(&batch)
-                .iter()
-                .map(|pair| pair.corrupted.clone())
-                .collect();
-            let request = Request {
-                capture: &hooks,
-                logits: Logits::None,
-                ..Request::default()
-            };
-            let cache = run(self.model, &prompts, &request)?.cache;
-            let of = if by_position { key } else { (0, 0) };
-            sums.entry(of)
-                .or_insert_with(|| MeanOf::new(by_position))
-                .add(&cache)?;
-        }
-        let mut means = BTreeMap::new();
-        for (key, sum) in sums {
-            means.insert(key, sum.finish(&self.model.spec)?);
-        }
-        if !by_position {
-            let mean = means.remove(&(0, 0)).expect("every batch was added to it");
-            means = keys.into_iter().map(|key| (key, mean.clone())).collect();
-        }
-        Ok(means)
-    }
-
     /// A seeded permutation without fixed points inside each group of pairs that align position by position.
     fn draw_donors(&self) -> Result<Vec<usize>> {
         let mut donors: Vec<usize> = (0..self.task.pairs.len()).collect();
@@ -725,83 +730,11 @@ impl<'a> Patching<'a> {
 
     fn provenance(&self, seconds: f64, scores: &[ExampleScores]) -> Provenance {
         let config = self.config;
-        let prompt = |pair: &Pair| PromptTokens {
-            example: pair.index,
-            clean: pair.clean.clone(),
-            corrupted: pair.corrupted.clone(),
-            answers: pair.target.answers.clone(),
-            wrong: pair.target.wrong.clone(),
-        };
         let mut settings = config.fingerprint(self.model, self.task);
         if config.noise.is_some() {
             settings["sigma"] = json!(self.sigma);
         }
-        settings["corruption"] = json!(self.task.corruption);
-        Provenance {
-            created: SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0, |time| time.as_secs()),
-            seconds,
-            config: settings,
-            model: self.model.origin.clone(),
-            spec: serde_json::to_value(&self.model.spec).unwrap_or_default(),
-            dtype: format!("{:?}", self.model.dtype).to_lowercase(),
-            device: device_name(self.model),
-            task: self.task.name.clone(),
-            task_text: self.task.source.clone(),
-            bos: self.task.bos,
-            chat: self.task.chat,
-            prompts: self.task.pairs.iter().map(prompt).collect(),
-            dropped: self.task.dropped.len(),
-            warnings: self.warnings(scores),
-            ..Provenance::default()
-        }
-    }
-
-    /// Lawful but doubtful results, each with a remedy.
-    fn warnings(&self, scores: &[ExampleScores]) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let task = self.task;
-        if task.pairs.len() < task.asked {
-            warnings.push(format!(
-                "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
-                task.pairs.len(),
-                task.asked
-            ));
-        }
-        let wrong = scores.iter().filter(|scores| scores.clean <= 0.0).count();
-        if self.config.metric == Metric::LogitDiff && 2 * wrong > scores.len() {
-            warnings.push(format!(
-                "the model prefers the wrong answer on {wrong} of {} clean prompts: it does not do this task, so effects mean little",
-                scores.len()
-            ));
-        }
-        let by_position = self
-            .config
-            .sites
-            .iter()
-            .any(|sites| matches!(sites.along, Along::Pos | Along::Cell));
-        let groups = task.batches(usize::MAX).len();
-        if by_position && groups > 1 && self.config.detail == Detail::Mean {
-            warnings.push(format!(
-                "the pairs come from {groups} templates or lengths, so one position is not one role of the sentence; \
-                 rows by position mix them: take one template (`--template 0`), or sweep by role (`resid_pre:role`)"
-            ));
-        }
-        if self.config.window > 1 {
-            warnings.push(format!(
-                "each row patches a window of {} layers; do not compare with single-layer numbers",
-                self.config.window
-            ));
-        }
-        warnings
-    }
-}
-
-fn device_name(model: &Model) -> String {
-    match &model.device {
-        candle_core::Device::Cpu => "cpu".into(),
-        candle_core::Device::Cuda(_) => "cuda".into(),
-        candle_core::Device::Metal(_) => "metal".into(),
+        let warnings = config.warnings(self.task, scores);
+        provenance(self.model, self.task, settings, seconds, warnings)
     }
 }

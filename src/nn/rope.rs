@@ -84,9 +84,19 @@ impl Table {
 /// # Shapes
 /// `x [tokens, heads, d_head]`, `positions [tokens]`; gives the shape of `x`.
 pub fn forward(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+    turn(x, positions, table, 1.0)
+}
+
+/// The gradient at the input of [`forward`]: a rotation the other way.
+pub fn backward(dy: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+    turn(dy, positions, table, -1.0)
+}
+
+/// Rotates by the positions' angles times `sense`, which is 1 or -1.
+fn turn(x: &Tensor, positions: &[u32], table: &Table, sense: f32) -> Result<Tensor> {
     let (_, heads, d_head) = x.dims3()?;
     if !is_host(x) {
-        return composed(x, positions, table);
+        return composed(x, positions, table, sense);
     }
     let x = x.contiguous()?;
     let data = host(&x)?;
@@ -112,7 +122,7 @@ pub fn forward(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
                         .chunks_exact_mut(d_head)
                         .zip(x[row].chunks_exact(d_head))
                     {
-                        rotate(out, x, cos, sin, table.style);
+                        rotate(out, x, cos, sin, table.style, sense);
                     }
                 }
             },
@@ -122,23 +132,25 @@ pub fn forward(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
 }
 
 #[inline(always)]
-fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], style: RotaryStyle) {
+fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], style: RotaryStyle, sense: f32) {
     let pairs = cos.len();
     match style {
         RotaryStyle::Half => {
             let (first, rest) = x.split_at(pairs);
             let (out_first, out_rest) = out.split_at_mut(pairs);
             for i in 0..pairs {
-                out_first[i] = first[i] * cos[i] - rest[i] * sin[i];
-                out_rest[i] = rest[i] * cos[i] + first[i] * sin[i];
+                let sin = sense * sin[i];
+                out_first[i] = first[i] * cos[i] - rest[i] * sin;
+                out_rest[i] = rest[i] * cos[i] + first[i] * sin;
             }
             out_rest[pairs..].copy_from_slice(&rest[pairs..]);
         }
         RotaryStyle::Interleaved => {
             for i in 0..pairs {
                 let (a, b) = (x[2 * i], x[2 * i + 1]);
-                out[2 * i] = a * cos[i] - b * sin[i];
-                out[2 * i + 1] = b * cos[i] + a * sin[i];
+                let sin = sense * sin[i];
+                out[2 * i] = a * cos[i] - b * sin;
+                out[2 * i + 1] = b * cos[i] + a * sin;
             }
             out[2 * pairs..].copy_from_slice(&x[2 * pairs..]);
         }
@@ -146,7 +158,7 @@ fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], style: RotarySty
 }
 
 /// The same in tensor operations, for any device: `x cos + (x with the pairs swapped) sin`.
-fn composed(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+fn composed(x: &Tensor, positions: &[u32], table: &Table, sense: f32) -> Result<Tensor> {
     let d_head = x.dim(D::Minus1)?;
     let mut swap: Vec<u32> = (0..d_head as u32).collect();
     let (mut cos, mut sin) = (
@@ -159,7 +171,7 @@ fn composed(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
         for (row, &pos) in positions.iter().enumerate() {
             let (c, s) = (
                 table.cos[pos as usize * table.pairs + i],
-                table.sin[pos as usize * table.pairs + i],
+                sense * table.sin[pos as usize * table.pairs + i],
             );
             (cos[row * d_head + a], cos[row * d_head + b]) = (c, c);
             (sin[row * d_head + a], sin[row * d_head + b]) = (-s, s);
@@ -213,7 +225,7 @@ mod tests {
         ] {
             let table = table(dims, style);
             let fast = forward(&x, &positions, &table).expect("runs");
-            let slow = composed(&x, &positions, &table).expect("runs");
+            let slow = composed(&x, &positions, &table, 1.0).expect("runs");
             let gap = (fast - slow)
                 .expect("same shape")
                 .abs()
@@ -222,6 +234,19 @@ mod tests {
                 .expect("max")
                 .to_scalar::<f32>();
             assert!(gap.expect("scalar") < 1e-6);
+            let back = backward(
+                &forward(&x, &positions, &table).expect("runs"),
+                &positions,
+                &table,
+            );
+            let gap = (back.expect("runs") - &x)
+                .expect("same shape")
+                .abs()
+                .expect("abs")
+                .max_all()
+                .expect("max")
+                .to_scalar::<f32>();
+            assert!(gap.expect("scalar") < 1e-6, "a rotation and back");
         }
     }
 

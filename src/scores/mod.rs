@@ -7,6 +7,7 @@
 
 mod assemble;
 mod cell;
+mod extra;
 mod file;
 mod interval;
 mod parquet;
@@ -27,7 +28,7 @@ pub use visible::{visible, visible_width};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
     /// Columns, where they apply: `method, metric, direction, component, layer, head, pos, key, token, role, neuron, src,
-    /// dst, example, value, score, normalised, base, ci_low, ci_high`.
+    /// dst, example, value, score, normalised, base, ci_low, ci_high, contribution, exact, checked`.
     pub table: DataFrame,
     pub provenance: Provenance,
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::parquet;
 
 /// The columns a table may have, in order, with their types; those marked `true` must be there.
-const COLUMNS: [(&str, Kind, bool); 20] = [
+const COLUMNS: [(&str, Kind, bool); 23] = [
     ("method", Kind::Text, true),
     ("metric", Kind::Text, true),
     ("direction", Kind::Text, true),
@@ -35,6 +35,9 @@ const COLUMNS: [(&str, Kind, bool); 20] = [
     ("base", Kind::Text, true),
     ("ci_low", Kind::Float, false),
     ("ci_high", Kind::Float, false),
+    ("contribution", Kind::Float, false),
+    ("exact", Kind::Float, false),
+    ("checked", Kind::Text, false),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
