@@ -44,6 +44,8 @@ pub enum Error {
     // Models.
     #[error("architecture `{name}` is not supported; supported: {supported}")]
     UnknownArchitecture { name: String, supported: String },
+    #[error("architecture `{name}` is not supported: {reason}; `candlewick models` lists what is")]
+    RefusedArchitecture { name: String, reason: &'static str },
     #[error(
         "config key `{key}` = {value} is not handled by family `{family}`, and it may change the model's function; \
              remove it from config.json if you know that it does not"

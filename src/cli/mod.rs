@@ -3,6 +3,7 @@
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 mod args;
 mod attribute;
+mod check;
 mod hooks;
 mod models;
 mod open;
@@ -47,6 +48,7 @@ enum Command {
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
+    Check(check::CheckArgs),
     Show(show::ShowArgs),
 }
 
@@ -93,6 +95,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
+        Command::Check(args) => check::run(args),
         Command::Show(args) => show::run(args, &ctx),
     }
 }

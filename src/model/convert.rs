@@ -33,7 +33,7 @@ pub fn fill_slot(
         let is_whole =
             piece.stored == Stored::AsIs && piece.take == Take::All && piece.out == columns;
         if is_whole {
-            decode(checkpoint, name, columns, &mut values)?;
+            decode(checkpoint, name, columns, piece.skip, &mut values)?;
             add(&mut values, piece.plus);
         } else {
             let mut stored = vec![0f32; rows * piece.take.stored_len(piece.out)];
@@ -41,7 +41,7 @@ pub fn fill_slot(
                 (Stored::OutIn, _) => rows,
                 (Stored::AsIs, _) => stored.len() / rows,
             };
-            decode(checkpoint, name, inner, &mut stored)?;
+            decode(checkpoint, name, inner, piece.skip, &mut stored)?;
             add(&mut stored, piece.plus);
             place(&stored, piece, rows, columns, column, &mut values);
         }
@@ -55,13 +55,19 @@ pub fn fill_slot(
         .to_device(device)?)
 }
 
-/// Decodes a whole tensor whose innermost axis is `inner`, and refuses NaN and infinities.
-fn decode(checkpoint: &dyn Checkpoint, name: &str, inner: usize, out: &mut [f32]) -> Result<()> {
+/// Decodes a tensor whose innermost axis is `inner` from row `skip` to its end, and refuses NaN and infinities.
+fn decode(
+    checkpoint: &dyn Checkpoint,
+    name: &str,
+    inner: usize,
+    skip: usize,
+    out: &mut [f32],
+) -> Result<()> {
     let chunk = inner * (CHUNK / inner).max(1);
     out.par_chunks_mut(chunk)
         .enumerate()
         .try_for_each(|(index, out)| {
-            checkpoint.decode(name, index * chunk, out)?;
+            checkpoint.decode(name, skip * inner + index * chunk, out)?;
             // NaN and infinities have all exponent bits set; an integer maximum vectorises where a search does not.
             let largest = out
                 .iter()
@@ -192,6 +198,13 @@ mod tests {
                 assert_eq!(got[row * out + o], values[o * rows + row]);
             }
         }
+    }
+
+    #[test]
+    fn rows_can_be_skipped() {
+        let piece = Piece::as_is("a", 2).skip(1);
+        let out = filled(&[piece], "[3,2]", &[1., 2., 3., 4., 5., 6.], &[2, 2]);
+        assert_eq!(out.unwrap(), [3., 4., 5., 6.]);
     }
 
     #[test]
