@@ -6,6 +6,7 @@ mod config;
 pub mod gpt2;
 pub mod llama;
 mod rope;
+pub mod transformer_lens;
 
 pub(crate) use config::shortened;
 
