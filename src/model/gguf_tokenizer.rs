@@ -87,7 +87,7 @@ fn byte_level_bpe(gguf: &Gguf, tokens: Vec<String>, kinds: &[f64]) -> Result<Val
         .zip(kinds)
         .enumerate()
         .filter(|(_, (_, kind))| **kind == CONTROL || **kind == USER_DEFINED)
-        .map(|(id, (content, kind))| added_token(id, content, *kind == CONTROL, false))
+        .map(|(id, (content, kind))| added_token(id, content, *kind == CONTROL))
         .collect();
     let vocab: Map<String, Value> = tokens
         .into_iter()
@@ -186,11 +186,11 @@ fn rule(pre: &str) -> Result<Rule> {
     }
 }
 
-/// A token that is found before the text is cut, in the normalised text or in the text as it is.
-fn added_token(id: usize, content: &str, special: bool, normalized: bool) -> Value {
+/// A token that is found in the text as it is, before anything else is done to it.
+fn added_token(id: usize, content: &str, special: bool) -> Value {
     json!({
         "id": id, "content": content, "special": special,
-        "single_word": false, "lstrip": false, "rstrip": false, "normalized": normalized,
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
     })
 }
 

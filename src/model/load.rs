@@ -501,4 +501,4 @@ pub(super) fn assemble(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -41,15 +41,15 @@ pub fn rewritten(gguf: &Gguf, tokens: &[String], kinds: &[f64]) -> Result<Value>
         .zip(kinds)
         .enumerate()
         .filter(|(_, (_, kind))| [CONTROL, UNKNOWN, USER_DEFINED].contains(kind))
-        // What is defined by hand is matched after spaces have become `▁`; control tokens are matched as they are written.
-        .map(|(id, (content, kind))| {
-            added_token(id, content, *kind != USER_DEFINED, *kind == USER_DEFINED)
+        .map(|(id, (token, kind))| {
+            added_token(id, &as_written(token, *kind), *kind != USER_DEFINED)
         })
         .collect();
     let vocab: Map<String, Value> = tokens
         .iter()
+        .zip(kinds)
         .enumerate()
-        .map(|(id, token)| (token.clone(), id.into()))
+        .map(|(id, (token, kind))| (as_written(token, *kind), id.into()))
         .collect();
     let mut normalizers = vec![json!({
         "type": "Replace", "pattern": { "String": " " }, "content": "▁",
@@ -73,6 +73,14 @@ pub fn rewritten(gguf: &Gguf, tokens: &[String], kinds: &[f64]) -> Result<Value>
             "unk_token": unknown.map(|(token, _)| token), "fuse_unk": true, "byte_fallback": true,
         },
     }))
+}
+
+/// A piece that is defined by hand is found in the text before its spaces become `▁`; llama.cpp writes most of them so already.
+fn as_written(token: &str, kind: f64) -> String {
+    match kind == USER_DEFINED {
+        true => token.replace('▁', " "),
+        false => token.to_string(),
+    }
 }
 
 /// Every way to cut a normal piece into two others, the best first.
@@ -126,6 +134,7 @@ mod tests {
     use super::*;
     use crate::model::Tokenizer;
     use crate::model::gguf::tests::Writer;
+    use crate::model::load::tests::real_model;
 
     const BYTE: f64 = 6.0;
 
@@ -238,5 +247,44 @@ mod tests {
         let long = "a".repeat(LONGEST_PIECE + 1);
         let long = tokenizer(&[(long.as_str(), 0.0, NORMAL)], |_| ());
         assert!(long.unwrap_err().to_string().contains("1025 bytes"));
+    }
+
+    /// Strings of every kind, with the ids that the `sentencepiece` library gives for Gemma 3's pieces and scores.
+    const GEMMA: &[(&str, &[u32])] = &[
+        ("Hello, world!", &[9259, 236764, 1902, 236888]),
+        (
+            "naïve 日本 42!\n\n\tx  y   z",
+            &[
+                1789, 238527, 560, 33375, 236743, 236812, 236778, 236888, 108, 255968, 236781, 138,
+                236762, 139, 236802,
+            ],
+        ),
+        ("🙂 emoji \u{200d} zero", &[240731, 64334, 205730, 5743]),
+        ("<table>a</table>", &[168, 236746, 176]),
+        ("aaaaaaa", &[50354, 72004]),
+        ("   leading", &[139, 26016]),
+        ("\u{0}\u{1}ctrl", &[238, 249732, 40557]),
+        ("\r\nwindows\r\n", &[251, 107, 33908, 251, 107]),
+        ("   \n  \n\n mix", &[139, 107, 138, 108, 6921]),
+    ];
+
+    #[test]
+    fn gemma_is_cut_as_sentencepiece_cuts_it() {
+        let Some(path) = real_model("gemma-3-270m.q4_k_m.gguf") else {
+            return;
+        };
+        let gguf = Gguf::open(&path).unwrap();
+        let tokenizer = super::super::read(&gguf).unwrap().0;
+        for (text, ids) in GEMMA {
+            let encoded = tokenizer.encode(text, false).unwrap();
+            assert_eq!(encoded.ids, *ids, "{text:?}");
+            assert_eq!(tokenizer.decode(ids).unwrap(), *text);
+        }
+        assert_eq!((tokenizer.bos(), tokenizer.adds_bos()), (Some(2), true));
+        assert_eq!(tokenizer.max_id(), 262_143);
+        assert_eq!(
+            tokenizer.encode("<start_of_turn>", true).unwrap().ids,
+            [2, 105]
+        );
     }
 }

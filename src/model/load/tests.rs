@@ -497,7 +497,7 @@ fn a_gguf_holds_the_same_model() {
 }
 
 /// Where real models may lie: `$CANDLEWICK_MODELS` or `~/.cache/candlewick-models`.
-fn real_model(file: &str) -> Option<PathBuf> {
+pub(crate) fn real_model(file: &str) -> Option<PathBuf> {
     let dir = match env::var_os("CANDLEWICK_MODELS") {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(env::var_os("HOME")?).join(".cache/candlewick-models"),
