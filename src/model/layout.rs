@@ -233,6 +233,12 @@ pub enum Stored {
     OutIn,
     /// As the slot has it: `[in, out]` (GPT-2's Conv1D), embeddings `[rows, d_model]`, vectors.
     AsIs,
+    /// `[head, in, d_head]`, as TransformerLens keeps what reads the stream; its biases are `[head, d_head]`.
+    HeadColumns { d_head: usize },
+    /// `[head, d_head, out]`, as TransformerLens keeps what writes to the stream.
+    HeadRows { d_head: usize },
+    /// Not in the checkpoint: zeros, to which `plus` is added (the weight of a norm that was folded into its readers is one).
+    Nowhere,
 }
 
 /// Which entries of the stored output axis a piece takes, in which order.
@@ -306,6 +312,14 @@ impl Piece {
         }
     }
 
+    /// A tensor that lies some other way.
+    pub fn stored(name: &'static str, out: usize, stored: Stored) -> Self {
+        Piece {
+            stored,
+            ..Piece::as_is(name, out)
+        }
+    }
+
     /// The same piece from other entries of the stored tensor.
     pub fn take(self, take: Take) -> Self {
         Piece { take, ..self }
@@ -326,7 +340,10 @@ impl Piece {
         let out = self.take.stored_len(self.out);
         match (slot, self.stored) {
             ([rows, _], Stored::OutIn) => vec![out, *rows],
-            ([rows, _], Stored::AsIs) => vec![self.skip + *rows, out],
+            ([rows, _], Stored::HeadColumns { d_head }) => vec![out / d_head, *rows, d_head],
+            (_, Stored::HeadColumns { d_head }) => vec![out / d_head, d_head],
+            ([rows, _], Stored::HeadRows { d_head }) => vec![rows / d_head, d_head, out],
+            ([rows, _], Stored::AsIs | Stored::Nowhere) => vec![self.skip + *rows, out],
             _ => vec![out],
         }
     }

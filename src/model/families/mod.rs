@@ -19,6 +19,7 @@ pub mod phi3;
 pub mod qwen;
 mod rope;
 pub mod starcoder2;
+pub mod transformer_lens;
 
 pub(crate) use config::shortened;
 

@@ -374,7 +374,7 @@ fn folders_that_are_no_model_are_refused_with_a_remedy() {
     write("config.json", &text(LLAMA, "config.json"));
     assert!(matches!(try_load(dir.path()), Error::Missing { .. }));
     write("pytorch_model.bin", "PK\x03\x04");
-    assert!(matches!(try_load(dir.path()), Error::Pickle { .. }));
+    assert!(matches!(try_load(dir.path()), Error::Malformed { .. }));
     write(
         "model.safetensors",
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
@@ -497,7 +497,7 @@ fn a_gguf_holds_the_same_model() {
 }
 
 /// Where real models may lie: `$CANDLEWICK_MODELS` or `~/.cache/candlewick-models`.
-fn real_model(file: &str) -> Option<PathBuf> {
+pub(crate) fn real_model(file: &str) -> Option<PathBuf> {
     let dir = match env::var_os("CANDLEWICK_MODELS") {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(env::var_os("HOME")?).join(".cache/candlewick-models"),
