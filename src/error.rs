@@ -102,6 +102,11 @@ pub enum Error {
     TokenizerTooLarge { tokenizer: usize, embedding: usize },
     #[error("tokenizer: {reason}")]
     Tokenizer { reason: String },
+    #[error("`{processing}` would change what this model computes: {reason}; leave it out")]
+    Unprocessable {
+        processing: &'static str,
+        reason: String,
+    },
 
     // Hooks and edits.
     #[error("there is no hook `{name}`; nearest: {nearest} (`candlewick hooks` lists all)")]
