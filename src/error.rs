@@ -166,6 +166,12 @@ pub enum Error {
     #[error("role `{role}` is not in this task; it has: {known}")]
     UnknownRole { role: String, known: String },
 
+    #[error(
+        "the contributions to prompt {index} sum to {sum}, and its logit is {total}: something that writes to the stream is not counted; \
+             please report the model"
+    )]
+    Incomplete { index: usize, sum: f64, total: f64 },
+
     // Long work.
     #[error("`{}` holds finished parts of other work ({what}); remove that folder to start again, or choose another `--out`", folder.display())]
     OtherParts { folder: PathBuf, what: String },

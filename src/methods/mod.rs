@@ -2,6 +2,7 @@
 
 pub mod activation_patching;
 mod gaussian;
+pub mod logits;
 mod sites;
 
 pub use activation_patching::{PatchConfig, PatchSource, activation_patching};
