@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use candlewick::Error;
-use candlewick::plot::{HeatmapOptions, heatmap, svg};
+use candlewick::plot::{HeatmapOptions, heatmap, summary, svg};
 use candlewick::scores::{Direction, Provenance, Scores, visible, write_whole};
 use clap::Args;
 
@@ -87,6 +87,10 @@ pub fn print(
     );
     if !picture.is_empty() {
         writeln!(out, "{picture}")?;
+    }
+    let summary = summary(scores);
+    if !summary.is_empty() {
+        writeln!(out, "{summary}")?;
     }
     write!(out, "{}", scores.top(args.top.unwrap_or(TOP)).to_text())?;
     Ok(())

@@ -416,7 +416,11 @@ pub(super) fn head_readers(ends: &mut Ends<'_>, reader: &Tensor, layer: usize) -
 }
 
 /// What the output bias of attention contributes, and the bias of the norm after it, where there are any.
-pub(super) fn attention_bias(ends: &mut Ends<'_>, reader: &Tensor, layer: usize) -> Result<Vec<f64>> {
+pub(super) fn attention_bias(
+    ends: &mut Ends<'_>,
+    reader: &Tensor,
+    layer: usize,
+) -> Result<Vec<f64>> {
     let bias = ends.model.weights.blocks[layer].b_o.clone();
     branch_bias(ends, reader, layer, Ln::OnePost, bias.as_ref())
 }

@@ -11,7 +11,7 @@
 
 pub mod dla;
 pub mod lens;
-//pub mod overthinking;
+pub mod overthinking;
 mod readout;
 pub mod source_tokens;
 pub mod token_lens;
@@ -25,13 +25,13 @@ use crate::task::{Pair, Task};
 
 pub use dla::{DlaConfig, Part, direct_logit_attribution};
 pub use lens::{LensConfig, logit_lens};
-//pub use overthinking::{EarlyConfig, early_decoding};
+pub use overthinking::{EarlyConfig, early_decoding};
 pub use readout::DirectTarget;
 pub use source_tokens::{SourceConfig, source_classes};
 pub use token_lens::{TokenLensConfig, token_lens};
 
 /// Prompts that run together, at most.
-const BATCH: usize = 16;
+pub(crate) const BATCH: usize = 16;
 
 /// The roles that any pair has, in the order of their first position.
 pub(crate) fn roles_of(task: &Task) -> Vec<String> {
