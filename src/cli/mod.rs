@@ -4,7 +4,9 @@
 mod args;
 mod attribute;
 mod check;
+mod heads;
 mod hooks;
+mod logits;
 mod models;
 mod open;
 mod patch;
@@ -45,6 +47,8 @@ pub struct Cli {
 enum Command {
     Patch(patch::PatchArgs),
     Attribute(attribute::AttributeArgs),
+    Logits(logits::LogitsArgs),
+    Heads(heads::HeadsArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
@@ -92,6 +96,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
         Command::Attribute(args) => attribute::run(args, &ctx),
+        Command::Logits(args) => logits::run(args, &ctx),
+        Command::Heads(args) => heads::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),

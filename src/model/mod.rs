@@ -11,6 +11,7 @@ pub mod layout;
 pub mod load;
 mod numbers;
 pub mod pickle;
+pub mod processing;
 mod random;
 pub mod safetensors;
 pub mod spec;

@@ -23,6 +23,12 @@ pub struct Cell {
     /// Ends of an edge.
     pub src: Option<String>,
     pub dst: Option<String>,
+    /// What the value is, where a table measures several things; the table's own metric if `None`.
+    pub measure: Option<String>,
+    /// What a read-out watches, where one table watches several tokens: `answer`, `wrong`, a token.
+    pub target: Option<String>,
+    /// What the part was found to be.
+    pub class: Option<String>,
 }
 
 /// Everything measured for one pair.
