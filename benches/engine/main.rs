@@ -4,6 +4,8 @@
 //! interleaved repetitions, least and most in brackets; in wall time, then in the CPU time of all threads. `edges` needs no
 //! SmolLM2 and is held against our own forward.
 
+mod attribution;
+mod autograd;
 mod edges;
 mod machine;
 mod theirs;
@@ -71,6 +73,12 @@ fn main() -> Result<()> {
     }
     if wanted("forward") {
         forwards(model)?;
+    }
+    if wanted("attribution") {
+        attribution::attribution(model, tokenizer)?;
+    }
+    if wanted("attribution-memory") {
+        attribution::memory(&model.spec)?;
     }
     Ok(())
 }
