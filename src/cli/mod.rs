@@ -2,6 +2,8 @@
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 mod args;
+mod attribute;
+mod check;
 mod hooks;
 mod models;
 mod open;
@@ -42,9 +44,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Patch(patch::PatchArgs),
+    Attribute(attribute::AttributeArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
+    Check(check::CheckArgs),
     Show(show::ShowArgs),
 }
 
@@ -87,9 +91,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
+        Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
+        Command::Check(args) => check::run(args),
         Command::Show(args) => show::run(args, &ctx),
     }
 }

@@ -7,6 +7,7 @@ mod gaussian;
 mod record;
 mod reference;
 mod sites;
+pub mod tokens;
 
 pub use activation_patching::{PatchConfig, PatchSource, activation_patching};
 pub use exact_edges::{
@@ -15,3 +16,4 @@ pub use exact_edges::{
 };
 pub use gaussian::GaussianNoise;
 pub use sites::{Along, Sites, parse_sites};
+pub use tokens::{TokenConfig, TokenMethod, token_attribution};

@@ -72,7 +72,9 @@ impl Direction {
         match self {
             Direction::Denoise => (corrupted, Some(clean)),
             Direction::Noise => (clean, Some(corrupted)),
-            Direction::Ablate | Direction::Direct => (clean, None),
+            Direction::Ablate => (clean, None),
+            // A share of the clean run's own value: there is nothing to subtract.
+            Direction::Direct => (0.0, None),
         }
     }
 }
