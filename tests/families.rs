@@ -97,6 +97,10 @@ fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
     let mut config: Map<String, Value> = serde_json::from_str(&json).expect("JSON");
     config.remove("layer_types");
     config.remove("_sliding_window_pattern");
+    if family == "gemma" {
+        // Both are there, and candle wants one.
+        config.remove("hidden_act");
+    }
     let edits = match family {
         "gemma3" => {
             json!({"sliding_window": 48, "sliding_window_pattern": 2, "rope_scaling": null})
@@ -281,11 +285,8 @@ fn a_small_llama_tells_the_genders_of_names_apart() {
             .flatten_all()
             .and_then(|t| t.to_vec1())
             .expect("f32");
-        let logit = |word: &str| match loaded.tokenizer.answer_ids(word).expect("encodes")[..] {
-            [id] => logits[id as usize],
-            ref ids => panic!("`{word}` is {} tokens", ids.len()),
-        };
-        logit(" She") - logit(" He")
+        let id = |token: &str| loaded.tokenizer.id(token).expect("the vocabulary has it") as usize;
+        logits[id("▁She")] - logits[id("▁He")]
     };
     for (her, him) in [("Lily", "Tim"), ("Mia", "Ben"), ("Sue", "Tom")] {
         assert!(preference(her) > 0.0, "{her}: {}", preference(her));
