@@ -84,7 +84,8 @@ fn every_fixture_passes_its_own_checks() {
 }
 
 /// The fixture and config with which a family is compared. candle-transformers reads the older configs, lets a window reach one key
-/// further than transformers does, and does not scale Gemma 3's rotary positions: so no window is in force, and nothing is scaled there.
+/// further than transformers does, scales queries by the width of a head whatever Gemma's config says, and does not scale Gemma 3's
+/// rotary positions: so no window is in force, and nothing else of these.
 fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
     let folder = match family {
         "olmo2" | "starcoder2" => format!("{family}-tiny"),
@@ -102,10 +103,10 @@ fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
         config.remove("hidden_act");
     }
     let edits = match family {
-        "gemma3" => {
-            json!({"sliding_window": 48, "sliding_window_pattern": 2, "rope_scaling": null})
-        }
-        "gemma2" => json!({"sliding_window": 48}),
+        "gemma3" => json!({
+            "sliding_window": 48, "sliding_window_pattern": 2, "rope_scaling": null, "query_pre_attn_scalar": 32
+        }),
+        "gemma2" => json!({"sliding_window": 48, "query_pre_attn_scalar": 24}),
         "qwen2" => json!({"use_sliding_window": false, "sliding_window": 48}),
         "mistral" | "phi3" | "starcoder2" => json!({"sliding_window": null}),
         _ => json!({}),
