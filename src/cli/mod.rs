@@ -2,6 +2,7 @@
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 mod args;
+mod fetch;
 mod hooks;
 mod models;
 mod open;
@@ -45,6 +46,7 @@ enum Command {
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
+    Fetch(fetch::FetchArgs),
     Show(show::ShowArgs),
 }
 
@@ -90,6 +92,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
+        Command::Fetch(args) => fetch::run(args, &ctx),
         Command::Show(args) => show::run(args, &ctx),
     }
 }
