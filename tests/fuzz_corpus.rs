@@ -54,7 +54,11 @@ fn mutated(numbers: &mut Numbers, corpus: &[Vec<u8>]) -> Vec<u8> {
             _ => {
                 let other = &corpus[numbers.below(corpus.len())];
                 let from = numbers.below(other.len());
-                let stretch = other[from..].iter().copied().take(length).collect::<Vec<u8>>();
+                let stretch = other[from..]
+                    .iter()
+                    .copied()
+                    .take(length)
+                    .collect::<Vec<u8>>();
                 bytes.splice(at..at + length, stretch);
             }
         }
@@ -63,13 +67,18 @@ fn mutated(numbers: &mut Numbers, corpus: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(name);
     let mut paths: Vec<_> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         .map(|entry| entry.expect("readable").path())
         .collect();
     paths.sort();
-    paths.iter().map(|path| fs::read(path).expect("readable")).collect()
+    paths
+        .iter()
+        .map(|path| fs::read(path).expect("readable"))
+        .collect()
 }
 
 #[test]

@@ -109,10 +109,13 @@ fn both_heads_of_the_induction_model_are_needed() {
         return;
     };
     let cases = induction_cases(1000);
+    // What is left is a guess among the seven letters of the prompt.
+    let guess = 1.0 / 7.0;
     for layer in 0..2 {
         let without = Edit::new(Site::all(Hook::at(Kind::Z, layer)), Op::Zero);
         let accuracy = accuracy(&model, &cases, &[without]);
-        assert!(accuracy < 0.1, "without a{layer}.h0: {accuracy}");
+        println!("without a{layer}.h0: {accuracy}");
+        assert!(accuracy < guess, "without a{layer}.h0: {accuracy}");
     }
 }
 
@@ -182,7 +185,7 @@ fn the_story_model_tells_she_from_he_by_the_name() {
 }
 
 #[test]
-fn a_model_whose_attention_is_not_causal_is_refused_and_says_what_is_needed() {
+fn programs_compiled_by_tracr_are_refused_by_name() {
     let Some(folder) = env::var_os("CANDLEWICK_SMALL_MODELS") else {
         println!("skipped: CANDLEWICK_SMALL_MODELS names no folder with `tracr`");
         return;
@@ -193,5 +196,8 @@ fn a_model_whose_attention_is_not_causal_is_refused_and_says_what_is_needed() {
         return;
     }
     let error = load(path.to_str().expect("text"), &LoadOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("config.json"), "{error}");
+    assert!(
+        error.to_string().contains("`tracr` is not supported"),
+        "{error}"
+    );
 }

@@ -104,7 +104,11 @@ pub fn task(bytes: &[u8]) {
         n_pairs: Some(4),
         ..ExpandOptions::default()
     };
-    let _ = expand(&file, &tokenizer.expect("a well-formed tokenizer"), &options);
+    let _ = expand(
+        &file,
+        &tokenizer.expect("a well-formed tokenizer"),
+        &options,
+    );
 }
 
 /// Decodes every tensor, which must not be larger than its file can be: three numbers a byte, as in the smallest quantisation.
@@ -130,7 +134,12 @@ fn round_trip(tokenizer: &Tokenizer) {
     if let Ok(encoded) = tokenizer.encode(TEXT, tokenizer.adds_bos()) {
         assert_eq!(encoded.ids.len(), encoded.spans.len());
         assert!(encoded.ids.iter().all(|id| *id <= tokenizer.max_id()));
-        assert!(encoded.spans.iter().all(|span| span.start <= span.end && span.end <= TEXT.len()));
+        assert!(
+            encoded
+                .spans
+                .iter()
+                .all(|span| span.start <= span.end && span.end <= TEXT.len())
+        );
         let _ = tokenizer.decode(&encoded.ids);
     }
     let _ = tokenizer.token(0);
