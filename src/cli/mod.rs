@@ -5,6 +5,7 @@ mod args;
 mod attribute;
 mod check;
 mod heads;
+mod fetch;
 mod hooks;
 mod logits;
 mod models;
@@ -53,6 +54,7 @@ enum Command {
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
     Check(check::CheckArgs),
+    Fetch(fetch::FetchArgs),
     Show(show::ShowArgs),
 }
 
@@ -102,6 +104,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
         Command::Check(args) => check::run(args),
+        Command::Fetch(args) => fetch::run(args, &ctx),
         Command::Show(args) => show::run(args, &ctx),
     }
 }
