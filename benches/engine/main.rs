@@ -1,8 +1,10 @@
 //! Speed and memory of the engine on SmolLM2-135M, beside candle-transformers' own llama in the same process.
 //!
 //! `cargo bench --bench engine [-- WORD]` runs what has `WORD` in its name. Each line has ours, theirs and the ratio: medians of
-//! interleaved repetitions, least and most in brackets; in wall time, then in the CPU time of all threads.
+//! interleaved repetitions, least and most in brackets; in wall time, then in the CPU time of all threads. `edges` needs no
+//! SmolLM2 and is held against our own forward.
 
+mod edges;
 mod machine;
 mod theirs;
 
@@ -32,6 +34,9 @@ const FILE: &str = "smollm2-135m-instruct.q4_1.gguf";
 fn main() -> Result<()> {
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
     let wanted = |name: &str| wanted.as_deref().is_none_or(|word| name.contains(word));
+    if wanted("edges") {
+        edges::edges()?;
+    }
     let Some(path) = find_model() else {
         println!("skipped: no {FILE} in $CANDLEWICK_MODELS or ~/.cache/candlewick-models");
         return Ok(());

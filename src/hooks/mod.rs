@@ -1,9 +1,11 @@
 //! The vocabulary of interventions: hooks, sites and edits, as plain values that can be printed, parsed and compared.
 //!
 //! A [`Hook`] names one tensor of the forward pass, with the names and axes of TransformerLens; a [`Site`] is a hook and which
-//! of its positions, heads or neurons; an [`Edit`] is a site and what to do there.
+//! of its positions, heads or neurons; an [`Edit`] is a site and what to do there. For circuits, a [`Node`] is a whole component
+//! and an [`Edge`] leads from what one writes to what another reads.
 
 mod edit;
+mod node;
 mod site;
 
 use std::fmt;
@@ -13,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::spec::{Block, Mlp, ModelSpec, NormPlacement, Position};
 
 pub use edit::{Closure, Edit, Op, Value};
+pub use node::{Edge, Letter, Node};
 pub use site::{Pos, Positions, Roles, Site};
 
 /// Which tensor a hook names, apart from its layer.

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -18,17 +18,19 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use super::gaussian::GaussianNoise;
+use super::record::provenance;
+use super::reference::reference_means;
 use super::sites::{Along, Extent, Sites, fits};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Op};
 use crate::metric::Metric;
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::run::{
-    BaseRun, Logits, MeanOf, Plan, Progress, Readout, Request, Source, Sources, SweepOptions,
-    Variant, plan, run, sweep,
+    BaseRun, Logits, Plan, Progress, Readout, Request, Source, Sources, SweepOptions, Variant,
+    plan, run, sweep,
 };
 use crate::scores::{
-    Cell, Detail, Direction, ExampleScores, PartStore, PromptTokens, Provenance, Scores, ScoresMeta,
+    Cell, Detail, Direction, ExampleScores, PartStore, Provenance, Scores, ScoresMeta,
 };
 use crate::task::{Pair, Task};
 
@@ -153,6 +155,43 @@ impl PatchConfig {
         Ok(())
     }
 
+    /// Lawful but doubtful results, each with a remedy.
+    pub(super) fn warnings(&self, task: &Task, scores: &[ExampleScores]) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if task.pairs.len() < task.asked {
+            warnings.push(format!(
+                "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
+                task.pairs.len(),
+                task.asked
+            ));
+        }
+        let wrong = scores.iter().filter(|scores| scores.clean <= 0.0).count();
+        if self.metric == Metric::LogitDiff && 2 * wrong > scores.len() {
+            warnings.push(format!(
+                "the model prefers the wrong answer on {wrong} of {} clean prompts: it does not do this task, so effects mean little",
+                scores.len()
+            ));
+        }
+        let by_position = self
+            .sites
+            .iter()
+            .any(|sites| matches!(sites.along, Along::Pos | Along::Cell));
+        let groups = task.batches(usize::MAX).len();
+        if by_position && groups > 1 && self.detail == Detail::Mean {
+            warnings.push(format!(
+                "the pairs come from {groups} templates or lengths, so one position is not one role of the sentence; \
+                 rows by position mix them: take one template (`--template 0`), or sweep by role (`resid_pre:role`)"
+            ));
+        }
+        if self.window > 1 {
+            warnings.push(format!(
+                "each row patches a window of {} layers; do not compare with single-layer numbers",
+                self.window
+            ));
+        }
+        warnings
+    }
+
     /// Everything that decides a measurement: parts of a run with another fingerprint cannot be gone on with.
     pub fn fingerprint(&self, model: &Model, task: &Task) -> serde_json::Value {
         json!({
@@ -243,6 +282,116 @@ pub fn activation_patching(
     Scores::assemble(&patching.cells, &all, &meta, config.detail, provenance)
 }
 
+/// Patches only some cells, given as indices into the cells that a whole sweep would have.
+/// # Shapes
+/// Indices in the result count along `chosen`.
+pub(super) fn patch_chosen(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+    chosen: &[usize],
+    progress: &dyn Progress,
+) -> Result<Vec<ExampleScores>> {
+    config.check(&model.spec, task)?;
+    let mut patching = Patching::new(model, tokenizer, task, config)?;
+    // The engine wants each example's cells in order.
+    let mut order: Vec<usize> = (0..chosen.len()).collect();
+    order.sort_by_key(|&i| chosen[i]);
+    let all = std::mem::take(&mut patching.cells);
+    patching.cells = order.iter().map(|&i| all[chosen[i]].clone()).collect();
+    let before = |start: usize| order.iter().filter(|&&i| chosen[i] < start).count();
+    patching.starts = patching.starts.iter().map(|&start| before(start)).collect();
+    progress.start("verifying", (task.pairs.len() * chosen.len()) as u64);
+    let mut examples = Vec::new();
+    for batch in patching.batches() {
+        for mut scores in patching.batch(&batch, progress)? {
+            let mut cells: Vec<(u32, f64)> = (scores.cells.iter().zip(&scores.values))
+                .map(|(&cell, &value)| (order[cell as usize] as u32, value))
+                .collect();
+            cells.sort_by_key(|&(cell, _)| cell);
+            scores.cells = cells.iter().map(|&(cell, _)| cell).collect();
+            scores.values = cells.iter().map(|&(_, value)| value).collect();
+            examples.push(scores);
+        }
+    }
+    progress.finish();
+    Ok(examples)
+}
+
+/// The effect of patching many cells at once: for each set the pair that it is patched in, and indices into the cells that a whole
+/// sweep would have.
+pub(super) fn patch_together(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+    sets: &[(usize, Vec<usize>)],
+    progress: &dyn Progress,
+) -> Result<Vec<f64>> {
+    config.check(&model.spec, task)?;
+    let patching = Patching::new(model, tokenizer, task, config)?;
+    let sites_of = |cell: usize| {
+        let index = patching.starts.partition_point(|&start| start <= cell) - 1;
+        &config.sites[index]
+    };
+    let mut effects = vec![0.0; sets.len()];
+    progress.start("patching together", sets.len() as u64);
+    for batch in patching.batches() {
+        let of_batch: Vec<usize> = (0..sets.len())
+            .filter(|&i| batch.contains(&sets[i].0))
+            .collect();
+        if of_batch.is_empty() {
+            continue;
+        }
+        let (base, other) = (patching.base(&batch, true)?, patching.base(&batch, false)?);
+        let pairs = patching.pairs(&batch);
+        let is_clean = config.direction != Direction::Denoise;
+        let clean = if is_clean { &base } else { &other };
+        let readout = Readout {
+            metric: config.metric,
+            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
+            reference: match config.metric.needs_reference() {
+                true => Some(clean.logits(model)?),
+                false => None,
+            },
+        };
+        let unchanged = base.metric(model, &readout)?;
+        let (sources, op) = patching.sources(&batch, &other)?;
+        let mut variants = Vec::new();
+        for &i in &of_batch {
+            let (pair, cells) = &sets[i];
+            let example = batch
+                .iter()
+                .position(|of| of == pair)
+                .expect("of this batch");
+            let has = |role: &str| {
+                let positions = pairs[example].roles.get(role);
+                positions.is_some_and(|positions| !positions.is_empty())
+            };
+            let edits = cells
+                .iter()
+                .filter(|&&cell| fits(&patching.cells[cell], pairs[example].clean.len(), has))
+                .flat_map(|&cell| {
+                    sites_of(cell).edits(&patching.cells[cell], &op, 1, model.spec.n_layers)
+                });
+            variants.push(Variant {
+                example,
+                edits: edits.collect(),
+            });
+        }
+        let options = &config.sweep;
+        let values = sweep(
+            model, &base, &variants, &sources, &readout, options, progress,
+        )?;
+        for ((&i, value), variant) in of_batch.iter().zip(values).zip(&variants) {
+            effects[i] = value - unchanged[variant.example];
+        }
+    }
+    progress.finish();
+    Ok(effects)
+}
+
 fn kept(parts: Option<&PartStore>, task: &Task) -> String {
     match parts {
         Some(parts) => format!(
@@ -329,7 +478,7 @@ pub fn plan_patching(
 }
 
 /// The roles that any pair has, in the order of their first position.
-fn roles_of(task: &Task) -> Vec<String> {
+pub(super) fn roles_of(task: &Task) -> Vec<String> {
     let mut first: BTreeMap<&String, usize> = BTreeMap::new();
     for pair in &task.pairs {
         for (role, positions) in pair
@@ -407,7 +556,10 @@ impl<'a> Patching<'a> {
         };
         match config.source {
             PatchSource::Mean | PatchSource::MeanAll => {
-                patching.means = patching.reference_means()?
+                let by_position = config.source == PatchSource::Mean;
+                let batches = patching.batches();
+                patching.means =
+                    reference_means(model, task, &patching.hooks(), by_position, &batches)?
             }
             PatchSource::Resample => patching.donors = patching.draw_donors()?,
             PatchSource::Pair | PatchSource::Zero => {}
@@ -661,43 +813,6 @@ impl<'a> Patching<'a> {
         ))
     }
 
-    /// Means over the corrupted prompts of all pairs.
-    fn reference_means(&self) -> Result<BTreeMap<(usize, usize), Source>> {
-        let hooks = self.hooks();
-        let by_position = self.config.source == PatchSource::Mean;
-        let mut sums: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
-        let mut keys = Vec::new();
-        for batch in self.batches() {
-            let pair = &self.task.pairs[batch[0]];
-            let key = (pair.template, pair.clean.len());
-            keys.push(key);
-            let prompts: Vec<_> = self
-                .pairs(&batch)
-                .iter()
-                .map(|pair| pair.corrupted.clone())
-                .collect();
-            let request = Request {
-                capture: &hooks,
-                logits: Logits::None,
-                ..Request::default()
-            };
-            let cache = run(self.model, &prompts, &request)?.cache;
-            let of = if by_position { key } else { (0, 0) };
-            sums.entry(of)
-                .or_insert_with(|| MeanOf::new(by_position))
-                .add(&cache)?;
-        }
-        let mut means = BTreeMap::new();
-        for (key, sum) in sums {
-            means.insert(key, sum.finish(&self.model.spec)?);
-        }
-        if !by_position {
-            let mean = means.remove(&(0, 0)).expect("every batch was added to it");
-            means = keys.into_iter().map(|key| (key, mean.clone())).collect();
-        }
-        Ok(means)
-    }
-
     /// A seeded permutation without fixed points inside each group of pairs that align position by position.
     fn draw_donors(&self) -> Result<Vec<usize>> {
         let mut donors: Vec<usize> = (0..self.task.pairs.len()).collect();
@@ -725,83 +840,11 @@ impl<'a> Patching<'a> {
 
     fn provenance(&self, seconds: f64, scores: &[ExampleScores]) -> Provenance {
         let config = self.config;
-        let prompt = |pair: &Pair| PromptTokens {
-            example: pair.index,
-            clean: pair.clean.clone(),
-            corrupted: pair.corrupted.clone(),
-            answers: pair.target.answers.clone(),
-            wrong: pair.target.wrong.clone(),
-        };
         let mut settings = config.fingerprint(self.model, self.task);
         if config.noise.is_some() {
             settings["sigma"] = json!(self.sigma);
         }
-        settings["corruption"] = json!(self.task.corruption);
-        Provenance {
-            created: SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0, |time| time.as_secs()),
-            seconds,
-            config: settings,
-            model: self.model.origin.clone(),
-            spec: serde_json::to_value(&self.model.spec).unwrap_or_default(),
-            dtype: format!("{:?}", self.model.dtype).to_lowercase(),
-            device: device_name(self.model),
-            task: self.task.name.clone(),
-            task_text: self.task.source.clone(),
-            bos: self.task.bos,
-            chat: self.task.chat,
-            prompts: self.task.pairs.iter().map(prompt).collect(),
-            dropped: self.task.dropped.len(),
-            warnings: self.warnings(scores),
-            ..Provenance::default()
-        }
-    }
-
-    /// Lawful but doubtful results, each with a remedy.
-    fn warnings(&self, scores: &[ExampleScores]) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let task = self.task;
-        if task.pairs.len() < task.asked {
-            warnings.push(format!(
-                "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
-                task.pairs.len(),
-                task.asked
-            ));
-        }
-        let wrong = scores.iter().filter(|scores| scores.clean <= 0.0).count();
-        if self.config.metric == Metric::LogitDiff && 2 * wrong > scores.len() {
-            warnings.push(format!(
-                "the model prefers the wrong answer on {wrong} of {} clean prompts: it does not do this task, so effects mean little",
-                scores.len()
-            ));
-        }
-        let by_position = self
-            .config
-            .sites
-            .iter()
-            .any(|sites| matches!(sites.along, Along::Pos | Along::Cell));
-        let groups = task.batches(usize::MAX).len();
-        if by_position && groups > 1 && self.config.detail == Detail::Mean {
-            warnings.push(format!(
-                "the pairs come from {groups} templates or lengths, so one position is not one role of the sentence; \
-                 rows by position mix them: take one template (`--template 0`), or sweep by role (`resid_pre:role`)"
-            ));
-        }
-        if self.config.window > 1 {
-            warnings.push(format!(
-                "each row patches a window of {} layers; do not compare with single-layer numbers",
-                self.config.window
-            ));
-        }
-        warnings
-    }
-}
-
-fn device_name(model: &Model) -> String {
-    match &model.device {
-        candle_core::Device::Cpu => "cpu".into(),
-        candle_core::Device::Cuda(_) => "cuda".into(),
-        candle_core::Device::Metal(_) => "metal".into(),
+        let warnings = config.warnings(self.task, scores);
+        provenance(self.model, self.task, settings, seconds, warnings)
     }
 }

@@ -1,12 +1,21 @@
 //! One method a file, each a function from (model, task, config) to [`crate::scores::Scores`].
 
 pub mod activation_patching;
+pub mod attribution;
+pub mod exact_edges;
 mod gaussian;
 pub mod head_stats;
 pub mod logits;
+mod record;
+mod reference;
 mod sites;
+pub mod tokens;
 
 pub use activation_patching::{PatchConfig, PatchSource, activation_patching};
+pub use exact_edges::{
+    EdgeConfig, EdgeMeasurements, Reference, exact_edge_effects, exact_edge_effects_plain,
+    exact_edges, exact_edges_together,
+};
 pub use gaussian::GaussianNoise;
 pub use head_stats::{HeadConfig, head_statistics};
 pub use logits::{
@@ -14,3 +23,4 @@ pub use logits::{
     direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
 };
 pub use sites::{Along, Sites, parse_sites};
+pub use tokens::{TokenConfig, TokenMethod, token_attribution};

@@ -6,11 +6,15 @@
 //! The fast form gathers the keys of one key head, transposed, and works on four query rows and sixteen columns at a time.
 //! [`scores`], [`softmax`] and [`mix`] are the same steps one by one, for runs in which somebody reads or edits scores or patterns.
 
+mod backward;
+
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::host::{exp, host, is_host, room, simd, tensor};
 use crate::error::Result;
+
+pub use backward::{Gradients, backward, softcap_slope};
 
 /// What attention needs to know of the model at one layer.
 #[derive(Debug, Clone, Copy)]
@@ -437,12 +441,17 @@ impl Queries<'_> {
     #[inline(always)]
     fn visible(&self, i: usize) -> (usize, usize) {
         let pos = self.segment.query_positions[self.task.rows.start + i / self.task.heads] as usize;
-        let low = self
-            .shape
-            .window
-            .map_or(0, |window| (pos + 1).saturating_sub(window));
-        (low, pos + 1)
+        visible(self.shape, pos)
     }
+}
+
+/// The key positions that a query at `pos` sees.
+#[inline(always)]
+fn visible(shape: &Shape, pos: usize) -> (usize, usize) {
+    let low = shape
+        .window
+        .map_or(0, |window| (pos + 1).saturating_sub(window));
+    (low, pos + 1)
 }
 
 /// Scores of all queries of a task, scaled and capped, `[queries, width]`.
@@ -590,6 +599,13 @@ impl Output {
         let mut data = room(len);
         let start = data.as_mut_ptr();
         Output { data, start }
+    }
+
+    /// Sets `len` places to one value; as with [`Output::write`], no two tasks share a place.
+    fn fill(&self, at: usize, len: usize, value: f32) {
+        assert!(at + len <= self.data.len(), "inside the output");
+        // SAFETY: as in `write`.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len).fill(value) }
     }
 
     /// Tasks cover disjoint (row, head) pairs, so no two of them write the same place.

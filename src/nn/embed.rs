@@ -2,8 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
-use super::host::{dot, host, is_host, room, simd, tensor, to_host};
+use super::attention::softcap_slope;
+use super::host::{dot, host, is_host, on_host, room, simd, tensor, to_host};
 use super::linear::{Right, product};
+use super::rules::SoftcapRule;
 use crate::error::Result;
 use crate::model::Model;
 
@@ -96,4 +98,72 @@ pub fn unembed_columns(model: &Model, x: &Tensor, columns: &[&[u32]]) -> Result<
         .enumerate()
         .map(|(row, tokens)| tokens.iter().map(|&token| value(row, token)).collect())
         .collect())
+}
+
+/// From the gradient at the logits of every token to that at the unembedding's input.
+/// # Shapes
+/// `dlogits`, `logits [n, d_vocab]`; gives `[n, d_model]`, f32 on the host.
+pub fn unembed_backward(
+    model: &Model,
+    dlogits: &[Vec<f32>],
+    logits: &[Vec<f32>],
+    rule: SoftcapRule,
+) -> Result<Tensor> {
+    let (n, vocab) = (dlogits.len(), model.spec.d_vocab);
+    let slopes: Vec<f32> = dlogits
+        .iter()
+        .zip(logits)
+        .flat_map(|(dlogits, logits)| {
+            let each = dlogits.iter().zip(logits);
+            each.map(|(d, &logit)| d * logit_slope(model, logit, rule))
+        })
+        .collect();
+    let w_u = &model.weights.w_u;
+    if !is_host(w_u) {
+        let slopes = Tensor::from_vec(slopes, (n, vocab), w_u.device())?;
+        return on_host(&slopes.matmul(&w_u.to_dtype(DType::F32)?)?);
+    }
+    let d = w_u.dim(1)?;
+    let mut dx = room(n * d);
+    let sizes = [n, vocab, d];
+    product(&mut dx, &slopes, &host(w_u)?, sizes, Right::InOut, false);
+    tensor(dx, (n, d))
+}
+
+/// From the gradient at the logits of a few tokens, as [`unembed_columns`] gives them, to that at the unembedding's input.
+/// # Shapes
+/// `columns`, `dlogits`, `logits`: one list for each row; gives `[rows, d_model]`, f32 on the host.
+pub fn unembed_columns_backward(
+    model: &Model,
+    columns: &[&[u32]],
+    dlogits: &[Vec<f32>],
+    logits: &[Vec<f32>],
+    rule: SoftcapRule,
+) -> Result<Tensor> {
+    let d = model.spec.d_model;
+    let mut dx = vec![0.0; columns.len() * d];
+    for (row, dx) in dx.chunks_exact_mut(d).enumerate() {
+        if columns[row].is_empty() {
+            continue;
+        }
+        let ids = Tensor::new(columns[row], &model.device)?;
+        let rows = to_host(&model.weights.w_u.index_select(&ids, 0)?)?;
+        for (i, w_u) in rows.chunks_exact(d).enumerate() {
+            let slope = dlogits[row][i] * logit_slope(model, logits[row][i], rule);
+            for (dx, w) in dx.iter_mut().zip(w_u) {
+                *dx += slope * w;
+            }
+        }
+    }
+    tensor(dx, (columns.len(), d))
+}
+
+/// How much a logit moves with the product that it is made of.
+fn logit_slope(model: &Model, logit: f32, rule: SoftcapRule) -> f32 {
+    let capped = model.spec.final_softcap.map_or(1.0, |cap| {
+        // Products above nine times the cap all have the logit of the largest that f32 can tell from it.
+        let limit = 1.0 - f32::EPSILON / 2.0;
+        softcap_slope((logit / cap).clamp(-limit, limit).atanh(), rule)
+    });
+    capped * model.spec.logit_scale.unwrap_or(1.0)
 }

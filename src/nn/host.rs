@@ -73,6 +73,14 @@ pub fn to_host(t: &Tensor) -> Result<Vec<f32>> {
     Ok(t.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
+/// The same tensor as contiguous f32 in host memory: itself where it is that already.
+pub fn on_host(t: &Tensor) -> Result<Tensor> {
+    match is_host(t) {
+        true => Ok(t.contiguous()?),
+        false => tensor(to_host(t)?, t.shape()),
+    }
+}
+
 /// Runs a kernel body with the widest instructions that this processor has.
 #[inline]
 pub fn simd<R>(body: impl FnOnce() -> R) -> R {

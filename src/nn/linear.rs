@@ -1,8 +1,8 @@
 //! Matrix products of packed tokens with weights in canonical layout.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-use super::host::{host, is_host, room, simd, tensor};
+use super::host::{host, is_host, on_host, room, simd, tensor};
 use crate::error::Result;
 
 /// `x @ w + b`.
@@ -33,6 +33,109 @@ pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         b.is_some(),
     );
     tensor(y, (rows, outer))
+}
+
+/// The gradient at the input of [`forward`]: `dy @ w^T`.
+/// # Shapes
+/// `dy [tokens, out]`, f32 on the host; `w [in, out]`; gives `[tokens, in]`.
+pub fn backward(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if !is_host(w) {
+        let dx = dy
+            .to_device(w.device())?
+            .matmul(&w.to_dtype(DType::F32)?.t()?)?;
+        return on_host(&dx);
+    }
+    let dy = dy.contiguous()?;
+    let (rows, inner, outer) = (dy.dim(0)?, w.dim(0)?, w.dim(1)?);
+    let mut dx = room(rows * inner);
+    let sizes = [rows, outer, inner];
+    product(&mut dx, &host(&dy)?, &host(w)?, sizes, Right::OutIn, false);
+    tensor(dx, (rows, inner))
+}
+
+/// A matrix inside a slice: where it begins, and how far apart its rows and columns are.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    pub start: usize,
+    pub row: usize,
+    pub column: usize,
+}
+
+impl View {
+    /// A row-major matrix with `width` columns.
+    pub fn rows(width: usize) -> Self {
+        View {
+            start: 0,
+            row: width,
+            column: 1,
+        }
+    }
+
+    pub fn from(mut self, start: usize) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// The same matrix transposed.
+    pub fn t(self) -> Self {
+        View {
+            start: self.start,
+            row: self.column,
+            column: self.row,
+        }
+    }
+
+    fn fits(self, rows: usize, columns: usize, len: usize) -> bool {
+        rows == 0
+            || columns == 0
+            || self.start + (rows - 1) * self.row + (columns - 1) * self.column < len
+    }
+}
+
+/// `y (+)= scale * a @ b` for views of slices, on the calling thread: for the many small products inside a parallel loop.
+/// # Shapes
+/// `sizes = [rows, inner, columns]`.
+pub fn small_product(
+    (y, y_view): (&mut [f32], View),
+    (a, a_view): (&[f32], View),
+    (b, b_view): (&[f32], View),
+    [rows, inner, columns]: [usize; 3],
+    scale: f32,
+    accumulate: bool,
+) {
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!(
+        y_view.fits(rows, columns, y.len())
+            && a_view.fits(rows, inner, a.len())
+            && b_view.fits(inner, columns, b.len()),
+        "views lie inside their slices"
+    );
+    // SAFETY: the largest index of each view lies inside its slice, as asserted above, and `y` is borrowed mutably.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            inner,
+            y.as_mut_ptr().add(y_view.start),
+            y_view.column as isize,
+            y_view.row as isize,
+            accumulate,
+            a.as_ptr().add(a_view.start),
+            a_view.column as isize,
+            a_view.row as isize,
+            b.as_ptr().add(b_view.start),
+            b_view.column as isize,
+            b_view.row as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
 }
 
 /// How the right-hand matrix lies in memory.
@@ -142,5 +245,30 @@ mod tests {
             false,
         );
         assert_eq!(z, [11.0, 17.0]);
+    }
+
+    #[test]
+    fn the_backward_product_is_the_transposed_one() {
+        let dy = tensor(vec![1.0, 10.0, 100.0], (1, 3)).expect("shape");
+        let w = tensor(vec![1.0, 0.0, -1.0, 0.0, 1.0, 2.0], (2, 3)).expect("shape");
+        let dx = backward(&dy, &w).expect("runs").to_vec2::<f32>();
+        assert_eq!(dx.expect("reads"), [[-99.0, 210.0]]);
+    }
+
+    #[test]
+    fn small_products_read_views() {
+        // The middle columns of a, times b transposed, doubled and added.
+        let a = [9.0, 1.0, 2.0, 9.0, 9.0, 3.0, 4.0, 9.0];
+        let b = [1.0, 10.0, 100.0, 1000.0];
+        let mut y = [1.0; 4];
+        small_product(
+            (&mut y, View::rows(2)),
+            (&a, View::rows(4).from(1)),
+            (&b, View::rows(2).t()),
+            [2, 2, 2],
+            2.0,
+            true,
+        );
+        assert_eq!(y, [43.0, 4201.0, 87.0, 8601.0].map(|x: f32| x));
     }
 }

@@ -3,7 +3,8 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::host::{fold, host, is_host, room, simd, tensor};
+use super::host::{dot, fold, host, is_host, on_host, room, simd, tensor};
+use super::rules::NormRule;
 use crate::error::Result;
 use crate::model::spec::NormKind;
 use crate::model::weights::NormWeights;
@@ -95,6 +96,105 @@ pub fn apply_weight(normalized: &Tensor, w: &NormWeights) -> Result<Tensor> {
         Some(b) => y.broadcast_add(b)?,
         None => y,
     })
+}
+
+/// The gradient at the input of a norm, from what its forward pass made: with `n = normalized` and `g = dy w`,
+/// `(g [- mean g] - n mean(g n)) / scale`; the last term is that of the scale.
+/// # Shapes
+/// `dy`, `normalized [tokens, d]` and `scale [tokens, 1]`, f32 on the host; gives `[tokens, d]`.
+pub fn backward(
+    dy: &Tensor,
+    normalized: &Tensor,
+    scale: &Tensor,
+    w: &NormWeights,
+    kind: NormKind,
+    rule: NormRule,
+) -> Result<Tensor> {
+    let (dy, normalized, scale) = (dy.contiguous()?, on_host(normalized)?, on_host(scale)?);
+    let weight = on_host(&w.w)?;
+    let d = dy.dim(D::Minus1)?;
+    let mut dx = room(dy.elem_count());
+    {
+        let (dy, normalized) = (host(&dy)?, host(&normalized)?);
+        let (scale, weight) = (host(&scale)?, host(&weight)?);
+        let (dy, normalized, scale, weight) = (&*dy, &*normalized, &*scale, &*weight);
+        let block = 32 * d;
+        dx.par_chunks_mut(block)
+            .zip(dy.par_chunks(block))
+            .zip(normalized.par_chunks(block))
+            .zip(scale.par_chunks(32))
+            .for_each(|(((dx, dy), normalized), scale)| {
+                simd(
+                    #[inline(always)]
+                    || {
+                        for (i, dx) in dx.chunks_exact_mut(d).enumerate() {
+                            let row = i * d..(i + 1) * d;
+                            let (dy, n) = (&dy[row.clone()], &normalized[row]);
+                            for j in 0..d {
+                                dx[j] = dy[j] * weight[j];
+                            }
+                            let along = match rule {
+                                NormRule::Exact => dot(dx, n) / d as f32,
+                                NormRule::FrozenScale => 0.0,
+                            };
+                            let mean = match kind {
+                                NormKind::Layer => sum(dx) / d as f32,
+                                NormKind::Rms => 0.0,
+                            };
+                            let inverse = 1.0 / scale[i];
+                            for j in 0..d {
+                                dx[j] = (dx[j] - mean - along * n[j]) * inverse;
+                            }
+                        }
+                    },
+                )
+            });
+    }
+    tensor(dx, dy.shape())
+}
+
+/// [`backward`] of [`heads`].
+/// # Shapes
+/// `dy`, `x [tokens, heads, d]`; `w [d]` or `[heads * d]`; gives the shape of `x`.
+pub fn heads_backward(
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    eps: f64,
+    rule: NormRule,
+) -> Result<Tensor> {
+    let weights = NormWeights {
+        w: on_host(w)?,
+        b: None,
+    };
+    let width = w.elem_count();
+    let rows = on_host(x)?.reshape(((), width))?;
+    let dy = dy.contiguous()?.reshape(((), width))?;
+    let made = parts(&rows, &weights, NormKind::Rms, eps)?;
+    let dx = backward(
+        &dy,
+        &made.normalized,
+        &made.scale,
+        &weights,
+        NormKind::Rms,
+        rule,
+    )?;
+    Ok(dx.reshape(x.shape())?)
+}
+
+/// The gradients at the two hooks of a norm: at `hook_scale` and at `hook_normalized`.
+/// # Shapes
+/// Those of [`backward`]; gives `[tokens, 1]` and `[tokens, d]`.
+pub fn backward_at_hooks(
+    dy: &Tensor,
+    normalized: &Tensor,
+    scale: &Tensor,
+    w: &NormWeights,
+) -> Result<(Tensor, Tensor)> {
+    let at_normalized = dy.broadcast_mul(&on_host(&w.w)?)?;
+    let normalized = on_host(normalized)?;
+    let along = (&at_normalized * normalized)?.sum_keepdim(D::Minus1)?;
+    Ok((along.broadcast_div(&on_host(scale)?)?.neg()?, at_normalized))
 }
 
 type Extra<'a> = Option<(&'a mut [f32], &'a mut [f32])>;

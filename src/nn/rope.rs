@@ -3,9 +3,10 @@
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::frequencies::Frequencies;
 use super::host::{host, is_host, room, simd, tensor};
 use crate::error::Result;
-use crate::model::spec::{ModelSpec, Position, RopeScaling, Rotary, RotaryBase, RotaryStyle};
+use crate::model::spec::{ModelSpec, Position, Rotary, RotaryBase, RotaryStyle};
 
 /// Cosines and sines of the positions of one run, for one base.
 #[derive(Debug, Clone)]
@@ -48,13 +49,19 @@ impl Tables {
 
 impl Table {
     fn new(rotary: &Rotary, base: &RotaryBase, length: usize) -> Self {
-        let frequencies = inverse_frequencies(rotary.dims, base);
+        let Frequencies {
+            inverse: frequencies,
+            attention_factor: factor,
+        } = Frequencies::new(rotary.dims, base, length);
         // Angles are formed in f32, as the reference implementations do.
         let angle = |pos: usize, frequency: f32| pos as f32 * frequency;
         let each = |f: fn(f32) -> f32| -> Vec<f32> {
-            (0..length)
-                .flat_map(|pos| frequencies.iter().map(move |&freq| f(angle(pos, freq))))
-                .collect()
+            let of_position = |pos| {
+                frequencies
+                    .iter()
+                    .map(move |&freq| f(angle(pos, freq)) * factor)
+            };
+            (0..length).flat_map(of_position).collect()
         };
         Table {
             pairs: frequencies.len(),
@@ -73,52 +80,23 @@ impl Table {
     }
 }
 
-/// `1 / theta^(2i/dims)`, scaled.
-fn inverse_frequencies(dims: usize, base: &RotaryBase) -> Vec<f32> {
-    let plain = (0..dims / 2).map(|i| 1.0 / (base.theta as f32).powf(2.0 * i as f32 / dims as f32));
-    match &base.scaling {
-        RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|f| f / *factor as f32).collect(),
-        RopeScaling::Factors { factors } => plain
-            .zip(factors)
-            .map(|(f, factor)| f / *factor as f32)
-            .collect(),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position,
-        } => {
-            let (factor, low, high) = (
-                *factor as f32,
-                *low_freq_factor as f32,
-                *high_freq_factor as f32,
-            );
-            let original = *original_max_position as f32;
-            plain
-                .map(|f| {
-                    let wavelength = 2.0 * std::f32::consts::PI / f;
-                    if wavelength < original / high {
-                        f
-                    } else if wavelength > original / low {
-                        f / factor
-                    } else {
-                        let smooth = (original / wavelength - low) / (high - low);
-                        (1.0 - smooth) * f / factor + smooth * f
-                    }
-                })
-                .collect()
-        }
-    }
-}
-
 /// Rotates the first dimensions of each head by the position of its token.
 /// # Shapes
 /// `x [tokens, heads, d_head]`, `positions [tokens]`; gives the shape of `x`.
 pub fn forward(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+    turn(x, positions, table, 1.0)
+}
+
+/// The gradient at the input of [`forward`]: a rotation the other way.
+pub fn backward(dy: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+    turn(dy, positions, table, -1.0)
+}
+
+/// Rotates by the positions' angles times `sense`, which is 1 or -1.
+fn turn(x: &Tensor, positions: &[u32], table: &Table, sense: f32) -> Result<Tensor> {
     let (_, heads, d_head) = x.dims3()?;
     if !is_host(x) {
-        return composed(x, positions, table);
+        return composed(x, positions, table, sense);
     }
     let x = x.contiguous()?;
     let data = host(&x)?;
@@ -144,7 +122,7 @@ pub fn forward(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
                         .chunks_exact_mut(d_head)
                         .zip(x[row].chunks_exact(d_head))
                     {
-                        rotate(out, x, cos, sin, table.style);
+                        rotate(out, x, cos, sin, table.style, sense);
                     }
                 }
             },
@@ -154,23 +132,25 @@ pub fn forward(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
 }
 
 #[inline(always)]
-fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], style: RotaryStyle) {
+fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], style: RotaryStyle, sense: f32) {
     let pairs = cos.len();
     match style {
         RotaryStyle::Half => {
             let (first, rest) = x.split_at(pairs);
             let (out_first, out_rest) = out.split_at_mut(pairs);
             for i in 0..pairs {
-                out_first[i] = first[i] * cos[i] - rest[i] * sin[i];
-                out_rest[i] = rest[i] * cos[i] + first[i] * sin[i];
+                let sin = sense * sin[i];
+                out_first[i] = first[i] * cos[i] - rest[i] * sin;
+                out_rest[i] = rest[i] * cos[i] + first[i] * sin;
             }
             out_rest[pairs..].copy_from_slice(&rest[pairs..]);
         }
         RotaryStyle::Interleaved => {
             for i in 0..pairs {
                 let (a, b) = (x[2 * i], x[2 * i + 1]);
-                out[2 * i] = a * cos[i] - b * sin[i];
-                out[2 * i + 1] = b * cos[i] + a * sin[i];
+                let sin = sense * sin[i];
+                out[2 * i] = a * cos[i] - b * sin;
+                out[2 * i + 1] = b * cos[i] + a * sin;
             }
             out[2 * pairs..].copy_from_slice(&x[2 * pairs..]);
         }
@@ -178,7 +158,7 @@ fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], style: RotarySty
 }
 
 /// The same in tensor operations, for any device: `x cos + (x with the pairs swapped) sin`.
-fn composed(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
+fn composed(x: &Tensor, positions: &[u32], table: &Table, sense: f32) -> Result<Tensor> {
     let d_head = x.dim(D::Minus1)?;
     let mut swap: Vec<u32> = (0..d_head as u32).collect();
     let (mut cos, mut sin) = (
@@ -191,7 +171,7 @@ fn composed(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
         for (row, &pos) in positions.iter().enumerate() {
             let (c, s) = (
                 table.cos[pos as usize * table.pairs + i],
-                table.sin[pos as usize * table.pairs + i],
+                sense * table.sin[pos as usize * table.pairs + i],
             );
             (cos[row * d_head + a], cos[row * d_head + b]) = (c, c);
             (sin[row * d_head + a], sin[row * d_head + b]) = (-s, s);
@@ -214,6 +194,7 @@ fn composed(x: &Tensor, positions: &[u32], table: &Table) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::spec::RopeScaling;
 
     fn table(dims: usize, style: RotaryStyle) -> Table {
         let base = RotaryBase {
@@ -244,7 +225,7 @@ mod tests {
         ] {
             let table = table(dims, style);
             let fast = forward(&x, &positions, &table).expect("runs");
-            let slow = composed(&x, &positions, &table).expect("runs");
+            let slow = composed(&x, &positions, &table, 1.0).expect("runs");
             let gap = (fast - slow)
                 .expect("same shape")
                 .abs()
@@ -253,6 +234,19 @@ mod tests {
                 .expect("max")
                 .to_scalar::<f32>();
             assert!(gap.expect("scalar") < 1e-6);
+            let back = backward(
+                &forward(&x, &positions, &table).expect("runs"),
+                &positions,
+                &table,
+            );
+            let gap = (back.expect("runs") - &x)
+                .expect("same shape")
+                .abs()
+                .expect("abs")
+                .max_all()
+                .expect("max")
+                .to_scalar::<f32>();
+            assert!(gap.expect("scalar") < 1e-6, "a rotation and back");
         }
     }
 

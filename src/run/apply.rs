@@ -176,6 +176,30 @@ fn given(value: &Value, edit: &Edit, counts: [usize; 3], example: usize) -> Resu
 }
 
 impl Resolved {
+    /// What this edit does to a gradient on its way up: what was overwritten gets none, what was scaled gets as much more.
+    /// `None` where the gradient passes as it is.
+    /// # Errors
+    /// [`Error::BadEdit`] for a closure, whose derivative nobody knows.
+    pub fn adjoint(&self) -> Result<Option<Self>> {
+        let action = match &self.action {
+            Action::Set(_) => Action::Set(Values::Scalar(0.0)),
+            Action::Add(_) => return Ok(None),
+            Action::Scale(factor) => Action::Scale(*factor),
+            Action::Closure(closure) => {
+                return Err(Error::BadEdit {
+                    edit: format!("{} = {}", self.hook, closure.name),
+                    reason:
+                        "a closure has no known gradient; use a named operation, or patch exactly"
+                            .into(),
+                });
+            }
+        };
+        Ok(Some(Resolved {
+            action,
+            ..self.clone()
+        }))
+    }
+
     /// The edit, for a run that does not ask whether it fires.
     pub fn uncounted(self) -> Self {
         Resolved {

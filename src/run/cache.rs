@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::hooks::{Axes, Hook};
 use crate::model::ModelSpec;
-use crate::nn::host::{is_host, tensor, to_host};
+use crate::nn::host::{on_host, tensor, to_host};
 
 /// The activations of one run over prompts of equal length.
 #[derive(Debug, Clone)]
@@ -81,10 +81,7 @@ impl Cache {
     /// The same values as f32 in host memory, where edits are applied.
     fn on_host(mut self) -> Result<Self> {
         for t in self.packed.values_mut() {
-            *t = match is_host(t) {
-                true => t.contiguous()?,
-                false => tensor(to_host(t)?, t.shape())?,
-            };
+            *t = on_host(t)?;
         }
         Ok(self)
     }

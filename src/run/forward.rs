@@ -515,28 +515,41 @@ fn rotate(
     positions: &[u32],
     ropes: &rope::Tables,
 ) -> Result<(Tensor, Tensor)> {
-    let one = |x: &Tensor, w: &Option<Tensor>| -> Result<Tensor> {
-        let eps = layer.spec.norm_eps;
-        let x = match (layer.spec.qk_norm, w) {
-            (QkNorm::None, _) | (_, None) => x.clone(),
-            (QkNorm::PerHead, Some(w)) => norm::heads(x, w, eps)?,
-            (QkNorm::FullWidth, Some(w)) => {
-                // Where each query head has a key of its own, it has its key head's weights.
-                let d = layer.spec.d_head;
-                let times = x.dim(1)? * d / w.elem_count();
-                let w = attention::repeat(&w.reshape((1, (), d))?, times)?.flatten_all()?;
-                norm::heads(x, &w, eps)?
-            }
-        };
-        match ropes.of(layer.index) {
-            Some(table) => rope::forward(&x, positions, table),
-            None => Ok(x),
-        }
+    let one = |x: &Tensor, w: &Option<Tensor>| {
+        rotated(layer.spec, layer.index, x, w.as_ref(), positions, ropes)
     };
     Ok((
         one(q, &layer.weights.q_norm)?,
         one(k, &layer.weights.k_norm)?,
     ))
+}
+
+/// The queries or the keys of a layer, through their norm (with weights `w`) and rotated.
+/// # Shapes
+/// `x [rows, heads, d_head]`; gives the same.
+pub(crate) fn rotated(
+    spec: &ModelSpec,
+    layer: usize,
+    x: &Tensor,
+    w: Option<&Tensor>,
+    positions: &[u32],
+    ropes: &rope::Tables,
+) -> Result<Tensor> {
+    let x = match (spec.qk_norm, w) {
+        (QkNorm::None, _) | (_, None) => x.clone(),
+        (QkNorm::PerHead, Some(w)) => norm::heads(x, w, spec.norm_eps)?,
+        (QkNorm::FullWidth, Some(w)) => {
+            // Where each query head has a key of its own, it has its key head's weights.
+            let d = spec.d_head;
+            let times = x.dim(1)? * d / w.elem_count();
+            let w = attention::repeat(&w.reshape((1, (), d))?, times)?.flatten_all()?;
+            norm::heads(x, &w, spec.norm_eps)?
+        }
+    };
+    match ropes.of(layer) {
+        Some(table) => rope::forward(&x, positions, table),
+        None => Ok(x),
+    }
 }
 
 /// From z to what attention adds to the stream, `[rows, d_model]`.

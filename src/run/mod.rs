@@ -32,13 +32,16 @@
 //! ```
 
 pub(crate) mod apply;
+pub(crate) mod backward;
 mod base;
 mod cache;
 pub(crate) mod forward;
+pub(crate) mod gradients;
 mod plain;
 pub mod progress;
 pub(crate) mod rows;
 mod sweep;
+pub(crate) mod tape;
 
 use std::collections::{HashMap, HashSet};
 
@@ -48,6 +51,7 @@ pub use apply::Roles;
 pub use base::BaseRun;
 pub use cache::{Cache, MeanOf, Source, Sources};
 pub use forward::Stage;
+pub use gradients::{GradientRequest, Gradients, gradients};
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
 pub use sweep::{Plan, Readout, SweepOptions, Variant, available_memory, plan, sweep};
@@ -218,7 +222,7 @@ pub(crate) fn walk(
     Ok((normed, tap.finish(request)?))
 }
 
-fn check_prompts(model: &Model, prompts: &[Vec<u32>]) -> Result<usize> {
+pub(crate) fn check_prompts(model: &Model, prompts: &[Vec<u32>]) -> Result<usize> {
     let length = prompts.first().map_or(0, Vec::len);
     if length == 0 {
         return Err(Error::invalid(

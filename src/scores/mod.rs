@@ -7,6 +7,7 @@
 
 mod assemble;
 mod cell;
+mod extra;
 mod file;
 mod interval;
 mod parquet;
@@ -18,6 +19,7 @@ mod visible;
 use polars::prelude::DataFrame;
 
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
+pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};
 pub use parts::PartStore;
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
@@ -27,7 +29,7 @@ pub use visible::{visible, visible_width};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
     /// Columns, where they apply: `method, metric, direction, component, layer, head, pos, key, token, role, neuron, src,
-    /// dst, target, class, example, value, score, normalised, base, ci_low, ci_high`.
+    /// dst, target, class, example, value, score, normalised, base, ci_low, ci_high, contribution, exact, checked`.
     pub table: DataFrame,
     pub provenance: Provenance,
 }

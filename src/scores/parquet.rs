@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::parquet;
 
 /// The columns a table may have, in order, with their types; those marked `true` must be there.
-const COLUMNS: [(&str, Kind, bool); 22] = [
+const COLUMNS: [(&str, Kind, bool); 25] = [
     ("method", Kind::Text, true),
     ("metric", Kind::Text, true),
     ("direction", Kind::Text, true),
@@ -37,6 +37,9 @@ const COLUMNS: [(&str, Kind, bool); 22] = [
     ("base", Kind::Text, true),
     ("ci_low", Kind::Float, false),
     ("ci_high", Kind::Float, false),
+    ("contribution", Kind::Float, false),
+    ("exact", Kind::Float, false),
+    ("checked", Kind::Text, false),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,0 +1,147 @@
+//! Exact patching of every edge, beside as many whole forward passes of our own.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use candlewick::circuit::Graph;
+use candlewick::hooks::Edge;
+use candlewick::methods::{EdgeConfig, exact_edge_effects, exact_edge_effects_plain};
+use candlewick::metric::{Metric, Target};
+use candlewick::model::Model;
+use candlewick::model::load::{LoadOptions, load};
+use candlewick::model::spec::{
+    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
+};
+use candlewick::run::{self, Quiet};
+use candlewick::task::{ExpandOptions, Pair, TaskFile, expand};
+
+use crate::machine::time;
+
+/// Forwards that are timed for one of theirs.
+const FORWARDS: usize = 15;
+/// Edges that are held against a whole forward pass each.
+const CHECKED: usize = 24;
+
+pub fn edges() -> Result<()> {
+    let loaded = load("embedded", &LoadOptions::default())?;
+    let options = ExpandOptions {
+        n_pairs: Some(1),
+        ..ExpandOptions::default()
+    };
+    let task = expand(&TaskFile::open("embedded")?, &loaded.tokenizer, &options)?;
+    every_edge("embedded", &loaded.model, &task.pairs)?;
+    let gpt2 = Model::random(gpt2_small(), 1)?;
+    every_edge("random, shaped as GPT-2 small", &gpt2, &[pair()])
+}
+
+fn every_edge(name: &str, model: &Model, pairs: &[Pair]) -> Result<()> {
+    let edges: Vec<Edge> = Graph::new(&model.spec).edges().collect();
+    let config = EdgeConfig::new(Metric::LogitDiff);
+    let clean = &pairs[0].clean;
+    let mut forwards = Vec::new();
+    let forward = || -> Result<f64> {
+        let (took, logits) = time(|| run::logits(model, std::slice::from_ref(clean)));
+        logits?;
+        Ok(took.wall)
+    };
+    forward()?;
+    for _ in 0..FORWARDS {
+        forwards.push(forward()?);
+    }
+    let (took, effects) = time(|| exact_edge_effects(model, pairs, &edges, &config, &Quiet));
+    let effects = effects?.remove(0);
+    for _ in 0..FORWARDS {
+        forwards.push(forward()?);
+    }
+    forwards.sort_by(f64::total_cmp);
+    let forward = forwards[forwards.len() / 2];
+    let (n, differ) = (
+        edges.len(),
+        clean
+            .iter()
+            .zip(&pairs[0].corrupted)
+            .position(|(a, b)| a != b),
+    );
+    println!(
+        "{name}: {n} edges, one pair of {} tokens, first difference at {differ:?}",
+        clean.len()
+    );
+    println!(
+        "  every edge {:.1} s wall, {:.1} s cpu ({:.2} ms an edge); {n} forwards of {:.2} ms: {:.0} s, {:.1} times as long",
+        took.wall,
+        took.cpu,
+        1e3 * took.wall / n as f64,
+        1e3 * forward,
+        forward * n as f64,
+        forward * n as f64 / took.wall
+    );
+    let some: Vec<usize> = (0..CHECKED)
+        .map(|i| (i * n / CHECKED + 7 * i) % n)
+        .collect();
+    let chosen: Vec<Edge> = some.iter().map(|&i| edges[i]).collect();
+    let plain = exact_edge_effects_plain(model, pairs, &chosen, &config)?.remove(0);
+    let gaps = some
+        .iter()
+        .zip(&plain)
+        .map(|(&i, plain)| (effects[i] - plain).abs());
+    let largest = effects
+        .iter()
+        .fold(0f64, |most, effect| most.max(effect.abs()));
+    println!(
+        "  {CHECKED} edges by a whole forward each differ by at most {:.1e}; the largest effect is {largest:.3}\n",
+        gaps.fold(0f64, f64::max)
+    );
+    Ok(())
+}
+
+/// Fifteen tokens, of which the third and the eleventh differ.
+fn pair() -> Pair {
+    let clean: Vec<u32> = (0..15).map(|i| 1000 + 977 * i).collect();
+    let mut corrupted = clean.clone();
+    for pos in [2, 10] {
+        corrupted[pos] += 131;
+    }
+    Pair {
+        index: 0,
+        clean,
+        corrupted,
+        clean_text: String::new(),
+        corrupted_text: String::new(),
+        target: Target {
+            answers: vec![10],
+            wrong: vec![20],
+        },
+        roles: BTreeMap::new(),
+        template: 0,
+    }
+}
+
+fn gpt2_small() -> ModelSpec {
+    ModelSpec {
+        family: "gpt2".into(),
+        n_layers: 12,
+        n_heads: 12,
+        n_kv_heads: 12,
+        d_model: 768,
+        d_head: 64,
+        d_mlp: 3072,
+        d_vocab: 50_257,
+        n_ctx: 1024,
+        norm: NormKind::Layer,
+        norm_eps: 1e-5,
+        norm_placement: NormPlacement::Pre,
+        block: Block::Sequential,
+        position: Position::Learned,
+        attn_scale: vec![0.125; 12],
+        attn_softcap: None,
+        windows: vec![None; 12],
+        qk_norm: QkNorm::None,
+        mlp: Mlp::Plain,
+        activation: Activation::GeluTanh,
+        embed_scale: None,
+        residual_multiplier: None,
+        logit_scale: None,
+        final_softcap: None,
+        tied: true,
+    }
+}

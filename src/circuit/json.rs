@@ -1,0 +1,652 @@
+//! The interchange file of the field: scores of edges, and which nodes and edges are in a circuit, as JSON.
+//!
+//! ```json
+//! {"cfg": {"n_layers": 12, "n_heads": 12, "parallel_attn_mlp": false, "d_model": 768},
+//!  "nodes": {"input": {"in_graph": true}, "a0.h0": {"in_graph": false, "score": 0.25}},
+//!  "edges": {"input->a0.h0<q>": {"score": -0.003, "in_graph": false}}}
+//! ```
+//!
+//! EAP-IG writes it, and the MIB benchmark takes it. A file is read for a model whose graph is known, so that sizes, nodes and edges
+//! are checked against something other than the file itself. An edge that the file leaves out has no score and is in no circuit;
+//! `NaN`, which Python writes though JSON has no such number, is no score either. Left out on purpose: circuits of single
+//! neurons, which a graph of whole components cannot hold and which are refused, and the PyTorch form of the file, a pickle.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::Graph;
+use crate::error::{Error, Result};
+use crate::hooks::{Edge, Node};
+use crate::model::tokenizer::printable;
+use crate::scores::write_whole;
+
+/// The largest file that is read: the edges of a model of 80 layers and 64 heads take about 3 GB, those of any smaller much less.
+const FILE_LIMIT: u64 = 4 << 30;
+
+/// A graph with what a method found of it: a score for each edge and node, and which of them are in the circuit.
+#[derive(Debug, Clone)]
+pub struct ScoredGraph {
+    graph: Graph,
+    /// `[n_src, n_dst]`, row by row; NaN is no score.
+    scores: Vec<f64>,
+    in_graph: Vec<bool>,
+    /// By row, `logits` last.
+    node_scores: Vec<f64>,
+    nodes_in_graph: Vec<bool>,
+}
+
+impl ScoredGraph {
+    /// A graph without any score, and with nothing in the circuit.
+    pub fn new(graph: Graph) -> Self {
+        let (places, nodes) = (graph.n_src() * graph.n_dst(), graph.n_src() + 1);
+        ScoredGraph {
+            graph,
+            scores: vec![f64::NAN; places],
+            in_graph: vec![false; places],
+            node_scores: vec![f64::NAN; nodes],
+            nodes_in_graph: vec![false; nodes],
+        }
+    }
+
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The score of an edge, if it has one.
+    /// # Errors
+    /// Those of [`Graph::place`].
+    pub fn score(&self, edge: &Edge) -> Result<Option<f64>> {
+        let score = self.scores[self.place(edge)?];
+        Ok((!score.is_nan()).then_some(score))
+    }
+
+    /// # Errors
+    /// Those of [`Graph::place`].
+    pub fn set_score(&mut self, edge: &Edge, score: f64) -> Result<()> {
+        let place = self.place(edge)?;
+        self.scores[place] = score;
+        Ok(())
+    }
+
+    /// Whether an edge is in the circuit.
+    /// # Errors
+    /// Those of [`Graph::place`].
+    pub fn contains(&self, edge: &Edge) -> Result<bool> {
+        Ok(self.in_graph[self.place(edge)?])
+    }
+
+    /// Takes an edge into the circuit, or out of it. Its nodes are left as they are.
+    /// # Errors
+    /// Those of [`Graph::place`].
+    pub fn set_contains(&mut self, edge: &Edge, is_in: bool) -> Result<()> {
+        let place = self.place(edge)?;
+        self.in_graph[place] = is_in;
+        Ok(())
+    }
+
+    /// The score of a node, if it has one.
+    /// # Errors
+    /// [`Error::UnknownNode`]
+    pub fn node_score(&self, node: Node) -> Result<Option<f64>> {
+        let score = self.node_scores[self.node_place(node)?];
+        Ok((!score.is_nan()).then_some(score))
+    }
+
+    /// # Errors
+    /// [`Error::UnknownNode`]
+    pub fn set_node_score(&mut self, node: Node, score: f64) -> Result<()> {
+        let place = self.node_place(node)?;
+        self.node_scores[place] = score;
+        Ok(())
+    }
+
+    /// Whether a node is in the circuit.
+    /// # Errors
+    /// [`Error::UnknownNode`]
+    pub fn contains_node(&self, node: Node) -> Result<bool> {
+        Ok(self.nodes_in_graph[self.node_place(node)?])
+    }
+
+    /// Takes a node into the circuit, or out of it.
+    /// # Errors
+    /// [`Error::UnknownNode`]
+    pub fn set_contains_node(&mut self, node: Node, is_in: bool) -> Result<()> {
+        let place = self.node_place(node)?;
+        self.nodes_in_graph[place] = is_in;
+        Ok(())
+    }
+
+    /// Every edge with its score and whether it is in the circuit, in the order of [`Graph::edges`].
+    pub fn edges(&self) -> impl Iterator<Item = (Edge, Option<f64>, bool)> + '_ {
+        let columns = self.graph.n_dst();
+        (0..self.scores.len()).filter_map(move |place| {
+            let edge = self.graph.edge(place / columns, place % columns)?;
+            let score = self.scores[place];
+            Some((
+                edge,
+                (!score.is_nan()).then_some(score),
+                self.in_graph[place],
+            ))
+        })
+    }
+
+    fn place(&self, edge: &Edge) -> Result<usize> {
+        let (row, column) = self.graph.place(edge)?;
+        Ok(row * self.graph.n_dst() + column)
+    }
+
+    fn node_place(&self, node: Node) -> Result<usize> {
+        match node {
+            Node::Logits => Ok(self.graph.n_src()),
+            _ => self.graph.row(node),
+        }
+    }
+
+    /// Writes the interchange file, whole or not at all. Edges that have no score and are not in the circuit are left out.
+    /// # Errors
+    /// [`Error::Invalid`] for an infinite score, which JSON cannot hold; [`Error::Write`].
+    pub fn write(&self, path: &Path) -> Result<()> {
+        if let Some((edge, ..)) = self
+            .edges()
+            .find(|(_, score, _)| score.is_some_and(f64::is_infinite))
+        {
+            return Err(Error::invalid(format!(
+                "the score of `{edge}` is infinite, which a JSON file cannot hold; leave the edge without a score"
+            )));
+        }
+        if self.node_scores.iter().any(|score| score.is_infinite()) {
+            return Err(Error::invalid(
+                "the score of a node is infinite, which a JSON file cannot hold; leave the node without a score",
+            ));
+        }
+        write_whole(path, |file| {
+            let failed = |source: std::io::Error| Error::Write {
+                path: path.to_path_buf(),
+                source,
+            };
+            let mut out = BufWriter::new(file);
+            serde_json::to_writer(&mut out, self).map_err(|error| failed(error.into()))?;
+            out.flush().map_err(failed)
+        })
+    }
+
+    /// Reads the interchange file of a model with this graph.
+    /// # Errors
+    /// [`Error::Missing`] and [`Error::Read`]; [`Error::Malformed`] for what is no such file, for sizes of another model, for nodes and
+    /// edges that this model does not have, and for circuits of neurons.
+    pub fn read(path: &Path, graph: Graph) -> Result<Self> {
+        let text = read_text(path)?;
+        Self::parse(&text, graph).map_err(|reason| Error::Malformed {
+            path: path.to_path_buf(),
+            format: "circuit JSON",
+            reason,
+        })
+    }
+
+    fn parse(text: &str, graph: Graph) -> Result<Self, String> {
+        let text = without_nan(text);
+        let file: Contents =
+            serde_json::from_str(&text).map_err(|error| one_line(&error.to_string()))?;
+        file.cfg.check(&graph)?;
+        let mut scored = ScoredGraph::new(graph);
+        let said = |error: Error| error.to_string();
+        for (name, entry) in file.nodes.0 {
+            entry.check(&name)?;
+            let node: Node = name.parse().map_err(said)?;
+            let place = scored.node_place(node).map_err(said)?;
+            scored.nodes_in_graph[place] = entry.in_graph;
+            scored.node_scores[place] = entry.score.unwrap_or(f64::NAN);
+        }
+        let mut seen = vec![false; scored.scores.len()];
+        for (name, entry) in file.edges.0 {
+            entry.check(&name)?;
+            let edge: Edge = name.parse().map_err(said)?;
+            let place = scored.place(&edge).map_err(said)?;
+            if std::mem::replace(&mut seen[place], true) {
+                return Err(format!("it has edge `{edge}` twice"));
+            }
+            scored.in_graph[place] = entry.in_graph;
+            scored.scores[place] = entry.score.unwrap_or(f64::NAN);
+        }
+        Ok(scored)
+    }
+}
+
+impl PartialEq for ScoredGraph {
+    /// No score equals no score.
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |scores: &[f64]| -> Vec<Option<u64>> {
+            let bits = |score: &f64| (!score.is_nan()).then_some(score.to_bits());
+            scores.iter().map(bits).collect()
+        };
+        self.graph == other.graph
+            && bits(&self.scores) == bits(&other.scores)
+            && self.in_graph == other.in_graph
+            && bits(&self.node_scores) == bits(&other.node_scores)
+            && self.nodes_in_graph == other.nodes_in_graph
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let failed = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::Missing {
+            path: path.to_path_buf(),
+            hint: "a circuit is a JSON file with `cfg`, `nodes` and `edges`".into(),
+        },
+        _ => Error::Read {
+            path: path.to_path_buf(),
+            source,
+        },
+    };
+    let malformed = |reason: &str| Error::Malformed {
+        path: path.to_path_buf(),
+        format: "circuit JSON",
+        reason: reason.into(),
+    };
+    let file = File::open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(malformed("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    let mut reader = BufReader::new(file).take(FILE_LIMIT + 1);
+    reader.read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err(malformed("it is larger than 4 GiB; no graph is"));
+    }
+    String::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8 text"))
+}
+
+/// The text with `null` for each `NaN` that stands where a value does.
+fn without_nan(text: &str) -> Cow<'_, str> {
+    if !text.contains("NaN") {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + text.len() / 8);
+    // Quotes split a text into what is outside and inside of strings, but for those that a backslash escapes.
+    let (mut inside, mut rest) = (false, text);
+    while let Some(quote) = end_of_part(rest, inside) {
+        push_part(&mut out, &rest[..quote], inside);
+        out.push('"');
+        rest = &rest[quote + 1..];
+        inside = !inside;
+    }
+    push_part(&mut out, rest, inside);
+    Cow::Owned(out)
+}
+
+fn end_of_part(text: &str, inside: bool) -> Option<usize> {
+    let mut escaped = false;
+    text.bytes().position(|byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = inside && byte == b'\\' && !escaped;
+        ends
+    })
+}
+
+fn push_part(out: &mut String, part: &str, inside: bool) {
+    match inside || !part.contains("NaN") {
+        true => out.push_str(part),
+        false => out.push_str(&part.replace("NaN", "null")),
+    }
+}
+
+/// What a file may make a message repeat: one printable line, not too long.
+fn one_line(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown: String = line.chars().take(300).collect();
+    let more = if shown.len() < line.len() { "..." } else { "" };
+    format!("{}{more}", printable(&shown))
+}
+
+#[derive(serde::Deserialize)]
+struct Contents {
+    cfg: Config,
+    nodes: Entries,
+    edges: Entries,
+}
+
+/// Sizes of the model that the file is of. Other keys say nothing about the graph.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Config {
+    n_layers: usize,
+    n_heads: usize,
+    parallel_attn_mlp: bool,
+    /// Older files have none.
+    d_model: Option<usize>,
+}
+
+impl Config {
+    fn of(graph: &Graph) -> Self {
+        Config {
+            n_layers: graph.n_layers,
+            n_heads: graph.n_heads,
+            parallel_attn_mlp: graph.parallel,
+            d_model: Some(graph.d_model),
+        }
+    }
+
+    fn check(&self, graph: &Graph) -> Result<(), String> {
+        let model = Config::of(graph);
+        let d_model = self.d_model.or(model.d_model);
+        let sizes = [
+            ("n_layers", self.n_layers, model.n_layers),
+            ("n_heads", self.n_heads, model.n_heads),
+            ("d_model", d_model.unwrap_or(0), graph.d_model),
+        ];
+        if let Some((what, file, model)) = sizes.into_iter().find(|(_, file, model)| file != model)
+        {
+            return Err(format!(
+                "it is of a model with {what} {file}, this one has {model}; give the model that it was made with"
+            ));
+        }
+        match self.parallel_attn_mlp == model.parallel_attn_mlp {
+            true => Ok(()),
+            false => Err(format!(
+                "it is of a model with parallel_attn_mlp {}, this one has {}; give the model that it was made with",
+                self.parallel_attn_mlp, model.parallel_attn_mlp
+            )),
+        }
+    }
+}
+
+/// The entries of an object in their order, so that a name that comes twice is seen.
+struct Entries(Vec<(String, Entry)>);
+
+#[derive(serde::Deserialize)]
+struct Entry {
+    in_graph: bool,
+    #[serde(default)]
+    score: Option<f64>,
+    #[serde(default)]
+    neurons: Option<serde::de::IgnoredAny>,
+}
+
+impl Entry {
+    fn check(&self, name: &str) -> Result<(), String> {
+        match self.neurons {
+            None => Ok(()),
+            Some(_) => Err(format!(
+                "`{}` is in the circuit by single neurons (`neurons`), and only whole nodes and edges are read here; \
+                 export the circuit without neurons",
+                one_line(name)
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of names and `{\"in_graph\": ..., \"score\": ...}`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Each)
+    }
+}
+
+impl Serialize for ScoredGraph {
+    /// The contents of the interchange file.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut file = serializer.serialize_map(Some(3))?;
+        file.serialize_entry("cfg", &Config::of(&self.graph))?;
+        file.serialize_entry("nodes", &Nodes(self))?;
+        file.serialize_entry("edges", &Edges(self))?;
+        file.end()
+    }
+}
+
+struct Nodes<'a>(&'a ScoredGraph);
+struct Edges<'a>(&'a ScoredGraph);
+
+#[derive(serde::Serialize)]
+struct Written {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    score: Option<f64>,
+    in_graph: bool,
+}
+
+impl Serialize for Nodes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let scored = self.0;
+        let nodes = (0..).map_while(|row| scored.graph.source(row));
+        serializer.collect_map(
+            nodes
+                .chain([Node::Logits])
+                .enumerate()
+                .map(|(place, node)| {
+                    let score = scored.node_scores[place];
+                    let written = Written {
+                        score: (!score.is_nan()).then_some(score),
+                        in_graph: scored.nodes_in_graph[place],
+                    };
+                    (node.to_string(), written)
+                }),
+        )
+    }
+}
+
+impl Serialize for Edges<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let known = self
+            .0
+            .edges()
+            .filter(|(_, score, in_graph)| score.is_some() || *in_graph);
+        serializer.collect_map(
+            known.map(|(edge, score, in_graph)| (edge.to_string(), Written { score, in_graph })),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn graph() -> Graph {
+        Graph {
+            n_layers: 2,
+            n_heads: 2,
+            d_model: 8,
+            has_mlp: true,
+            parallel: false,
+        }
+    }
+
+    fn edge(text: &str) -> Edge {
+        text.parse().expect(text)
+    }
+
+    fn file(cfg: &str, nodes: &str, edges: &str) -> String {
+        format!("{{\"cfg\": {cfg}, \"nodes\": {{{nodes}}}, \"edges\": {{{edges}}}}}")
+    }
+
+    const CFG: &str = r#"{"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": false, "d_model": 8}"#;
+
+    #[test]
+    fn a_graph_is_read_back_as_it_was_written() {
+        let mut scored = ScoredGraph::new(graph());
+        let edges: Vec<Edge> = scored.graph().edges().collect();
+        for (i, edge) in edges.iter().enumerate().filter(|(i, _)| i % 3 != 0) {
+            // Values that are short as decimals: long ones come back to within one unit in the last place.
+            scored
+                .set_score(edge, (i as f64 - 20.0) / 8.0)
+                .expect("an edge");
+            scored.set_contains(edge, i % 2 == 0).expect("an edge");
+        }
+        scored.set_contains(&edges[0], true).expect("an edge");
+        scored.set_node_score(Node::Mlp(1), -0.125).expect("a node");
+        scored
+            .set_contains_node(Node::Logits, true)
+            .expect("a node");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("circuit.json");
+        scored.write(&path).expect("writes");
+        let read = ScoredGraph::read(&path, graph()).expect("reads");
+        assert_eq!(read, scored);
+        assert_eq!(read.score(&edges[0]).expect("an edge"), None);
+        let other = Graph {
+            parallel: true,
+            ..graph()
+        };
+        let message = ScoredGraph::read(&path, other)
+            .expect_err("another")
+            .to_string();
+        assert!(
+            message.contains("parallel_attn_mlp false, this one has true"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_other_tools_write_is_read() {
+        let text = file(
+            r#"{"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": false}"#,
+            r#""input": {"in_graph": true}, "a1.h0": {"in_graph": true, "score": NaN}, "logits": {"in_graph": true}"#,
+            r#""input->a1.h0<q>": {"score": -0.25, "in_graph": true}, "a1.h0->logits": {"score": NaN, "in_graph": false}"#,
+        );
+        let scored = ScoredGraph::parse(&text, graph()).expect("it is such a file");
+        assert_eq!(
+            scored.score(&edge("input->a1.h0<q>")).expect("an edge"),
+            Some(-0.25)
+        );
+        assert_eq!(scored.score(&edge("a1.h0->logits")).expect("an edge"), None);
+        assert_eq!(scored.score(&edge("m0->logits")).expect("an edge"), None);
+        assert!(scored.contains(&edge("input->a1.h0<q>")).expect("an edge"));
+        assert!(scored.contains_node(Node::Input).expect("a node"));
+        assert!(!scored.contains_node(Node::Mlp(0)).expect("a node"));
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_in_one_line_that_says_why() {
+        let in_graph = r#"{"score": 1.0, "in_graph": true}"#;
+        let nodes = r#""input": {"in_graph": true}"#;
+        let with_edge = |name: &str| {
+            let name = serde_json::Value::from(name);
+            file(CFG, nodes, &format!("{name}: {in_graph}"))
+        };
+        let cases = [
+            (
+                with_edge("a9.h0->logits"),
+                "no node `a9.h0`: it has 2 layers",
+            ),
+            (with_edge("m1->a0.h0<q>"), "no edge `m1->a0.h0<q>`"),
+            (with_edge("foo->bar"), "cannot read `foo->bar` as an edge"),
+            (with_edge("a\u{1b}[31m->\u{1b}"), "cannot read"),
+            (
+                file(CFG, r#""x7": {"in_graph": true}"#, ""),
+                "cannot read `x7` as a node",
+            ),
+            (file(CFG, r#""m5": {"in_graph": true}"#, ""), "no node `m5`"),
+            (
+                file(
+                    CFG,
+                    r#""m0": {"in_graph": true, "neurons": [true, false]}"#,
+                    "",
+                ),
+                "single neurons",
+            ),
+            (
+                file(
+                    CFG,
+                    "",
+                    &format!("\"m0->m1\": {in_graph}, \"m0->m1\": {in_graph}"),
+                ),
+                "edge `m0->m1` twice",
+            ),
+            (
+                file(&CFG.replace("8", "9"), "", ""),
+                "d_model 9, this one has 8",
+            ),
+            (
+                file(&CFG.replace("\"n_heads\": 2", "\"n_heads\": 4"), "", ""),
+                "n_heads 4, this one has 2",
+            ),
+            (
+                file(&CFG.replace("\"n_layers\": 2", "\"n_layers\": 1e9"), "", ""),
+                "invalid type",
+            ),
+            (
+                file(CFG, "", r#""m0->m1": {"score": "x", "in_graph": true}"#),
+                "invalid type",
+            ),
+            (
+                file(CFG, "", r#""m0->m1": {"score": 1e999, "in_graph": true}"#),
+                "out of range",
+            ),
+            (
+                file(CFG, "", r#""m0->m1": {"score": 1}"#),
+                "missing field `in_graph`",
+            ),
+            (format!("{{\"cfg\": {CFG}}}"), "missing field `nodes`"),
+            ("[]".to_string(), "invalid"),
+            (String::new(), "EOF"),
+            ("{".repeat(100_000), "at line 1"),
+            ("\"NaN".to_string(), "EOF"),
+        ];
+        for (text, says) in cases {
+            let message = ScoredGraph::parse(&text, graph()).expect_err(says);
+            assert!(message.contains(says), "{says}: {message}");
+            assert!(
+                message.len() < 500 && !message.contains(char::is_control),
+                "{message}"
+            );
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let missing = ScoredGraph::read(&folder.path().join("none.json"), graph());
+        assert!(matches!(missing, Err(Error::Missing { .. })));
+        let is_folder = ScoredGraph::read(folder.path(), graph()).expect_err("a folder");
+        assert!(is_folder.to_string().contains("not a regular file"));
+    }
+
+    #[test]
+    fn damage_anywhere_is_an_error_and_never_a_panic() {
+        let mut scored = ScoredGraph::new(graph());
+        scored.set_score(&edge("m0->m1"), 0.5).expect("an edge");
+        let text = serde_json::to_string(&scored).expect("serialises");
+        for at in 0..text.len() {
+            assert!(ScoredGraph::parse(&text[..at], graph()).is_err());
+            for other in ['"', 'N', '\\', '9'] {
+                let damaged = format!("{}{other}{}", &text[..at], &text[at + 1..]);
+                let _ = ScoredGraph::parse(&damaged, graph());
+            }
+        }
+    }
+
+    #[test]
+    fn only_numbers_are_taken_for_nan() {
+        let text = r#"{"NaN \" NaN": NaN, "a": [NaN, "\\"], "b": NaN}"#;
+        let expected = r#"{"NaN \" NaN": null, "a": [null, "\\"], "b": null}"#;
+        assert_eq!(without_nan(text), expected);
+    }
+
+    #[test]
+    fn an_infinite_score_is_not_written() {
+        let mut scored = ScoredGraph::new(graph());
+        scored
+            .set_score(&edge("m0->m1"), f64::INFINITY)
+            .expect("an edge");
+        let folder = tempfile::tempdir().expect("a folder");
+        let message = scored
+            .write(&folder.path().join("x.json"))
+            .expect_err("infinite")
+            .to_string();
+        assert!(message.contains("`m0->m1` is infinite"), "{message}");
+    }
+}

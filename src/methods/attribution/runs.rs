@@ -1,0 +1,358 @@
+//! The two runs of some pairs: the one that is changed, recorded for backward passes, and what is put in its place.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
+use crate::methods::PatchSource;
+use crate::methods::reference::reference_means;
+use crate::metric::{Metric, Target};
+use crate::model::{Model, ModelSpec};
+use crate::nn::embed::unembed;
+use crate::nn::host::{host, on_host, tensor, to_host};
+use crate::nn::rules::Rules;
+use crate::run::Source;
+use crate::run::backward::{Descent, Probe};
+use crate::run::forward::{as_logits, final_norm};
+use crate::run::gradients::{Measured, Nobody};
+use crate::run::rows::{Rows, regather};
+use crate::run::tape::{Tape, TapeRequest};
+use crate::scores::Direction;
+use crate::task::{Pair, Task};
+
+/// What all batches of one attribution share.
+pub(super) struct Setting<'a> {
+    pub model: &'a Model,
+    pub task: &'a Task,
+    pub metric: Metric,
+    pub direction: Direction,
+    pub source: PatchSource,
+    /// Hooks whose values are compared between the runs.
+    pub hooks: Vec<Hook>,
+    /// Bytes for activations.
+    pub memory: usize,
+    /// Pairs that run together, at most.
+    pub batch: usize,
+}
+
+/// # Errors
+/// [`Error::NoGradient`] if the metric has no gradient where it would be taken.
+pub(super) fn check_metric(metric: Metric, direction: Direction, at_base: bool) -> Result<()> {
+    metric.check_differentiable()?;
+    if metric.needs_reference() && direction != Direction::Denoise && at_base {
+        return Err(Error::NoGradient {
+            metric: metric.to_string(),
+            reason: "it is smallest at the clean run, where its gradient is zero by construction; use `--method eap-ig` or \
+                     another integral, `--direction denoise`, `--metric logit_diff`, or patch exactly (`candlewick patch`)"
+                .into(),
+        });
+    }
+    Ok(())
+}
+
+impl Setting<'_> {
+    /// Pairs that run together: as many as memory allows.
+    pub fn batches(&self, per_row: usize) -> Vec<Vec<usize>> {
+        let longest = self.task.pairs.iter().map(|pair| pair.clean.len()).max();
+        let bytes = 4 * longest.unwrap_or(1) * (self.row_width() + per_row);
+        let room = (self.memory / bytes.max(1)).clamp(1, self.batch.max(1));
+        self.task.batches(room)
+    }
+
+    /// Values that the runs of one token hold.
+    fn row_width(&self) -> usize {
+        let spec = &self.model.spec;
+        let heads = (2 * spec.n_heads + 3 * spec.n_kv_heads) * spec.d_head;
+        let of_layer = 3 * spec.d_model + heads + 2 * spec.d_mlp;
+        let kept: usize = self.hooks.iter().map(|hook| width(*hook, spec)).sum();
+        spec.n_layers * of_layer + 2 * kept
+    }
+
+    /// Means over the corrupted prompts, where they are what is put in place.
+    pub fn means(&self) -> Result<BTreeMap<(usize, usize), Source>> {
+        let by_position = match self.source {
+            PatchSource::Mean => true,
+            PatchSource::MeanAll => false,
+            _ => return Ok(BTreeMap::new()),
+        };
+        let batches = self.task.batches(self.batch);
+        reference_means(self.model, self.task, &self.hooks, by_position, &batches)
+    }
+}
+
+fn width(hook: Hook, spec: &ModelSpec) -> usize {
+    hook.shape(spec, 1, 1).iter().product()
+}
+
+/// The runs of one batch of pairs.
+pub(super) struct Runs<'a> {
+    pub model: &'a Model,
+    pub metric: Metric,
+    pub pairs: Vec<&'a Pair>,
+    pub targets: Vec<Target>,
+    /// The clean run's logits, for metrics that compare with them.
+    reference: Option<Vec<Vec<f32>>>,
+    /// The run that is changed, every position of it.
+    pub base: Tape,
+    /// The pair's other run, from each pair's first different token on.
+    pub other: Tape,
+    source: PatchSource,
+    mean: Option<Source>,
+    /// First position of each pair where something can differ.
+    pub starts: Vec<usize>,
+    /// The rows of `base` where something can differ.
+    pub rows: Rows,
+    memory: usize,
+    /// The metric of each pair's two runs.
+    pub clean: Vec<f64>,
+    pub corrupted: Vec<f64>,
+}
+
+impl<'a> Runs<'a> {
+    pub fn record(
+        setting: &Setting<'a>,
+        batch: &[usize],
+        means: &BTreeMap<(usize, usize), Source>,
+        keep: &[Hook],
+    ) -> Result<Self> {
+        let model = setting.model;
+        let pairs: Vec<&Pair> = batch.iter().map(|&i| &setting.task.pairs[i]).collect();
+        let clean_is_base = setting.direction != Direction::Denoise;
+        let prompts = |clean: bool| -> Vec<Vec<u32>> {
+            let of = |pair: &&Pair| match clean {
+                true => pair.clean.clone(),
+                false => pair.corrupted.clone(),
+            };
+            pairs.iter().map(of).collect()
+        };
+        let mut keep: Vec<Hook> = setting.hooks.iter().chain(keep).copied().collect();
+        keep.push(Hook::global(Kind::Embed));
+        let base = Tape::record(
+            model,
+            &prompts(clean_is_base),
+            &TapeRequest {
+                keep: &keep,
+                memory: Some(setting.memory),
+                ..TapeRequest::default()
+            },
+        )?;
+        let differ: Vec<usize> = pairs.iter().map(|pair| first_difference(pair)).collect();
+        let other = Tape::record(
+            model,
+            &prompts(!clean_is_base),
+            &TapeRequest {
+                keep: &keep,
+                // No backward pass starts from it.
+                memory: Some(0),
+                after: Some((&differ, &base)),
+                ..TapeRequest::default()
+            },
+        )?;
+        let starts = match setting.source {
+            PatchSource::Pair => differ,
+            _ => vec![0; pairs.len()],
+        };
+        let mut rows = Rows::new(base.rows.length);
+        for (i, &start) in starts.iter().enumerate() {
+            let last = base.rows.length - 1;
+            rows.push(
+                i,
+                i,
+                (start.min(last) as u32..base.rows.length as u32).collect(),
+            );
+        }
+        let targets: Vec<Target> = pairs.iter().map(|pair| pair.target.clone()).collect();
+        let clean_tape = if clean_is_base { &base } else { &other };
+        let reference = match setting.metric.needs_reference() {
+            true => Some(all_logits(model, clean_tape)?),
+            false => None,
+        };
+        let measure = |tape: &Tape| -> Result<Vec<f64>> {
+            let of = Measured::new(model, tape, setting.metric, &targets, reference.as_deref());
+            Ok(of?.values)
+        };
+        let (of_base, of_other) = (measure(&base)?, measure(&other)?);
+        let (clean, corrupted) = match clean_is_base {
+            true => (of_base, of_other),
+            false => (of_other, of_base),
+        };
+        let key = (pairs[0].template, base.rows.length);
+        Ok(Runs {
+            model,
+            metric: setting.metric,
+            pairs,
+            targets,
+            reference,
+            base,
+            other,
+            source: setting.source,
+            mean: means.get(&key).cloned(),
+            starts,
+            rows,
+            memory: setting.memory,
+            clean,
+            corrupted,
+        })
+    }
+
+    /// The values of a hook in the base run.
+    /// # Shapes
+    /// f32 on the host, `[rows, ..]`.
+    pub fn base_values(&self, hook: Hook) -> Result<Tensor> {
+        on_host(&at_rows(&self.base, hook, &self.rows)?)
+    }
+
+    /// What is put in place of a hook's values.
+    /// # Shapes
+    /// f32 on the host, `[rows, ..]`.
+    pub fn other_values(&self, hook: Hook) -> Result<Tensor> {
+        match (self.source, &self.mean) {
+            (PatchSource::Pair, _) => on_host(&at_rows(&self.other, hook, &self.rows)?),
+            (_, Some(mean)) => {
+                let (means, row_of) = mean.lookup(hook)?;
+                let dims = means.dims()[1..].to_vec();
+                let width: usize = dims.iter().product();
+                let means = host(means)?;
+                let mut values = Vec::with_capacity(self.rows.total * width);
+                for segment in &self.rows.segments {
+                    for &pos in &segment.positions {
+                        let row = row_of(segment.example, pos as usize)
+                            .expect("the mean has every position of its template");
+                        values.extend_from_slice(&means[row * width..(row + 1) * width]);
+                    }
+                }
+                let dims = [vec![self.rows.total], dims].concat();
+                tensor(values, dims)
+            }
+            _ => Ok(self.base_values(hook)?.zeros_like()?),
+        }
+    }
+
+    /// Whether what is put in place is zero everywhere.
+    pub fn puts_zeros(&self) -> bool {
+        self.source == PatchSource::Zero
+    }
+
+    /// What is put in place minus what was there.
+    /// # Shapes
+    /// f32 on the host, `[rows, ..]`; zero where both are minus infinity.
+    pub fn delta(&self, hook: Hook) -> Result<Tensor> {
+        let delta = (self.other_values(hook)? - self.base_values(hook)?)?;
+        if hook.kind != Kind::AttnScores {
+            return Ok(delta);
+        }
+        let finite = to_host(&delta)?
+            .into_iter()
+            .map(|x| if x.is_finite() { x } else { 0.0 });
+        tensor(finite.collect(), delta.shape())
+    }
+
+    /// The run whose embeddings stand at `point` on the line from the other run (0) to the base run (1).
+    pub fn at(&self, point: f32, keep: &[Hook]) -> Result<Cow<'_, Tape>> {
+        if point == 1.0 {
+            return Ok(Cow::Borrowed(&self.base));
+        }
+        let embed = Hook::global(Kind::Embed);
+        let tape = self.with_hook_at(embed, point, 0, keep)?;
+        Ok(Cow::Owned(tape))
+    }
+
+    /// The run in which a hook of the stream's width stands at `point` between the other run's values (0) and the base run's (1), and
+    /// everything above runs freely. It is recorded from layer `from` on.
+    pub fn with_hook_at(&self, hook: Hook, point: f32, from: usize, keep: &[Hook]) -> Result<Tape> {
+        let mut values = to_host(self.base.get(hook)?)?;
+        let d = self.model.spec.d_model;
+        let delta = to_host(&self.delta(hook)?)?;
+        for (delta, row) in delta.chunks_exact(d).zip(self.rows.in_whole()) {
+            let row = row as usize * d;
+            for (value, delta) in values[row..row + d].iter_mut().zip(delta) {
+                *value += (1.0 - point) * delta;
+            }
+        }
+        self.with_values(hook, values, from, keep)
+    }
+
+    fn with_values(
+        &self,
+        hook: Hook,
+        values: Vec<f32>,
+        from: usize,
+        keep: &[Hook],
+    ) -> Result<Tape> {
+        let dims = (self.pairs.len(), self.rows.length, self.model.spec.d_model);
+        let values = Value::Tensor(tensor(values, dims)?);
+        let edits = [Edit::new(Site::all(hook), Op::Replace(values))];
+        let request = TapeRequest {
+            edits: &edits,
+            keep,
+            after: Some((&self.starts, &self.base)),
+            from,
+            memory: Some(self.memory),
+            ..TapeRequest::default()
+        };
+        Tape::record(self.model, &self.base.prompts, &request)
+    }
+
+    /// One backward pass from a recorded run.
+    pub fn descend(&self, tape: &Tape, rules: &Rules, probe: &mut dyn Probe) -> Result<()> {
+        let start = self.start(tape, rules)?;
+        self.descent(tape, rules).run(start, probe)
+    }
+
+    /// The gradient at the final stream.
+    pub fn start(&self, tape: &Tape, rules: &Rules) -> Result<Tensor> {
+        let measured = Measured::new(
+            self.model,
+            tape,
+            self.metric,
+            &self.targets,
+            self.reference.as_deref(),
+        )?;
+        measured.gradient(self.model, rules, &self.rows, &mut Nobody)
+    }
+
+    pub fn descent<'b>(&'b self, tape: &'b Tape, rules: &'b Rules) -> Descent<'b> {
+        Descent {
+            model: self.model,
+            tape,
+            rules,
+            rows: &self.rows,
+        }
+    }
+
+    /// The rows of one pair, as a range.
+    pub fn rows_of(&self, pair: usize) -> std::ops::Range<usize> {
+        let segment = &self.rows.segments[pair];
+        segment.start..segment.start + segment.positions.len()
+    }
+}
+
+/// The values of a hook for some of a tape's rows.
+pub(super) fn at_rows(tape: &Tape, hook: Hook, rows: &Rows) -> Result<Tensor> {
+    let all = tape.get(hook)?;
+    match rows.total == tape.rows.total {
+        true => Ok(all.clone()),
+        false => regather(all, &tape.rows, rows, None),
+    }
+}
+
+/// The first position where a pair's prompts differ; the last one if nowhere.
+fn first_difference(pair: &Pair) -> usize {
+    let tokens = pair.clean.iter().zip(&pair.corrupted);
+    let same = tokens.take_while(|(clean, corrupted)| clean == corrupted);
+    same.count().min(pair.clean.len().saturating_sub(1))
+}
+
+/// The logits of every token at the answer position of each prompt.
+fn all_logits(model: &Model, tape: &Tape) -> Result<Vec<Vec<f32>>> {
+    let answer = tape.answer(model)?;
+    let normed = final_norm(model, &answer, &tape.rows.last_of_each(), &mut Nobody)?;
+    let logits = to_host(&as_logits(unembed(model, &normed)?)?)?;
+    Ok(logits
+        .chunks_exact(model.spec.d_vocab)
+        .map(<[f32]>::to_vec)
+        .collect())
+}

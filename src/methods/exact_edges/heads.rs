@@ -1,0 +1,207 @@
+//! The z of a head one of whose three inputs reads another stream.
+//!
+//! Streams that differ from the clean one by what one source writes go through the layer's norm and its queries, keys and values
+//! together; then, head by head and letter by letter, attention runs with that one letter and the base run's other two.
+//! Under grouped heads the key or value is that of this query head alone.
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::hooks::{Hook, Kind, Letter};
+use crate::model::spec::QkNorm;
+use crate::model::{Model, ModelSpec};
+use crate::nn::attention::{self, Segment, Shape, Sources};
+use crate::nn::{linear, norm, rope};
+use crate::run::BaseRun;
+use crate::run::forward::rotated;
+use crate::run::rows::{self, Rows, pick, regather};
+
+/// What [`Read`] needs of the base run besides what every sweep does.
+pub(super) fn kinds(spec: &ModelSpec) -> &'static [Kind] {
+    match spec.qk_norm {
+        // A norm over all heads sees the other heads' queries and keys before it.
+        QkNorm::FullWidth => &[Kind::Q, Kind::K],
+        QkNorm::None | QkNorm::PerHead => &[],
+    }
+}
+
+/// Queries, keys and values of one layer from several streams of their own.
+pub(super) struct Read<'a> {
+    model: &'a Model,
+    base: &'a BaseRun,
+    layer: usize,
+    ropes: rope::Tables,
+    /// A segment for each stream.
+    rows: Rows,
+    /// `[rows, (n_heads + 2 n_kv_heads) d_head]`
+    qkv: Tensor,
+}
+
+impl<'a> Read<'a> {
+    /// `streams`: of which prompt, and what is added to its stream at its last positions.
+    /// # Shapes
+    /// Each of `streams`: `[positions, d_model]`, f32 on the host.
+    pub fn new(
+        model: &'a Model,
+        base: &'a BaseRun,
+        layer: usize,
+        streams: &[(usize, &Tensor)],
+    ) -> Result<Self> {
+        let (spec, weights) = (&model.spec, &model.weights.blocks[layer]);
+        let mut rows = Rows::new(base.length);
+        for (i, (example, delta)) in streams.iter().enumerate() {
+            let first = base.length - delta.dim(0)?;
+            let positions = (first as u32..base.length as u32).collect();
+            rows.push(i, *example, positions);
+        }
+        let deltas: Vec<&Tensor> = streams.iter().map(|(_, delta)| *delta).collect();
+        let deltas = Tensor::cat(&deltas, 0)?.to_device(&model.device)?;
+        let clean = pick(base.cache.packed(Hook::at(Kind::ResidPre, layer))?, &rows)?;
+        let x = linear::add(&clean.to_dtype(deltas.dtype())?, &deltas)?.to_dtype(model.dtype)?;
+        let x = match &weights.ln1 {
+            Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
+            None => x,
+        };
+        Ok(Read {
+            model,
+            base,
+            layer,
+            ropes: rope::Tables::new(spec, base.length),
+            rows,
+            qkv: linear::forward(&x, &weights.w_qkv, weights.b_qkv.as_ref())?,
+        })
+    }
+
+    /// For each of some streams, what z of a head becomes if that stream is what one letter of it reads: the prompt, the
+    /// positions, and z there. In the last layer the answer alone.
+    /// # Shapes
+    /// z `[positions, 1, d_head]`; `[positions, n_heads, d_head]` where a norm over all heads carries the change to the others.
+    pub fn z(
+        &self,
+        letter: Letter,
+        head: usize,
+        streams: &[usize],
+    ) -> Result<Vec<(usize, Vec<u32>, Tensor)>> {
+        let (own, rows) = self.letter(letter, head, streams)?;
+        let asking = match self.layer + 1 == self.model.spec.n_layers {
+            true => rows.last_of_each(),
+            false => rows.clone(),
+        };
+        let z = self.attend(letter, head, own, &rows, &asking)?;
+        let of_segment = |segment: rows::Segment| {
+            let z = z.narrow(0, segment.start, segment.positions.len())?;
+            Ok((segment.example, segment.positions, z))
+        };
+        asking.segments.into_iter().map(of_segment).collect()
+    }
+
+    /// One letter of one head from some of the streams.
+    /// # Shapes
+    /// `[rows, d_head]`
+    fn letter(&self, letter: Letter, head: usize, streams: &[usize]) -> Result<(Tensor, Rows)> {
+        let spec = &self.model.spec;
+        let (heads, kv, d) = (spec.n_heads, spec.n_kv_heads, spec.d_head);
+        let shared = head / spec.group();
+        let column = match letter {
+            Letter::Q => head,
+            Letter::K => heads + shared,
+            Letter::V => heads + kv + shared,
+        };
+        let own = self.qkv.narrow(1, column * d, d)?.contiguous()?;
+        let mut rows = Rows::new(self.rows.length);
+        let mut index = Vec::new();
+        for (i, &stream) in streams.iter().enumerate() {
+            let segment = &self.rows.segments[stream];
+            let end = segment.start + segment.positions.len();
+            index.extend(segment.start as u32..end as u32);
+            rows.push(i, segment.example, segment.positions.clone());
+        }
+        let own = own.index_select(&Tensor::new(index, own.device())?, 0)?;
+        Ok((own, rows))
+    }
+
+    fn attend(
+        &self,
+        letter: Letter,
+        head: usize,
+        own: Tensor,
+        rows: &Rows,
+        asking: &Rows,
+    ) -> Result<Tensor> {
+        let (spec, layer) = (&self.model.spec, self.layer);
+        let base = |kind: Kind| self.base.cache.packed(Hook::at(kind, layer));
+        let all_heads = spec.qk_norm == QkNorm::FullWidth && letter != Letter::V;
+        let (first, count, first_kv, count_kv) = match all_heads {
+            true => (0, spec.n_heads, 0, spec.n_kv_heads),
+            false => (head, 1, head / spec.group(), 1),
+        };
+        let base_q = base(Kind::RotQ)?.narrow(1, first, count)?.contiguous()?;
+        let base_k = base(Kind::RotK)?
+            .narrow(1, first_kv, count_kv)?
+            .contiguous()?;
+        let base_v = base(Kind::V)?.narrow(1, first_kv, count_kv)?.contiguous()?;
+
+        let own = own.unsqueeze(1)?; // [rows, 1, d_head]
+        let beside = |kind: Kind, times: usize| -> Result<Tensor> {
+            if !all_heads {
+                return Ok(own.clone());
+            }
+            let others = attention::repeat(&pick(base(kind)?, rows)?, times)?; // [rows, n_heads, d_head]
+            let after = spec.n_heads - head - 1;
+            let parts = [
+                others.narrow(1, 0, head)?,
+                own.clone(),
+                others.narrow(1, head + 1, after)?,
+            ];
+            Ok(Tensor::cat(&parts, 1)?)
+        };
+        let weights = &self.model.weights.blocks[layer];
+        let rotate = |x: Tensor, w: &Option<Tensor>| {
+            rotated(spec, layer, &x, w.as_ref(), &rows.positions(), &self.ropes)
+        };
+        let q = match letter {
+            Letter::Q => {
+                let q = rotate(beside(Kind::Q, 1)?, &weights.q_norm)?;
+                regather(&q, rows, asking, None)?
+            }
+            _ => pick(&base_q, asking)?,
+        };
+        let k = match letter {
+            Letter::K => rotate(beside(Kind::K, spec.group())?, &weights.k_norm)?,
+            _ => pick(&base_k, rows)?,
+        };
+        let v = match letter {
+            Letter::V => own.clone(),
+            _ => pick(&base_v, rows)?,
+        };
+        let shape = Shape {
+            n_heads: count,
+            key_heads: k.dim(1)?,
+            value_heads: v.dim(1)?,
+            n_kv_heads: count_kv,
+            d_head: spec.d_head,
+            scale: spec.attn_scale[layer],
+            softcap: spec.attn_softcap,
+            window: spec.windows[layer],
+            length: rows.length,
+        };
+        let segments: Vec<Segment<'_>> = asking
+            .segments
+            .iter()
+            .zip(&rows.segments)
+            .map(|(queries, keys)| Segment {
+                query_start: queries.start,
+                query_positions: &queries.positions,
+                key_start: keys.start,
+                key_positions: &keys.positions,
+                example: keys.example,
+            })
+            .collect();
+        let sources = Sources {
+            k: &k.contiguous()?,
+            v: &v.contiguous()?,
+            base: Some((&base_k, &base_v)),
+        };
+        attention::forward(&q, sources, &segments, &shape)
+    }
+}

@@ -1,0 +1,53 @@
+//! What every method writes down of a measurement: model, task, prompts, settings.
+
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use crate::model::Model;
+use crate::scores::{PromptTokens, Provenance};
+use crate::task::{Pair, Task};
+
+/// Everything but what the measurements themselves say, which [`Scores::assemble`](crate::scores::Scores::assemble) adds.
+pub(super) fn provenance(
+    model: &Model,
+    task: &Task,
+    mut settings: serde_json::Value,
+    seconds: f64,
+    warnings: Vec<String>,
+) -> Provenance {
+    let prompt = |pair: &Pair| PromptTokens {
+        example: pair.index,
+        clean: pair.clean.clone(),
+        corrupted: pair.corrupted.clone(),
+        answers: pair.target.answers.clone(),
+        wrong: pair.target.wrong.clone(),
+    };
+    settings["corruption"] = json!(task.corruption);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Provenance {
+        created: now.map_or(0, |time| time.as_secs()),
+        seconds,
+        config: settings,
+        model: model.origin.clone(),
+        spec: serde_json::to_value(&model.spec).unwrap_or_default(),
+        dtype: format!("{:?}", model.dtype).to_lowercase(),
+        device: device_name(model),
+        task: task.name.clone(),
+        task_text: task.source.clone(),
+        bos: task.bos,
+        chat: task.chat,
+        prompts: task.pairs.iter().map(prompt).collect(),
+        dropped: task.dropped.len(),
+        warnings,
+        ..Provenance::default()
+    }
+}
+
+fn device_name(model: &Model) -> String {
+    match &model.device {
+        candle_core::Device::Cpu => "cpu".into(),
+        candle_core::Device::Cuda(_) => "cuda".into(),
+        candle_core::Device::Metal(_) => "metal".into(),
+    }
+}
