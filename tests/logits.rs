@@ -1015,3 +1015,96 @@ fn the_induction_model_shows_its_two_heads() {
             .any(|class| class.starts_with("induction") && class.contains("copies"))
     );
 }
+
+fn candlewick(folder: &Path, args: &[&str]) -> (bool, String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_candlewick"))
+        .args(args)
+        .current_dir(folder)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", folder)
+        .output()
+        .expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("utf-8");
+    (
+        output.status.success(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn a_file_prints_as_the_run_did() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (args, says) in [
+        (&["logits", "--n-pairs", "4"][..], "writes for"),
+        (
+            &["logits", "--lens", "logit", "--n-pairs", "2"],
+            "likeliest",
+        ),
+        (
+            &[
+                "heads",
+                "--samples",
+                "2",
+                "--circuit",
+                "a3.h1",
+                "--per-example",
+            ],
+            "asking, it looks for",
+        ),
+    ] {
+        let with_out = [args, &["--out", "a.parquet"]].concat();
+        let (is_fine, printed, stderr) = candlewick(folder.path(), &with_out);
+        assert!(
+            is_fine && printed.contains(says),
+            "{args:?}: {stderr}{printed}"
+        );
+        let (_, shown, _) = candlewick(folder.path(), &["show", "a.parquet"]);
+        // What the run says of itself at the end stands on top of the file's.
+        let table = printed
+            .rsplit_once("\n\n")
+            .expect("a blank line before the end")
+            .0;
+        assert!(shown.contains(table), "{args:?}: {shown}\n--\n{table}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_out_is_refused_in_one_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (args, says) in [
+        (
+            &["logits", "--target", "no such word"][..],
+            "must be one token",
+        ),
+        (&["logits", "--against", "Mary"], "tokens of your own"),
+        (
+            &["logits", "--lens", "early"],
+            "all other labels as wrong answers",
+        ),
+        (&["logits", "--by", "source-class"], "--subject"),
+        (
+            &["logits", "--by", "source-class", "--subject", "X"],
+            "it has: ",
+        ),
+        (&["heads", "--circuit", "a9.h0"], "4 layers"),
+        (&["heads", "--circuit", "9.0"], "a3.h1"),
+        (&["heads", "--block", "1"], "--block"),
+    ] {
+        let (is_fine, _, stderr) = candlewick(folder.path(), args);
+        let errors = stderr
+            .lines()
+            .filter(|line| line.starts_with("error:"))
+            .count();
+        assert!(
+            !is_fine && errors == 1 && stderr.contains(says),
+            "{args:?}: {stderr}"
+        );
+    }
+    assert!(
+        std::fs::read_dir(folder.path())
+            .expect("a folder")
+            .next()
+            .is_none()
+    );
+}
