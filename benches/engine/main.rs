@@ -6,6 +6,7 @@
 
 mod attribution;
 mod autograd;
+mod dla;
 mod edges;
 mod machine;
 mod theirs;
@@ -79,6 +80,9 @@ fn main() -> Result<()> {
     }
     if wanted("attribution-memory") {
         attribution::memory(&model.spec)?;
+    }
+    if wanted("dla") {
+        dla::attributions(model, tokenizer)?;
     }
     Ok(())
 }

@@ -122,6 +122,9 @@ const AT_ROLES: [&str; 2] = ["attention_from_end", "copying_at_role"];
 
 /// From this much attention on, a head is called after where it looks.
 const LOOKS: f64 = 0.4;
+/// From this much attention on, a role is among those that the end looks at.
+const SEES: f64 = 0.2;
+
 /// From this copying score on (or its negative), a head is said to copy (or to suppress).
 const COPIES: f64 = 0.5;
 
@@ -552,7 +555,7 @@ fn class(head: usize, means: &[f64], roles: &[String], first_role: usize) -> Str
     let looks = looks.expect("there are five");
     let mut said = vec![match of(looks) >= LOOKS {
         true => format!("{} {:.2}", names[looks], of(looks)),
-        false => "no one place on random tokens".to_string(),
+        false => "no one place".to_string(),
     }];
     let copying = of(5);
     if copying.abs() >= COPIES {
@@ -567,19 +570,21 @@ fn class(head: usize, means: &[f64], roles: &[String], first_role: usize) -> Str
     let at_role = |measure: usize, r: usize| {
         means[first_role + measure * per_measure + head * roles.len() + r]
     };
-    let most = (0..roles.len()).max_by(|&a, &b| at_role(0, a).total_cmp(&at_role(0, b)));
-    if let Some(r) = most.filter(|&r| at_role(0, r) >= LOOKS) {
-        let copying = at_role(1, r);
-        let verb = match copying {
-            c if c >= COPIES => format!(" and copies it {copying:+.2}"),
-            c if c <= -COPIES => format!(" and suppresses it {copying:+.2}"),
+    let mut seen: Vec<usize> = (0..roles.len())
+        .filter(|&r| at_role(0, r) >= SEES)
+        .collect();
+    seen.sort_by(|&a, &b| at_role(0, b).total_cmp(&at_role(0, a)));
+    let at = |&r: &usize| {
+        let verb = match at_role(1, r) {
+            c if c >= COPIES => format!(" (copies {c:+.2})"),
+            c if c <= -COPIES => format!(" (suppresses {c:+.2})"),
             _ => String::new(),
         };
-        said.push(format!(
-            "END looks at {} {:.2}{verb}",
-            roles[r],
-            at_role(0, r)
-        ));
+        format!("{} {:.2}{verb}", roles[r], at_role(0, r))
+    };
+    if !seen.is_empty() {
+        let seen: Vec<String> = seen.iter().map(at).collect();
+        said.push(format!("END looks at {}", seen.join(", ")));
     }
     said.join("; ")
 }
