@@ -2,11 +2,13 @@
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 mod args;
+mod generate;
 mod hooks;
 mod models;
 mod open;
 mod patch;
 mod progress;
+mod scale;
 mod show;
 mod tokens;
 
@@ -42,6 +44,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Patch(patch::PatchArgs),
+    Generate(generate::GenerateArgs),
+    Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
@@ -87,6 +91,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
+        Command::Generate(args) => generate::run(args, &ctx),
+        Command::Scale(args) => scale::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),

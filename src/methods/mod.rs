@@ -6,6 +6,7 @@ pub mod exact_edges;
 mod gaussian;
 mod record;
 mod reference;
+pub mod scaling;
 mod sites;
 
 pub use activation_patching::{PatchConfig, PatchSource, activation_patching};
@@ -14,4 +15,5 @@ pub use exact_edges::{
     exact_edges, exact_edges_together,
 };
 pub use gaussian::GaussianNoise;
+pub use scaling::{Scaled, ScalingConfig, Share, scaling};
 pub use sites::{Along, Sites, parse_sites};

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook};
-use crate::model::Model;
+use crate::model::{Model, ModelSpec};
 use crate::nn::embed::unembed;
 use crate::nn::host::tensor;
 use crate::nn::rope;
@@ -125,6 +125,28 @@ pub fn generate_plain(
     choose_tokens(model, prompts, request, progress, step)
 }
 
+/// How many positions are run for prompts of `length` tokens: those and the generated tokens' but the last, which nobody reads.
+/// # Errors
+/// [`Error::NoRoom`] if the model has not as many; [`Error::Invalid`] if nothing is to be generated.
+pub fn check_room(spec: &ModelSpec, length: usize, max_tokens: usize) -> Result<usize> {
+    if max_tokens == 0 {
+        return Err(Error::invalid(
+            "nothing is to be generated: `max_tokens` is 0; ask for 1 or more",
+        ));
+    }
+    let limit = spec.n_ctx;
+    let reach = length.saturating_add(max_tokens - 1);
+    match reach > limit {
+        true => Err(Error::NoRoom {
+            prompt: length,
+            more: max_tokens,
+            limit,
+            most: (limit + 1).saturating_sub(length),
+        }),
+        false => Ok(reach),
+    }
+}
+
 /// The prompts on their way.
 struct Batch<'a> {
     /// Tokens of every prompt.
@@ -135,26 +157,10 @@ struct Batch<'a> {
     sequences: &'a [Vec<u32>],
 }
 
-/// What can be wrong, before the long part. Gives how many positions are run: all but that of the last generated token.
+/// What can be wrong, before the long part. Gives how many positions are run.
 fn check(model: &Model, prompts: &[Vec<u32>], request: &GenerateRequest<'_>) -> Result<usize> {
     let length = super::check_prompts(model, prompts)?;
-    let limit = model.spec.n_ctx;
-    let reach = match request.max_tokens {
-        0 => {
-            return Err(Error::invalid(
-                "nothing is to be generated: `max_tokens` is 0; ask for 1 or more",
-            ));
-        }
-        more => length.saturating_add(more - 1),
-    };
-    if reach > limit {
-        return Err(Error::NoRoom {
-            prompt: length,
-            more: request.max_tokens,
-            limit,
-            most: limit - length + 1,
-        });
-    }
+    let reach = check_room(&model.spec, length, request.max_tokens)?;
     request.sampling.check()?;
     if !request.roles.is_empty() && request.roles.len() != prompts.len() {
         return Err(Error::invalid(format!(
@@ -217,7 +223,11 @@ fn choose_tokens(
         for (&token, &prompt) in chosen.iter().zip(&active) {
             sequences[prompt].push(token);
         }
-        active.retain(|&prompt| !sequences[prompt].last().is_some_and(|t| request.stop.contains(t)));
+        active.retain(|&prompt| {
+            !sequences[prompt]
+                .last()
+                .is_some_and(|t| request.stop.contains(t))
+        });
         progress.advance(1);
         if active.is_empty() {
             break;
@@ -256,7 +266,11 @@ fn decode(
     let mut rows = Rows::new(pass.end);
     let mut tokens = Vec::with_capacity(batch.active.len() * pass.len());
     for &prompt in batch.active {
-        rows.push(prompt, prompt, (pass.start as u32..pass.end as u32).collect());
+        rows.push(
+            prompt,
+            prompt,
+            (pass.start as u32..pass.end as u32).collect(),
+        );
         tokens.extend_from_slice(&batch.sequences[prompt][pass.clone()]);
     }
     keys.begin(&pass)?;
@@ -269,7 +283,13 @@ fn decode(
     for layer in 0..spec.n_layers {
         stream = forward::block(model, layer, ropes, stream, &mut tap)?;
     }
-    let normed = normed_rows(model, stream, Logits::Last, batch.active.len(), &mut tap.edits)?;
+    let normed = normed_rows(
+        model,
+        stream,
+        Logits::Last,
+        batch.active.len(),
+        &mut tap.edits,
+    )?;
     if let Some(index) = tap.edits.fired.iter().position(|fired| !fired) {
         return Err(Error::Unfired {
             what: request.edits[index].to_string(),

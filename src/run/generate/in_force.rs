@@ -165,7 +165,9 @@ fn check_source(
         return Ok(());
     };
     let reason = match *missing < prompt_length {
-        true => format!("`{name}` has no position {missing} of prompt {prompt}; take it from a run of as many prompts as long"),
+        true => format!(
+            "`{name}` has no position {missing} of prompt {prompt}; take it from a run of as many prompts as long"
+        ),
         false => format!(
             "`{name}` has no position {missing}, where a token will be generated; name positions of the prompt (`pos=`), or take \
              values that are the same for all positions"

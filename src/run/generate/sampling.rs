@@ -213,7 +213,12 @@ mod tests {
     fn what_is_not_finite_chooses_nothing() {
         let mut chooser = Chooser::new(Sampling::Greedy, 0, 0);
         let bad = f32::NEG_INFINITY;
-        for logits in [[f32::NAN, 1.0], [1.0, f32::NAN], [1.0, f32::INFINITY], [bad, bad]] {
+        for logits in [
+            [f32::NAN, 1.0],
+            [1.0, f32::NAN],
+            [1.0, f32::INFINITY],
+            [bad, bad],
+        ] {
             assert_eq!(chooser.choose(&logits), None, "{logits:?}");
         }
         assert_eq!(chooser.choose(&[]), None);
