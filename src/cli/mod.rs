@@ -4,14 +4,16 @@
 mod args;
 mod attribute;
 mod check;
-mod heads;
 mod fetch;
+mod generate;
+mod heads;
 mod hooks;
 mod logits;
 mod models;
 mod open;
 mod patch;
 mod progress;
+mod scale;
 mod show;
 mod tokens;
 
@@ -50,6 +52,8 @@ enum Command {
     Attribute(attribute::AttributeArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
+    Generate(generate::GenerateArgs),
+    Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
@@ -100,6 +104,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Logits(args) => logits::run(args, &ctx),
         Command::Heads(args) => heads::run(args, &ctx),
+        Command::Generate(args) => generate::run(args, &ctx),
+        Command::Scale(args) => scale::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),

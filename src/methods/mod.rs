@@ -8,6 +8,7 @@ pub mod head_stats;
 pub mod logits;
 mod record;
 mod reference;
+pub mod scaling;
 mod sites;
 pub mod tokens;
 
@@ -22,5 +23,6 @@ pub use logits::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
     direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
 };
+pub use scaling::{Scaled, ScalingConfig, Share, scaling};
 pub use sites::{Along, Sites, parse_sites};
 pub use tokens::{TokenConfig, TokenMethod, token_attribution};
