@@ -185,7 +185,7 @@ impl Folder {
             let keys = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(config);
             keys.is_ok_and(|keys| keys.contains_key("model_type"))
         };
-        let has = |checkpoint: &Box<dyn Checkpoint>, tensor| {
+        let has = |checkpoint: &dyn Checkpoint, tensor| {
             let tensors = checkpoint.tensors();
             tensors.iter().any(|(name, _)| *name == tensor)
         };
@@ -198,7 +198,7 @@ impl Folder {
             }
             (_, Some(config)) => families::from_config(&config),
             // Compiled programs, whose attention looks ahead.
-            (Ok(checkpoint), None) if has(&checkpoint, "transformer.layer_0.attn.key.w") => {
+            (Ok(checkpoint), None) if has(checkpoint.as_ref(), "transformer.layer_0.attn.key.w") => {
                 Err(Error::UnknownArchitecture {
                     name: "tracr".to_string(),
                     supported: format!("{}, {}", families::supported(), transformer_lens::NAME),
