@@ -479,7 +479,7 @@ fn scores_do_not_depend_on_batches_or_memory() {
             let config = |batch, memory| EdgeAttributionConfig {
                 path,
                 batch,
-                memory,
+                memory: Some(memory),
                 ..EdgeAttributionConfig::eap(Metric::LogitDiff)
             };
             let whole = edges(&model, &task, &config(8, 1 << 30));

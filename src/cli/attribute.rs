@@ -94,7 +94,7 @@ pub struct AttributeArgs {
     /// Edges: say how well the scores agree with those of such a file.
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
-    /// Memory for activations, such as `512MB` or `4GB` [default: a quarter of what is free].
+    /// Memory for activations, such as `512MB` or `4GB` [default: a quarter of what is free; edges: less].
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub memory: Option<usize>,
     #[command(flatten)]
@@ -415,7 +415,7 @@ impl Work {
                     by_position: args.by_position,
                     detail,
                     seed: task.seed,
-                    memory: sweep.memory,
+                    memory: args.memory,
                     ..EdgeAttributionConfig::eap(task.metric)
                 };
                 config.check(task)?;

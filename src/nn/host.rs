@@ -41,6 +41,28 @@ pub fn host(t: &Tensor) -> Result<Host<'_>> {
     }
 }
 
+/// Borrows an f32 host matrix whose rows may lie apart, as a view of some columns does: the elements from the first to the last, and how
+/// far apart rows begin.
+/// # Errors
+/// If the elements of a row do not follow each other: a mistake of the caller.
+pub fn host_rows(t: &Tensor) -> Result<(Host<'_>, usize)> {
+    let (guard, layout) = t.storage_and_layout();
+    let is_f32 = matches!(&*guard, Storage::Cpu(CpuStorage::F32(_)));
+    match (layout.dims(), layout.stride()) {
+        (&[rows, width], &[apart, 1]) if is_f32 && rows > 0 => Ok((
+            Host {
+                guard,
+                start: layout.start_offset(),
+                len: (rows - 1) * apart + width,
+            },
+            apart,
+        )),
+        _ => Err(Error::invalid(
+            "a kernel was given a tensor that is not a matrix of f32 rows in host memory",
+        )),
+    }
+}
+
 impl Deref for Host<'_> {
     type Target = [f32];
 

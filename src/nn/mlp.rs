@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::host::{exp, host, is_host, on_host, room, simd, tensor};
+use super::host::{exp, host, host_rows, is_host, on_host, room, simd, tensor};
 use super::rules::{ActivationRule, GateRule, Rules, ratio};
 use crate::error::Result;
 use crate::model::spec::Activation;
@@ -85,7 +85,13 @@ pub fn gated_backward(
     activation: Activation,
     rules: &Rules,
 ) -> Result<Tensor> {
-    let (dpost, gate, linear) = (dpost.contiguous()?, on_host(gate)?, on_host(linear)?);
+    let dpost = dpost.contiguous()?;
+    // The branches are columns of one product: their rows are read where they lie.
+    let in_place = |t: &Tensor| match is_host(t) {
+        true => Ok(t.clone()),
+        false => on_host(t),
+    };
+    let (gate, linear) = (in_place(gate)?, in_place(linear)?);
     let (rows, width) = gate.dims2()?;
     let share = match rules.gate {
         GateRule::Exact => [1.0, 1.0],
@@ -93,19 +99,21 @@ pub fn gated_backward(
         GateRule::LinearOnly => [0.0, 1.0],
     };
     let mut dboth = room(2 * rows * width);
-    {
-        let (dy, gate, linear) = (host(&dpost)?, host(&gate)?, host(&linear)?);
+    if rows > 0 {
+        let dy = host(&dpost)?;
+        let ((gate, apart), (linear, linear_apart)) = (host_rows(&gate)?, host_rows(&linear)?);
+        let (dy, gate, linear) = (&*dy, &*gate, &*linear);
         dboth
             .par_chunks_mut(2 * ROWS * width)
             .zip(dy.par_chunks(ROWS * width))
-            .zip(gate.par_chunks(ROWS * width))
-            .zip(linear.par_chunks(ROWS * width))
-            .for_each(|(((dboth, dy), gate), linear)| {
+            .enumerate()
+            .for_each(|(block, (dboth, dy))| {
                 let gated = GatedBackward {
                     dboth,
                     dy,
-                    gate,
-                    linear,
+                    gate: &gate[block * ROWS * apart..],
+                    linear: &linear[block * ROWS * linear_apart..],
+                    apart: [apart, linear_apart],
                     width,
                     share,
                 };
@@ -146,6 +154,8 @@ struct GatedBackward<'a> {
     dy: &'a [f32],
     gate: &'a [f32],
     linear: &'a [f32],
+    /// How far apart the rows of the two branches begin.
+    apart: [usize; 2],
     width: usize,
     /// What the gate and the linear branch get of the product's gradient.
     share: [f32; 2],
@@ -159,9 +169,9 @@ impl SlopeLoop for GatedBackward<'_> {
             || {
                 let width = self.width;
                 for (i, dboth) in self.dboth.chunks_exact_mut(2 * width).enumerate() {
-                    let row = i * width..(i + 1) * width;
-                    let (dy, gate) = (&self.dy[row.clone()], &self.gate[row.clone()]);
-                    let linear = &self.linear[row];
+                    let dy = &self.dy[i * width..(i + 1) * width];
+                    let gate = &self.gate[i * self.apart[0]..][..width];
+                    let linear = &self.linear[i * self.apart[1]..][..width];
                     let (dgate, dlinear) = dboth.split_at_mut(width);
                     for j in 0..width {
                         let (value, slope) = act(gate[j]);

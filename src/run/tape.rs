@@ -119,6 +119,11 @@ impl Tape {
         Ok(tape)
     }
 
+    /// Lets go of what was kept beyond a backward pass's needs, but for some hooks.
+    pub fn forget(&mut self, gone: impl Fn(Hook) -> bool) {
+        self.kept.retain(|&hook, _| !gone(hook));
+    }
+
     /// Rotated keys and values of every layer.
     fn keys(&self, n_layers: usize) -> Result<Vec<(Tensor, Tensor)>> {
         (0..n_layers)

@@ -38,10 +38,10 @@ use crate::nn::host::{dot, host, on_host, simd, to_host};
 use crate::nn::linear::{Right, View, product, small_product};
 use crate::nn::norm;
 use crate::nn::rules::{NormRule, Rules};
-use crate::run::Progress;
 use crate::run::backward::{Probe, Readers, on_host_weights, reader_column};
 use crate::run::rows::Rows;
 use crate::run::tape::Tape;
+use crate::run::{Progress, available_memory};
 use crate::scores::{Cell, Detail, ExampleScores, Scores, ScoresMeta};
 use crate::task::Task;
 
@@ -75,8 +75,9 @@ pub struct EdgeAttributionConfig {
     pub by_position: bool,
     pub detail: Detail,
     pub seed: u64,
-    /// Bytes for activations; more is never held, batches get smaller and layers are run twice instead.
-    pub memory: usize,
+    /// Bytes for activations: batches get smaller and layers are run twice rather than hold more. `None`: a quarter of what the
+    /// differences would take at full width, but at least 128 MB and at most a quarter of what is free.
+    pub memory: Option<usize>,
     /// Pairs that run together, at most.
     pub batch: usize,
 }
@@ -84,7 +85,6 @@ pub struct EdgeAttributionConfig {
 impl EdgeAttributionConfig {
     /// EAP; all else at its default.
     pub fn eap(metric: Metric) -> Self {
-        let sweep = crate::run::SweepOptions::default();
         EdgeAttributionConfig {
             method: "eap".into(),
             metric,
@@ -94,7 +94,7 @@ impl EdgeAttributionConfig {
             by_position: false,
             detail: Detail::Mean,
             seed: 0,
-            memory: sweep.memory,
+            memory: None,
             batch: 8,
         }
     }
@@ -288,7 +288,7 @@ pub fn attribute_edges(
     if let Some(k) = verify {
         let mut exact = EdgeConfig::new(config.metric);
         exact.reference = config.reference;
-        exact.sweep.memory = config.memory;
+        exact.sweep.memory = config.memory.unwrap_or(exact.sweep.memory);
         let found = verify_edges(model, task, &estimates, &exact, k, config.seed, progress)?;
         // Exact effects are those of whole edges, so they stand in tables of whole edges alone.
         match config.by_position {
@@ -319,6 +319,12 @@ pub fn edge_scores(
         Reference::Zero => PatchSource::Zero,
         Reference::Mean => PatchSource::Mean,
     };
+    let memory = config.memory.unwrap_or_else(|| {
+        let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
+        let rows = config.batch.min(task.pairs.len()) * longest.unwrap_or(0);
+        let dense = 4 * rows * graph.n_src() * spec.d_model;
+        (dense / 4).max(128 << 20).min(available_memory() / 4)
+    });
     let setting = Setting {
         model,
         task,
@@ -326,7 +332,7 @@ pub fn edge_scores(
         direction: config.reference.direction(),
         source,
         hooks: written(model, config.path),
-        memory: config.memory,
+        memory,
         batch: config.batch,
     };
     let means = setting.means()?;
@@ -339,13 +345,18 @@ pub fn edge_scores(
     let per_row = spec.n_layers * 2 * (3 * spec.n_heads * spec.d_head + 2 * spec.d_model);
     let mut examples = Vec::new();
     for batch in setting.batches(per_row) {
-        let runs = Runs::record(&setting, &batch, &means, &read(model))?;
+        let mut runs = Runs::record(&setting, &batch, &means, &read(model))?;
+        let written = Written::new(&runs)?;
+        if matches!(config.path, EdgePath::Along(_)) {
+            runs.forget(|hook| matches!(hook.kind, Kind::Z | Kind::MlpOut));
+        }
         let mut scores = vec![vec![0f32; positions * graph.n_src() * graph.n_dst()]; batch.len()];
         let edges = Edges {
             runs: &runs,
             graph,
             config,
-            written: Written::new(&runs)?,
+            memory,
+            written,
         };
         edges.score(&mut scores)?;
         for (i, scores) in scores.into_iter().enumerate() {
@@ -451,11 +462,21 @@ struct Edges<'a> {
     runs: &'a Runs<'a>,
     graph: Graph,
     config: &'a EdgeAttributionConfig,
+    memory: usize,
     written: Written,
 }
 
-/// Values of dense differences held at once.
+/// Most values of spread differences held at once.
 const SPREAD: usize = 12 << 20;
+
+/// Room that is used again for each stretch of tokens.
+#[derive(Default)]
+struct Scratch {
+    /// `[sources, rows, d_model]`
+    sources: Vec<f32>,
+    /// `[3 n_heads, rows, d_model]`
+    readers: Vec<f32>,
+}
 
 impl Edges<'_> {
     fn score(&self, scores: &mut [Vec<f32>]) -> Result<()> {
@@ -526,8 +547,10 @@ impl Edges<'_> {
         let d = self.runs.model.spec.d_model;
         let at_once = match self.config.by_position {
             true => 1,
-            false => (SPREAD / (d * sources.len())).max(1),
+            // A quarter of the memory, in f32.
+            false => (SPREAD.min(self.memory / 16) / (d * sources.len())).max(1),
         };
+        let mut scratch = Scratch::default();
         let size = self.graph.n_src() * self.graph.n_dst();
         for (i, scores) in scores.iter_mut().enumerate() {
             let rows = self.runs.rows_of(i);
@@ -539,7 +562,8 @@ impl Edges<'_> {
                     true => (first_pos + start - rows.start) * size,
                     false => 0,
                 };
-                self.contract_rows(sums, &sources, stretch.clone(), &mut scores[at..at + size])?;
+                let scores = &mut scores[at..at + size];
+                self.contract_rows(sums, &sources, stretch.clone(), &mut scratch, scores)?;
                 start = stretch.end;
             }
         }
@@ -551,11 +575,13 @@ impl Edges<'_> {
         sums: &Sums<'_>,
         sources: &std::ops::Range<usize>,
         rows: std::ops::Range<usize>,
+        scratch: &mut Scratch,
         scores: &mut [f32],
     ) -> Result<()> {
         let spec = &self.runs.model.spec;
         let (d, n) = (spec.d_model, rows.len());
-        let dense = self.spread_sources(sources, rows.clone())?;
+        self.spread_sources(sources, rows.clone(), &mut scratch.sources)?;
+        let dense = scratch.sources.as_slice();
         let n_dst = self.graph.n_dst();
         // Of the sources here, how many a column reads.
         let read_by = |column: usize| {
@@ -589,7 +615,8 @@ impl Edges<'_> {
             let count = read_by(first);
             if count > 0 && !of_layer.letters.is_empty() {
                 let columns = 3 * spec.n_heads;
-                let readers = self.spread_readers(layer, of_layer, rows.clone())?;
+                let readers = &mut scratch.readers;
+                self.spread_readers(layer, of_layer, rows.clone(), readers)?;
                 let mut block = vec![0f32; count * columns];
                 let sizes = [count, n * d, columns];
                 product(
@@ -600,7 +627,7 @@ impl Edges<'_> {
                     Right::OutIn,
                     false,
                 );
-                self.along_norms(of_layer, &dense, count, rows.clone(), &mut block);
+                self.along_norms(of_layer, dense, count, rows.clone(), &mut block);
                 add(&block, first, columns);
             }
             if self.graph.has_mlp {
@@ -623,11 +650,12 @@ impl Edges<'_> {
         &self,
         sources: &std::ops::Range<usize>,
         rows: std::ops::Range<usize>,
-    ) -> Result<Vec<f32>> {
+        dense: &mut Vec<f32>,
+    ) -> Result<()> {
         let model = self.runs.model;
         let spec = &model.spec;
         let (d, d_head, heads) = (spec.d_model, spec.d_head, spec.n_heads);
-        let mut dense = vec![0f32; sources.len() * rows.len() * d];
+        dense.resize(sources.len() * rows.len() * d, 0.0);
         let weights = model
             .weights
             .blocks
@@ -676,7 +704,7 @@ impl Edges<'_> {
                     Node::Logits => unreachable!("nothing reads the logits"),
                 }
             });
-        Ok(dense)
+        Ok(())
     }
 
     /// The gradient at what each query, key and value of a layer reads, without the part along the norm:
@@ -686,7 +714,8 @@ impl Edges<'_> {
         layer: usize,
         sums: &LayerSums,
         rows: std::ops::Range<usize>,
-    ) -> Result<Vec<f32>> {
+        dense: &mut Vec<f32>,
+    ) -> Result<()> {
         let model = self.runs.model;
         let spec = &model.spec;
         let (d, d_head, heads) = (spec.d_model, spec.d_head, spec.n_heads);
@@ -695,7 +724,7 @@ impl Edges<'_> {
         let columns = w_qkv.dim(1)?;
         let w_qkv = host(&w_qkv)?;
         let weight = block.ln1.as_ref().map(|w| to_host(&w.w)).transpose()?;
-        let mut dense = vec![0f32; 3 * heads * rows.len() * d];
+        dense.resize(3 * heads * rows.len() * d, 0.0);
         dense
             .par_chunks_exact_mut(rows.len() * d)
             .enumerate()
@@ -722,7 +751,7 @@ impl Edges<'_> {
                     weigh(dense, weight, spec.norm == NormKind::Layer, false);
                 }
             });
-        Ok(dense)
+        Ok(())
     }
 
     /// Takes off what readers' norms take off: `sum <source, n> b`, over tokens and points.

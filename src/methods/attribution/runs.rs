@@ -198,6 +198,12 @@ impl<'a> Runs<'a> {
         })
     }
 
+    /// Lets go of values whose differences have been taken: some hooks of the base run, and all of the other but its embeddings.
+    pub fn forget(&mut self, of_base: impl Fn(Hook) -> bool) {
+        self.base.forget(of_base);
+        self.other.forget(|hook| hook.kind != Kind::Embed);
+    }
+
     /// The values of a hook in the base run.
     /// # Shapes
     /// f32 on the host, `[rows, ..]`.
