@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 use crate::hooks::Edit;
 use crate::model::Model;
 
-/// [`generate`] without kept keys and values: each token from a whole forward pass over all tokens before it. Slow, and what
-/// [`generate`] must agree with.
+/// [`generate`](super::generate) without kept keys and values: each token from a whole forward pass over all tokens before it.
+/// Slow, and what the other must agree with.
 /// # Errors
-/// Those of [`generate`].
+/// Those of [`generate`](super::generate).
 pub fn generate_plain(
     model: &Model,
     prompts: &[Vec<u32>],
