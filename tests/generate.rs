@@ -2,9 +2,11 @@
 
 mod models;
 
-use candle_core::Tensor;
+use std::process::Command;
+
+use candle_core::{DType, Device, Tensor};
 use candlewick::hooks::{Edit, Hook, Kind, Op, Pos, Site, Value};
-use candlewick::model::Model;
+use candlewick::model::{EMBEDDED, LoadOptions, Model, load};
 use candlewick::run::{
     GenerateRequest, Generation, Logits, MeanOf, Quiet, Request, Sampling, Source, Sources,
     generate, generate_plain, run, run_with_cache,
@@ -110,7 +112,7 @@ fn lists_of_edits() -> Vec<Vec<Edit>> {
     let site = |text: &str| text.parse::<Site>().expect(text);
     let doubled = Edit::with(site("resid_pre1"), "doubled", |t| Ok((t * 2.0)?));
     let ramp = (0..3 * 22).map(|i| (i as f32 * 0.7).sin()).collect();
-    let ramp = Tensor::from_vec(ramp, (3, 22), &candle_core::Device::Cpu).expect("shape");
+    let ramp = Tensor::from_vec(ramp, (3, 22), &Device::Cpu).expect("shape");
     let at_roles = Edit::new(
         site("resid_pre1[pos=@S1,@S2]"),
         Op::Add(Value::Tensor(ramp)),
@@ -326,11 +328,7 @@ fn what_cannot_hold_for_generated_tokens_is_refused_before_it_begins() {
         let error = refused(&model, &edits(&[text])).to_string();
         assert!(error.contains(what), "{text}: {error}");
     }
-    let rows = Tensor::zeros(
-        (LENGTH, 22),
-        candle_core::DType::F32,
-        &candle_core::Device::Cpu,
-    );
+    let rows = Tensor::zeros((LENGTH, 22), DType::F32, &Device::Cpu);
     let op = Op::Replace(Value::Tensor(rows.expect("zeros")));
     let error = refused(
         &model,
@@ -362,5 +360,98 @@ fn a_nan_is_an_error_that_names_where_it_was_first_seen() {
             assert_eq!(hook, "blocks.1.hook_mlp_out");
         }
         other => panic!("{:?}", other.map(|generation| generation.tokens)),
+    }
+}
+
+#[test]
+fn a_generation_in_bf16_is_that_of_whole_runs_in_bf16() {
+    /// Logits of about 15 in eight bits, summed in another order.
+    const TOLERANCE: f32 = 0.3;
+    let options = LoadOptions {
+        dtype: DType::BF16,
+        ..LoadOptions::default()
+    };
+    let model = load(EMBEDDED, &options)
+        .expect("it is part of the binary")
+        .model;
+    // "then Susan and David went to the school . David gave a ball to", and with the names exchanged.
+    let prompt = vec![0, 90, 8, 111, 9, 112, 113, 97, 66, 2, 9, 127, 108, 78, 113];
+    let exchange = |&token: &u32| match token {
+        8 => 9,
+        9 => 8,
+        other => other,
+    };
+    let prompts = [prompt.iter().map(exchange).collect(), prompt];
+    let list = edits(&["z1[pos=15; head=1] *= 2", "mlp_out2 *= 0.9"]);
+    let request = GenerateRequest {
+        edits: &list,
+        max_tokens: 2,
+        keep_logits: true,
+        ..GenerateRequest::default()
+    };
+    let fast = generate(&model, &prompts, &request, &Quiet).expect("generates");
+    let slow = generate_plain(&model, &prompts, &request, &Quiet).expect("generates");
+    assert_eq!(fast.tokens, slow.tokens);
+    assert_eq!(fast.tokens, [[9, 2], [8, 2]]);
+    for (fast, slow) in fast.logits.iter().zip(&slow.logits) {
+        assert!(gap(fast, slow) < TOLERANCE, "{}", gap(fast, slow));
+    }
+}
+
+/// The binary's stdout, or its one line of complaint.
+fn candlewick(args: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
+    let output = command.args(args).output().expect("it was built");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    match output.status.success() {
+        true => Ok(text(output.stdout)),
+        false => Err(text(output.stderr)),
+    }
+}
+
+#[test]
+fn the_command_continues_prompts_and_says_what_cannot_be() {
+    let two = ["generate", "--max-tokens", "2", "--n-pairs", "1"];
+    let swapped = ["--edit", "resid_pre0[pos=@S2]=run:corrupted", "--compare"];
+    let shown = candlewick(&[&two[..], &swapped].concat()).expect("generates");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 3, "{shown}");
+    // The giver is named twice and receives nothing; the corrupted prompt names the other as giver.
+    let names: Vec<&str> = lines[0].split_whitespace().collect();
+    assert!(
+        lines[1].starts_with(&format!("  -> {} .", names[1])),
+        "{shown}"
+    );
+    assert!(
+        lines[2].starts_with(&format!("  -> {} .", names[3])),
+        "{shown}"
+    );
+    assert!(lines[2].contains("blocks.0.hook_resid_pre[pos=@S2] = run:corrupted"));
+
+    let drawn = ["--temperature", "1", "--seed", "3", "--json"];
+    let drawn = [&two[..], &drawn].concat();
+    assert_eq!(candlewick(&drawn), candlewick(&drawn));
+
+    for (args, what) in [
+        (
+            &["generate", "--max-tokens", "1000"][..],
+            "`--max-tokens 82`",
+        ),
+        (&["generate", "--edit", "z9=zero"], "`layer` = 9"),
+        (
+            &["generate", "--edit", "z1=run:corrupted"],
+            "name positions of the prompt",
+        ),
+        (
+            &["generate", "--prompt", "then", "--temperature", "0"],
+            "above 0",
+        ),
+        (&["scale", "--heads", "m1"], "what is scaled is a head"),
+    ] {
+        let error = candlewick(args).expect_err("it must fail");
+        assert!(
+            error.contains(what) && error.lines().count() == 1,
+            "{error}"
+        );
     }
 }

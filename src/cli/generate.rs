@@ -30,7 +30,8 @@ const PROMPTS: u32 = 4;
 /// `attn_scores2[key=@S2]=block`, `z2[pos=@END]=run:corrupted`. Without positions it applies to every position, also those of
 /// generated tokens; absolute positions are as given, also for generated tokens; positions from the end and roles are the
 /// prompt's. `run:clean` and `run:corrupted` are the runs of the task's pair, `freeze` writes what the unedited run of the prompt
-/// has, `mean` the mean over all positions of the task's corrupted prompts (of all prompts given, with `--prompt`).
+/// has, `mean` the mean over all positions of the task's corrupted prompts (of all prompts given, with `--prompt`). `--seed` is
+/// that of the drawn prompts and of the drawn tokens.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick generate

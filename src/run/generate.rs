@@ -1,51 +1,41 @@
-//! Generation with edits in force: one token after another, each computed from its own row and the kept keys and values of
-//! those before it.
+//! Generation: one token after another, each computed from its own row and the kept keys and values of those before it, with
+//! edits in force all the while.
 //!
-//! A step is the same walk as every run (`forward`), over one row a prompt. **Which positions an edit applies to:**
-//!
-//! - An edit without positions applies to every position, those of the prompt and those of the generated tokens.
-//! - An absolute position (`pos=12`) is that position, also where a generated token stands when it comes.
-//! - A position from the end (`pos=-1`) and a role (`pos=@S2`) are the prompt's; they do not move while tokens are generated.
-//! - A key of scores and patterns (`key=`) is counted in the same way. A row of a pattern has an entry for each token that was
-//!   there when the row was computed: the prompt's rows for the prompt, a generated token's for those up to itself.
-//! - A closure is called once for the prompt, and then for each generated token by itself.
-//!
-//! The last token that is generated is read by nobody, so no edit reaches its position.
-//!
-//! Any run that keeps keys and values has this limit: an edit of an earlier position cannot depend on a later one. None of ours
-//! does. [`generate_plain`] runs the whole sequence again for each token, with the same edits; the tests hold one to the other.
+//! A step is the same walk as every run (`forward`), over one row a prompt. Keys and values are kept as the edits left them, so
+//! a step needs nothing else of the past. [`generate_plain`] runs the whole sequence again for each token, with the same edits;
+//! the tests hold one to the other.
 
+mod decode;
 mod in_force;
 mod keys;
+mod plain;
 mod sampling;
 
-use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::LazyLock;
 
 use candle_core::Tensor;
 
-use super::apply::{Resolved, resolve};
 use super::progress::Progress;
-use super::rows::Rows;
-use super::{
-    Cache, EditTap, Logits, Request, Roles, Sources, after_last_attention, first_not_finite,
-    forward, normed_rows,
-};
+use super::{Roles, Sources, check_prompts};
 use crate::error::{Error, Result};
-use crate::hooks::{Edit, Hook};
+use crate::hooks::Edit;
 use crate::model::{Model, ModelSpec};
-use crate::nn::embed::unembed;
 use crate::nn::host::tensor;
 use crate::nn::rope;
-use in_force::{check_edits, in_force};
-use keys::{DecodeTap, Keys};
+use decode::decode;
+use in_force::check_edits;
+use keys::Keys;
+use plain::not_finite;
 use sampling::Chooser;
+
+pub use plain::generate_plain;
 pub use sampling::Sampling;
 
 /// What a generation is asked for, besides its prompts.
 #[derive(Debug, Clone, Default)]
 pub struct GenerateRequest<'a> {
+    /// In force all the while; [`generate`] says at which positions.
     pub edits: &'a [Edit],
     /// Where edits find the values that they name.
     pub sources: Sources,
@@ -80,7 +70,16 @@ pub struct Generation {
     pub logits: Vec<Tensor>,
 }
 
-/// Continues each prompt, with edits in force (the module says at which positions).
+/// Continues each prompt, with edits in force. Which positions an edit applies to:
+///
+/// - An edit without positions applies to every position, those of the prompt and those of the generated tokens.
+/// - An absolute position (`pos=12`) is that position, also where a generated token stands when it comes.
+/// - A position from the end (`pos=-1`) and a role (`pos=@S2`) are the prompt's; they do not move while tokens are generated.
+/// - A key of scores and patterns (`key=`) is counted in the same way. A row of a pattern has an entry for each token that was
+///   there when the row was computed: the prompt's rows for the prompt, a generated token's for those up to itself.
+/// - A closure is called once for the prompt, and then for each generated token by itself.
+///
+/// The last token that is generated is read by nobody, so no edit reaches its position.
 /// # Shapes
 /// `prompts [batch, pos]`, token ids, of one length.
 /// # Errors
@@ -97,30 +96,6 @@ pub fn generate(
     let ropes = rope::Tables::new(&model.spec, reach);
     let step = |pass: Range<usize>, batch: &Batch<'_>| {
         decode(model, &ropes, &mut keys, request, pass, batch)
-    };
-    choose_tokens(model, prompts, request, progress, step)
-}
-
-/// [`generate`] without kept keys and values: each token from a whole forward pass over all tokens before it. Slow, and what
-/// [`generate`] must agree with.
-/// # Errors
-/// Those of [`generate`].
-pub fn generate_plain(
-    model: &Model,
-    prompts: &[Vec<u32>],
-    request: &GenerateRequest<'_>,
-    progress: &dyn Progress,
-) -> Result<Generation> {
-    check(model, prompts, request)?;
-    let step = |pass: Range<usize>, batch: &Batch<'_>| {
-        let rows = batch.active.iter().map(|&prompt| {
-            let edits = edits_so_far(request, prompt, pass.end, batch)?;
-            let request = whole_run(request, &edits);
-            let sequence = [batch.sequences[prompt].clone()];
-            let run = super::run_examples(model, &sequence, &[prompt], &request)?;
-            Ok(run.logits.expect("asked for"))
-        });
-        Ok(Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?)
     };
     choose_tokens(model, prompts, request, progress, step)
 }
@@ -159,7 +134,7 @@ struct Batch<'a> {
 
 /// What can be wrong, before the long part. Gives how many positions are run.
 fn check(model: &Model, prompts: &[Vec<u32>], request: &GenerateRequest<'_>) -> Result<usize> {
-    let length = super::check_prompts(model, prompts)?;
+    let length = check_prompts(model, prompts)?;
     let reach = check_room(&model.spec, length, request.max_tokens)?;
     request.sampling.check()?;
     if !request.roles.is_empty() && request.roles.len() != prompts.len() {
@@ -251,137 +226,4 @@ fn choose_tokens(
         log_probs,
         logits: kept?,
     })
-}
-
-/// One pass of the model over the new positions of the active prompts, whose logits come from the last of them.
-fn decode(
-    model: &Model,
-    ropes: &rope::Tables,
-    keys: &mut Keys,
-    request: &GenerateRequest<'_>,
-    pass: Range<usize>,
-    batch: &Batch<'_>,
-) -> Result<Tensor> {
-    let spec = &model.spec;
-    let mut rows = Rows::new(pass.end);
-    let mut tokens = Vec::with_capacity(batch.active.len() * pass.len());
-    for &prompt in batch.active {
-        rows.push(
-            prompt,
-            prompt,
-            (pass.start as u32..pass.end as u32).collect(),
-        );
-        tokens.extend_from_slice(&batch.sequences[prompt][pass.clone()]);
-    }
-    keys.begin(&pass)?;
-    let mut tap = DecodeTap {
-        edits: edits_of_pass(model, request, &pass, batch)?,
-        keys,
-    };
-    let x = forward::embed(model, &tokens, &rows, &mut tap)?;
-    let mut stream = forward::Stream { rows, x: Some(x) };
-    for layer in 0..spec.n_layers {
-        stream = forward::block(model, layer, ropes, stream, &mut tap)?;
-    }
-    let normed = normed_rows(
-        model,
-        stream,
-        Logits::Last,
-        batch.active.len(),
-        &mut tap.edits,
-    )?;
-    if let Some(index) = tap.edits.fired.iter().position(|fired| !fired) {
-        return Err(Error::Unfired {
-            what: request.edits[index].to_string(),
-            reason: format!("no tensor was named by it at positions {pass:?}"),
-        });
-    }
-    forward::as_logits(unembed(model, &normed.expect("asked for"))?)
-}
-
-/// The tap of a plain run, with what is in force of each edit in this pass.
-fn edits_of_pass(
-    model: &Model,
-    request: &GenerateRequest<'_>,
-    pass: &Range<usize>,
-    batch: &Batch<'_>,
-) -> Result<EditTap> {
-    let spec = &model.spec;
-    let none = Roles::new();
-    let prompts = batch.sequences.len();
-    let mut edits: HashMap<Hook, Vec<Vec<Resolved>>> = HashMap::new();
-    let mut fired = vec![true; request.edits.len()];
-    for &prompt in batch.active {
-        for (index, edit) in request.edits.iter().enumerate() {
-            let roles = request.roles_of(prompt);
-            let Some(edit) = in_force(edit, pass, batch.prompt_length, roles)? else {
-                continue;
-            };
-            fired[index] = false;
-            let sources = &request.sources;
-            let edit = resolve(&edit, index, spec, pass.end, &none, sources, prompt)?;
-            edits
-                .entry(edit.hook)
-                .or_insert_with(|| vec![Vec::new(); prompts])[prompt]
-                .push(edit);
-        }
-    }
-    let last_layer = spec.n_layers.saturating_sub(1);
-    let needs_every_row = (edits.keys()).any(|&hook| after_last_attention(hook, last_layer));
-    Ok(EditTap {
-        edits,
-        fired,
-        wanted: HashSet::new(),
-        cache: Cache::new(spec, prompts, pass.end),
-        last_layer,
-        last_only: !needs_every_row,
-    })
-}
-
-/// The edits of one prompt that were in force in any pass up to `end`, each at the positions of its pass.
-fn edits_so_far(
-    request: &GenerateRequest<'_>,
-    prompt: usize,
-    end: usize,
-    batch: &Batch<'_>,
-) -> Result<Vec<Edit>> {
-    let length = batch.prompt_length;
-    let generated = (length..end).map(|pos| pos..pos + 1);
-    let mut edits = Vec::new();
-    for pass in std::iter::once(0..length).chain(generated) {
-        for edit in request.edits {
-            edits.extend(in_force(edit, &pass, length, request.roles_of(prompt))?);
-        }
-    }
-    Ok(edits)
-}
-
-/// One whole run with edits that name absolute positions.
-fn whole_run<'a>(request: &GenerateRequest<'_>, edits: &'a [Edit]) -> Request<'a> {
-    Request {
-        edits,
-        sources: request.sources.clone(),
-        ..Request::default()
-    }
-}
-
-/// Logits that hold a NaN are traced to the first hook that shows it, by a whole run of the sequence so far.
-fn not_finite(
-    model: &Model,
-    request: &GenerateRequest<'_>,
-    prompt: usize,
-    end: usize,
-    batch: &Batch<'_>,
-) -> Error {
-    let hook = edits_so_far(request, prompt, end, batch).map(|edits| {
-        let request = whole_run(request, &edits);
-        first_not_finite(model, &batch.sequences[prompt], prompt, 0, &request)
-    });
-    match hook {
-        Ok(hook) => Error::NotFiniteLogits {
-            index: prompt,
-            hook,
-        },
-        Err(error) => error,
-    }
 }
