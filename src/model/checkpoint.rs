@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use memmap2::Mmap;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -43,6 +44,36 @@ impl Deref for Bytes<'_> {
             Bytes::Owned(bytes) => bytes,
         }
     }
+}
+
+impl Bytes<'_> {
+    /// Says that a range was read and is not needed soon, so that its pages do not count beside the weights made from them. They are
+    /// read again from the file if they are.
+    pub fn let_go(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is of a file, private and never written to: the pages come back with the same bytes. Failure changes
+            // nothing, so that it can be ignored.
+            let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+/// SHA-256 of files one after the other, in hex.
+pub(super) fn hash_of(files: &[Bytes]) -> String {
+    /// Bytes that are hashed before their pages are let go.
+    const CHUNK: usize = 16 << 20;
+    let mut hash = Sha256::new();
+    for file in files {
+        for (index, chunk) in file.chunks(CHUNK).enumerate() {
+            hash.update(chunk);
+            file.let_go(index * CHUNK..index * CHUNK + chunk.len());
+        }
+    }
+    hex(&hash.finalize())
 }
 
 /// Maps a weight file into memory.

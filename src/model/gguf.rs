@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hex, map};
+use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hash_of, map};
 use super::families::shortened;
 use crate::error::{Error, Result};
 
@@ -314,7 +313,8 @@ impl Checkpoint for Gguf {
         let entry = &self.tensors[name];
         let (block, width) = (entry.dtype.block_size(), entry.dtype.type_size());
         let begin = entry.start + start / block * width;
-        let bytes = &self.bytes[begin..begin + out.len() / block * width];
+        let range = begin..begin + out.len() / block * width;
+        let bytes = &self.bytes[range.clone()];
         match entry.dtype {
             GgmlDType::F32 => decode_floats(bytes, Float::F32, out),
             GgmlDType::F16 => decode_floats(bytes, Float::F16, out),
@@ -325,6 +325,7 @@ impl Checkpoint for Gguf {
                 out.copy_from_slice(&tensor.to_vec1::<f32>()?);
             }
         }
+        self.bytes.let_go(range);
         Ok(())
     }
 
@@ -340,7 +341,7 @@ impl Checkpoint for Gguf {
     }
 
     fn hash(&self) -> String {
-        hex(&Sha256::digest(&*self.bytes))
+        hash_of(std::slice::from_ref(&self.bytes))
     }
 }
 

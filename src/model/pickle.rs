@@ -13,9 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 
-use sha2::{Digest, Sha256};
-
-use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hex, map};
+use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hash_of, map};
 use super::families::shortened;
 use crate::error::{Error, Result};
 use machine::{Id, Pickle, Value};
@@ -163,13 +161,18 @@ impl Checkpoint for StateDict {
             });
         };
         let width = tensor.dtype.bytes();
-        let bytes = &self.shards[*shard][tensor.start..];
+        let shard = &self.shards[*shard];
         match &tensor.strides {
-            None => decode_floats(&bytes[start * width..][..out.len() * width], float, out),
+            None => {
+                let begin = tensor.start + start * width;
+                let range = begin..begin + out.len() * width;
+                decode_floats(&shard[range.clone()], float, out);
+                shard.let_go(range);
+            }
             Some(strides) => {
                 for (i, x) in out.iter_mut().enumerate() {
-                    let at = strided(start + i, &tensor.shape, strides) * width;
-                    decode_floats(&bytes[at..at + width], float, std::slice::from_mut(x));
+                    let at = tensor.start + strided(start + i, &tensor.shape, strides) * width;
+                    decode_floats(&shard[at..at + width], float, std::slice::from_mut(x));
                 }
             }
         }
@@ -187,9 +190,7 @@ impl Checkpoint for StateDict {
     }
 
     fn hash(&self) -> String {
-        let mut hash = Sha256::new();
-        self.shards.iter().for_each(|shard| hash.update(&**shard));
-        hex(&hash.finalize())
+        hash_of(&self.shards)
     }
 }
 

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
-use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Bytes, Checkpoint, Float, check_not_a_pickle, decode_floats, hex, map};
+use super::checkpoint::{
+    Bytes, Checkpoint, Float, check_not_a_pickle, decode_floats, hash_of, map,
+};
 use super::families::shortened;
 use crate::error::{Error, Result};
 
@@ -137,7 +138,8 @@ impl Checkpoint for SafeTensors<'_> {
         let entry = &self.tensors[name];
         let width = entry.dtype.bytes();
         let begin = entry.start + start * width;
-        let bytes = &self.shards[entry.shard][begin..begin + out.len() * width];
+        let (shard, range) = (&self.shards[entry.shard], begin..begin + out.len() * width);
+        let bytes = &shard[range.clone()];
         match entry.dtype {
             Dtype::F32 => decode_floats(bytes, Float::F32, out),
             Dtype::F16 => decode_floats(bytes, Float::F16, out),
@@ -150,6 +152,7 @@ impl Checkpoint for SafeTensors<'_> {
                 });
             }
         }
+        shard.let_go(range);
         Ok(())
     }
 
@@ -160,9 +163,7 @@ impl Checkpoint for SafeTensors<'_> {
     }
 
     fn hash(&self) -> String {
-        let mut hash = Sha256::new();
-        self.shards.iter().for_each(|shard| hash.update(&**shard));
-        hex(&hash.finalize())
+        hash_of(&self.shards)
     }
 }
 

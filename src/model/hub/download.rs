@@ -368,7 +368,7 @@ mod tests {
         let blobs = settings.cache.join("models--org--tiny/blobs");
         fs::create_dir_all(&blobs).unwrap();
         // hf-hub names the part after the entity tag, whose own ending it replaces.
-        fs::write(blobs.join("model.sync.part"), &whole[..40]).unwrap();
+        fs::write(blobs.join("model.part"), &whole[..40]).unwrap();
         let fetched = fetch_with("org/tiny", &LoadOptions::default(), &settings).unwrap();
         let (path, _) = commit(&fetched.located);
         assert_eq!(
