@@ -1080,7 +1080,10 @@ fn what_cannot_be_read_out_is_refused_in_one_line() {
             &["logits", "--target", "no such word"][..],
             "must be one token",
         ),
-        (&["logits", "--against", "Mary"], "tokens of your own"),
+        (
+            &["logits", "--target", "difference", "--against", "Mary"],
+            "tokens of your own",
+        ),
         (
             &["logits", "--lens", "early"],
             "all other labels as wrong answers",
