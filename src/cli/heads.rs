@@ -21,7 +21,7 @@ use super::open::{load_options, open_task};
 #[command(after_help = "Examples:
   candlewick heads
   candlewick heads --block 12 --samples 4 --csv
-  candlewick heads --circuit a3.h1 --from ' Mary' --from ' store'")]
+  candlewick heads --circuit a3.h1 --from Mary --from store")]
 pub struct HeadsArgs {
     /// Different random tokens in a sequence, each of which comes twice [default: 24, or what the context takes].
     #[arg(long, value_name = "N")]

@@ -31,7 +31,7 @@ use super::{Context, show};
   candlewick logits --by component --target centred --per-example
   candlewick logits --by head-role --n-pairs 8 --out direct.parquet
   candlewick logits --by neuron --writes 4
-  candlewick logits --by head --target ' Mary' --against ' John'
+  candlewick logits --by head --target Mary --against John
   candlewick logits --by source-class --subject S1,S2
   candlewick logits --lens logit
   candlewick logits --lens knockout --n-pairs 8")]

@@ -587,7 +587,7 @@ fn every_part(by: Part, model: &Model) -> Vec<Hook> {
         .collect()
 }
 
-/// The parts with the largest mean magnitude, among those whose writing can be read out.
+/// The parts whose mean contribution is largest in magnitude, among those whose writing can be read out.
 fn strongest(cells: &[Cell], all: &[ExampleScores], n: usize) -> Vec<Writer> {
     let mut sums = vec![0f64; cells.len()];
     for example in all {
