@@ -107,6 +107,14 @@ impl<'a> Batch<'a> {
         &self.embeddings[prompt * self.width()..][..self.width()]
     }
 
+    /// The learned position embeddings, `[pos, d_model]`; none where positions are not learned.
+    pub fn positions(&self) -> Result<Vec<f32>> {
+        match &self.model.weights.w_pos {
+            Some(w_pos) => to_host(&w_pos.narrow(0, 0, self.length)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// A generator of its own for each draw of each pair, so that nothing depends on which pairs run together.
     pub fn rng(&self, prompt: usize, draw: usize) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);

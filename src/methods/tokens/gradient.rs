@@ -11,7 +11,6 @@ use rand_chacha::ChaCha8Rng;
 use super::batch::{Batch, Shares, dot};
 use crate::error::Result;
 use crate::methods::gaussian::normal;
-use crate::nn::host::to_host;
 
 /// What is read off a gradient.
 pub(super) enum Reading {
@@ -23,10 +22,7 @@ pub(super) enum Reading {
 /// One backward pass for each prompt.
 pub(super) fn gradient(batch: &Batch<'_>, reading: &Reading) -> Result<Vec<Shares>> {
     let d = batch.model.spec.d_model;
-    let positions = match &batch.model.weights.w_pos {
-        Some(w_pos) => to_host(&w_pos.narrow(0, 0, batch.length)?)?,
-        None => Vec::new(),
-    };
+    let positions = batch.positions()?;
     let prompts: Vec<usize> = (0..batch.len()).collect();
     let mut all = vec![Shares::default(); batch.len()];
     let place = |&prompt: &usize| Ok((prompt, batch.embedding(prompt).to_vec()));

@@ -53,10 +53,7 @@ pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>>
     };
     descent.run(start, &mut ledger)?;
     let gradient = ledger.take(Kind::Embed);
-    let positions = match &model.weights.w_pos {
-        Some(w_pos) => to_host(&w_pos.narrow(0, 0, batch.length)?)?,
-        None => Vec::new(),
-    };
+    let positions = batch.positions()?;
     let gradient = to_host(&gradient)?;
     let mut all = Vec::with_capacity(batch.len());
     for (prompt, gradient) in gradient.chunks_exact(batch.width()).enumerate() {
