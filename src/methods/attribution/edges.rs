@@ -622,7 +622,7 @@ impl Edges<'_> {
                 product(
                     &mut block,
                     &dense[..count * n * d],
-                    &readers,
+                    readers,
                     sizes,
                     Right::OutIn,
                     false,
