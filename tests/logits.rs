@@ -770,7 +770,8 @@ fn early_decoding_ends_at_the_model_and_ablates_what_it_says() {
     // Prefix matching is attention to labels of the query's class less that to the other class.
     let pair = &task.pairs[1];
     let hook = Hook::at(Kind::Pattern, 1);
-    let (_, cache) = run_with_cache(model, &[pair.clean.clone()], &[hook]).expect("runs");
+    let (_, cache) =
+        run_with_cache(model, std::slice::from_ref(&pair.clean), &[hook]).expect("runs");
     let pattern: Vec<f32> = cache
         .get(hook)
         .and_then(|t| Ok(t.get(0)?.get(2)?.get(pair.clean.len() - 1)?.to_vec1()?))
