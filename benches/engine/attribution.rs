@@ -109,7 +109,7 @@ pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
     ] {
         let clean: Vec<Vec<u32>> = task.pairs.iter().map(|pair| pair.clean.clone()).collect();
         println!("pairs that {name}: {} tokens", clean[0].len());
-        let mut line = |method: &str, target: &str, work: &dyn Fn() -> Result<()>| -> Result<()> {
+        let line = |method: &str, target: &str, work: &dyn Fn() -> Result<()>| -> Result<()> {
             let (ours, theirs) = interleaved(REPEATS, work, || forward(&clean))?;
             compare(&format!("  {method}"), &ours, &theirs, 1.0, target);
             Ok(())

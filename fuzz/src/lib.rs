@@ -11,8 +11,11 @@ use candlewick::model::safetensors::SafeTensors;
 use candlewick::model::{ModelSpec, Tokenizer};
 use candlewick::task::{ExpandOptions, TaskFile, expand};
 
+/// A reader's name, and what feeds it bytes.
+pub type Reader = (&'static str, fn(&[u8]));
+
 /// Each reader by its name, which is also that of its folder of the corpus.
-pub const READERS: [(&str, fn(&[u8])); 6] = [
+pub const READERS: [Reader; 6] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("pickle", pickle),
