@@ -8,7 +8,7 @@
 //! With `n` the normed stream, `s` its scale and `w` the norm's weight, the gradient at a reader's input is
 //! `(w W g [centred]) / s - n <n, w W g> / (s d)` for the gradient `g` at its query, key or value. The first term is linear in
 //! `g / s`, so an integral over many points is spread once; and `<n, w W g>` is `<W^T (w n), g>`, the inner product of a query (without
-//! its bias) and its gradient, so the second term never leaves head space either.
+//! its bias) and its gradient, so the factor of the second term is found in head space, for each point, and costs one row.
 //!
 //! Sources: Syed et al. 2023 (EAP); Hanna et al. 2024, arXiv 2403.17806 (EAP-IG); Marks et al. 2024 (integrals over activations).
 //! Where a family norms what attention writes, a head's share is `w_post z_h W_O / s_post` with its own run's scale, which
@@ -27,7 +27,7 @@ use super::verify::verify_edges;
 use super::{Path, StepRule, no_steps};
 use crate::circuit::{Graph, ScoredGraph};
 use crate::error::{Error, Result};
-use crate::hooks::{Hook, Kind, Ln, Node};
+use crate::hooks::{Hook, Kind, Letter, Ln, Node};
 use crate::methods::PatchSource;
 use crate::methods::exact_edges::{EdgeConfig, Reference, cell};
 use crate::methods::record::provenance;
@@ -76,7 +76,7 @@ pub struct EdgeAttributionConfig {
     pub detail: Detail,
     pub seed: u64,
     /// Bytes for activations: batches get smaller and layers are run twice rather than hold more. `None`: a quarter of what the
-    /// differences would take at full width, but at least 128 MB and at most a quarter of what is free.
+    /// differences would take at full width, but at least 256 MB and at most a quarter of what is free.
     pub memory: Option<usize>,
     /// Pairs that run together, at most.
     pub batch: usize,
@@ -323,7 +323,7 @@ pub fn edge_scores(
         let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
         let rows = config.batch.min(task.pairs.len()) * longest.unwrap_or(0);
         let dense = 4 * rows * graph.n_src() * spec.d_model;
-        (dense / 4).max(128 << 20).min(available_memory() / 4)
+        (dense / 4).max(256 << 20).min(available_memory() / 4)
     });
     let setting = Setting {
         model,
@@ -590,57 +590,58 @@ impl Edges<'_> {
                 .clamp(sources.start, sources.end)
                 - sources.start
         };
-        let mut add = |block: &[f32], first: usize, columns: usize| {
-            for (i, block) in block.chunks_exact(columns).enumerate() {
-                let at = (sources.start + i) * n_dst + first;
-                for (score, x) in scores[at..at + columns].iter_mut().zip(block) {
-                    *score += x;
-                }
-            }
-        };
-        let one_column = |gradient: &[f32], count: usize| {
-            let mut block = vec![0f32; count];
-            let (dense, gradient) = (
-                &dense[..count * n * d],
-                &gradient[rows.start * d..rows.end * d],
-            );
-            let sizes = [count, n * d, 1];
-            product(&mut block, dense, gradient, sizes, Right::OutIn, false);
-            block
-        };
         for (layer, of_layer) in sums.layers.iter().enumerate() {
-            let first = self
-                .graph
-                .column(Node::Head { layer, head: 0 }, Some(crate::hooks::Letter::Q))?;
-            let count = read_by(first);
-            if count > 0 && !of_layer.letters.is_empty() {
-                let columns = 3 * spec.n_heads;
-                let readers = &mut scratch.readers;
-                self.spread_readers(layer, of_layer, rows.clone(), readers)?;
-                let mut block = vec![0f32; count * columns];
-                let sizes = [count, n * d, columns];
-                product(
-                    &mut block,
-                    &dense[..count * n * d],
-                    readers,
-                    sizes,
-                    Right::OutIn,
-                    false,
-                );
-                self.along_norms(of_layer, dense, count, rows.clone(), &mut block);
-                add(&block, first, columns);
+            if of_layer.letters.is_empty() {
+                continue;
             }
-            if self.graph.has_mlp {
-                let column = self.graph.column(Node::Mlp(layer), None)?;
-                let count = read_by(column);
-                if count > 0 && !of_layer.mlp.is_empty() {
-                    add(&one_column(&of_layer.mlp, count), column, 1);
-                }
+            let head = Node::Head { layer, head: 0 };
+            let first = self.graph.column(head, Some(Letter::Q))?;
+            let by_heads = read_by(first);
+            // The MLP's column follows those of the heads; it reads the heads of its own layer too where it comes after them.
+            let columns = 3 * spec.n_heads + usize::from(self.graph.has_mlp);
+            let count = by_heads.max(read_by(first + columns - 1));
+            if count == 0 {
+                continue;
+            }
+            let readers = &mut scratch.readers;
+            self.spread_readers(layer, of_layer, rows.clone(), readers)?;
+            let mut block = vec![0f32; count * columns];
+            let sizes = [count, n * d, columns];
+            product(
+                &mut block,
+                &dense[..count * n * d],
+                readers,
+                sizes,
+                Right::OutIn,
+                false,
+            );
+            for (i, row) in block.chunks_exact(columns).enumerate().take(by_heads) {
+                let at = (sources.start + i) * n_dst + first;
+                let scores = &mut scores[at..at + columns];
+                scores
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(score, x)| *score += x);
+            }
+            for (i, row) in block.chunks_exact(columns).enumerate().skip(by_heads) {
+                let column = first + columns - 1;
+                scores[(sources.start + i) * n_dst + column] += row[columns - 1];
             }
         }
         let count = read_by(n_dst - 1);
-        if count > 0 {
-            add(&one_column(&sums.logits, count), n_dst - 1, 1);
+        let mut block = vec![0f32; count];
+        let at_logits = &sums.logits[rows.start * d..rows.end * d];
+        let sizes = [count, n * d, 1];
+        product(
+            &mut block,
+            &dense[..count * n * d],
+            at_logits,
+            sizes,
+            Right::OutIn,
+            false,
+        );
+        for (i, x) in block.iter().enumerate() {
+            scores[(sources.start + i) * n_dst + n_dst - 1] += x;
         }
         Ok(())
     }
@@ -707,8 +708,8 @@ impl Edges<'_> {
         Ok(())
     }
 
-    /// The gradient at what each query, key and value of a layer reads, without the part along the norm:
-    /// `[3 n_heads, rows, d_model]`.
+    /// The gradient at what each query, key and value of a layer reads, and last at what its MLP reads:
+    /// `[3 n_heads + 1, rows, d_model]`.
     fn spread_readers(
         &self,
         layer: usize,
@@ -721,14 +722,19 @@ impl Edges<'_> {
         let (d, d_head, heads) = (spec.d_model, spec.d_head, spec.n_heads);
         let block = &model.weights.blocks[layer];
         let w_qkv = on_host(&block.w_qkv)?;
-        let columns = w_qkv.dim(1)?;
+        let width_qkv = w_qkv.dim(1)?;
         let w_qkv = host(&w_qkv)?;
         let weight = block.ln1.as_ref().map(|w| to_host(&w.w)).transpose()?;
-        dense.resize(3 * heads * rows.len() * d, 0.0);
+        let columns = 3 * heads + usize::from(self.graph.has_mlp);
+        dense.resize(columns * rows.len() * d, 0.0);
         dense
             .par_chunks_exact_mut(rows.len() * d)
             .enumerate()
             .for_each(|(reader, dense)| {
+                if reader == 3 * heads {
+                    dense.copy_from_slice(&sums.mlp[rows.start * d..rows.end * d]);
+                    return;
+                }
                 let (letter, head) = (reader / heads, reader % heads);
                 let width = heads * d_head;
                 small_product(
@@ -739,7 +745,7 @@ impl Edges<'_> {
                     ),
                     (
                         &w_qkv,
-                        View::rows(columns)
+                        View::rows(width_qkv)
                             .from(reader_column(spec, letter, head))
                             .t(),
                     ),
@@ -750,57 +756,15 @@ impl Edges<'_> {
                 if let Some(weight) = &weight {
                     weigh(dense, weight, spec.norm == NormKind::Layer, false);
                 }
+                for along in &sums.along {
+                    for (dense, row) in dense.chunks_exact_mut(d).zip(rows.clone()) {
+                        let factor = along.factors[row * 3 * heads + reader];
+                        let normalized = &along.normalized[row * d..(row + 1) * d];
+                        accumulate_into(dense, normalized, -factor);
+                    }
+                }
             });
         Ok(())
-    }
-
-    /// Takes off what readers' norms take off: `sum <source, n> b`, over tokens and points.
-    fn along_norms(
-        &self,
-        sums: &LayerSums,
-        dense: &[f32],
-        count: usize,
-        rows: std::ops::Range<usize>,
-        block: &mut [f32],
-    ) {
-        let points = sums.along.len();
-        if points == 0 {
-            return;
-        }
-        let spec = &self.runs.model.spec;
-        let (d, n, columns) = (spec.d_model, rows.len(), 3 * spec.n_heads);
-        let by_row: Vec<(Vec<f32>, Vec<f32>)> = rows
-            .clone()
-            .into_par_iter()
-            .map(|row| {
-                let mut directions = Vec::with_capacity(points * d);
-                let mut factors = Vec::with_capacity(points * columns);
-                for along in &sums.along {
-                    directions.extend_from_slice(&along.normalized[row * d..(row + 1) * d]);
-                    factors.extend_from_slice(&along.factors[row * columns..(row + 1) * columns]);
-                }
-                let mut shares = vec![0f32; count * points];
-                small_product(
-                    (&mut shares, View::rows(points)),
-                    (dense, View::rows(n * d).from((row - rows.start) * d)),
-                    (&directions, View::rows(d).t()),
-                    [count, d, points],
-                    1.0,
-                    false,
-                );
-                (shares, factors)
-            })
-            .collect();
-        for (shares, factors) in &by_row {
-            small_product(
-                (block, View::rows(columns)),
-                (shares, View::rows(points)),
-                (factors, View::rows(columns)),
-                [count, points, columns],
-                -1.0,
-                true,
-            );
-        }
     }
 }
 
@@ -892,6 +856,10 @@ impl<'a> Sums<'a> {
 
 fn accumulate(sum: &mut Vec<f32>, more: &[f32], share: f32) {
     sum.resize(more.len(), 0.0);
+    accumulate_into(sum, more, share);
+}
+
+fn accumulate_into(sum: &mut [f32], more: &[f32], share: f32) {
     simd(
         #[inline(always)]
         || {
