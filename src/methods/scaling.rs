@@ -187,15 +187,11 @@ mod tests {
         assert!((half.low - 0.236_593).abs() < 1e-5, "{half:?}");
         assert!((half.high - 0.763_407).abs() < 1e-5, "{half:?}");
         let all = Share::new(10, 10);
-        assert!(
-            (all.low - 0.722_467).abs() < 1e-5 && all.high == 1.0,
-            "{all:?}"
-        );
+        assert!((all.low - 0.722_467).abs() < 1e-5, "{all:?}");
+        assert!((all.high - 1.0).abs() < 1e-12, "{all:?}");
         let none = Share::new(0, 10);
-        assert!(
-            none.low == 0.0 && (none.high - 0.277_533).abs() < 1e-5,
-            "{none:?}"
-        );
+        assert!(none.low.abs() < 1e-12, "{none:?}");
+        assert!((none.high - 0.277_533).abs() < 1e-5, "{none:?}");
     }
 
     fn setting() -> (Model, Task) {
