@@ -114,7 +114,7 @@ fn models_that_are_none() {
             LLAMA,
             &[("config.json", br#"{"model_type": "mamba"}"#)],
         ),
-        &["`mamba` is not supported", "llama, gpt2"],
+        &["`mamba` is not supported", "candlewick models"],
     );
     model(
         &bench.model("garbled", LLAMA, &[("config.json", b"{")]),

@@ -91,13 +91,26 @@ fn examples(subcommand: &str) -> Vec<Vec<String>> {
     let (_, examples) = help
         .split_once("Examples:\n")
         .unwrap_or_else(|| panic!("`{subcommand} --help` has no examples: {help}"));
-    // What stands in single quotes for the shell is one word here.
-    let words = |line: &str| {
-        let unquoted = |word: &str| word.trim_matches('\'').to_string();
-        line.split_whitespace().map(unquoted).collect()
-    };
     let lines = examples.lines().map(str::trim);
     lines.filter(|line| !line.is_empty()).map(words).collect()
+}
+
+/// The words that a shell makes of a line: what stands in quotes is one.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (c, quote) {
+            (c, Some(open)) if c == open => quote = None,
+            ('\'' | '"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (' ', None) => words.extend(word.take()),
+            (c, _) => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
 }
 
 #[test]

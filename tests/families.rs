@@ -108,7 +108,9 @@ fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
         }),
         "gemma2" => json!({"sliding_window": 48, "query_pre_attn_scalar": 24}),
         "qwen2" => json!({"use_sliding_window": false, "sliding_window": 48}),
-        "mistral" | "phi3" | "starcoder2" => json!({"sliding_window": null}),
+        "mistral" | "starcoder2" => json!({"sliding_window": null}),
+        // candle multiplies frequencies by longrope's factors where the reference divides by them.
+        "phi3" => json!({"sliding_window": null, "rope_scaling": null}),
         _ => json!({}),
     };
     config.extend(edits.as_object().cloned().unwrap_or_default());
