@@ -102,6 +102,11 @@ pub enum Error {
     TokenizerTooLarge { tokenizer: usize, embedding: usize },
     #[error("tokenizer: {reason}")]
     Tokenizer { reason: String },
+    #[error("`{processing}` would change what this model computes: {reason}; leave it out")]
+    Unprocessable {
+        processing: &'static str,
+        reason: String,
+    },
 
     // Hooks and edits.
     #[error("there is no hook `{name}`; nearest: {nearest} (`candlewick hooks` lists all)")]
@@ -168,6 +173,12 @@ pub enum Error {
     NoGradient { metric: String, reason: String },
     #[error("role `{role}` is not in this task; it has: {known}")]
     UnknownRole { role: String, known: String },
+
+    #[error(
+        "the contributions to prompt {index} sum to {sum}, and its logit is {total}: something that writes to the stream is not counted; \
+             please report the model"
+    )]
+    Incomplete { index: usize, sum: f64, total: f64 },
 
     // Long work.
     #[error("`{}` holds finished parts of other work ({what}); remove that folder to start again, or choose another `--out`", folder.display())]

@@ -2,7 +2,9 @@
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 mod args;
+mod heads;
 mod hooks;
+mod logits;
 mod models;
 mod open;
 mod patch;
@@ -42,6 +44,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Patch(patch::PatchArgs),
+    Logits(logits::LogitsArgs),
+    Heads(heads::HeadsArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
@@ -87,6 +91,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
+        Command::Logits(args) => logits::run(args, &ctx),
+        Command::Heads(args) => heads::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),

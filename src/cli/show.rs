@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use candlewick::Error;
-use candlewick::plot::{HeatmapOptions, heatmap, svg};
-use candlewick::scores::{Provenance, Scores, visible, write_whole};
+use candlewick::plot::{HeatmapOptions, heatmap, summary, svg};
+use candlewick::scores::{Direction, Provenance, Scores, visible, write_whole};
 use clap::Args;
 
 use super::args::PrintArgs;
@@ -88,6 +88,10 @@ pub fn print(
     if !picture.is_empty() {
         writeln!(out, "{picture}")?;
     }
+    let summary = summary(scores);
+    if !summary.is_empty() {
+        writeln!(out, "{summary}")?;
+    }
     write!(out, "{}", scores.top(args.top.unwrap_or(TOP)).to_text())?;
     Ok(())
 }
@@ -96,16 +100,22 @@ pub fn print(
 fn about(scores: &Scores) -> String {
     let p = &scores.provenance;
     let base = p.direction.base();
+    let is_direct = p.direction == Direction::Direct;
+    let changed = match is_direct {
+        true => format!("the {base} run is read, nothing is changed"),
+        false => format!("the {base} run is changed"),
+    };
+    let corrupted = match is_direct {
+        true => String::new(),
+        false => format!(", corrupted {:.4}", p.mean_corrupted),
+    };
     let mut lines = vec![
-        format!(
-            "method    {} ({}, the {base} run is changed)",
-            p.method, p.direction
-        ),
+        format!("method    {} ({}, {changed})", p.method, p.direction),
         format!("model     {}", model(p)),
         format!("task      {}", task(p)),
         format!(
-            "metric    {}: clean {:.4}, corrupted {:.4} ({})",
-            p.metric, p.mean_clean, p.mean_corrupted, p.unit
+            "metric    {}: clean {:.4}{corrupted} ({})",
+            p.metric, p.mean_clean, p.unit
         ),
         format!("rows      {}", scores.table.height()),
         format!(
@@ -115,6 +125,7 @@ fn about(scores: &Scores) -> String {
             p.version
         ),
     ];
+    lines.extend(p.notes.iter().map(|note| format!("note      {note}")));
     lines.extend(
         p.warnings
             .iter()

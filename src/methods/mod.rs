@@ -4,6 +4,8 @@ pub mod activation_patching;
 pub mod attribution;
 pub mod exact_edges;
 mod gaussian;
+pub mod head_stats;
+pub mod logits;
 mod record;
 mod reference;
 mod sites;
@@ -14,4 +16,9 @@ pub use exact_edges::{
     exact_edges, exact_edges_together,
 };
 pub use gaussian::GaussianNoise;
+pub use head_stats::{HeadConfig, head_statistics};
+pub use logits::{
+    DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
+    direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
+};
 pub use sites::{Along, Sites, parse_sites};

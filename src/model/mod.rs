@@ -9,6 +9,7 @@ mod gguf_tokenizer;
 pub mod hub;
 pub mod layout;
 pub mod load;
+pub mod processing;
 mod random;
 pub mod safetensors;
 pub mod spec;

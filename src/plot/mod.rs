@@ -4,10 +4,12 @@ mod colour;
 mod heatmap;
 mod notebook;
 mod panel;
+mod summary;
 mod svg;
 
 pub use heatmap::{Color, HeatmapOptions, heatmap};
 pub use panel::{Label, Panel, panels};
+pub use summary::summary;
 pub use svg::svg;
 
 /// Scores of `layers` layers by one position a token, counting up to -1; no normalised values.

@@ -72,7 +72,9 @@ struct Point {
     value: f64,
 }
 
-/// The grids of a table, in the order of its components. Edges (`src`, `dst`) are not drawn; per-example rows are averaged.
+/// The grids of a table, in the order of its components, one for each target that is watched. Edges (`src`, `dst`) are not
+/// drawn, nor parts that stand outside of all layers, nor what is measured beside the table's own metric; per-example rows
+/// are averaged.
 pub fn panels(scores: &Scores) -> Vec<Panel> {
     let (unit, points) = points(scores);
     points
@@ -96,11 +98,14 @@ fn points(scores: &Scores) -> (String, Vec<(String, Vec<Point>)>) {
     let numbers = |name: &str| scores.integers(name).unwrap_or_else(|| vec![None; height]);
     let texts = |name: &str| scores.texts(name).unwrap_or_else(|| vec![None; height]);
     let [layer, head, pos, key, neuron] = ["layer", "head", "pos", "key", "neuron"].map(numbers);
-    let [component, token, role, src] = ["component", "token", "role", "src"].map(texts);
+    let [component, token, role, src, target, metric] =
+        ["component", "token", "role", "src", "target", "metric"].map(texts);
+    let own = |row: usize| metric[row].is_none_or(|m| m == scores.provenance.metric);
+    let outside = |row: usize| layer[row].is_none() && pos[row].is_none() && role[row].is_none();
 
     let mut roles: Vec<&str> = Vec::new();
     let mut components: Vec<(String, Vec<Point>)> = Vec::new();
-    for row in (0..height).filter(|&row| src[row].is_none()) {
+    for row in (0..height).filter(|&row| src[row].is_none() && own(row) && !outside(row)) {
         let Some(value) = values.get(row).copied().flatten() else {
             continue;
         };
@@ -125,10 +130,13 @@ fn points(scores: &Scores) -> (String, Vec<(String, Vec<Point>)>) {
             role_name: role[row].map(visible),
             value,
         };
-        let name = component[row].unwrap_or_default();
-        match components.iter_mut().find(|(known, _)| known == name) {
+        let name = match target[row] {
+            Some(target) => format!("{} for {target}", component[row].unwrap_or_default()),
+            None => component[row].unwrap_or_default().to_string(),
+        };
+        match components.iter_mut().find(|(known, _)| *known == name) {
             Some((_, points)) => points.push(point),
-            None => components.push((name.to_string(), vec![point])),
+            None => components.push((name, vec![point])),
         }
     }
     (unit, components)

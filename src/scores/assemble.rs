@@ -326,7 +326,9 @@ fn table(
         Column::new_scalar(name.into(), scalar, height)
     };
     columns.push(constant("method", &meta.method));
-    columns.push(constant("metric", &meta.metric));
+    let measures =
+        (0..height).map(|row| Some(cell(row).measure.as_deref().unwrap_or(&meta.metric)));
+    columns.push(StringChunked::from_iter_options("metric".into(), measures).into_column());
     columns.push(constant("direction", &meta.direction.to_string()));
     columns.push(
         texts("component", height, |row| Some(&cell(row).component))
@@ -363,6 +365,8 @@ fn table(
     columns.extend(numbers("neuron", height, |row| cell(row).neuron));
     columns.extend(texts("src", height, |row| cell(row).src.as_deref()));
     columns.extend(texts("dst", height, |row| cell(row).dst.as_deref()));
+    columns.extend(texts("target", height, |row| cell(row).target.as_deref()));
+    columns.extend(texts("class", height, |row| cell(row).class.as_deref()));
     if detail == Detail::PerExample {
         columns.extend(numbers("example", height, |row| {
             Some(examples[rows.label[row]].example as u32)

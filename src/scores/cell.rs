@@ -23,6 +23,12 @@ pub struct Cell {
     /// Ends of an edge.
     pub src: Option<String>,
     pub dst: Option<String>,
+    /// What the value is, where a table measures several things; the table's own metric if `None`.
+    pub measure: Option<String>,
+    /// What a read-out watches, where one table watches several tokens: `answer`, `wrong`, a token.
+    pub target: Option<String>,
+    /// What the part was found to be.
+    pub class: Option<String>,
 }
 
 /// Everything measured for one pair.
@@ -72,7 +78,9 @@ impl Direction {
         match self {
             Direction::Denoise => (corrupted, Some(clean)),
             Direction::Noise => (clean, Some(corrupted)),
-            Direction::Ablate | Direction::Direct => (clean, None),
+            Direction::Ablate => (clean, None),
+            // A share of the clean run's own value: there is nothing to subtract.
+            Direction::Direct => (0.0, None),
         }
     }
 }

@@ -28,7 +28,7 @@ pub use visible::{visible, visible_width};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
     /// Columns, where they apply: `method, metric, direction, component, layer, head, pos, key, token, role, neuron, src,
-    /// dst, example, value, score, normalised, base, ci_low, ci_high, contribution, exact, checked`.
+    /// dst, target, class, example, value, score, normalised, base, ci_low, ci_high, contribution, exact, checked`.
     pub table: DataFrame,
     pub provenance: Provenance,
 }
@@ -39,15 +39,18 @@ impl Scores {
         &self.provenance.warnings
     }
 
-    /// The strongest rows, by magnitude of `score`; of equals, the earlier first.
+    /// The strongest rows, by magnitude of `score`; of equals, the earlier first. Where a table measures several things, which
+    /// no one order compares, rows of its own metric come first.
     pub fn top(&self, n: usize) -> Scores {
         let scores = self.floats("score").unwrap_or_default();
+        let metrics = self.texts("metric").unwrap_or_default();
+        let own = Some(self.provenance.metric.as_str());
         let strength = |row: &u32| {
-            scores
-                .get(*row as usize)
-                .copied()
-                .flatten()
-                .map_or(-1.0, f64::abs)
+            let row = *row as usize;
+            match scores.get(row).copied().flatten() {
+                Some(score) if metrics.get(row).copied().flatten() == own => score.abs(),
+                _ => -1.0,
+            }
         };
         let mut rows: Vec<u32> = (0..self.table.height() as u32).collect();
         rows.sort_by(|a, b| strength(b).total_cmp(&strength(a)));

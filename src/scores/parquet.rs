@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::parquet;
 
 /// The columns a table may have, in order, with their types; those marked `true` must be there.
-const COLUMNS: [(&str, Kind, bool); 23] = [
+const COLUMNS: [(&str, Kind, bool); 25] = [
     ("method", Kind::Text, true),
     ("metric", Kind::Text, true),
     ("direction", Kind::Text, true),
@@ -28,6 +28,8 @@ const COLUMNS: [(&str, Kind, bool); 23] = [
     ("neuron", Kind::Index, false),
     ("src", Kind::Text, false),
     ("dst", Kind::Text, false),
+    ("target", Kind::Text, false),
+    ("class", Kind::Text, false),
     ("example", Kind::Index, false),
     ("value", Kind::Float, true),
     ("score", Kind::Float, true),

@@ -50,6 +50,8 @@ pub struct Provenance {
     pub examples: usize,
     /// Fewest and most examples behind one aggregated row (prompts of different lengths share only some positions).
     pub examples_per_row: Option<(usize, usize)>,
+    /// What else was found that has no row: how well sums close, what is left out.
+    pub notes: Vec<String>,
     /// What a reader should know before believing the numbers.
     pub warnings: Vec<String>,
 }

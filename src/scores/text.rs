@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use polars::prelude::AnyValue;
+use polars::prelude::{AnyValue, Column};
 use serde_json::{Map, Value};
 
-use super::{Scores, visible, visible_width};
+use super::{Direction, Scores, visible, visible_width};
 
 /// Columns that every row of a table shares: said once, above it.
-const SHARED: [&str; 4] = ["method", "metric", "direction", "base"];
+const SHARED: [&str; 3] = ["method", "direction", "base"];
 
 impl Scores {
     /// Writes the table as CSV (RFC 4180). Text that a spreadsheet would run as a formula (it begins with `=`, `+`, `-`, `@`,
@@ -49,7 +49,7 @@ impl Scores {
             .table
             .columns()
             .iter()
-            .filter(|column| !SHARED.contains(&column.name().as_str()))
+            .filter(|column| self.is_shown(column.name(), column))
             .map(|column| {
                 let rows =
                     (0..column.len()).map(|row| short(&column.get(row).unwrap_or(AnyValue::Null)));
@@ -80,6 +80,15 @@ impl Scores {
             text.push('\n');
         }
         text
+    }
+
+    /// Whether a column tells rows apart: not what all rows share, nor the value where it is the score itself.
+    fn is_shown(&self, name: &str, column: &Column) -> bool {
+        match name {
+            "metric" => column.n_unique().is_ok_and(|n| n > 1),
+            "value" => self.provenance.direction != Direction::Direct,
+            name => !SHARED.contains(&name),
+        }
     }
 
     fn row(&self, row: usize) -> impl Iterator<Item = (&str, AnyValue<'_>)> {

@@ -1,0 +1,129 @@
+//! What the parts of a model write to the logits, read off one run without changing it.
+//!
+//! - [`dla`]: direct logit attribution, by component, head, neuron, or head and source token; what a head or neuron writes.
+//! - [`source_tokens`]: heads classed by where they read the answer from ("Summing Up the Facts").
+//! - [`lens`]: the logit lens: each layer's stream through the final norm and the unembedding.
+//! - [`token_lens`]: what attention to one group of tokens promotes, and attention knockout ("Promote, Suppress, Iterate").
+//! - [`overthinking`]: early decoding under true and false demonstrations, false induction heads.
+//!
+//! All but the lens share [`readout`]: the final norm with the scale of the run itself, which makes the read-out linear, so
+//! that contributions sum to the logit exactly.
+
+pub mod dla;
+pub mod lens;
+pub mod overthinking;
+mod readout;
+pub mod source_tokens;
+pub mod token_lens;
+
+use std::time::SystemTime;
+
+use crate::error::{Error, Result};
+use crate::model::{Model, Tokenizer};
+use crate::scores::{Cell, ExampleScores, PromptTokens, Provenance};
+use crate::task::{Pair, Task};
+
+pub use dla::{DlaConfig, Part, direct_logit_attribution};
+pub use lens::{LensConfig, logit_lens};
+pub use overthinking::{EarlyConfig, early_decoding};
+pub use readout::DirectTarget;
+pub use source_tokens::{SourceConfig, source_classes};
+pub use token_lens::{TokenLensConfig, token_lens};
+
+/// Prompts that run together, at most.
+pub(crate) const BATCH: usize = 16;
+
+/// The roles that any pair has, in the order of their first position.
+pub(crate) fn roles_of(task: &Task) -> Vec<String> {
+    let mut roles: Vec<(usize, &String)> = Vec::new();
+    for pair in &task.pairs {
+        for (role, positions) in &pair.roles {
+            let is_new = !roles.iter().any(|(_, known)| *known == role);
+            if let Some(&first) = positions.first().filter(|_| is_new) {
+                roles.push((first, role));
+            }
+        }
+    }
+    roles.sort();
+    roles.into_iter().map(|(_, role)| role.clone()).collect()
+}
+
+/// # Errors
+/// [`Error::EmptyTask`].
+pub(crate) fn check_pairs(task: &Task) -> Result<()> {
+    match task.pairs.is_empty() {
+        true => Err(Error::EmptyTask {
+            task: task.name.clone(),
+            reason: "it has none".into(),
+        }),
+        false => Ok(()),
+    }
+}
+
+/// An example that nothing was measured on yet: its labels, and the metric of its clean run.
+pub(crate) fn unmeasured(pair: &Pair, tokenizer: &Tokenizer, clean: f64) -> ExampleScores {
+    ExampleScores {
+        example: pair.index,
+        clean,
+        corrupted: clean,
+        tokens: pair.clean.iter().map(|&id| tokenizer.token(id)).collect(),
+        roles: pair.roles.clone(),
+        ..ExampleScores::default()
+    }
+}
+
+/// A part of one layer.
+pub(crate) fn in_layer(component: &str, layer: usize) -> Cell {
+    Cell {
+        component: component.into(),
+        layer: Some(layer as u32),
+        ..Cell::default()
+    }
+}
+
+/// What a result knows of its model and task; `config` is the method's own.
+pub(crate) fn provenance(
+    model: &Model,
+    task: &Task,
+    config: serde_json::Value,
+    seconds: f64,
+) -> Provenance {
+    let prompt = |pair: &Pair| PromptTokens {
+        example: pair.index,
+        clean: pair.clean.clone(),
+        corrupted: pair.corrupted.clone(),
+        answers: pair.target.answers.clone(),
+        wrong: pair.target.wrong.clone(),
+    };
+    let mut warnings = Vec::new();
+    if task.pairs.len() < task.asked {
+        warnings.push(format!(
+            "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
+            task.pairs.len(),
+            task.asked
+        ));
+    }
+    Provenance {
+        created: SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs()),
+        seconds,
+        config,
+        model: model.origin.clone(),
+        spec: serde_json::to_value(&model.spec).unwrap_or_default(),
+        dtype: format!("{:?}", model.dtype).to_lowercase(),
+        device: match &model.device {
+            candle_core::Device::Cpu => "cpu".into(),
+            candle_core::Device::Cuda(_) => "cuda".into(),
+            candle_core::Device::Metal(_) => "metal".into(),
+        },
+        task: task.name.clone(),
+        task_text: task.source.clone(),
+        bos: task.bos,
+        chat: task.chat,
+        prompts: task.pairs.iter().map(prompt).collect(),
+        dropped: task.dropped.len(),
+        warnings,
+        ..Provenance::default()
+    }
+}
