@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, each using only the public library.
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
+mod ablate;
 mod args;
 mod heads;
 mod hooks;
@@ -44,6 +45,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Patch(patch::PatchArgs),
+    Ablate(ablate::AblateArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
     Tokens(tokens::TokensArgs),
@@ -91,6 +93,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
+        Command::Ablate(args) => ablate::run(args, &ctx),
         Command::Logits(args) => logits::run(args, &ctx),
         Command::Heads(args) => heads::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),

@@ -1,5 +1,6 @@
 //! One method a file, each a function from (model, task, config) to [`crate::scores::Scores`].
 
+pub mod ablation;
 pub mod activation_patching;
 pub mod attribution;
 pub mod exact_edges;
@@ -8,9 +9,11 @@ pub mod head_stats;
 pub mod logits;
 mod record;
 mod reference;
+pub mod self_repair;
 mod sites;
 
-pub use activation_patching::{PatchConfig, PatchSource, activation_patching};
+pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
+pub use activation_patching::{PatchConfig, PatchSource, SiteSet, activation_patching};
 pub use exact_edges::{
     EdgeConfig, EdgeMeasurements, Reference, exact_edge_effects, exact_edge_effects_plain,
     exact_edges, exact_edges_together,
@@ -21,4 +24,5 @@ pub use logits::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
     direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
 };
+pub use self_repair::{RepairConfig, RepairTarget, Units, self_repair};
 pub use sites::{Along, Sites, parse_sites};

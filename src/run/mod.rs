@@ -54,7 +54,10 @@ pub use forward::Stage;
 pub use gradients::{GradientRequest, Gradients, gradients};
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
-pub use sweep::{Plan, Readout, SweepOptions, Variant, available_memory, plan, sweep};
+pub use sweep::{
+    Captured, Plan, Readout, SweepOptions, Variant, available_memory, plan, sweep,
+    sweep_with_capture,
+};
 
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln};
