@@ -31,9 +31,15 @@ pub enum Error {
     },
     #[error("`{}` is a git-LFS pointer, not the file itself; run `git lfs pull` in its repository, or download the model again", path.display())]
     LfsPointer { path: PathBuf },
-    #[error("`{}` is a PyTorch pickle, which we do not read; save the model as safetensors \
-             (`model.save_pretrained(dir, safe_serialization=True)` in transformers) and point `--model` there", path.display())]
+    #[error("`{}` is a PyTorch pickle under the name of another format; rename it to `pytorch_model.bin`, or save the model as \
+             safetensors (`model.save_pretrained(dir, safe_serialization=True)` in transformers)", path.display())]
     Pickle { path: PathBuf },
+    #[error("`{}` holds an object of class `{class}` and not only tensors, and making it would mean running its code; \
+             save the weights alone in Python (`torch.save(model.state_dict(), path)`)", path.display())]
+    ObjectPickle { path: PathBuf, class: String },
+    #[error("`{}` has the format of PyTorch before 1.6, which we do not read; write it again in Python \
+             (`torch.save(torch.load(path, weights_only=True), path)`)", path.display())]
+    OldPickle { path: PathBuf },
     #[error("`{model}` is not in the cache ({cached}) and cannot be downloaded: {reason}")]
     NotCached {
         model: String,
@@ -44,6 +50,8 @@ pub enum Error {
     // Models.
     #[error("architecture `{name}` is not supported; supported: {supported}")]
     UnknownArchitecture { name: String, supported: String },
+    #[error("architecture `{name}` is not supported: {reason}; `candlewick models` lists what is")]
+    RefusedArchitecture { name: String, reason: &'static str },
     #[error(
         "config key `{key}` = {value} is not handled by family `{family}`, and it may change the model's function; \
              remove it from config.json if you know that it does not"

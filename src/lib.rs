@@ -3,6 +3,7 @@
 //! The walk: a [`task`] (prompt pairs and a metric) becomes tokens, a [`model`] runs them with hooks and edits ([`run`]),
 //! a method ([`methods`]) asks which sites matter, and the answer is one tidy table ([`scores`]).
 
+pub mod check;
 pub mod circuit;
 pub mod error;
 pub mod hooks;

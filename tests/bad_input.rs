@@ -323,7 +323,7 @@ fn weights_that_are_damaged() {
 
     let pickle = bench.model("pickle", EMBEDDED, &[("pytorch_model.bin", b"PK\x03\x04")]);
     fs::remove_file(Path::new(&pickle).join("model.safetensors")).unwrap();
-    patch(&pickle, &["PyTorch pickle"]);
+    patch(&pickle, &["not a readable PyTorch file"]);
 
     for (name, key, value, says) in [
         (

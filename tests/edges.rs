@@ -5,7 +5,7 @@ mod models;
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candlewick::Error;
 use candlewick::circuit::Graph;
 use candlewick::hooks::{Edge, Edit, Hook, Kind, Node, Op, Site};
@@ -338,5 +338,34 @@ fn the_embedded_model_gives_a_table_of_edges() {
         let gap = (score.expect("a score") - slow[example][edge]).abs();
         // Its logits are about ten times those of the random models.
         assert!(gap < 10.0 * TOLERANCE, "{name}: {gap}");
+    }
+}
+
+#[test]
+fn a_bf16_model_has_the_edges_of_its_f32_form_as_far_as_bf16_goes() {
+    let file = TaskFile::open("embedded").expect("its task ships");
+    let mut effects = Vec::new();
+    for dtype in [DType::F32, DType::BF16] {
+        let options = LoadOptions {
+            dtype,
+            ..LoadOptions::default()
+        };
+        let loaded = load("embedded", &options).expect("the embedded model loads");
+        let options = ExpandOptions {
+            n_pairs: Some(1),
+            ..ExpandOptions::default()
+        };
+        let task = expand(&file, &loaded.tokenizer, &options).expect("it expands");
+        let edges: Vec<Edge> = all_edges(&loaded.model).into_iter().step_by(5).collect();
+        let config = EdgeConfig::new(task.metric);
+        effects.push(fast(&loaded.model, &task.pairs, &edges, &config).remove(0));
+    }
+    let largest = effects[0].iter().fold(0f64, |most, x| most.max(x.abs()));
+    for (wide, narrow) in effects[0].iter().zip(&effects[1]) {
+        // Eight bits of mantissa in every activation.
+        assert!(
+            (wide - narrow).abs() < 0.1 * largest,
+            "{wide} {narrow} {largest}"
+        );
     }
 }

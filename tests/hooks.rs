@@ -5,11 +5,10 @@ mod models;
 
 use candle_core::{DType, Device, Tensor};
 use candlewick::hooks::{Edit, Hook, Kind, Op, Pos, Roles, Site, Value};
-use candlewick::model::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
-use candlewick::model::{Model, ModelSpec};
+use candlewick::model::Model;
 use candlewick::run::{Logits, Request, Run, Source, Sources, logits, run, run_with_cache};
 use candlewick::{Error, Result};
-use models::{Pairs, every_kind, two_kinds};
+use models::{Pairs, cast, every_kind, two_kinds};
 
 /// Edits that put a value back may round once more than the pass without them.
 const ROUNDING: f32 = 2e-6;
@@ -498,49 +497,6 @@ fn a_nan_is_traced_to_where_it_first_shows() {
         ));
         check_error(result, "blocks.1.hook_attn_out");
     }
-}
-
-/// The model with all weights in another type, which takes the forms in tensor operations instead of those on slices.
-fn cast(model: &Model, dtype: DType) -> Model {
-    let to = |t: &Tensor| t.to_dtype(dtype).expect("a cast");
-    let maybe = |t: &Option<Tensor>| t.as_ref().map(to);
-    let norm = |w: &Option<NormWeights>| {
-        w.as_ref().map(|w| NormWeights {
-            w: to(&w.w),
-            b: maybe(&w.b),
-        })
-    };
-    let block = |block: &BlockWeights| BlockWeights {
-        ln1: norm(&block.ln1),
-        w_qkv: to(&block.w_qkv),
-        b_qkv: maybe(&block.b_qkv),
-        q_norm: maybe(&block.q_norm),
-        k_norm: maybe(&block.k_norm),
-        w_o: to(&block.w_o),
-        b_o: maybe(&block.b_o),
-        ln1_post: norm(&block.ln1_post),
-        ln2: norm(&block.ln2),
-        mlp: block.mlp.as_ref().map(|mlp| MlpWeights {
-            w_in: to(&mlp.w_in),
-            b_in: maybe(&mlp.b_in),
-            w_out: to(&mlp.w_out),
-            b_out: maybe(&mlp.b_out),
-        }),
-        ln2_post: norm(&block.ln2_post),
-    };
-    let weights = Weights {
-        w_e: to(&model.weights.w_e),
-        w_pos: maybe(&model.weights.w_pos),
-        blocks: model.weights.blocks.iter().map(block).collect(),
-        ln_final: norm(&model.weights.ln_final),
-        w_u: to(&model.weights.w_u),
-        b_u: maybe(&model.weights.b_u),
-    };
-    Model::new(spec(model), weights, model.origin.clone()).expect("the same shapes")
-}
-
-fn spec(model: &Model) -> ModelSpec {
-    model.spec.clone()
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! interleaved repetitions, least and most in brackets; in wall time, then in the CPU time of all threads. `edges` needs no
 //! SmolLM2 and is held against our own forward.
 
+mod dla;
 mod edges;
 mod machine;
 mod theirs;
@@ -71,6 +72,9 @@ fn main() -> Result<()> {
     }
     if wanted("forward") {
         forwards(model)?;
+    }
+    if wanted("dla") {
+        dla::attributions(model, tokenizer)?;
     }
     Ok(())
 }

@@ -118,3 +118,37 @@ pub enum ColorChoice {
     Always,
     Never,
 }
+
+/// `512MB`, `4GB`, `4G`: powers of ten.
+pub fn memory(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: usize = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" | "KB" => 1_000,
+        "M" | "MB" => 1_000_000,
+        "G" | "GB" => 1_000_000_000,
+        _ => return Err("write a size such as `512MB` or `4GB`".into()),
+    };
+    let number: f64 = digits
+        .parse()
+        .map_err(|_| "write a size such as `512MB` or `4GB`".to_string())?;
+    let bytes = number * unit as f64;
+    match bytes.is_finite() && (1e6..1e15).contains(&bytes) {
+        true => Ok(bytes as usize),
+        false => Err("the memory must be at least 1MB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory;
+
+    #[test]
+    fn sizes_are_read_in_powers_of_ten() {
+        assert_eq!(memory("512MB"), Ok(512_000_000));
+        assert_eq!(memory("1.5g"), Ok(1_500_000_000));
+        for text in ["", "MB", "12 parsecs", "-1GB", "1", "nan", "inf"] {
+            assert!(memory(text).is_err(), "{text}");
+        }
+    }
+}

@@ -3,6 +3,8 @@
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 mod ablate;
 mod args;
+mod attribute;
+mod check;
 mod heads;
 mod hooks;
 mod logits;
@@ -48,9 +50,11 @@ enum Command {
     Ablate(ablate::AblateArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
+    Attribute(attribute::AttributeArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
+    Check(check::CheckArgs),
     Show(show::ShowArgs),
 }
 
@@ -96,9 +100,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ablate(args) => ablate::run(args, &ctx),
         Command::Logits(args) => logits::run(args, &ctx),
         Command::Heads(args) => heads::run(args, &ctx),
+        Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
+        Command::Check(args) => check::run(args),
         Command::Show(args) => show::run(args, &ctx),
     }
 }

@@ -382,6 +382,116 @@ fn group_of(pair: &Pair) -> (usize, usize) {
     (pair.template, pair.clean.len())
 }
 
+/// Patches only some cells, given as indices into the cells that a whole sweep would have.
+/// # Shapes
+/// Indices in the result count along `chosen`.
+pub(super) fn patch_chosen(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+    chosen: &[usize],
+    progress: &dyn Progress,
+) -> Result<Vec<ExampleScores>> {
+    config.check(&model.spec, task)?;
+    let mut patching = Patching::new(model, tokenizer, task, config)?;
+    // The engine wants each example's cells in order.
+    let mut order: Vec<usize> = (0..chosen.len()).collect();
+    order.sort_by_key(|&i| chosen[i]);
+    let all = std::mem::take(&mut patching.cells);
+    patching.cells = order.iter().map(|&i| all[chosen[i]].clone()).collect();
+    let before = |start: usize| order.iter().filter(|&&i| chosen[i] < start).count();
+    patching.starts = patching.starts.iter().map(|&start| before(start)).collect();
+    progress.start("verifying", (task.pairs.len() * chosen.len()) as u64);
+    let mut examples = Vec::new();
+    for batch in patching.batches() {
+        for mut scores in patching.batch(&batch, progress)? {
+            let mut cells: Vec<(u32, f64)> = (scores.cells.iter().zip(&scores.values))
+                .map(|(&cell, &value)| (order[cell as usize] as u32, value))
+                .collect();
+            cells.sort_by_key(|&(cell, _)| cell);
+            scores.cells = cells.iter().map(|&(cell, _)| cell).collect();
+            scores.values = cells.iter().map(|&(_, value)| value).collect();
+            examples.push(scores);
+        }
+    }
+    progress.finish();
+    Ok(examples)
+}
+
+/// The effect of patching many cells at once: for each set the pair that it is patched in, and indices into the cells that a whole
+/// sweep would have.
+pub(super) fn patch_together(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+    sets: &[(usize, Vec<usize>)],
+    progress: &dyn Progress,
+) -> Result<Vec<f64>> {
+    config.check(&model.spec, task)?;
+    let patching = Patching::new(model, tokenizer, task, config)?;
+    let sites_of = |cell: usize| {
+        let index = patching.starts.partition_point(|&start| start <= cell) - 1;
+        &config.sites[index]
+    };
+    let mut effects = vec![0.0; sets.len()];
+    progress.start("patching together", sets.len() as u64);
+    for batch in patching.batches() {
+        let of_batch: Vec<usize> = (0..sets.len())
+            .filter(|&i| batch.contains(&sets[i].0))
+            .collect();
+        if of_batch.is_empty() {
+            continue;
+        }
+        let (base, other) = (patching.base(&batch, true)?, patching.base(&batch, false)?);
+        let pairs = patching.pairs(&batch);
+        let is_clean = config.direction != Direction::Denoise;
+        let clean = if is_clean { &base } else { &other };
+        let readout = Readout {
+            metric: config.metric,
+            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
+            reference: match config.metric.needs_reference() {
+                true => Some(clean.logits(model)?),
+                false => None,
+            },
+        };
+        let unchanged = base.metric(model, &readout)?;
+        let (sources, op) = patching.sources(&batch, &other)?;
+        let mut variants = Vec::new();
+        for &i in &of_batch {
+            let (pair, cells) = &sets[i];
+            let example = batch
+                .iter()
+                .position(|of| of == pair)
+                .expect("of this batch");
+            let has = |role: &str| {
+                let positions = pairs[example].roles.get(role);
+                positions.is_some_and(|positions| !positions.is_empty())
+            };
+            let edits = cells
+                .iter()
+                .filter(|&&cell| fits(&patching.cells[cell], pairs[example].clean.len(), has))
+                .flat_map(|&cell| {
+                    sites_of(cell).edits(&patching.cells[cell], &op, 1, model.spec.n_layers)
+                });
+            variants.push(Variant {
+                example,
+                edits: edits.collect(),
+            });
+        }
+        let options = &config.sweep;
+        let values = sweep(
+            model, &base, &variants, &sources, &readout, options, progress,
+        )?;
+        for ((&i, value), variant) in of_batch.iter().zip(values).zip(&variants) {
+            effects[i] = value - unchanged[variant.example];
+        }
+    }
+    progress.finish();
+    Ok(effects)
+}
+
 fn kept(parts: Option<&PartStore>, task: &Task) -> String {
     match parts {
         Some(parts) => format!(

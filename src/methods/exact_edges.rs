@@ -8,6 +8,23 @@
 //! z: all sources of a layer go through its norm and its queries, keys and values in one product. An edge into an MLP joins
 //! where the MLP begins, and one into the logits at the end.
 //!
+//! ```
+//! use candlewick::hooks::Edge;
+//! use candlewick::methods::{EdgeConfig, exact_edge_effects};
+//! use candlewick::model::load::{LoadOptions, load};
+//! use candlewick::run::Quiet;
+//! use candlewick::task::{ExpandOptions, TaskFile, expand};
+//!
+//! let loaded = load("embedded", &LoadOptions::default())?;
+//! let options = ExpandOptions { n_pairs: Some(2), ..ExpandOptions::default() };
+//! let task = expand(&TaskFile::open("embedded")?, &loaded.tokenizer, &options)?;
+//! let edges: Vec<Edge> = vec!["input->a0.h1<v>".parse()?, "m0->logits".parse()?];
+//! let config = EdgeConfig::new(task.metric);
+//! let effects = exact_edge_effects(&loaded.model, &task.pairs, &edges, &config, &Quiet)?;
+//! assert_eq!((effects.len(), effects[0].len()), (2, 2)); // [pairs][edges]
+//! # Ok::<(), candlewick::Error>(())
+//! ```
+//!
 //! Sources: Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching"; Hanna, Pezzelle and Belinkov 2024,
 //! "Have Faith in Faithfulness" (arXiv 2403.17806), for the graph. Where a norm stands on the output of attention, a head's
 //! output is its share of the normed sum, `w * (z_h W_O[h]) / scale` with the scale of its own run, so that shares add up. An
@@ -16,23 +33,28 @@
 
 mod deltas;
 mod heads;
+mod runs;
+mod together;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Tensor;
+use serde_json::json;
 
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Pos, Site, Value};
+use crate::methods::record::provenance;
 use crate::metric::Metric;
 use crate::model::Model;
-use crate::run::{
-    BaseRun, MeanOf, Progress, Readout, Source, Sources, SweepOptions, Variant, sweep, sweep_plain,
-};
-use crate::scores::{Cell, Direction, ExampleScores};
+use crate::run::{Progress, Sources, SweepOptions, Variant, sweep};
+use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::task::{Pair, Task};
-use deltas::Deltas;
+use runs::{Runs, batches, check_pairs, reference_means};
+
+pub use together::{exact_edge_effects_plain, exact_edges_together};
 
 /// What a source's output is replaced by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -127,6 +149,60 @@ pub fn exact_edges(
     })
 }
 
+/// [`exact_edges`] as a table, beside the measurements.
+/// # Units
+/// `value` and `score`: the metric's.
+/// # Errors
+/// Those of [`exact_edges`].
+pub fn exact_edge_scores(
+    model: &Model,
+    task: &Task,
+    edges: &[Edge],
+    config: &EdgeConfig,
+    detail: Detail,
+    progress: &dyn Progress,
+) -> Result<(Scores, EdgeMeasurements)> {
+    let began = Instant::now();
+    let measured = exact_edges(model, task, edges, config, progress)?;
+    let meta = ScoresMeta {
+        method: "exact-edges".into(),
+        metric: config.metric.to_string(),
+        unit: config.metric.unit().into(),
+        direction: config.reference.direction(),
+        seed: task.seed,
+    };
+    let settings = json!({
+        "method": meta.method,
+        "version": env!("CARGO_PKG_VERSION"),
+        "weights": model.origin.weight_hash,
+        "reference": config.reference,
+        "edges": edges.len(),
+    });
+    let provenance = provenance(
+        model,
+        task,
+        settings,
+        began.elapsed().as_secs_f64(),
+        Vec::new(),
+    );
+    let (cells, examples) = (&measured.cells, &measured.examples);
+    let scores = Scores::assemble(cells, examples, &meta, detail, provenance)?;
+    Ok((scores, measured))
+}
+
+impl EdgeMeasurements {
+    /// The mean effect of each edge over pairs, in the order in which they were given.
+    pub fn mean(&self) -> Vec<f64> {
+        let mut mean = vec![0.0; self.cells.len()];
+        for example in &self.examples {
+            for (mean, value) in mean.iter_mut().zip(&example.values) {
+                *mean += (value - example.clean) / self.examples.len() as f64;
+            }
+        }
+        mean
+    }
+}
+
 /// An edge's row in a table of scores.
 pub fn cell(edge: &Edge) -> Cell {
     Cell {
@@ -153,58 +229,6 @@ pub fn exact_edge_effects(
 ) -> Result<Vec<Vec<f64>>> {
     let measured = measure(model, pairs, edges, config, progress)?;
     Ok(measured.into_iter().map(|one| one.effects).collect())
-}
-
-/// The slow twin of [`exact_edge_effects`]: one whole forward pass with one edit, `hook_q_input[head=6] += ...`, for each edge.
-/// # Errors
-/// Those of [`exact_edge_effects`].
-pub fn exact_edge_effects_plain(
-    model: &Model,
-    pairs: &[Pair],
-    edges: &[Edge],
-    config: &EdgeConfig,
-) -> Result<Vec<Vec<f64>>> {
-    let sets: Vec<Vec<Edge>> = edges.iter().map(|&edge| vec![edge]).collect();
-    joint(model, pairs, &sets, config, |run, variants| {
-        sweep_plain(
-            model,
-            &run.base,
-            variants,
-            &Sources::default(),
-            &run.readout,
-        )
-    })
-}
-
-/// The effect of each *set* of edges, patched at once: every reader sees its own stream plus the differences of all the
-/// sources that the set connects it to, taken from the two unpatched runs. Each reader's difference takes `pos * d_model`
-/// floats, so in a large model a set should not have thousands of readers.
-/// # Shapes
-/// `[pairs][sets]`
-/// # Errors
-/// Those of [`exact_edge_effects`].
-pub fn exact_edges_together(
-    model: &Model,
-    pairs: &[Pair],
-    sets: &[Vec<Edge>],
-    config: &EdgeConfig,
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<f64>>> {
-    progress.start("patching sets of edges", (pairs.len() * sets.len()) as u64);
-    let effects = joint(model, pairs, sets, config, |run, variants| {
-        let (sources, options) = (Sources::default(), &config.sweep);
-        sweep(
-            model,
-            &run.base,
-            variants,
-            &sources,
-            &run.readout,
-            options,
-            progress,
-        )
-    })?;
-    progress.finish();
-    Ok(effects)
 }
 
 /// What was measured on one pair.
@@ -288,150 +312,6 @@ fn by_reader(graph: &Graph, edges: &[Edge]) -> Result<BTreeMap<Reader, Wanted>> 
         wanted.entry(edge.src).or_default().push((index, input));
     }
     Ok(readers)
-}
-
-fn check_pairs(pairs: &[Pair]) -> Result<()> {
-    match pairs
-        .iter()
-        .find(|pair| pair.clean.len() != pair.corrupted.len())
-    {
-        None => Ok(()),
-        Some(pair) => Err(Error::LengthMismatch {
-            index: pair.index,
-            clean: pair.clean.len(),
-            corrupted: pair.corrupted.len(),
-        }),
-    }
-}
-
-/// Indices of pairs that run together: one template and one length, as many as memory allows.
-fn batches(model: &Model, pairs: &[Pair], config: &EdgeConfig) -> Vec<Vec<usize>> {
-    let spec = &model.spec;
-    let mut groups: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-    for (i, pair) in pairs.iter().enumerate() {
-        groups.entry(group_of(pair)).or_default().push(i);
-    }
-    let mut batches = Vec::new();
-    for ((_, length), group) in groups {
-        // Streams, branches, queries, keys, values and z of every layer, of two runs and their difference.
-        let width = 6 * spec.d_model + (3 * spec.n_heads + 4 * spec.n_kv_heads) * spec.d_head;
-        let bytes = 3 * 4 * spec.n_layers * length * width;
-        let room = (config.sweep.memory / (4 * bytes).max(1)).clamp(1, config.batch.max(1));
-        batches.extend(group.chunks(room).map(<[usize]>::to_vec));
-    }
-    batches
-}
-
-/// Pairs of one group align position by position.
-fn group_of(pair: &Pair) -> (usize, usize) {
-    (pair.template, pair.clean.len())
-}
-
-/// Mean outputs of every source over the corrupted prompts of each group; none unless they are asked for.
-fn reference_means(
-    model: &Model,
-    pairs: &[Pair],
-    config: &EdgeConfig,
-) -> Result<BTreeMap<(usize, usize), Source>> {
-    let mut means: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
-    if config.reference == Reference::Mean {
-        for batch in batches(model, pairs, config) {
-            let prompts = batch.iter().map(|&pair| pairs[pair].corrupted.clone());
-            let run = run_of(model, prompts.collect())?;
-            let mean = means.entry(group_of(&pairs[batch[0]]));
-            let mean = mean.or_insert_with(|| MeanOf::new(true));
-            mean.add(&deltas::writes(model, &run)?)?;
-        }
-    }
-    let finish = |(key, mean): ((usize, usize), MeanOf)| Ok((key, mean.finish(&model.spec)?));
-    means.into_iter().map(finish).collect()
-}
-
-/// A run that keeps what every source writes, and what variants that patch edges start from.
-fn run_of(model: &Model, prompts: Vec<Vec<u32>>) -> Result<BaseRun> {
-    let mut starts = deltas::KINDS.to_vec();
-    starts.extend([Kind::Z, Kind::MlpIn]);
-    starts.extend(heads::kinds(&model.spec));
-    BaseRun::new(model, prompts, vec![], vec![], Sources::default(), &starts)
-}
-
-/// The two runs of a batch, as far as edges need them.
-struct Runs {
-    base: BaseRun,
-    deltas: Deltas,
-    /// For each prompt the first position at which a source can differ.
-    first: Vec<usize>,
-    readout: Readout,
-    clean: Vec<f64>,
-    corrupted: Vec<f64>,
-}
-
-impl Runs {
-    fn new(
-        model: &Model,
-        pairs: &[Pair],
-        batch: &[usize],
-        config: &EdgeConfig,
-        means: &BTreeMap<(usize, usize), Source>,
-    ) -> Result<Self> {
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &pairs[pair]).collect();
-        let clean = pairs.iter().map(|pair| pair.clean.clone());
-        let corrupted = pairs.iter().map(|pair| pair.corrupted.clone());
-        let base = run_of(model, clean.collect())?;
-        let other = run_of(model, corrupted.collect())?;
-        let reference = match config.metric.needs_reference() {
-            true => Some(base.logits(model)?),
-            false => None,
-        };
-        let readout = Readout {
-            metric: config.metric,
-            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
-            reference,
-        };
-        let (clean, corrupted) = (
-            base.metric(model, &readout)?,
-            other.metric(model, &readout)?,
-        );
-        let of_pair;
-        let reference = match config.reference {
-            Reference::Pair => {
-                of_pair = Source::run(deltas::writes(model, &other)?)?;
-                Some(&of_pair)
-            }
-            Reference::Zero => None,
-            Reference::Mean => Some(&means[&group_of(pairs[0])]),
-        };
-        let deltas = Deltas::new(model, &base, reference)?;
-        let first = |pair: &&Pair| match config.reference {
-            Reference::Pair => {
-                let mut tokens = pair.clean.iter().zip(&pair.corrupted);
-                tokens.position(|(a, b)| a != b).unwrap_or(base.length)
-            }
-            Reference::Zero | Reference::Mean => 0,
-        };
-        Ok(Runs {
-            first: pairs.iter().map(first).collect(),
-            base,
-            deltas,
-            readout,
-            clean,
-            corrupted,
-        })
-    }
-
-    fn positions(&self, example: usize) -> Vec<u32> {
-        (self.first[example] as u32..self.base.length as u32).collect()
-    }
-
-    /// What a source writes otherwise in the reference, `[positions, d_model]` from the first position that can differ on;
-    /// `None` where it writes the same.
-    fn delta(&self, model: &Model, source: Node, example: usize) -> Result<Option<Tensor>> {
-        let first = self.first[example];
-        match first < self.base.length {
-            true => self.deltas.of(model, source, example, first),
-            false => Ok(None),
-        }
-    }
 }
 
 /// Variants on their way through the sweep, and what came of them.
@@ -594,66 +474,4 @@ impl Sweeping<'_> {
 
 fn at(position: u32) -> Pos {
     Pos::Index(position as usize)
-}
-
-/// Patches sets of edges at the readers' own inputs, by whichever twin of the sweep is given.
-fn joint(
-    model: &Model,
-    pairs: &[Pair],
-    sets: &[Vec<Edge>],
-    config: &EdgeConfig,
-    values: impl Fn(&Runs, &[Variant]) -> Result<Vec<f64>>,
-) -> Result<Vec<Vec<f64>>> {
-    let graph = Graph::new(&model.spec);
-    sets.iter()
-        .flatten()
-        .try_for_each(|edge| graph.place(edge).map(drop))?;
-    check_pairs(pairs)?;
-    let means = reference_means(model, pairs, config)?;
-    let mut effects = vec![vec![0.0; sets.len()]; pairs.len()];
-    for batch in batches(model, pairs, config) {
-        let run = Runs::new(model, pairs, &batch, config, &means)?;
-        for (index, set) in sets.iter().enumerate() {
-            let mut variants = Vec::with_capacity(batch.len());
-            for example in 0..batch.len() {
-                let edits = edits_of(model, &run, set, example)?;
-                if !edits.is_empty() {
-                    variants.push(Variant { example, edits });
-                }
-            }
-            for (variant, value) in variants.iter().zip(values(&run, &variants)?) {
-                let example = variant.example;
-                effects[batch[example]][index] = value - run.clean[example];
-            }
-        }
-    }
-    Ok(effects)
-}
-
-/// One edit for each reader: the sum of the differences that a set of edges carries to it.
-fn edits_of(model: &Model, run: &Runs, set: &[Edge], example: usize) -> Result<Vec<Edit>> {
-    let mut sums: BTreeMap<(Node, Option<Letter>), Tensor> = BTreeMap::new();
-    for edge in set {
-        if let Some(delta) = run.delta(model, edge.src, example)? {
-            let key = (edge.dst, edge.letter);
-            let sum = match sums.remove(&key) {
-                Some(sum) => (sum + delta)?,
-                None => delta,
-            };
-            sums.insert(key, sum);
-        }
-    }
-    let last = model.spec.n_layers - 1;
-    let edit = |((node, letter), sum): ((Node, Option<Letter>), Tensor)| {
-        let site = match (node, letter) {
-            (Node::Head { layer, head }, Some(letter)) => {
-                Site::all(Hook::at(letter.input(), layer)).heads([head])
-            }
-            (Node::Mlp(layer), _) => Site::all(Hook::at(Kind::MlpIn, layer)),
-            _ => Site::all(Hook::at(Kind::ResidPost, last)),
-        };
-        let positions = run.positions(example).into_iter().map(at);
-        Edit::new(site.at_positions(positions), Op::Add(Value::Tensor(sum)))
-    };
-    Ok(sums.into_iter().map(edit).collect())
 }

@@ -116,14 +116,22 @@ const MEASURES: [&str; 8] = [
     "distance",
 ];
 
+/// What is measured at each role of the task: attention from the last position, and the copying score there, among the
+/// tokens at all roles of the prompt.
+const AT_ROLES: [&str; 2] = ["attention_from_end", "copying_at_role"];
+
 /// From this much attention on, a head is called after where it looks.
 const LOOKS: f64 = 0.4;
+/// From this much attention on, a role is among those that the end looks at.
+const SEES: f64 = 0.2;
+
 /// From this copying score on (or its negative), a head is said to copy (or to suppress).
 const COPIES: f64 = 0.5;
 
 /// Every statistic of every head. `class` says what a head looks like, with the numbers behind it.
 ///
-/// Rows with a `role`: attention from the last position of the task's clean prompts to that role. Rows with `src` and `dst`: the
+/// Rows with a `role`, on the task's clean prompts: `attention_from_end`, from the last position to that role, and
+/// `copying_at_role`, the copying score there among the tokens at all roles. Rows with `src` and `dst`: the
 /// strongest entries of the circuits asked for. `attn.ov` is what the head writes for token `dst` when it attends to token
 /// `src`, `attn.qk` how much a query at token `src` wants a key at token `dst` (before the softmax, at distance zero where
 /// positions are rotary); both read the token's embedding alone, which is all that layer 0 reads and less than later
@@ -152,12 +160,14 @@ pub fn head_statistics(
             ..head_cell(Kind::Pattern.name(), layer, head)
         }));
     }
-    for &(layer, head) in &heads {
-        cells.extend(roles.iter().map(|role| Cell {
-            role: Some(role.clone()),
-            measure: Some("attention_from_end".into()),
-            ..head_cell(Kind::Pattern.name(), layer, head)
-        }));
+    for measure in AT_ROLES {
+        for &(layer, head) in &heads {
+            cells.extend(roles.iter().map(|role| Cell {
+                role: Some(role.clone()),
+                measure: Some(measure.into()),
+                ..head_cell(Kind::Pattern.name(), layer, head)
+            }));
+        }
     }
     progress.start("measuring", (sequences.len() + task.pairs.len()) as u64);
     let mut all = Vec::new();
@@ -181,7 +191,7 @@ pub fn head_statistics(
     for (i, cell) in cells.iter_mut().enumerate() {
         let head = match i < first_role {
             true => i / MEASURES.len(),
-            false => (i - first_role) / roles.len(),
+            false => (i - first_role) / roles.len() % heads.len(),
         };
         cell.class = Some(class(head, &means, &roles, first_role));
     }
@@ -284,13 +294,20 @@ fn on_repeated(
         ..Request::default()
     };
     let cache = run(model, &[sequence.to_vec()], &request)?.cache;
+    let first = sequence.len() - 2 * config.block;
+    let sources = Sources {
+        positions: (first as u32..sequence.len() as u32).collect(),
+        tokens: &sequence[first..first + config.block],
+        own: (0..2 * config.block).map(|i| i % config.block).collect(),
+    };
     let mut values = Vec::new();
     for layer in 0..spec.n_layers {
         let pattern = cache.get(Hook::at(Kind::Pattern, layer))?.squeeze(0)?;
         let pattern: Vec<Vec<Vec<f32>>> = pattern.to_vec3()?; // [head, query, key]
         let v = cache.get(Hook::at(Kind::V, layer))?.squeeze(0)?; // [pos, n_kv_heads, d_head]
-        let copying = copying(model, layer, &v, sequence, config.block)?;
+        let copying = copying(model, layer, &v, &sources)?;
         for (pattern, copying) in pattern.iter().zip(copying) {
+            let copying = copying.iter().sum::<f64>() / copying.len() as f64;
             values.extend(statistics(pattern, config.block, copying));
         }
     }
@@ -342,21 +359,25 @@ fn statistics(pattern: &[Vec<f32>], block: usize, copying: f64) -> [f64; 8] {
     ]
 }
 
-/// The copying score of each head of a layer.
+/// What is written about some tokens from some positions, and which of the tokens stands at each.
+struct Sources<'a> {
+    positions: Vec<u32>,
+    tokens: &'a [u32],
+    own: Vec<usize>,
+}
+
+/// For each head of a layer and each source, how far up the source's own token stands in what the head writes there: -1 to 1.
 /// # Shapes
-/// `v [pos, n_kv_heads, d_head]`.
+/// `v [pos, n_kv_heads, d_head]`; gives `[head][source]`.
 fn copying(
     model: &Model,
     layer: usize,
     v: &Tensor,
-    sequence: &[u32],
-    block: usize,
-) -> Result<Vec<f64>> {
+    sources: &Sources<'_>,
+) -> Result<Vec<Vec<f64>>> {
     let spec = &model.spec;
-    let first = sequence.len() - 2 * block;
-    let tokens = &sequence[first..first + block];
     let weights = &model.weights.blocks[layer];
-    let mut readers = readers(model, tokens)?;
+    let mut readers = readers(model, sources.tokens)?;
     if let Some(norm) = &weights.ln1_post {
         // Its scale is positive and common to all tokens, so it changes no order.
         let scaled = readers.broadcast_mul(&norm.w.to_dtype(DType::F32)?)?;
@@ -364,30 +385,32 @@ fn copying(
     }
     let w_o = weights.w_o.to_dtype(DType::F32)?;
     let folded = w_o.matmul(&readers.t()?)?; // [n_heads * d_head, token]
-    let folded = folded.reshape((spec.n_heads, spec.d_head, block))?;
+    let folded = folded.reshape((spec.n_heads, spec.d_head, sources.tokens.len()))?;
+    let positions = Tensor::new(sources.positions.as_slice(), &model.device)?;
     let v = v
         .to_dtype(DType::F32)?
-        .narrow(0, first, 2 * block)?
+        .index_select(&positions, 0)?
         .transpose(0, 1)?;
-    let v =
-        v.unsqueeze(1)?
-            .broadcast_as((spec.n_kv_heads, spec.group(), 2 * block, spec.d_head))?;
-    let v = v.reshape((spec.n_heads, 2 * block, spec.d_head))?;
+    let (n, kv) = (sources.positions.len(), spec.n_kv_heads);
+    let v = v
+        .unsqueeze(1)?
+        .broadcast_as((kv, spec.group(), n, spec.d_head))?;
+    let v = v.reshape((spec.n_heads, n, spec.d_head))?;
     let logits = v.contiguous()?.matmul(&folded)?; // [head, source, token]
     let logits = logits.broadcast_sub(&logits.mean_keepdim(1)?)?;
     let logits: Vec<Vec<Vec<f32>>> = logits.to_vec3()?;
-    Ok(logits.iter().map(|head| own_token_order(head)).collect())
+    let of_head = |head: &Vec<Vec<f32>>| {
+        let rows = head.iter().zip(&sources.own);
+        rows.map(|(row, &own)| order_of(row, own)).collect()
+    };
+    Ok(logits.iter().map(of_head).collect())
 }
 
-/// From `[source][token]`, where source `i` holds token `i` modulo the number of tokens: how far up its own token stands, -1 to 1.
-fn own_token_order(logits: &[Vec<f32>]) -> f64 {
-    let of_source = |(source, row): (usize, &Vec<f32>)| {
-        let own = row[source % row.len()];
-        let below = row.iter().filter(|&&logit| logit < own).count() as f64;
-        let above = row.iter().filter(|&&logit| logit > own).count() as f64;
-        (below - above) / (row.len() - 1) as f64
-    };
-    logits.iter().enumerate().map(of_source).sum::<f64>() / logits.len() as f64
+/// How far up one entry stands: 1 above all others, -1 below all.
+fn order_of(logits: &[f32], own: usize) -> f64 {
+    let below = logits.iter().filter(|&&logit| logit < logits[own]).count() as f64;
+    let above = logits.iter().filter(|&&logit| logit > logits[own]).count() as f64;
+    (below - above) / (logits.len() - 1) as f64
 }
 
 /// Directions that the final norm and the unembedding read tokens by, without the norm's scale: `[token, d_model]`.
@@ -413,7 +436,9 @@ fn centred(t: &Tensor, spec: &ModelSpec) -> Result<Tensor> {
     })
 }
 
-/// Attention from the last position to each role.
+/// Attention from the last position to each role, and copying there.
+/// # Shapes
+/// Cells from `first` on: `[measure][layer][head][role]`, the measures of [`AT_ROLES`].
 fn on_task(
     model: &Model,
     tokenizer: &Tokenizer,
@@ -422,9 +447,9 @@ fn on_task(
     first: usize,
 ) -> Result<Vec<ExampleScores>> {
     let spec = &model.spec;
-    let capture: Vec<Hook> = (0..spec.n_layers)
-        .map(|l| Hook::at(Kind::Pattern, l))
-        .collect();
+    let kinds = [Kind::Pattern, Kind::V];
+    let hooks = |layer| kinds.map(|kind| Hook::at(kind, layer));
+    let capture: Vec<Hook> = (0..spec.n_layers).flat_map(hooks).collect();
     let request = Request {
         capture: &capture,
         logits: Logits::None,
@@ -433,30 +458,72 @@ fn on_task(
     let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
     let length = prompts[0].len();
     let cache = run(model, &prompts, &request)?.cache;
-    let new = |pair: &&Pair| (unmeasured(pair, tokenizer, 0.0), Vec::new());
-    let mut examples: Vec<(ExampleScores, Vec<u32>)> = pairs.iter().map(new).collect();
-    for (layer, &hook) in capture.iter().enumerate() {
-        let rows = cache.get(hook)?.narrow(2, length - 1, 1)?.squeeze(2)?;
+    let per_measure = spec.n_layers * spec.n_heads * roles.len();
+    // The cell and value of each measurement, for each pair.
+    let mut measured: Vec<BTreeMap<u32, f64>> = vec![BTreeMap::new(); pairs.len()];
+    for layer in 0..spec.n_layers {
+        let pattern = cache.get(Hook::at(Kind::Pattern, layer))?;
+        let rows = pattern.narrow(2, length - 1, 1)?.squeeze(2)?;
         let rows: Vec<Vec<Vec<f32>>> = rows.to_vec3()?; // [pair, head, key]
-        for ((example, indices), (pair, heads)) in examples.iter_mut().zip(pairs.iter().zip(rows)) {
-            for (head, row) in heads.iter().enumerate() {
+        let v = cache.get(Hook::at(Kind::V, layer))?;
+        for (i, pair) in pairs.iter().enumerate() {
+            let cell = |measure: usize, head: usize, role: usize| {
+                let of_head = (layer * spec.n_heads + head) * roles.len() + role;
+                (first + measure * per_measure + of_head) as u32
+            };
+            for (head, row) in rows[i].iter().enumerate() {
                 for (r, role) in roles.iter().enumerate() {
-                    let Some(positions) = pair.roles.get(role) else {
-                        continue;
-                    };
-                    let sum: f64 = positions.iter().map(|&pos| f64::from(row[pos])).sum();
-                    let cell = first + (layer * spec.n_heads + head) * roles.len() + r;
-                    indices.push(cell as u32);
-                    example.values.push(sum);
+                    if let Some(positions) = pair.roles.get(role) {
+                        let sum = positions.iter().map(|&pos| f64::from(row[pos])).sum();
+                        measured[i].insert(cell(0, head, r), sum);
+                    }
+                }
+            }
+            let (of_role, tokens) = places(pair, roles);
+            if tokens.len() < 2 {
+                continue;
+            }
+            let own = |pos: usize| tokens.iter().position(|&token| token == pair.clean[pos]);
+            let sources = Sources {
+                positions: of_role.iter().map(|&(_, pos)| pos as u32).collect(),
+                tokens: &tokens,
+                own: of_role
+                    .iter()
+                    .map(|&(_, pos)| own(pos).expect("listed"))
+                    .collect(),
+            };
+            for (head, scores) in copying(model, layer, &v.get(i)?, &sources)?
+                .iter()
+                .enumerate()
+            {
+                for (&(role, _), score) in of_role.iter().zip(scores) {
+                    measured[i].insert(cell(1, head, role), *score);
                 }
             }
         }
     }
-    let finish = |(mut example, indices): (ExampleScores, Vec<u32>)| {
-        example.cells = Arc::from(indices);
-        example
+    let one = |(pair, measured): (&&Pair, BTreeMap<u32, f64>)| {
+        let (cells, values): (Vec<u32>, Vec<f64>) = measured.into_iter().unzip();
+        ExampleScores {
+            cells: Arc::from(cells),
+            values,
+            ..unmeasured(pair, tokenizer, 0.0)
+        }
     };
-    Ok(examples.into_iter().map(finish).collect())
+    Ok(pairs.iter().zip(measured).map(one).collect())
+}
+
+/// The last token of each role but the prompt's last, where there is nothing to look back at, and the different tokens there.
+fn places(pair: &Pair, roles: &[String]) -> (Vec<(usize, usize)>, Vec<u32>) {
+    let last = |role: &String| pair.roles.get(role)?.last().copied();
+    let mut of_role: Vec<(usize, usize)> = (roles.iter().enumerate())
+        .filter_map(|(r, role)| Some((r, last(role)?)))
+        .collect();
+    of_role.retain(|&(_, pos)| pos + 1 < pair.clean.len());
+    let mut tokens: Vec<u32> = of_role.iter().map(|&(_, pos)| pair.clean[pos]).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    (of_role, tokens)
 }
 
 /// The mean of each cell over the examples that have it.
@@ -488,7 +555,7 @@ fn class(head: usize, means: &[f64], roles: &[String], first_role: usize) -> Str
     let looks = looks.expect("there are five");
     let mut said = vec![match of(looks) >= LOOKS {
         true => format!("{} {:.2}", names[looks], of(looks)),
-        false => "no one place on random tokens".to_string(),
+        false => "no one place".to_string(),
     }];
     let copying = of(5);
     if copying.abs() >= COPIES {
@@ -499,10 +566,25 @@ fn class(head: usize, means: &[f64], roles: &[String], first_role: usize) -> Str
         };
         said.push(format!("{verb} {copying:+.2}"));
     }
-    let at_role = |r: usize| means[first_role + head * roles.len() + r];
-    let most = (0..roles.len()).max_by(|&a, &b| at_role(a).total_cmp(&at_role(b)));
-    if let Some(r) = most.filter(|&r| at_role(r) >= LOOKS) {
-        said.push(format!("END looks at {} {:.2}", roles[r], at_role(r)));
+    let per_measure = means.len().saturating_sub(first_role) / AT_ROLES.len();
+    let at_role = |measure: usize, r: usize| {
+        means[first_role + measure * per_measure + head * roles.len() + r]
+    };
+    let mut seen: Vec<usize> = (0..roles.len())
+        .filter(|&r| at_role(0, r) >= SEES)
+        .collect();
+    seen.sort_by(|&a, &b| at_role(0, b).total_cmp(&at_role(0, a)));
+    let at = |&r: &usize| {
+        let verb = match at_role(1, r) {
+            c if c >= COPIES => format!(" (copies {c:+.2})"),
+            c if c <= -COPIES => format!(" (suppresses {c:+.2})"),
+            _ => String::new(),
+        };
+        format!("{} {:.2}{verb}", roles[r], at_role(0, r))
+    };
+    if !seen.is_empty() {
+        let seen: Vec<String> = seen.iter().map(at).collect();
+        said.push(format!("END looks at {}", seen.join(", ")));
     }
     said.join("; ")
 }
@@ -651,24 +733,9 @@ mod tests {
 
     #[test]
     fn copying_is_the_order_of_the_own_token() {
-        let identity = vec![
-            vec![1.0, 0.0, 0.0],
-            vec![0.0, 1.0, 0.0],
-            vec![0.0, 0.0, 1.0],
-        ];
-        assert_eq!(own_token_order(&identity), 1.0);
-        let negative: Vec<Vec<f32>> = identity
-            .iter()
-            .map(|row| row.iter().map(|x: &f32| -x).collect())
-            .collect();
-        assert_eq!(own_token_order(&negative), -1.0);
-        assert_eq!(own_token_order(&vec![vec![2.0, 2.0, 2.0]; 3]), 0.0);
-        // Own tokens first, in the middle, and last.
-        let mixed = vec![
-            vec![3.0, 2.0, 1.0],
-            vec![3.0, 2.0, 1.0],
-            vec![3.0, 2.0, 1.0],
-        ];
-        assert_eq!(own_token_order(&mixed), 0.0);
+        assert_eq!(order_of(&[3.0, 2.0, 1.0], 0), 1.0);
+        assert_eq!(order_of(&[3.0, 2.0, 1.0], 1), 0.0);
+        assert_eq!(order_of(&[3.0, 2.0, 1.0], 2), -1.0);
+        assert_eq!(order_of(&[2.0, 2.0, 2.0], 1), 0.0);
     }
 }

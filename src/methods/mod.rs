@@ -11,6 +11,7 @@ mod record;
 mod reference;
 pub mod self_repair;
 mod sites;
+pub mod tokens;
 
 pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
 pub use activation_patching::{PatchConfig, PatchSource, SiteSet, activation_patching};
@@ -26,3 +27,4 @@ pub use logits::{
 };
 pub use self_repair::{RepairConfig, RepairTarget, Units, self_repair};
 pub use sites::{Along, Sites, parse_sites};
+pub use tokens::{TokenConfig, TokenMethod, token_attribution};

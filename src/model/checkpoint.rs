@@ -25,11 +25,12 @@ pub trait Checkpoint: Sync {
     fn hash(&self) -> String;
 }
 
-/// A file's bytes: mapped, or part of the binary.
+/// A file's bytes: mapped, part of the binary, or from somewhere else.
 #[derive(Debug)]
 pub enum Bytes<'a> {
     Mapped(Mmap),
     Borrowed(&'a [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Deref for Bytes<'_> {
@@ -39,13 +40,14 @@ impl Deref for Bytes<'_> {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Borrowed(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
         }
     }
 }
 
 /// Maps a weight file into memory.
 /// # Errors
-/// [`Error::Missing`], [`Error::Read`]; [`Error::LfsPointer`] and [`Error::Pickle`] for what is often found in its place.
+/// [`Error::Missing`], [`Error::Read`]; [`Error::LfsPointer`] for what is often found in its place.
 pub fn map(path: &Path) -> Result<Bytes<'static>> {
     let read = |source| Error::Read {
         path: path.to_path_buf(),
@@ -95,25 +97,32 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>> {
     }
 }
 
-/// Refuses a git-LFS pointer or a pickle under a weight file's name.
+/// Refuses a git-LFS pointer under another file's name.
 /// # Errors
-/// [`Error::LfsPointer`], [`Error::Pickle`].
+/// [`Error::LfsPointer`].
 pub fn check_not_a_stand_in(path: &Path, bytes: &[u8]) -> Result<()> {
     const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
+    match bytes.starts_with(LFS) {
+        false => Ok(()),
+        true => Err(Error::LfsPointer {
+            path: path.to_path_buf(),
+        }),
+    }
+}
+
+/// Refuses a pickle under the name of another format.
+/// # Errors
+/// [`Error::Pickle`].
+pub fn check_not_a_pickle(path: &Path, bytes: &[u8]) -> Result<()> {
     // A zip of pickles (torch >= 1.6), or a bare pickle of protocol 2 and later.
     let is_pickle = bytes.starts_with(b"PK\x03\x04")
         || matches!(bytes, [0x80, 2..=5, b'c' | b'}' | b'\x8a' | b'\x95', ..]);
-    if bytes.starts_with(LFS) {
-        return Err(Error::LfsPointer {
+    match is_pickle {
+        false => Ok(()),
+        true => Err(Error::Pickle {
             path: path.to_path_buf(),
-        });
+        }),
     }
-    if is_pickle {
-        return Err(Error::Pickle {
-            path: path.to_path_buf(),
-        });
-    }
-    Ok(())
 }
 
 /// A digest in hex.

@@ -30,18 +30,25 @@ pub fn fill_slot(
     let mut values = vec![0f32; rows * columns];
     let mut column = 0;
     for (name, piece) in pieces {
-        let is_whole =
-            piece.stored == Stored::AsIs && piece.take == Take::All && piece.out == columns;
-        if is_whole {
-            decode(checkpoint, name, columns, &mut values)?;
+        let stored_len = piece.take.stored_len(piece.out);
+        let is_in_order = match piece.stored {
+            Stored::AsIs | Stored::HeadRows { .. } | Stored::Nowhere => true,
+            Stored::HeadColumns { .. } => rows == 1,
+            Stored::OutIn => false,
+        };
+        if piece.stored == Stored::Nowhere {
+            add(&mut values, piece.plus);
+        } else if is_in_order && piece.take == Take::All && piece.out == columns {
+            decode(checkpoint, name, columns, piece.skip, &mut values)?;
             add(&mut values, piece.plus);
         } else {
-            let mut stored = vec![0f32; rows * piece.take.stored_len(piece.out)];
-            let inner = match (piece.stored, shape.len()) {
-                (Stored::OutIn, _) => rows,
-                (Stored::AsIs, _) => stored.len() / rows,
+            let mut stored = vec![0f32; rows * stored_len];
+            let inner = match piece.stored {
+                Stored::OutIn => rows,
+                Stored::HeadColumns { d_head } => d_head,
+                Stored::AsIs | Stored::HeadRows { .. } | Stored::Nowhere => stored_len,
             };
-            decode(checkpoint, name, inner, &mut stored)?;
+            decode(checkpoint, name, inner, piece.skip, &mut stored)?;
             add(&mut stored, piece.plus);
             place(&stored, piece, rows, columns, column, &mut values);
         }
@@ -55,13 +62,19 @@ pub fn fill_slot(
         .to_device(device)?)
 }
 
-/// Decodes a whole tensor whose innermost axis is `inner`, and refuses NaN and infinities.
-fn decode(checkpoint: &dyn Checkpoint, name: &str, inner: usize, out: &mut [f32]) -> Result<()> {
+/// Decodes a tensor whose innermost axis is `inner` from row `skip` to its end, and refuses NaN and infinities.
+fn decode(
+    checkpoint: &dyn Checkpoint,
+    name: &str,
+    inner: usize,
+    skip: usize,
+    out: &mut [f32],
+) -> Result<()> {
     let chunk = inner * (CHUNK / inner).max(1);
     out.par_chunks_mut(chunk)
         .enumerate()
         .try_for_each(|(index, out)| {
-            checkpoint.decode(name, index * chunk, out)?;
+            checkpoint.decode(name, skip * inner + index * chunk, out)?;
             // NaN and infinities have all exponent bits set; an integer maximum vectorises where a search does not.
             let largest = out
                 .iter()
@@ -84,12 +97,21 @@ fn place(
     column: usize,
     values: &mut [f32],
 ) {
-    let sources: Vec<usize> = (0..piece.out).map(|o| piece.take.source(o)).collect();
     let stored_out = piece.take.stored_len(piece.out);
-    let (out_stride, row_stride) = match piece.stored {
-        Stored::OutIn => (rows, 1),
-        Stored::AsIs => (1, stored_out),
+    let row_stride = match piece.stored {
+        Stored::OutIn => 1,
+        Stored::HeadColumns { d_head } => d_head,
+        Stored::AsIs | Stored::HeadRows { .. } | Stored::Nowhere => stored_out,
     };
+    // Where each column begins in the stored tensor.
+    let begins = |column: usize| match piece.stored {
+        Stored::OutIn => column * rows,
+        Stored::HeadColumns { d_head } => column / d_head * d_head * rows + column % d_head,
+        Stored::AsIs | Stored::HeadRows { .. } | Stored::Nowhere => column,
+    };
+    let sources: Vec<usize> = (0..piece.out)
+        .map(|column| begins(piece.take.source(column)))
+        .collect();
     values
         .par_chunks_mut(TILE * columns)
         .enumerate()
@@ -100,7 +122,7 @@ fn place(
                     let begin = column + block * TILE;
                     let at = (first_row + row) * row_stride;
                     for (value, source) in values[begin..].iter_mut().zip(sources) {
-                        *value = stored[source * out_stride + at];
+                        *value = stored[source + at];
                     }
                 }
             }
@@ -183,6 +205,30 @@ mod tests {
     }
 
     #[test]
+    fn heads_are_joined() {
+        // Two heads that each read two dimensions into two: `[head, in, d_head]`.
+        let reads = Piece::stored("a", 4, Stored::HeadColumns { d_head: 2 });
+        let values = [1., 2., 3., 4., 5., 6., 7., 8.];
+        let out = filled(&[reads.clone()], "[2,2,2]", &values, &[2, 4]);
+        assert_eq!(out.unwrap(), [1., 2., 5., 6., 3., 4., 7., 8.]);
+        assert_eq!(reads.stored_shape(&[2, 4]), [2, 2, 2]);
+        let bias = filled(&[reads.clone()], "[2,2]", &values[..4], &[4]);
+        assert_eq!(bias.unwrap(), values[..4]);
+        assert_eq!(reads.stored_shape(&[4]), [2, 2]);
+        let writes = Piece::stored("a", 2, Stored::HeadRows { d_head: 2 });
+        let out = filled(&[writes.clone()], "[2,2,2]", &values, &[4, 2]);
+        assert_eq!(out.unwrap(), values);
+        assert_eq!(writes.stored_shape(&[4, 2]), [2, 2, 2]);
+    }
+
+    #[test]
+    fn what_is_nowhere_is_what_is_added() {
+        let ones = Piece::stored("gone", 2, Stored::Nowhere).plus(1.0);
+        let out = filled(&[ones], "[1]", &[9.], &[2]);
+        assert_eq!(out.unwrap(), [1., 1.]);
+    }
+
+    #[test]
     fn large_matrices_are_transposed_tile_by_tile() {
         let (rows, out) = (75, 67);
         let values: Vec<f32> = (0..rows * out).map(|i| i as f32).collect();
@@ -192,6 +238,13 @@ mod tests {
                 assert_eq!(got[row * out + o], values[o * rows + row]);
             }
         }
+    }
+
+    #[test]
+    fn rows_can_be_skipped() {
+        let piece = Piece::as_is("a", 2).skip(1);
+        let out = filled(&[piece], "[3,2]", &[1., 2., 3., 4., 5., 6.], &[2, 2]);
+        assert_eq!(out.unwrap(), [3., 4., 5., 6.]);
     }
 
     #[test]

@@ -97,7 +97,17 @@ impl Gguf {
     /// # Errors
     /// [`Error::Missing`], [`Error::Malformed`].
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = map(path)?;
+        Self::new(path, map(path)?)
+    }
+
+    /// Reads a file that is in memory. `name` stands for its path in messages.
+    /// # Errors
+    /// [`Error::Malformed`].
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self> {
+        Self::new(Path::new(name), Bytes::Owned(bytes))
+    }
+
+    fn new(path: &Path, bytes: Bytes<'static>) -> Result<Self> {
         let header = read_header(&bytes).map_err(|reason| Error::Malformed {
             path: path.to_path_buf(),
             format: "GGUF",
@@ -632,6 +642,14 @@ pub(crate) mod tests {
             let mut bytes = 5u32.to_le_bytes().to_vec();
             bytes.extend((numbers.len() as u64).to_le_bytes());
             numbers.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+            self.raw(key, ARRAY, &bytes)
+        }
+        pub(crate) fn floats(&mut self, key: &str, numbers: &[f64]) -> &mut Self {
+            let mut bytes = 6u32.to_le_bytes().to_vec();
+            bytes.extend((numbers.len() as u64).to_le_bytes());
+            numbers
+                .iter()
+                .for_each(|x| bytes.extend((*x as f32).to_le_bytes()));
             self.raw(key, ARRAY, &bytes)
         }
         pub(crate) fn tensor(&mut self, name: &str, shape: &[usize], values: &[f32]) -> &mut Self {

@@ -2,7 +2,9 @@
 //!
 //! llama.cpp names its splitting rule instead of writing it down (`tokenizer.ggml.pre`); each name here is that rule in the form of
 //! the Hugging Face tokenizer that it was taken from. A name that is not here is refused: a wrong split gives wrong tokens without a word.
-//! Left out on purpose: `tokenizer.ggml.model` = `llama` (SentencePiece), which is not the same algorithm.
+//! SentencePiece tables, which have scores and no merges, are in `sentence_piece.rs`.
+
+mod sentence_piece;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -42,17 +44,6 @@ pub fn read(gguf: &Gguf) -> Result<(Tokenizer, String)> {
 
 /// The `tokenizer.json`.
 fn rewritten(gguf: &Gguf) -> Result<Value> {
-    let model = gguf.string("tokenizer.ggml.model")?;
-    if model != "gpt2" {
-        return Err(refused(format!(
-            "a GGUF tokenizer of model `{}` is not handled, only `gpt2` (byte-level BPE); use the safetensors checkpoint, which has a tokenizer.json",
-            shortened(model)
-        )));
-    }
-    let rule = rule(
-        gguf.maybe_string("tokenizer.ggml.pre")?
-            .unwrap_or("default"),
-    )?;
     let tokens = gguf.texts("tokenizer.ggml.tokens")?;
     let kinds = gguf.numbers("tokenizer.ggml.token_type")?;
     if kinds.len() != tokens.len() {
@@ -62,6 +53,23 @@ fn rewritten(gguf: &Gguf) -> Result<Value> {
             kinds.len()
         )));
     }
+    match gguf.string("tokenizer.ggml.model")? {
+        "gpt2" => byte_level_bpe(gguf, tokens, &kinds),
+        "llama" => sentence_piece::rewritten(gguf, &tokens, &kinds),
+        other => Err(refused(format!(
+            "a GGUF tokenizer of model `{}` is not handled, only `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE); \
+             use the safetensors checkpoint, which has a tokenizer.json",
+            shortened(other)
+        ))),
+    }
+}
+
+/// The `tokenizer.json` of a byte-level BPE.
+fn byte_level_bpe(gguf: &Gguf, tokens: Vec<String>, kinds: &[f64]) -> Result<Value> {
+    let rule = rule(
+        gguf.maybe_string("tokenizer.ggml.pre")?
+            .unwrap_or("default"),
+    )?;
     let mut merges = Vec::new();
     for merge in gguf.texts("tokenizer.ggml.merges")? {
         match merge.split_once(' ') {
@@ -76,15 +84,10 @@ fn rewritten(gguf: &Gguf) -> Result<Value> {
     }
     let added: Vec<Value> = tokens
         .iter()
-        .zip(&kinds)
+        .zip(kinds)
         .enumerate()
         .filter(|(_, (_, kind))| **kind == CONTROL || **kind == USER_DEFINED)
-        .map(|(id, (content, kind))| {
-            json!({
-                "id": id, "content": content, "special": *kind == CONTROL,
-                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            })
-        })
+        .map(|(id, (content, kind))| added_token(id, content, *kind == CONTROL))
         .collect();
     let vocab: Map<String, Value> = tokens
         .into_iter()
@@ -117,10 +120,10 @@ fn config(gguf: &Gguf) -> Result<Value> {
             ))),
         },
     };
-    // Of the rules that we read, llama.cpp adds BOS by itself only under Llama 3's.
-    let adds_by_itself = gguf
-        .maybe_string("tokenizer.ggml.pre")?
-        .is_some_and(is_llama3);
+    // Of the rules that we read, llama.cpp adds BOS by itself only under SentencePiece's and Llama 3's.
+    let pre = gguf.maybe_string("tokenizer.ggml.pre")?;
+    let adds_by_itself =
+        gguf.string("tokenizer.ggml.model")? == "llama" || pre.is_some_and(is_llama3);
     let bos = named("tokenizer.ggml.bos_token_id")?;
     let add_bos = gguf
         .maybe_bool("tokenizer.ggml.add_bos_token")?
@@ -181,6 +184,14 @@ fn rule(pre: &str) -> Result<Rule> {
             shortened(pre)
         ))),
     }
+}
+
+/// A token that is found in the text as it is, before anything else is done to it.
+fn added_token(id: usize, content: &str, special: bool) -> Value {
+    json!({
+        "id": id, "content": content, "special": special,
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+    })
 }
 
 fn byte_level(use_regex: bool) -> Value {

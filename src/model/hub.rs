@@ -12,7 +12,7 @@ use super::checkpoint::read_at_most;
 use super::embedded::EMBEDDED;
 use super::families;
 use super::load::{CONFIG_LIMIT, LoadOptions};
-use super::safetensors::{self, shard_names};
+use super::weight_files::{self, Format, shard_names};
 use crate::error::{Error, Result};
 
 /// The branch of a hub model if none is named.
@@ -24,6 +24,8 @@ pub enum Located {
     /// The model that is part of the library.
     Embedded,
     Gguf(PathBuf),
+    /// One weight file of a folder, whose config.json and tokenizer.json belong to it.
+    WeightFile(PathBuf),
     /// `revision` is the commit, if the folder is a snapshot of a hub model.
     Folder {
         path: PathBuf,
@@ -138,14 +140,16 @@ pub fn locate_with(
         });
     }
     if path.is_file() {
-        return match path
+        let is_gguf = path
             .extension()
-            .is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
-        {
-            true => Ok(Located::Gguf(path.to_path_buf())),
-            false => Err(Error::Missing {
+            .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+        return match (is_gguf, Format::of(path)) {
+            (true, _) => Ok(Located::Gguf(path.to_path_buf())),
+            (false, Some(_)) => Ok(Located::WeightFile(path.to_path_buf())),
+            (false, None) => Err(Error::Missing {
                 path: path.join("config.json"),
-                hint: "a single file must be a `.gguf`; for safetensors give the folder"
+                hint: "a single file must be a `.gguf`, or weights (`.safetensors`, `.bin`, `.pt`, `.pth`) beside their \
+                       config.json; else give the folder"
                     .to_string(),
             }),
         };
@@ -253,16 +257,8 @@ fn in_cache(repo: &Path, revision: &str, wanted: Wanted) -> Result<Option<Locate
 }
 
 fn has_weights(dir: &Path) -> Result<bool> {
-    if dir.join(safetensors::SINGLE).is_file() {
-        return Ok(true);
-    }
-    let index = dir.join(safetensors::INDEX);
-    if !index.is_file() {
-        return Ok(false);
-    }
-    Ok(shard_names(&index)?
-        .iter()
-        .all(|name| dir.join(name).is_file()))
+    let found = weight_files::find(dir)?;
+    Ok(found.is_some_and(|(_, paths)| paths.iter().all(|path| path.is_file())))
 }
 
 fn cached_summary(settings: &HubSettings) -> String {
@@ -408,22 +404,19 @@ fn download(
             }
         }
         if wanted == Wanted::Weights {
-            if has(safetensors::SINGLE) {
-                repo.get(safetensors::SINGLE).map_err(failed)?;
-            } else if has(safetensors::INDEX) {
-                let index = repo.get(safetensors::INDEX).map_err(failed)?;
-                for name in shard_names(&index)? {
+            let there = |format: &Format| has(format.single()) || has(format.index());
+            let Some(format) = Format::ALL.into_iter().find(there) else {
+                return Err(not_cached(
+                    "the repository has no model.safetensors and no pytorch_model.bin".to_string(),
+                ));
+            };
+            if has(format.single()) {
+                repo.get(format.single()).map_err(failed)?;
+            } else {
+                let index = repo.get(format.index()).map_err(failed)?;
+                for name in shard_names(&index, format)? {
                     repo.get(&name).map_err(failed)?;
                 }
-            } else {
-                return Err(no_safetensors(
-                    id,
-                    &listed
-                        .iter()
-                        .map(|f| f.rfilename.as_str())
-                        .collect::<Vec<_>>(),
-                    not_cached,
-                ));
             }
         }
         let folder = settings
@@ -446,19 +439,6 @@ const TEXTS: &[&str] = &[
     "chat_template.jinja",
     "special_tokens_map.json",
 ];
-
-#[cfg(feature = "hub")]
-fn no_safetensors(id: &str, listed: &[&str], not_cached: &dyn Fn(String) -> Error) -> Error {
-    match listed
-        .iter()
-        .find(|name| name.ends_with(".bin") || name.ends_with(".pth"))
-    {
-        Some(pickle) => Error::Pickle {
-            path: Path::new(id).join(pickle),
-        },
-        None => not_cached("the repository has no model.safetensors".to_string()),
-    }
-}
 
 /// The downloader's reason with what to do about it.
 #[cfg(feature = "hub")]

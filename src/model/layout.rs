@@ -201,6 +201,15 @@ pub struct Layout {
     pub harmless: Vec<&'static str>,
 }
 
+impl Layout {
+    /// The same layout with one slot of every block filled otherwise.
+    pub fn with(mut self, slot: Slot, pieces: Vec<Piece>) -> Self {
+        self.blocks.retain(|(other, _)| *other != slot);
+        self.blocks.push((slot, pieces));
+        self
+    }
+}
+
 /// One checkpoint tensor's share of a slot. The pieces of a slot fill its last axis from left to right.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
@@ -213,6 +222,8 @@ pub struct Piece {
     pub take: Take,
     /// Added to every entry (Gemma stores norm weights less 1).
     pub plus: f32,
+    /// Rows of the stored tensor before the first that is taken (OPT's positions begin at row 2).
+    pub skip: usize,
 }
 
 /// Which way a checkpoint tensor lies.
@@ -222,6 +233,12 @@ pub enum Stored {
     OutIn,
     /// As the slot has it: `[in, out]` (GPT-2's Conv1D), embeddings `[rows, d_model]`, vectors.
     AsIs,
+    /// `[head, in, d_head]`, as TransformerLens keeps what reads the stream; its biases are `[head, d_head]`.
+    HeadColumns { d_head: usize },
+    /// `[head, d_head, out]`, as TransformerLens keeps what writes to the stream.
+    HeadRows { d_head: usize },
+    /// Not in the checkpoint: zeros, to which `plus` is added (the weight of a norm that was folded into its readers is one).
+    Nowhere,
 }
 
 /// Which entries of the stored output axis a piece takes, in which order.
@@ -279,6 +296,7 @@ impl Piece {
             out,
             take: Take::All,
             plus: 0.0,
+            skip: 0,
         }
     }
 
@@ -290,6 +308,15 @@ impl Piece {
             out,
             take: Take::All,
             plus: 0.0,
+            skip: 0,
+        }
+    }
+
+    /// A tensor that lies some other way.
+    pub fn stored(name: &'static str, out: usize, stored: Stored) -> Self {
+        Piece {
+            stored,
+            ..Piece::as_is(name, out)
         }
     }
 
@@ -303,12 +330,20 @@ impl Piece {
         Piece { plus, ..self }
     }
 
+    /// The same piece without the first rows of the stored tensor, which has as many more.
+    pub fn skip(self, rows: usize) -> Self {
+        Piece { skip: rows, ..self }
+    }
+
     /// The shape that the checkpoint tensor must have to fill its part of a slot of shape `slot`.
     pub fn stored_shape(&self, slot: &[usize]) -> Vec<usize> {
         let out = self.take.stored_len(self.out);
         match (slot, self.stored) {
             ([rows, _], Stored::OutIn) => vec![out, *rows],
-            ([rows, _], Stored::AsIs) => vec![*rows, out],
+            ([rows, _], Stored::HeadColumns { d_head }) => vec![out / d_head, *rows, d_head],
+            (_, Stored::HeadColumns { d_head }) => vec![out / d_head, d_head],
+            ([rows, _], Stored::HeadRows { d_head }) => vec![rows / d_head, d_head, out],
+            ([rows, _], Stored::AsIs | Stored::Nowhere) => vec![self.skip + *rows, out],
             _ => vec![out],
         }
     }

@@ -4,7 +4,7 @@
 //! except for NaN, which the conversion itself looks for.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -12,14 +12,17 @@ use sha2::{Digest, Sha256};
 use super::checkpoint::{Checkpoint, check_not_a_stand_in, hex, read_at_most};
 use super::convert::fill_slot;
 use super::embedded;
+use super::families::transformer_lens;
 use super::families::{self, Description};
 use super::gguf::Gguf;
 use super::gguf_tokenizer;
 use super::hub::{self, Located, Wanted};
-use super::layout::{Layout, Need, Piece, Slot};
+use super::layout::{Layout, Need, Piece, Slot, Stored};
+use super::numbers;
 use super::safetensors::SafeTensors;
 use super::spec::ModelSpec;
 use super::tokenizer::{self, Tokenizer};
+use super::weight_files;
 use super::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
 use super::{Model, Origin};
 use crate::error::{Error, Result};
@@ -74,7 +77,14 @@ pub fn load(id: &str, options: &LoadOptions) -> Result<Loaded> {
             options,
         ),
         Located::Gguf(path) => load_gguf(id, &path, options),
-        Located::Folder { path, revision } => load_folder(id, &path, revision, options),
+        Located::Folder { path, revision } => {
+            let folder = Folder {
+                path,
+                weights: None,
+            };
+            folder.load(id, revision, options)
+        }
+        Located::WeightFile(file) => Folder::around(file).load(id, None, options),
     }
 }
 
@@ -107,7 +117,11 @@ pub fn read_spec(id: &str, options: &LoadOptions) -> Result<ModelSpec> {
     let description = match hub::locate(id, options, Wanted::Config)? {
         Located::Embedded => families::from_config(embedded::CONFIG)?,
         Located::Gguf(path) => families::from_gguf(&Gguf::open(&path)?)?,
-        Located::Folder { path, .. } => families::from_config(&read_config(&path)?)?,
+        Located::Folder { path, .. } => {
+            let weights = None;
+            Folder { path, weights }.describe()?
+        }
+        Located::WeightFile(file) => Folder::around(file).describe()?,
     };
     Ok(description.spec)
 }
@@ -125,33 +139,101 @@ pub fn load_tokenizer(id: &str, options: &LoadOptions) -> Result<(Tokenizer, Mod
             let gguf = Gguf::open(&path)?;
             (families::from_gguf(&gguf)?, gguf_tokenizer::read(&gguf)?.0)
         }
-        Located::Folder { path, .. } => (
-            families::from_config(&read_config(&path)?)?,
-            Tokenizer::from_dir(&path)?,
-        ),
+        Located::Folder { path, .. } => {
+            let weights = None;
+            Folder { path, weights }.describe_with_tokenizer()?
+        }
+        Located::WeightFile(file) => Folder::around(file).describe_with_tokenizer()?,
     };
     check_fits(&tokenizer, &description.spec)?;
     Ok((tokenizer, description.spec))
 }
 
-fn load_folder(
-    id: &str,
-    dir: &Path,
-    revision: Option<String>,
-    options: &LoadOptions,
-) -> Result<Loaded> {
-    let description = families::from_config(&read_config(dir)?)?;
-    let checkpoint = SafeTensors::open_dir(dir)?;
-    let tokenizer = Tokenizer::from_dir(dir)?;
-    let tokenizer_path = dir.join("tokenizer.json");
-    let json = read_at_most(&tokenizer_path, tokenizer::FILE_LIMIT)?;
-    let origin = Origin {
-        id: id.to_string(),
-        revision,
-        tokenizer_hash: hex(&Sha256::digest(json)),
-        ..Origin::default()
-    };
-    finish(&checkpoint, description, tokenizer, origin, options)
+/// Most tokens of a model that may do without a tokenizer: a vocabulary of real text is larger.
+const MOST_NUMBERS: usize = 256;
+
+/// A model folder, and which of its weight files is meant if it is not the usual one.
+struct Folder {
+    path: PathBuf,
+    weights: Option<PathBuf>,
+}
+
+impl Folder {
+    /// The folder of a weight file, which stands for the model.
+    fn around(file: PathBuf) -> Self {
+        Folder {
+            path: file.parent().map(Path::to_path_buf).unwrap_or_default(),
+            weights: Some(file),
+        }
+    }
+
+    fn open_weights(&self) -> Result<Box<dyn Checkpoint>> {
+        match &self.weights {
+            Some(file) => weight_files::open_file(file),
+            None => weight_files::open_folder(&self.path),
+        }
+    }
+
+    /// From config.json; where that names no family or is not there, from the tensors if they have TransformerLens's names.
+    fn describe(&self) -> Result<Description> {
+        let path = self.path.join("config.json");
+        let config = match path.is_file() {
+            true => Some(read_config(&path)?),
+            false => None,
+        };
+        let names_a_family = |config: &String| {
+            let keys = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(config);
+            keys.is_ok_and(|keys| keys.contains_key("model_type"))
+        };
+        if !config.as_ref().is_some_and(names_a_family)
+            && let Ok(checkpoint) = self.open_weights()
+            && transformer_lens::is_native(&checkpoint.tensors())
+        {
+            return transformer_lens::describe(config.as_deref(), &checkpoint.tensors());
+        }
+        match config {
+            Some(config) => families::from_config(&config),
+            None => Err(Error::Missing {
+                path,
+                hint: "a model folder needs config.json, tokenizer.json and model.safetensors, and so does a weight file \
+                       beside it; give the folder"
+                    .to_string(),
+            }),
+        }
+    }
+
+    fn describe_with_tokenizer(&self) -> Result<(Description, Tokenizer)> {
+        let description = self.describe()?;
+        let (tokenizer, _) = self.tokenizer(&description.spec)?;
+        Ok((description, tokenizer))
+    }
+
+    /// The tokenizer, and the SHA-256 of its tokenizer.json. A toy model without one has numbers for tokens.
+    fn tokenizer(&self, spec: &ModelSpec) -> Result<(Tokenizer, String)> {
+        let json = self.path.join("tokenizer.json");
+        let is_toy = spec.family == transformer_lens::NAME || spec.d_vocab <= MOST_NUMBERS;
+        if is_toy && !json.exists() {
+            let json = numbers::tokenizer_json(spec.d_vocab);
+            let tokenizer = Tokenizer::from_bytes(json.as_bytes(), None)?;
+            return Ok((tokenizer, hex(&Sha256::digest(json))));
+        }
+        let tokenizer = Tokenizer::from_dir(&self.path)?;
+        let bytes = read_at_most(&json, tokenizer::FILE_LIMIT)?;
+        Ok((tokenizer, hex(&Sha256::digest(bytes))))
+    }
+
+    fn load(&self, id: &str, revision: Option<String>, options: &LoadOptions) -> Result<Loaded> {
+        let description = self.describe()?;
+        let checkpoint = self.open_weights()?;
+        let (tokenizer, tokenizer_hash) = self.tokenizer(&description.spec)?;
+        let origin = Origin {
+            id: id.to_string(),
+            revision,
+            tokenizer_hash,
+            ..Origin::default()
+        };
+        finish(checkpoint.as_ref(), description, tokenizer, origin, options)
+    }
 }
 
 fn load_gguf(id: &str, path: &Path, options: &LoadOptions) -> Result<Loaded> {
@@ -166,17 +248,9 @@ fn load_gguf(id: &str, path: &Path, options: &LoadOptions) -> Result<Loaded> {
     finish(&gguf, description, tokenizer, origin, options)
 }
 
-fn read_config(dir: &Path) -> Result<String> {
-    let path = dir.join("config.json");
-    if !path.is_file() {
-        let hint = "a model folder needs config.json, tokenizer.json and model.safetensors";
-        return Err(Error::Missing {
-            path,
-            hint: hint.to_string(),
-        });
-    }
-    let bytes = read_at_most(&path, CONFIG_LIMIT)?;
-    check_not_a_stand_in(&path, &bytes)?;
+fn read_config(path: &Path) -> Result<String> {
+    let bytes = read_at_most(path, CONFIG_LIMIT)?;
+    check_not_a_stand_in(path, &bytes)?;
     String::from_utf8(bytes).map_err(|_| Error::UnreadableConfig {
         reason: format!("`{}` is not UTF-8", path.display()),
     })
@@ -269,6 +343,10 @@ fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result
         let mut named = Vec::new();
         for piece in pieces {
             let name = piece.name.replace("{l}", &layer.to_string());
+            if piece.stored == Stored::Nowhere {
+                named.push((name, piece));
+                continue;
+            }
             let prefixed = format!("{}{name}", layout.optional_prefix);
             let present = [prefixed, name.clone()].into_iter().find_map(|name| {
                 let shape = found.get(name.as_str())?;
@@ -423,4 +501,4 @@ pub(super) fn assemble(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,11 +9,14 @@ mod gguf_tokenizer;
 pub mod hub;
 pub mod layout;
 pub mod load;
+mod numbers;
+pub mod pickle;
 pub mod processing;
 mod random;
 pub mod safetensors;
 pub mod spec;
 pub mod tokenizer;
+pub mod weight_files;
 pub mod weights;
 
 use candle_core::{DType, Device};

@@ -5,20 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hex, map};
+use super::checkpoint::{Bytes, Checkpoint, Float, check_not_a_pickle, decode_floats, hex, map};
 use super::families::shortened;
 use crate::error::{Error, Result};
 
 /// The format's own limit on a header.
 const MOST_HEADER: u64 = 100_000_000;
-pub(super) const SINGLE: &str = "model.safetensors";
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// One or several safetensors files as one checkpoint.
 #[derive(Debug)]
@@ -78,14 +76,15 @@ struct Written {
 }
 
 impl SafeTensors<'static> {
-    /// Opens the checkpoint in a model folder: `model.safetensors`, or the shards of its index.
+    /// Opens the shards of a checkpoint.
     /// # Errors
-    /// [`Error::Missing`], [`Error::Pickle`] if there is only a pickle, [`Error::Malformed`].
-    pub fn open_dir(dir: &Path) -> Result<Self> {
-        let paths = shard_paths(dir)?;
+    /// [`Error::Missing`], [`Error::Pickle`] for a pickle under the name of one, [`Error::Malformed`].
+    pub fn open(paths: Vec<PathBuf>) -> Result<Self> {
         let mut shards = Vec::with_capacity(paths.len());
         for path in paths {
-            shards.push((map(&path)?, path));
+            let bytes = map(&path)?;
+            check_not_a_pickle(&path, &bytes)?;
+            shards.push((bytes, path));
         }
         Self::new(shards)
     }
@@ -165,65 +164,6 @@ impl Checkpoint for SafeTensors<'_> {
         self.shards.iter().for_each(|shard| hash.update(&**shard));
         hex(&hash.finalize())
     }
-}
-
-/// The weight files of a folder, in name order.
-fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>> {
-    let single = dir.join(SINGLE);
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let index = dir.join(INDEX);
-    if index.is_file() {
-        let names = shard_names(&index)?;
-        return Ok(names.iter().map(|name| dir.join(name)).collect());
-    }
-    let pickle = dir.join("pytorch_model.bin");
-    let pickle_index = dir.join("pytorch_model.bin.index.json");
-    match [pickle, pickle_index]
-        .into_iter()
-        .find(|path| path.exists())
-    {
-        Some(path) => Err(Error::Pickle { path }),
-        None => Err(Error::Missing {
-            path: single,
-            hint: format!("a model folder needs it, or shards with `{INDEX}`"),
-        }),
-    }
-}
-
-/// The distinct shard names in an index file, checked to stay inside its folder.
-/// # Errors
-/// [`Error::Read`], [`Error::LfsPointer`], [`Error::Malformed`].
-pub fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let malformed = |reason| Error::Malformed {
-        path: index.to_path_buf(),
-        format: "safetensors index",
-        reason,
-    };
-    let bytes = map(index)?;
-    let parsed: Index =
-        serde_json::from_slice(&bytes).map_err(|source| malformed(source.to_string()))?;
-    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    let is_plain = |name: &String| {
-        !name.starts_with('.')
-            && !name.contains(['/', '\\', ':', '\0'])
-            && name.ends_with(".safetensors")
-    };
-    if let Some(name) = names.iter().find(|name| !is_plain(name)) {
-        return Err(malformed(format!(
-            "`{}` is no shard of this folder",
-            shortened(name)
-        )));
-    }
-    if names.is_empty() {
-        return Err(malformed("it lists no tensor".to_string()));
-    }
-    Ok(names)
 }
 
 type Tensor = (String, Dtype, Vec<usize>, usize);
@@ -383,27 +323,5 @@ mod tests {
         let header = r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
                          "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#;
         refused(&file(header, 8), "must begin at 8");
-    }
-
-    #[test]
-    fn shards_stay_in_their_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = dir.path().join(INDEX);
-        for name in [
-            "../secret.safetensors",
-            "/etc/passwd",
-            "a/b.safetensors",
-            ".safetensors",
-            "weights.bin",
-        ] {
-            std::fs::write(&index, format!(r#"{{"weight_map": {{"a": "{name}"}}}}"#)).unwrap();
-            let error = SafeTensors::open_dir(dir.path()).unwrap_err();
-            assert!(matches!(error, Error::Malformed { .. }), "{name}: {error}");
-        }
-        std::fs::write(&index, r#"{"weight_map": {"a": "gone.safetensors"}}"#).unwrap();
-        assert!(matches!(
-            SafeTensors::open_dir(dir.path()),
-            Err(Error::Missing { .. })
-        ));
     }
 }

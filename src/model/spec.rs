@@ -126,6 +126,30 @@ pub enum RopeScaling {
     Factors {
         factors: Vec<f64>,
     },
+    /// The base grows with the prompt once the prompt is longer than the model was trained for (NTK-aware).
+    Dynamic {
+        factor: f64,
+        original_max_position: usize,
+    },
+    /// High frequencies stay, low ones are divided by `factor`, with a ramp between (Peng et al. 2023, arXiv 2309.00071).
+    Yarn {
+        factor: f64,
+        /// Turns over the trained length above which a frequency stays, and below which it is divided.
+        beta_fast: f64,
+        beta_slow: f64,
+        /// Multiplies cosines and sines, and so the scores by its square.
+        attention_factor: f64,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
+        original_max_position: usize,
+    },
+    /// A factor per frequency, one set for prompts up to the trained length and one for longer ones (Phi-3).
+    LongRope {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        attention_factor: f64,
+        original_max_position: usize,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +181,34 @@ pub enum Activation {
     Relu,
 }
 
+impl Rotary {
+    fn described(&self, d_head: usize) -> String {
+        let mut words = "rotary".to_string();
+        if self.dims != d_head {
+            words += &format!(" {} of {d_head}", self.dims);
+        }
+        if self.style == RotaryStyle::Interleaved {
+            words += " interleaved";
+        }
+        if self.bases.len() > 1 {
+            words += &format!(", {} bases", self.bases.len());
+        }
+        for base in &self.bases {
+            let scaling = match base.scaling {
+                RopeScaling::None => continue,
+                RopeScaling::Linear { .. } => "linear",
+                RopeScaling::Llama3 { .. } => "llama3",
+                RopeScaling::Factors { .. } => "factors",
+                RopeScaling::Dynamic { .. } => "dynamic",
+                RopeScaling::Yarn { .. } => "yarn",
+                RopeScaling::LongRope { .. } => "longrope",
+            };
+            words += &format!(", {scaling} scaling");
+        }
+        words
+    }
+}
+
 impl ModelSpec {
     /// Query heads that share one key/value head.
     pub fn group(&self) -> usize {
@@ -175,6 +227,88 @@ impl ModelSpec {
             self.norm_placement,
             NormPlacement::Post | NormPlacement::Sandwich
         )
+    }
+
+    /// What is in force in this model, in a few words each, in the order of the forward pass.
+    pub fn features(&self) -> Vec<String> {
+        let mut said = Vec::new();
+        let mut say = |words: String| said.push(words);
+        if let Some(scale) = self.embed_scale {
+            say(format!("embeddings x {scale:.2}"));
+        }
+        match &self.position {
+            Position::None => say("no positions".into()),
+            Position::Learned => say("learned positions".into()),
+            Position::Rotary(rotary) => say(rotary.described(self.d_head)),
+        }
+        let norm = match self.norm {
+            NormKind::Layer => "LayerNorm",
+            NormKind::Rms => "RMSNorm",
+        };
+        match self.norm_placement {
+            NormPlacement::Pre => say(format!("{norm} before")),
+            NormPlacement::Post => say(format!("{norm} after")),
+            NormPlacement::Sandwich => say(format!("{norm} before and after")),
+            NormPlacement::None => say("no norms".into()),
+        }
+        match self.block {
+            Block::Sequential => (),
+            Block::Parallel { shared_norm: true } => say("parallel, one norm".into()),
+            Block::Parallel { shared_norm: false } => say("parallel".into()),
+        }
+        let heads = format!("{} heads of {}", self.n_heads, self.d_head);
+        say(match self.n_heads == self.n_kv_heads {
+            true => heads,
+            false => format!("{heads}, {} for keys", self.n_kv_heads),
+        });
+        match self.qk_norm {
+            QkNorm::None => (),
+            QkNorm::PerHead => say("q/k-norm".into()),
+            QkNorm::FullWidth => say("q/k-norm over all heads".into()),
+        }
+        let usual = 1.0 / (self.d_head as f32).sqrt();
+        if self
+            .attn_scale
+            .iter()
+            .any(|scale| (scale - usual).abs() > 1e-6)
+        {
+            say("own attention scale".into());
+        }
+        let windows: Vec<usize> = self.windows.iter().flatten().copied().collect();
+        if let Some(window) = windows.iter().min() {
+            say(format!(
+                "window {window} in {} of {} layers",
+                windows.len(),
+                self.n_layers
+            ));
+        }
+        if let Some(cap) = self.attn_softcap {
+            say(format!("scores capped at {cap}"));
+        }
+        let activation = match self.activation {
+            Activation::Gelu => "GELU",
+            Activation::GeluTanh => "tanh-GELU",
+            Activation::Silu => "SiLU",
+            Activation::Relu => "ReLU",
+        };
+        match self.mlp {
+            Mlp::None => say("no MLP".into()),
+            Mlp::Plain => say(activation.into()),
+            Mlp::Gated => say(format!("gated {activation}")),
+        }
+        if let Some(cap) = self.final_softcap {
+            say(format!("logits capped at {cap}"));
+        }
+        say(if self.tied { "tied" } else { "untied" }.into());
+        said
+    }
+
+    /// How many dimensions of each head rotate.
+    pub fn rotary_dims(&self) -> usize {
+        match &self.position {
+            Position::Rotary(rotary) => rotary.dims,
+            Position::None | Position::Learned => 0,
+        }
     }
 
     /// Whether there is a stream between attention and MLP that `hook_resid_mid` could name.

@@ -169,7 +169,17 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if `bos` is set and there is none, or the tokenizer cannot encode this text.
     pub fn encode(&self, text: &str, bos: bool) -> Result<Encoded> {
-        let encoding = quietly(|| self.inner.encode(text, false))?;
+        let encoding = quietly(|| self.inner.encode(text, false)).map_err(|error| {
+            match (self.inner.get_model(), self.unknown()) {
+                (ModelWrapper::WordLevel(_), None) => broken(format!(
+                    "`{}` has a word that is no token, and there is none for unknown words; tokens are {}, {}, ...",
+                    printable(&super::families::shortened(text)),
+                    self.token(0),
+                    self.token(1)
+                )),
+                _ => error,
+            }
+        })?;
         let mut ids = encoding.get_ids().to_vec();
         let clamp = |at: usize| at.min(text.len());
         let mut spans: Vec<Range<usize>> = encoding

@@ -10,6 +10,7 @@
 
 pub mod attention;
 pub mod embed;
+mod frequencies;
 pub mod host;
 pub mod linear;
 pub mod mlp;

@@ -3,9 +3,10 @@
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::frequencies::Frequencies;
 use super::host::{host, is_host, room, simd, tensor};
 use crate::error::Result;
-use crate::model::spec::{ModelSpec, Position, RopeScaling, Rotary, RotaryBase, RotaryStyle};
+use crate::model::spec::{ModelSpec, Position, Rotary, RotaryBase, RotaryStyle};
 
 /// Cosines and sines of the positions of one run, for one base.
 #[derive(Debug, Clone)]
@@ -48,13 +49,19 @@ impl Tables {
 
 impl Table {
     fn new(rotary: &Rotary, base: &RotaryBase, length: usize) -> Self {
-        let frequencies = inverse_frequencies(rotary.dims, base);
+        let Frequencies {
+            inverse: frequencies,
+            attention_factor: factor,
+        } = Frequencies::new(rotary.dims, base, length);
         // Angles are formed in f32, as the reference implementations do.
         let angle = |pos: usize, frequency: f32| pos as f32 * frequency;
         let each = |f: fn(f32) -> f32| -> Vec<f32> {
-            (0..length)
-                .flat_map(|pos| frequencies.iter().map(move |&freq| f(angle(pos, freq))))
-                .collect()
+            let of_position = |pos| {
+                frequencies
+                    .iter()
+                    .map(move |&freq| f(angle(pos, freq)) * factor)
+            };
+            (0..length).flat_map(of_position).collect()
         };
         Table {
             pairs: frequencies.len(),
@@ -69,45 +76,6 @@ impl Table {
         match self.style {
             RotaryStyle::Half => (i, i + self.pairs),
             RotaryStyle::Interleaved => (2 * i, 2 * i + 1),
-        }
-    }
-}
-
-/// `1 / theta^(2i/dims)`, scaled.
-fn inverse_frequencies(dims: usize, base: &RotaryBase) -> Vec<f32> {
-    let plain = (0..dims / 2).map(|i| 1.0 / (base.theta as f32).powf(2.0 * i as f32 / dims as f32));
-    match &base.scaling {
-        RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|f| f / *factor as f32).collect(),
-        RopeScaling::Factors { factors } => plain
-            .zip(factors)
-            .map(|(f, factor)| f / *factor as f32)
-            .collect(),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position,
-        } => {
-            let (factor, low, high) = (
-                *factor as f32,
-                *low_freq_factor as f32,
-                *high_freq_factor as f32,
-            );
-            let original = *original_max_position as f32;
-            plain
-                .map(|f| {
-                    let wavelength = 2.0 * std::f32::consts::PI / f;
-                    if wavelength < original / high {
-                        f
-                    } else if wavelength > original / low {
-                        f / factor
-                    } else {
-                        let smooth = (original / wavelength - low) / (high - low);
-                        (1.0 - smooth) * f / factor + smooth * f
-                    }
-                })
-                .collect()
         }
     }
 }
@@ -226,6 +194,7 @@ fn composed(x: &Tensor, positions: &[u32], table: &Table, sense: f32) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::spec::RopeScaling;
 
     fn table(dims: usize, style: RotaryStyle) -> Table {
         let base = RotaryBase {

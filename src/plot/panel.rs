@@ -400,6 +400,7 @@ fn name(key: &Key, axis: &str) -> String {
         Key::Number(number) => number.to_string(),
         Key::Pair(i64::MAX, pos) => pos.to_string(),
         Key::Pair(layer, head) => format!("a{layer}.h{head}"),
-        Key::Role(_) | Key::All => axis.to_string(),
+        Key::All => "all".to_string(),
+        Key::Role(_) => axis.to_string(),
     }
 }

@@ -83,6 +83,13 @@ pub fn gradients(
             request.targets.len()
         )));
     }
+    if let Some(reference) = request.reference.filter(|r| r.len() != prompts.len()) {
+        return Err(Error::invalid(format!(
+            "{} prompts need the clean run's logits for each, not for {}",
+            prompts.len(),
+            reference.len()
+        )));
+    }
     let of_tape = TapeRequest {
         edits: request.edits,
         sources: request.sources.clone(),
@@ -146,7 +153,7 @@ pub(crate) struct Measured<'a> {
 
 impl<'a> Measured<'a> {
     /// # Errors
-    /// [`Error::NotFiniteLogits`]; those of [`Metric::value`].
+    /// [`Error::OutOfRange`] for a target outside of the vocabulary; [`Error::NotFiniteLogits`]; those of [`Metric::value`].
     pub fn new(
         model: &Model,
         tape: &Tape,
@@ -159,13 +166,22 @@ impl<'a> Measured<'a> {
         let normed =
             super::forward::final_norm(model, &answer, &tape.rows.last_of_each(), &mut nobody)?;
         let columns: Vec<Vec<u32>> = targets.iter().map(Target::columns).collect();
+        let vocab = model.spec.d_vocab;
+        if let Some(token) = columns.iter().flatten().find(|&&id| id as usize >= vocab) {
+            return Err(Error::OutOfRange {
+                hook: "the vocabulary".into(),
+                what: "token",
+                value: token.to_string(),
+                limit: format!("{vocab} tokens"),
+            });
+        }
         let logits: Vec<Vec<f32>> = match metric.reads() {
             Reads::Answers => {
                 let columns: Vec<&[u32]> = columns.iter().map(Vec::as_slice).collect();
                 unembed_columns(model, &normed, &columns)?
             }
             Reads::Vocabulary => to_host(&as_logits(unembed(model, &normed)?)?)?
-                .chunks_exact(model.spec.d_vocab)
+                .chunks_exact(vocab)
                 .map(<[f32]>::to_vec)
                 .collect(),
         };
@@ -198,6 +214,29 @@ impl<'a> Measured<'a> {
         self.reference.map(|reference| reference[i].as_slice())
     }
 
+    /// The slope of each prompt's metric at the logits that it reads.
+    fn slopes(&self) -> Result<Vec<Vec<f64>>> {
+        let each = self.targets.iter().zip(&self.logits).enumerate();
+        let slope = |(i, (target, logits)): (usize, (&Target, &Vec<f32>))| {
+            self.metric.gradient(logits, target, self.reference_of(i))
+        };
+        each.map(slope).collect()
+    }
+
+    /// Each prompt's logits along the slope of its metric: the metric itself where that is linear in the logits.
+    pub fn along_slopes(&self) -> Result<Vec<f64>> {
+        let along = |(slope, logits): (Vec<f64>, &Vec<f32>)| -> f64 {
+            let each = slope.iter().zip(logits);
+            each.map(|(slope, &logit)| slope * f64::from(logit)).sum()
+        };
+        Ok(self
+            .slopes()?
+            .into_iter()
+            .zip(&self.logits)
+            .map(along)
+            .collect())
+    }
+
     /// The gradient of each prompt's metric at the final stream, `[rows, d_model]`.
     pub fn gradient(
         &self,
@@ -206,13 +245,8 @@ impl<'a> Measured<'a> {
         rows: &Rows,
         probe: &mut dyn Probe,
     ) -> Result<Tensor> {
-        let mut slopes = Vec::with_capacity(self.targets.len());
-        for (i, target) in self.targets.iter().enumerate() {
-            let slope = self
-                .metric
-                .gradient(&self.logits[i], target, self.reference_of(i))?;
-            slopes.push(slope.into_iter().map(|slope| slope as f32).collect());
-        }
+        let narrow = |slope: Vec<f64>| slope.into_iter().map(|slope| slope as f32).collect();
+        let slopes: Vec<Vec<f32>> = self.slopes()?.into_iter().map(narrow).collect();
         let at_normed = match self.metric.reads() {
             Reads::Answers => {
                 let columns: Vec<&[u32]> = self.columns.iter().map(Vec::as_slice).collect();

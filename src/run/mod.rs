@@ -225,7 +225,7 @@ pub(crate) fn walk(
     Ok((normed, tap.finish(request)?))
 }
 
-fn check_prompts(model: &Model, prompts: &[Vec<u32>]) -> Result<usize> {
+pub(crate) fn check_prompts(model: &Model, prompts: &[Vec<u32>]) -> Result<usize> {
     let length = prompts.first().map_or(0, Vec::len);
     if length == 0 {
         return Err(Error::invalid(

@@ -116,7 +116,9 @@ pub fn regather(own: &Tensor, from: &Rows, to: &Rows, whole: Option<&Tensor>) ->
             .iter()
             .map(|row| row.expect("without a base run every row is there"))
             .collect();
-        return Ok(own.index_select(&Tensor::new(index, own.device())?, 0)?);
+        return Ok(own
+            .contiguous()?
+            .index_select(&Tensor::new(index, own.device())?, 0)?);
     };
     let width: usize = own.dims()[1..].iter().product();
     let mut dims = own.dims().to_vec();

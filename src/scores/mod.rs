@@ -19,6 +19,7 @@ mod visible;
 use polars::prelude::DataFrame;
 
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
+pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};
 pub use parts::PartStore;
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};

@@ -8,7 +8,8 @@ use candlewick::hooks::{Hook, Kind, Ln};
 use candlewick::metric::Metric;
 use candlewick::model::Model;
 use candlewick::model::spec::{Block, Mlp};
-use candlewick::nn::rules::{GateRule, Rules};
+use candlewick::model::weights::NormWeights;
+use candlewick::nn::rules::{GateRule, Rules, SoftcapRule};
 use candlewick::run::{Cache, GradientRequest, Gradients, gradients, run_with_cache};
 
 use crate::models::{Pairs, every_kind};
@@ -122,8 +123,7 @@ fn every_module_passes_on_the_relevance_that_it_gets() {
                 // Products of attention: half of a product's relevance to each factor, where the rules halve it.
                 let share = f64::from(rules.value);
                 same(&[(1.0, Kind::V)], &[(share, Kind::Z)]);
-                let capped = spec.attn_softcap.is_some()
-                    && rules.softcap == candlewick::nn::rules::SoftcapRule::Exact;
+                let capped = spec.attn_softcap.is_some() && rules.softcap == SoftcapRule::Exact;
                 if !capped {
                     let share = f64::from(rules.query_key);
                     same(&[(1.0, Kind::RotQ)], &[(share, Kind::AttnScores)]);
@@ -177,6 +177,84 @@ fn conservative_propagation_shares_out_the_metric() {
             check(&[Hook::at(Kind::ResidPost, layer)]);
         }
     }
+}
+
+/// What the input does not get, the biases do: `sum R_in + sum over biases <b, rho(b)>` is the metric.
+#[test]
+fn biases_take_their_share_of_the_metric() {
+    let mut tried = 0;
+    for model in every_kind() {
+        // Where no norm stands on a branch's output, hooks give the gradient at every bias.
+        let spec = &model.spec;
+        let weights = &model.weights;
+        let shared = spec.block == (Block::Parallel { shared_norm: true });
+        if weights.blocks[0].b_o.is_none() || spec.has_post_norm() || shared {
+            continue;
+        }
+        tried += 1;
+        let relevance = Relevance::new(&model, Rules::cp_lrp());
+        let gradient = |hook: Hook| -> Tensor {
+            let gradient = relevance.gradients.cache.get(hook).expect("asked for");
+            // One row for each prompt and position; the last axes together, as biases lie.
+            gradient
+                .flatten(0, 1)
+                .and_then(|t| t.flatten_from(1))
+                .expect("rows")
+        };
+        let mut total: f64 = [Kind::Embed, Kind::PosEmbed]
+            .into_iter()
+            .filter(|kind| kind.absent(spec).is_none())
+            .flat_map(|kind| relevance.of(Hook::global(kind)))
+            .map(|[sum, _]| sum)
+            .sum();
+        let mut add = |bias: &Tensor, at: &Tensor| {
+            let terms = at.broadcast_mul(bias).expect("a bias for each column");
+            total += flat(&terms).into_iter().sum::<f64>();
+        };
+        let mut add_norm = |w: &Option<NormWeights>, hook: Hook| {
+            if let Some(NormWeights { w, b: Some(b) }) = w {
+                // The hook stands before the weight.
+                add(&(b / w).expect("a quotient"), &gradient(hook));
+            }
+        };
+        add_norm(&weights.ln_final, Hook::global(Kind::Normalized(Ln::Final)));
+        for (layer, block) in weights.blocks.iter().enumerate() {
+            add_norm(&block.ln1, Hook::at(Kind::Normalized(Ln::One), layer));
+            add_norm(&block.ln2, Hook::at(Kind::Normalized(Ln::Two), layer));
+        }
+        for (layer, block) in weights.blocks.iter().enumerate() {
+            let at = |kind| gradient(Hook::at(kind, layer));
+            let values = spec.n_kv_heads * spec.d_head;
+            let b_qkv = block.b_qkv.as_ref().expect("all biases or none");
+            let before = b_qkv.elem_count() - values;
+            add(
+                &b_qkv.narrow(0, before, values).expect("values last"),
+                &at(Kind::V),
+            );
+            add(block.b_o.as_ref().expect("seen above"), &at(Kind::AttnOut));
+            if let Some(mlp) = &block.mlp {
+                add(mlp.b_in.as_ref().expect("all biases"), &at(Kind::MlpPre));
+                add(mlp.b_out.as_ref().expect("all biases"), &at(Kind::MlpOut));
+            }
+        }
+        let b_u = flat(weights.b_u.as_ref().expect("all biases"));
+        for target in &Pairs::new().targets {
+            let mean = |ids: &[u32]| {
+                ids.iter().map(|&id| b_u[id as usize]).sum::<f64>() / ids.len() as f64
+            };
+            total += mean(&target.answers) - mean(&target.wrong);
+        }
+        let value: f64 = relevance.gradients.values.iter().sum();
+        assert!(
+            (total - value).abs() < 1e-4,
+            "{}: {total} {value}",
+            spec.family
+        );
+    }
+    assert!(
+        tried >= 3,
+        "GPT-2, NeoX and attention-only models have biases"
+    );
 }
 
 /// `sum R_in + sum over heads of (R_A - R_S)` is the metric, with `R_A = <A, rho(A)> / 2` of the pattern and `R_S` of the scores.

@@ -1,9 +1,14 @@
 //! The backward pass against an oracle that shares nothing with it: candle's autograd over a twin of the engine.
 
+mod case;
 mod conservation;
+mod differences;
+mod edits;
 mod exact;
+mod invariance;
 #[path = "../models/mod.rs"]
 mod models;
+mod refusals;
 mod trust;
 mod twin;
 mod variations;

@@ -5,6 +5,7 @@
 // Each test binary compiles this module for itself and uses its own part of it.
 #![allow(dead_code)]
 
+use candle_core::{DType, Tensor};
 use candlewick::hooks::{Hook, Kind};
 use candlewick::metric::Target;
 use candlewick::model::Model;
@@ -12,6 +13,7 @@ use candlewick::model::spec::{
     Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm, RopeScaling,
     Rotary, RotaryBase, RotaryStyle,
 };
+use candlewick::model::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
 use candlewick::run::Roles;
 
 pub const VOCAB: usize = 37;
@@ -166,6 +168,45 @@ pub fn two_kinds() -> Vec<Model> {
     let mut models = every_kind();
     models.retain(|model| wanted.contains(&model.spec.family.as_str()));
     models
+}
+
+/// The model with all weights in another type, which takes the forms in tensor operations instead of those on slices.
+pub fn cast(model: &Model, dtype: DType) -> Model {
+    let to = |t: &Tensor| t.to_dtype(dtype).expect("a cast");
+    let maybe = |t: &Option<Tensor>| t.as_ref().map(to);
+    let norm = |w: &Option<NormWeights>| {
+        w.as_ref().map(|w| NormWeights {
+            w: to(&w.w),
+            b: maybe(&w.b),
+        })
+    };
+    let block = |block: &BlockWeights| BlockWeights {
+        ln1: norm(&block.ln1),
+        w_qkv: to(&block.w_qkv),
+        b_qkv: maybe(&block.b_qkv),
+        q_norm: maybe(&block.q_norm),
+        k_norm: maybe(&block.k_norm),
+        w_o: to(&block.w_o),
+        b_o: maybe(&block.b_o),
+        ln1_post: norm(&block.ln1_post),
+        ln2: norm(&block.ln2),
+        mlp: block.mlp.as_ref().map(|mlp| MlpWeights {
+            w_in: to(&mlp.w_in),
+            b_in: maybe(&mlp.b_in),
+            w_out: to(&mlp.w_out),
+            b_out: maybe(&mlp.b_out),
+        }),
+        ln2_post: norm(&block.ln2_post),
+    };
+    let weights = Weights {
+        w_e: to(&model.weights.w_e),
+        w_pos: maybe(&model.weights.w_pos),
+        blocks: model.weights.blocks.iter().map(block).collect(),
+        ln_final: norm(&model.weights.ln_final),
+        w_u: to(&model.weights.w_u),
+        b_u: maybe(&model.weights.b_u),
+    };
+    Model::new(model.spec.clone(), weights, model.origin.clone()).expect("the same shapes")
 }
 
 /// Prompts that differ from their partners at a few positions, never before [`Pairs::FIRST`].

@@ -22,13 +22,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
-use super::runs::{Runs, Setting, at_rows};
+use super::runs::{Runs, Setting, at_rows, check_metric};
+use super::verify::verify_edges;
 use super::{Path, StepRule, no_steps};
-use crate::circuit::Graph;
+use crate::circuit::{Graph, ScoredGraph};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln, Node};
 use crate::methods::PatchSource;
-use crate::methods::exact_edges::{Reference, cell};
+use crate::methods::exact_edges::{EdgeConfig, Reference, cell};
 use crate::methods::record::provenance;
 use crate::metric::Metric;
 use crate::model::spec::{Mlp, NormKind};
@@ -111,7 +112,9 @@ impl EdgeAttributionConfig {
         }
     }
 
-    fn check(&self, task: &Task) -> Result<()> {
+    /// # Errors
+    /// What cannot be estimated as asked, before anything runs.
+    pub fn check(&self, task: &Task) -> Result<()> {
         if task.pairs.is_empty() {
             return Err(Error::EmptyTask {
                 task: task.name.clone(),
@@ -119,6 +122,8 @@ impl EdgeAttributionConfig {
             });
         }
         task.check_metric(self.metric)?;
+        let at_base = self.path == EdgePath::Along(Path::Base);
+        check_metric(self.metric, self.reference.direction(), at_base)?;
         match self.path {
             EdgePath::Along(path) => path.check()?,
             EdgePath::Activations { steps: 0, .. } => return Err(no_steps()),
@@ -186,6 +191,19 @@ impl EdgeScores {
         mean
     }
 
+    /// The mean scores as the field's interchange format has them.
+    /// # Errors
+    /// None that a graph of its own edges could give.
+    pub fn scored_graph(&self) -> Result<ScoredGraph> {
+        let mean = self.mean();
+        let mut graph = ScoredGraph::new(self.graph);
+        for edge in self.graph.edges() {
+            let (row, column) = self.graph.place(&edge)?;
+            graph.set_score(&edge, mean[row * self.graph.n_dst() + column])?;
+        }
+        Ok(graph)
+    }
+
     /// Cells and measurements, ready for [`Scores::assemble`]; edges by row, then by column, then by position.
     pub fn examples(&self, task: &Task, tokenizer: &Tokenizer) -> (Vec<Cell>, Vec<ExampleScores>) {
         let (n_dst, size) = (self.graph.n_dst(), self.graph.n_src() * self.graph.n_dst());
@@ -225,7 +243,8 @@ impl EdgeScores {
     }
 }
 
-/// Estimates the effect of patching each edge of the model.
+/// Estimates the effect of patching each edge of the model, and patches the strongest so many and as many random ones exactly if
+/// `verify` says so. Gives the table, and the scores as a matrix.
 /// # Units
 /// `value` and `score`: the metric's. `contribution`, the mean over pairs of the estimate's size, is there with
 /// [`Detail::Mean`].
@@ -236,23 +255,15 @@ pub fn attribute_edges(
     tokenizer: &Tokenizer,
     task: &Task,
     config: &EdgeAttributionConfig,
+    verify: Option<usize>,
     progress: &dyn Progress,
-) -> Result<Scores> {
+) -> Result<(Scores, EdgeScores)> {
+    if let Some(k) = verify {
+        super::verify::check(k, Graph::new(&model.spec).n_edges())?;
+    }
     let began = Instant::now();
-    let scores = edge_scores(model, task, config, progress)?;
-    table(model, tokenizer, task, config, &scores, began)
-}
-
-/// The table of estimated edges.
-pub(super) fn table(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    task: &Task,
-    config: &EdgeAttributionConfig,
-    scores: &EdgeScores,
-    began: Instant,
-) -> Result<Scores> {
-    let (cells, examples) = scores.examples(task, tokenizer);
+    let estimates = edge_scores(model, task, config, progress)?;
+    let (cells, examples) = estimates.examples(task, tokenizer);
     let meta = ScoresMeta {
         method: config.method.clone(),
         metric: config.metric.to_string(),
@@ -275,7 +286,21 @@ pub(super) fn table(
     if config.detail == Detail::Mean {
         table.add_contribution(cells.len(), &examples)?;
     }
-    Ok(table)
+    if let Some(k) = verify {
+        let mut exact = EdgeConfig::new(config.metric);
+        exact.reference = config.reference;
+        exact.sweep.memory = config.memory;
+        let found = verify_edges(model, task, &estimates, &exact, k, config.seed, progress)?;
+        // Exact effects are those of whole edges, so they stand in tables of whole edges alone.
+        match config.by_position {
+            false => found.add_to(&mut table, &cells, &examples, config.detail)?,
+            true => {
+                let edges: Vec<Cell> = estimates.graph.edges().map(|edge| cell(&edge)).collect();
+                table.provenance.notes.push(found.line(&edges));
+            }
+        }
+    }
+    Ok((table, estimates))
 }
 
 /// The estimates behind [`attribute_edges`].
@@ -305,7 +330,6 @@ pub fn edge_scores(
         memory: config.memory,
         batch: config.batch,
     };
-    setting.check(config.path == EdgePath::Along(Path::Base))?;
     let means = setting.means()?;
     progress.start("attributing", task.pairs.len() as u64);
     let positions = match config.by_position {

@@ -18,8 +18,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-pub use edges::{EdgeAttributionConfig, EdgeScores, attribute_edges, edge_scores};
-pub use nodes::{NodeAttributionConfig, attribute_nodes, node_scores};
+pub use edges::{
+    EdgeAttributionConfig, EdgeExample, EdgePath, EdgeScores, attribute_edges, edge_scores,
+};
+pub use nodes::{NodeAttributionConfig, VerifyOptions, attribute_nodes, node_scores};
 
 use crate::error::{Error, Result};
 use crate::nn::rules::Rules;

@@ -15,7 +15,8 @@ use candle_core::Tensor;
 use serde_json::json;
 
 use super::qk_fix::{self, Prompt};
-use super::runs::{Runs, Setting, at_rows};
+use super::runs::{Runs, Setting, at_rows, check_metric};
+use super::verify::{false_negative_bound, verify_nodes};
 use super::{Path, no_steps};
 use crate::error::{Error, Result};
 use crate::hooks::{Axes, Hook, Kind, Ln};
@@ -23,7 +24,7 @@ use crate::methods::PatchConfig;
 use crate::methods::activation_patching::{PatchSource, roles_of};
 use crate::methods::record::provenance;
 use crate::methods::sites::{Along, Extent, fits};
-use crate::model::{Model, Tokenizer};
+use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::nn::host::{dot, host, on_host, simd};
 use crate::nn::rules::Rules;
 use crate::run::Progress;
@@ -85,8 +86,12 @@ impl NodeAttributionConfig {
         }
     }
 
-    fn check(&self, model: &Model, task: &Task) -> Result<()> {
-        self.patch.check(&model.spec, task)?;
+    /// # Errors
+    /// What cannot be estimated as asked, before anything runs.
+    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.patch.check(spec, task)?;
+        let at_base = self.path == Path::Base;
+        check_metric(self.patch.metric, self.patch.direction, at_base)?;
         self.path.check()?;
         if self.patch.window != 1 || self.patch.noise.is_some() {
             return Err(Error::invalid(
@@ -116,7 +121,6 @@ impl NodeAttributionConfig {
                  `--method atp`, or leave `--source` out",
             ));
         }
-        let at_base = self.path == Path::Base && (self.qk_fix || self.grad_drop);
         if (self.qk_fix || self.grad_drop) && !at_base {
             return Err(Error::invalid(
                 "AtP* is taken at the base run; its corrections do not combine with integrals",
@@ -129,7 +133,16 @@ impl NodeAttributionConfig {
     }
 }
 
-/// Estimates the effect of patching every cell of every sweep.
+/// How estimates are held against exact effects.
+#[derive(Debug, Clone, Copy)]
+pub struct VerifyOptions {
+    /// The strongest so many cells, and as many random ones, are patched exactly.
+    pub k: usize,
+    /// Joint patches behind a bound on what was missed; 0 for none.
+    pub bound_draws: usize,
+}
+
+/// Estimates the effect of patching every cell of every sweep, and patches some exactly if `verify` says so.
 /// # Units
 /// `value` and `score`: the metric's. `contribution`, the mean over pairs of the estimate's size, is there with
 /// [`Detail::Mean`](crate::scores::Detail::Mean).
@@ -140,8 +153,14 @@ pub fn attribute_nodes(
     tokenizer: &Tokenizer,
     task: &Task,
     config: &NodeAttributionConfig,
+    verify: Option<VerifyOptions>,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    config.check(&model.spec, task)?;
+    if let Some(verify) = verify {
+        let cells = Places::new(model, task, &config.patch).cells.len();
+        super::verify::check(verify.k, cells)?;
+    }
     let began = Instant::now();
     let (cells, examples) = node_scores(model, tokenizer, task, config, progress)?;
     let patch = &config.patch;
@@ -168,6 +187,17 @@ pub fn attribute_nodes(
     if patch.detail == Detail::Mean {
         scores.add_contribution(cells.len(), &examples)?;
     }
+    if let Some(VerifyOptions { k, bound_draws }) = verify {
+        let mut found = verify_nodes(
+            model, tokenizer, task, config, &cells, &examples, k, progress,
+        )?;
+        if bound_draws > 0 {
+            let (n, draws) = (cells.len(), bound_draws);
+            found.bound =
+                false_negative_bound(model, tokenizer, task, patch, n, &found, draws, progress)?;
+        }
+        found.add_to(&mut scores, &cells, &examples, patch.detail)?;
+    }
     Ok(scores)
 }
 
@@ -181,7 +211,7 @@ pub fn node_scores(
     config: &NodeAttributionConfig,
     progress: &dyn Progress,
 ) -> Result<(Vec<Cell>, Vec<ExampleScores>)> {
-    config.check(model, task)?;
+    config.check(&model.spec, task)?;
     let patch = &config.patch;
     let places = Places::new(model, task, patch);
     let setting = Setting {
@@ -194,7 +224,6 @@ pub fn node_scores(
         memory: patch.sweep.memory,
         batch: patch.batch,
     };
-    setting.check(config.path == Path::Base)?;
     let means = setting.means()?;
     progress.start("attributing", task.pairs.len() as u64);
     let mut keep = Vec::new();

@@ -38,28 +38,22 @@ pub(super) struct Setting<'a> {
     pub batch: usize,
 }
 
-impl<'a> Setting<'a> {
-    /// # Errors
-    /// What has no gradient or no difference, before anything runs.
-    pub fn check(&self, at_base: bool) -> Result<()> {
-        self.metric.check_differentiable()?;
-        let base_is_clean = self.direction != Direction::Denoise;
-        if self.metric.needs_reference() && base_is_clean && at_base {
-            return Err(Error::NoGradient {
-                metric: self.metric.to_string(),
-                reason: "it is smallest at the clean run, where its gradient is zero by construction; use `--method eap-ig` or \
-                         another integral, `--direction denoise`, `--metric logit_diff`, or patch exactly (`candlewick patch`)"
-                    .into(),
-            });
-        }
-        if self.source == PatchSource::Resample {
-            return Err(Error::invalid(
-                "attribution takes values from the pair's other run, zeros or means; resampling is for `candlewick patch`",
-            ));
-        }
-        Ok(())
+/// # Errors
+/// [`Error::NoGradient`] if the metric has no gradient where it would be taken.
+pub(super) fn check_metric(metric: Metric, direction: Direction, at_base: bool) -> Result<()> {
+    metric.check_differentiable()?;
+    if metric.needs_reference() && direction != Direction::Denoise && at_base {
+        return Err(Error::NoGradient {
+            metric: metric.to_string(),
+            reason: "it is smallest at the clean run, where its gradient is zero by construction; use `--method eap-ig` or \
+                     another integral, `--direction denoise`, `--metric logit_diff`, or patch exactly (`candlewick patch`)"
+                .into(),
+        });
     }
+    Ok(())
+}
 
+impl Setting<'_> {
     /// Pairs that run together: as many as memory allows.
     pub fn batches(&self, per_row: usize) -> Vec<Vec<usize>> {
         let longest = self.task.pairs.iter().map(|pair| pair.clean.len()).max();

@@ -32,10 +32,10 @@ use crate::task::{Pair, Task};
 pub enum Part {
     /// The output of each attention and each MLP.
     Component,
-    /// Each head, with the output bias of its layer in a row of its own.
+    /// Each head, with the output bias of its layer, where there is one, in a row of its own.
     #[default]
     Head,
-    /// Each neuron, with the output bias of its layer in a row of its own.
+    /// Each neuron, with the output bias of its layer, where there is one, in a row of its own.
     Neuron,
     /// Each head and the position that it reads. A value already mixes earlier tokens: this is where a head looks, not which word
     /// it is about.
@@ -145,7 +145,7 @@ pub fn direct_logit_attribution(
 ) -> Result<Scores> {
     config.check(&model.spec, task)?;
     let began = Instant::now();
-    let (mut cells, shares) = cells(config, &model.spec, task);
+    let (mut cells, shares) = cells(config, model, task);
     let mut all: Vec<ExampleScores> = Vec::with_capacity(task.pairs.len());
     let mut kept = Vec::new();
     let mut worst = 0f64;
@@ -255,7 +255,6 @@ fn run_batch<'a>(model: &'a Model, by: Part, pairs: &[&Pair]) -> Result<Ends<'a>
     if model.weights.w_pos.is_some() {
         capture.push(Hook::global(Kind::PosEmbed));
     }
-    let by_head = matches!(by, Part::Head | Part::HeadSource | Part::HeadRole);
     capture.extend(match by {
         Part::Component | Part::Neuron => of(Kind::AttnOut),
         Part::Head => of(Kind::Z),
@@ -265,7 +264,7 @@ fn run_batch<'a>(model: &'a Model, by: Part, pairs: &[&Pair]) -> Result<Ends<'a>
         Part::Neuron => [of(Kind::MlpPost), of(Kind::Scale(Ln::TwoPost))].concat(),
         _ => of(Kind::MlpOut),
     });
-    if by_head {
+    if by_head(by) {
         capture.extend(of(Kind::Scale(Ln::OnePost)));
     }
     let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
@@ -276,8 +275,28 @@ fn run_batch<'a>(model: &'a Model, by: Part, pairs: &[&Pair]) -> Result<Ends<'a>
     Ends::run(model, &prompts, &request)
 }
 
+fn by_head(by: Part) -> bool {
+    matches!(by, Part::Head | Part::HeadSource | Part::HeadRole)
+}
+
+/// Whether attention writes something that is of no head.
+pub(super) fn has_attention_bias(model: &Model, layer: usize) -> bool {
+    let block = &model.weights.blocks[layer];
+    let of_norm = block.ln1_post.as_ref().and_then(|norm| norm.b.as_ref());
+    block.b_o.is_some() || of_norm.is_some()
+}
+
+/// Whether the MLP writes something that is of no neuron.
+fn has_mlp_bias(model: &Model, layer: usize) -> bool {
+    let block = &model.weights.blocks[layer];
+    let of_norm = block.ln2_post.as_ref().and_then(|norm| norm.b.as_ref());
+    let mlp = block.mlp.as_ref();
+    of_norm.is_some() || mlp.is_some_and(|mlp| mlp.b_out.is_some())
+}
+
 /// The cells of the table in the order of [`contributions`], and whether each has a share beside it.
-fn cells(config: &DlaConfig, spec: &ModelSpec, task: &Task) -> (Vec<Cell>, bool) {
+fn cells(config: &DlaConfig, model: &Model, task: &Task) -> (Vec<Cell>, bool) {
+    let spec = &model.spec;
     let outside = |component: &str| Cell {
         component: component.into(),
         ..Cell::default()
@@ -314,7 +333,7 @@ fn cells(config: &DlaConfig, spec: &ModelSpec, task: &Task) -> (Vec<Cell>, bool)
                 }
             }
         }
-        if !matches!(config.by, Part::Component | Part::Neuron) {
+        if by_head(config.by) && has_attention_bias(model, layer) {
             cells.push(in_layer("attn.b_O", layer));
         }
         match (spec.mlp, config.by) {
@@ -324,7 +343,9 @@ fn cells(config: &DlaConfig, spec: &ModelSpec, task: &Task) -> (Vec<Cell>, bool)
                     neuron: Some(neuron as u32),
                     ..in_layer(Kind::MlpPost.name(), layer)
                 }));
-                cells.push(in_layer("mlp.b_out", layer));
+                if has_mlp_bias(model, layer) {
+                    cells.push(in_layer("mlp.b_out", layer));
+                }
             }
             _ => cells.push(in_layer(Kind::MlpOut.name(), layer)),
         }
@@ -380,13 +401,13 @@ fn contributions(
                 }
             }
         }
-        if !matches!(by, Part::Component | Part::Neuron) {
+        if by_head(by) && has_attention_bias(model, layer) {
             columns.push(Some(attention_bias(ends, reader, layer)?));
         }
         if by == Part::Neuron {
             let (neurons, bias) = neurons(ends, reader, layer)?;
             columns.extend(neurons.into_iter().map(Some));
-            columns.push(Some(bias));
+            columns.extend(has_mlp_bias(model, layer).then_some(Some(bias)));
         } else if model.spec.mlp != Mlp::None {
             let out = ends.at_end(Hook::at(Kind::MlpOut, layer))?;
             columns.push(Some(rowwise_dot(&out, reader)?));

@@ -16,11 +16,10 @@ pub(super) mod readout;
 pub mod source_tokens;
 pub mod token_lens;
 
-use std::time::SystemTime;
-
+use super::record;
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokenizer};
-use crate::scores::{Cell, ExampleScores, PromptTokens, Provenance};
+use crate::scores::{Cell, ExampleScores, Provenance};
 use crate::task::{Pair, Task};
 
 pub use dla::{DlaConfig, Part, direct_logit_attribution};
@@ -88,13 +87,6 @@ pub(crate) fn provenance(
     config: serde_json::Value,
     seconds: f64,
 ) -> Provenance {
-    let prompt = |pair: &Pair| PromptTokens {
-        example: pair.index,
-        clean: pair.clean.clone(),
-        corrupted: pair.corrupted.clone(),
-        answers: pair.target.answers.clone(),
-        wrong: pair.target.wrong.clone(),
-    };
     let mut warnings = Vec::new();
     if task.pairs.len() < task.asked {
         warnings.push(format!(
@@ -103,27 +95,5 @@ pub(crate) fn provenance(
             task.asked
         ));
     }
-    Provenance {
-        created: SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs()),
-        seconds,
-        config,
-        model: model.origin.clone(),
-        spec: serde_json::to_value(&model.spec).unwrap_or_default(),
-        dtype: format!("{:?}", model.dtype).to_lowercase(),
-        device: match &model.device {
-            candle_core::Device::Cpu => "cpu".into(),
-            candle_core::Device::Cuda(_) => "cuda".into(),
-            candle_core::Device::Metal(_) => "metal".into(),
-        },
-        task: task.name.clone(),
-        task_text: task.source.clone(),
-        bos: task.bos,
-        chat: task.chat,
-        prompts: task.pairs.iter().map(prompt).collect(),
-        dropped: task.dropped.len(),
-        warnings,
-        ..Provenance::default()
-    }
+    record::provenance(model, task, config, seconds, warnings)
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::dla::{OTHER, attention_bias, by_role, sources};
+use super::dla::{OTHER, attention_bias, by_role, has_attention_bias, sources};
 use super::readout::{Ends, Readout, every_layer, rowwise_dot};
 use super::{BATCH, check_pairs, in_layer, provenance, roles_of, unmeasured};
 use crate::error::{Error, Result};
@@ -189,7 +189,9 @@ fn lens_cells(model: &Model, roles: &[String], targets: &[Watched]) -> Vec<Cell>
             };
             let by_role = roles.iter().map(String::as_str).chain([OTHER]);
             cells.extend(by_role.map(|role| cell(Kind::AttnOut.name(), Some(role))));
-            cells.push(cell("attn.b_O", None));
+            if has_attention_bias(model, layer) {
+                cells.push(cell("attn.b_O", None));
+            }
             cells.push(Cell {
                 measure: Some("whole".into()),
                 ..cell(Kind::AttnOut.name(), None)
@@ -226,7 +228,7 @@ fn lens(model: &Model, roles: &[String], targets: &[Watched], pairs: &[&Pair]) -
             let whole = rowwise_dot(&whole, &readout.reader)?;
             let bias = attention_bias(&mut ends, &readout.reader, layer)?;
             rows.extend(by_role(&by_position, &groups, pairs));
-            rows.push(Some(bias));
+            rows.extend(has_attention_bias(model, layer).then_some(Some(bias)));
             rows.push(Some(whole));
             let mlp_out = Hook::at(Kind::MlpOut, layer);
             if ends.cache.contains(mlp_out) {

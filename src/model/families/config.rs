@@ -6,26 +6,32 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::gguf::{self, Gguf};
-use crate::model::spec::{Activation, ModelSpec, Position};
+use crate::model::spec::{Activation, ModelSpec, Position, RopeScaling};
 
-/// Keys that no value of changes the logits: training, generation, bookkeeping.
+/// Keys that no value of changes the logits: training, generation, classification heads, bookkeeping.
 const HARMLESS: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
+    "activation_dropout",
     "architectures",
     "attention_dropout",
+    "attention_probs_dropout_prob",
     "attn_implementation",
     "attn_pdrop",
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
+    "cache_implementation",
     "classifier_dropout",
     "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
+    "dropout",
     "dtype",
     "early_stopping",
     "embd_pdrop",
+    "embed_dropout",
+    "embedding_dropout",
     "encoder_no_repeat_ngram_size",
     "eos_token_id",
     "exponential_decay_length_penalty",
@@ -34,10 +40,13 @@ const HARMLESS: &[&str] = &[
     "forced_eos_token_id",
     "gradient_checkpointing",
     "hidden_dropout",
+    "hidden_dropout_prob",
     "id2label",
+    "init_std",
     "initializer_range",
     "is_llama_config",
     "label2id",
+    "layerdrop",
     "length_penalty",
     "max_length",
     "min_length",
@@ -54,10 +63,17 @@ const HARMLESS: &[&str] = &[
     "problem_type",
     "remove_invalid_values",
     "repetition_penalty",
+    "resid_dropout",
     "resid_pdrop",
+    "residual_dropout",
     "return_dict",
     "return_dict_in_generate",
     "sep_token_id",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
     "suppress_tokens",
     "task_specific_params",
     "temperature",
@@ -198,6 +214,23 @@ pub fn check_spec(spec: &ModelSpec) -> Result<()> {
             format!("{} is not a number to add to a variance", spec.norm_eps),
         );
     }
+    if spec.windows.contains(&Some(0)) {
+        return bad(
+            "sliding_window",
+            "0 would leave a query no key to attend to".into(),
+        );
+    }
+    if !spec.attn_scale.iter().all(|scale| scale.is_finite()) {
+        return bad("attention scale", "is not a finite number".into());
+    }
+    for (key, cap) in [
+        ("attention soft-cap", spec.attn_softcap),
+        ("final soft-cap", spec.final_softcap),
+    ] {
+        if let Some(cap) = cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return bad(key, format!("{cap} is not a positive number"));
+        }
+    }
     if let Position::Rotary(rotary) = &spec.position {
         if rotary.dims == 0 || !rotary.dims.is_multiple_of(2) || rotary.dims > spec.d_head {
             return bad(
@@ -217,6 +250,20 @@ pub fn check_spec(spec: &ModelSpec) -> Result<()> {
                 "rope_theta",
                 format!("{} is not a positive number", base.theta),
             );
+        }
+        for base in &rotary.bases {
+            let lists: &[&Vec<f64>] = match &base.scaling {
+                RopeScaling::Factors { factors } => &[factors],
+                RopeScaling::LongRope { short, long, .. } => &[short, long],
+                _ => &[],
+            };
+            if let Some(list) = lists.iter().find(|list| list.len() != rotary.dims / 2) {
+                let (found, wanted) = (list.len(), rotary.dims / 2);
+                return bad(
+                    "rope factors",
+                    format!("{found} of them for {wanted} pairs"),
+                );
+            }
         }
     }
     Ok(())

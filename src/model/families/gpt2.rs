@@ -4,31 +4,27 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, check_layers, head_width, parse};
-use super::config::{refuse_unhandled, refuse_unhandled_gguf};
+use super::config::{activation, parse, refuse_unhandled};
+use super::decoder::{self, Sizes};
+use super::llama_cpp::{self, Heads, Metadata};
+use super::rope::RopeSettings;
 use super::{Description, Family};
 use crate::error::{Error, Result};
 use crate::model::gguf::Gguf;
 use crate::model::layout::{Layout, Piece, Slot};
-use crate::model::spec::{
-    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
-};
+use crate::model::spec::{ModelSpec, Position};
 
 pub const FAMILY: Family = Family {
     name: "gpt2",
+    model_types: &["gpt2"],
     from_config: describe,
-    from_gguf: Some(describe_gguf),
+    gguf: Some(("gpt2", describe_gguf)),
 };
 
-/// Keys of the classification head, which a language model does not have. Recomputing attention in another order or in f32
-/// (`reorder_and_upcast_attn`) is the same function: scores and softmax are f32 here anyway.
+/// Computing attention in another order or in f32 is the same function: scores and softmax are f32 here anyway.
 const AT_DEFAULT: &[(&str, &str)] = &[
     ("reorder_and_upcast_attn", "false"),
     ("reorder_and_upcast_attn", "true"),
-    ("summary_proj_to_labels", "true"),
-    ("summary_first_dropout", "0.1"),
-    ("summary_type", "\"cls_index\""),
-    ("summary_use_proj", "true"),
 ];
 
 #[derive(Deserialize)]
@@ -69,7 +65,6 @@ fn yes() -> bool {
 fn describe(config: &str) -> Result<Description> {
     let config: Config = parse(config)?;
     refuse_unhandled("gpt2", &config.rest, AT_DEFAULT)?;
-    check_layers("n_layer", config.n_layer)?;
     if let Some(n_ctx) = config.n_ctx.filter(|n_ctx| *n_ctx != config.n_positions) {
         return Err(Error::BadConfig {
             key: "n_ctx".to_string(),
@@ -77,14 +72,17 @@ fn describe(config: &str) -> Result<Description> {
         });
     }
     let sizes = Sizes {
-        n_layers: config.n_layer,
-        n_heads: config.n_head,
-        d_model: config.n_embd,
-        d_mlp: config.n_inner.unwrap_or(config.n_embd.saturating_mul(4)),
-        d_vocab: config.vocab_size,
-        n_ctx: config.n_positions,
+        hidden_size: config.n_embd,
+        intermediate_size: config.n_inner.unwrap_or(config.n_embd.saturating_mul(4)),
+        num_hidden_layers: config.n_layer,
+        num_attention_heads: config.n_head,
+        num_key_value_heads: None,
+        head_dim: None,
+        vocab_size: config.vocab_size,
+        max_position_embeddings: config.n_positions,
     };
-    let mut spec = spec(sizes, config.layer_norm_epsilon)?;
+    let spec = sizes.spec("gpt2", config.layer_norm_epsilon, RopeSettings::default())?;
+    let mut spec = decoder::gpt(spec, Position::Learned);
     spec.activation = activation("activation_function", &config.activation_function)?;
     spec.tied = config.tie_word_embeddings;
     for (layer, scale) in spec.attn_scale.iter_mut().enumerate() {
@@ -97,55 +95,6 @@ fn describe(config: &str) -> Result<Description> {
     }
     let layout = layout(&spec);
     Ok(Description { spec, layout })
-}
-
-/// Sizes in the words of [`ModelSpec`], from whichever file format.
-struct Sizes {
-    n_layers: usize,
-    n_heads: usize,
-    d_model: usize,
-    d_mlp: usize,
-    d_vocab: usize,
-    n_ctx: usize,
-}
-
-fn spec(sizes: Sizes, norm_eps: f64) -> Result<ModelSpec> {
-    let Sizes {
-        n_layers,
-        n_heads,
-        d_model,
-        d_mlp,
-        d_vocab,
-        n_ctx,
-    } = sizes;
-    let d_head = head_width("number of heads", d_model, n_heads)?;
-    Ok(ModelSpec {
-        family: "gpt2".to_string(),
-        n_layers,
-        n_heads,
-        n_kv_heads: n_heads,
-        d_model,
-        d_head,
-        d_mlp,
-        d_vocab,
-        n_ctx,
-        norm: NormKind::Layer,
-        norm_eps,
-        norm_placement: NormPlacement::Pre,
-        block: Block::Sequential,
-        position: Position::Learned,
-        attn_scale: vec![1.0 / (d_head as f32).sqrt(); n_layers],
-        attn_softcap: None,
-        windows: vec![None; n_layers],
-        qk_norm: QkNorm::None,
-        mlp: Mlp::Plain,
-        activation: Activation::GeluTanh,
-        embed_scale: None,
-        residual_multiplier: None,
-        logit_scale: None,
-        final_softcap: None,
-        tied: true,
-    })
 }
 
 /// Where transformers keeps the weights; whole-model checkpoints put `transformer.` before each name.
@@ -187,73 +136,17 @@ fn layout(spec: &ModelSpec) -> Layout {
     }
 }
 
-/// GGUF keys under `gpt2.` that [`describe_gguf`] reads.
-const GGUF_HANDLED: &[&str] = &[
-    "attention.head_count",
-    "attention.layer_norm_epsilon",
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "vocab_size",
-];
-
+/// llama.cpp turns Conv1D into `[out, in]` like every other family's.
 fn describe_gguf(gguf: &Gguf) -> Result<Description> {
-    refuse_unhandled_gguf(gguf, "gpt2", GGUF_HANDLED, &[])?;
-    let n_layers = gguf.size("gpt2.block_count")?;
-    check_layers("gpt2.block_count", n_layers)?;
-    let sizes = Sizes {
-        n_layers,
-        n_heads: gguf.size("gpt2.attention.head_count")?,
-        d_model: gguf.size("gpt2.embedding_length")?,
-        d_mlp: gguf.size("gpt2.feed_forward_length")?,
-        d_vocab: gguf.rows("token_embd.weight")?,
-        n_ctx: gguf.size("gpt2.context_length")?,
-    };
-    let mut spec = spec(sizes, gguf.number("gpt2.attention.layer_norm_epsilon")?)?;
-    spec.tied = !gguf.has("output.weight");
-    let layout = layout_gguf(&spec);
-    Ok(Description { spec, layout })
-}
-
-/// Where llama.cpp keeps the weights: Conv1D turned into `[out, in]` like every other family's.
-fn layout_gguf(spec: &ModelSpec) -> Layout {
-    let (d, mlp) = (spec.d_model, spec.d_mlp);
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("token_embd.weight", d)]),
-        (Slot::Positions, vec![as_is("position_embd.weight", d)]),
-        (Slot::LnFinal, vec![as_is("output_norm.weight", d)]),
-        (Slot::LnFinalBias, vec![as_is("output_norm.bias", d)]),
-    ];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("output.weight", d)]));
-    }
-    let blocks = vec![
-        (Slot::Ln1, vec![as_is("blk.{l}.attn_norm.weight", d)]),
-        (Slot::Ln1Bias, vec![as_is("blk.{l}.attn_norm.bias", d)]),
-        (Slot::Qkv, vec![linear("blk.{l}.attn_qkv.weight", 3 * d)]),
-        (Slot::QkvBias, vec![as_is("blk.{l}.attn_qkv.bias", 3 * d)]),
-        (Slot::O, vec![linear("blk.{l}.attn_output.weight", d)]),
-        (Slot::OBias, vec![as_is("blk.{l}.attn_output.bias", d)]),
-        (Slot::Ln2, vec![as_is("blk.{l}.ffn_norm.weight", d)]),
-        (Slot::Ln2Bias, vec![as_is("blk.{l}.ffn_norm.bias", d)]),
-        (Slot::MlpIn, vec![linear("blk.{l}.ffn_up.weight", mlp)]),
-        (Slot::MlpInBias, vec![as_is("blk.{l}.ffn_up.bias", mlp)]),
-        (Slot::MlpOut, vec![linear("blk.{l}.ffn_down.weight", d)]),
-        (Slot::MlpOutBias, vec![as_is("blk.{l}.ffn_down.bias", d)]),
-    ];
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "",
-        harmless: Vec::new(),
-    }
+    let spec = Metadata::new(gguf, "gpt2", &[])?.spec("gpt2")?;
+    let spec = decoder::gpt(spec, Position::Learned);
+    Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::model::families::from_config;
 
     const CONFIG: &str = include_str!("../../../tests/fixtures/gpt2-tiny-random/config.json");

@@ -4,22 +4,19 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, check_layers, head_width, parse, refuse_unhandled};
-use super::config::{refuse_unhandled_gguf, shortened};
+use super::config::{activation, parse, refuse_unhandled};
+use super::decoder::{self, Biases, Sizes};
+use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::RopeConfig;
-use super::{Description, Family};
+use super::{Description, Family, all_rotates};
 use crate::error::{Error, Result};
 use crate::model::gguf::Gguf;
-use crate::model::layout::{Layout, Piece, Slot, Take};
-use crate::model::spec::{
-    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm, RopeScaling,
-    Rotary, RotaryBase, RotaryStyle,
-};
 
 pub const FAMILY: Family = Family {
     name: "llama",
+    model_types: &["llama"],
     from_config: describe,
-    from_gguf: Some(describe_gguf),
+    gguf: Some(("llama", describe_gguf)),
 };
 
 /// Keys that would change the function at any other value.
@@ -34,15 +31,10 @@ const AT_DEFAULT: &[(&str, &str)] = &[
 
 #[derive(Deserialize)]
 struct Config {
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    #[serde(default = "default_positions")]
-    max_position_embeddings: usize,
+    #[serde(flatten)]
+    sizes: Sizes,
+    #[serde(flatten)]
+    rope: RopeConfig,
     #[serde(default = "default_eps")]
     rms_norm_eps: f64,
     #[serde(default = "default_act")]
@@ -54,15 +46,10 @@ struct Config {
     #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(flatten)]
-    rope: RopeConfig,
-    #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
 // The defaults of transformers' `LlamaConfig`, which a config.json may leave out.
-fn default_positions() -> usize {
-    2048
-}
 fn default_eps() -> f64 {
     1e-6
 }
@@ -73,348 +60,42 @@ fn default_act() -> String {
 fn describe(config: &str) -> Result<Description> {
     let config: Config = parse(config)?;
     refuse_unhandled("llama", &config.rest, AT_DEFAULT)?;
-    check_layers("num_hidden_layers", config.num_hidden_layers)?;
-    let rope = config.rope.settings()?;
-    if rope.partial != 1.0 {
-        return Err(Error::UnhandledConfig {
-            family: "llama".to_string(),
-            key: "partial_rotary_factor".to_string(),
-            value: rope.partial.to_string(),
+    let rope = config.rope.settings(config.sizes.max_position_embeddings)?;
+    all_rotates("llama", &rope)?;
+    let mut spec = config.sizes.spec("llama", config.rms_norm_eps, rope)?;
+    spec.activation = activation("hidden_act", &config.hidden_act)?;
+    spec.tied = config.tie_word_embeddings;
+    let biases = Biases {
+        qkv: config.attention_bias,
+        o: config.attention_bias,
+        mlp: config.mlp_bias,
+    };
+    let layout = decoder::layout(&spec, biases);
+    Ok(Description { spec, layout })
+}
+
+/// llama.cpp calls Mistral's architecture `llama` too; both are the same function as long as nothing slides.
+fn describe_gguf(gguf: &Gguf) -> Result<Description> {
+    let metadata = Metadata::new(gguf, "llama", &[])?;
+    let spec = metadata.spec("llama")?;
+    let dims = spec.rotary_dims();
+    if dims != spec.d_head {
+        return Err(Error::BadConfig {
+            key: metadata.key("rope.dimension_count"),
+            reason: format!(
+                "{dims}, but a head has {} dimensions; only equal ones are handled",
+                spec.d_head
+            ),
         });
     }
-    let heads = config.num_attention_heads;
-    let d_head = match config.head_dim {
-        Some(d_head) => d_head,
-        None => head_width("num_attention_heads", config.hidden_size, heads)?,
-    };
-    let sizes = Sizes {
-        n_layers: config.num_hidden_layers,
-        n_heads: heads,
-        n_kv_heads: config.num_key_value_heads.unwrap_or(heads),
-        d_model: config.hidden_size,
-        d_head,
-        d_mlp: config.intermediate_size,
-        d_vocab: config.vocab_size,
-        n_ctx: config.max_position_embeddings,
-    };
-    let spec = ModelSpec {
-        activation: activation("hidden_act", &config.hidden_act)?,
-        tied: config.tie_word_embeddings,
-        ..spec(sizes, config.rms_norm_eps, rope.base)
-    };
-    let layout = layout(&spec, config.attention_bias, config.mlp_bias);
-    Ok(Description { spec, layout })
-}
-
-/// Sizes in the words of [`ModelSpec`], from whichever file format.
-struct Sizes {
-    n_layers: usize,
-    n_heads: usize,
-    n_kv_heads: usize,
-    d_model: usize,
-    d_head: usize,
-    d_mlp: usize,
-    d_vocab: usize,
-    n_ctx: usize,
-}
-
-fn spec(sizes: Sizes, norm_eps: f64, base: RotaryBase) -> ModelSpec {
-    let Sizes {
-        n_layers,
-        n_heads,
-        n_kv_heads,
-        d_model,
-        d_head,
-        d_mlp,
-        d_vocab,
-        n_ctx,
-    } = sizes;
-    ModelSpec {
-        family: "llama".to_string(),
-        n_layers,
-        n_heads,
-        n_kv_heads,
-        d_model,
-        d_head,
-        d_mlp,
-        d_vocab,
-        n_ctx,
-        norm: NormKind::Rms,
-        norm_eps,
-        norm_placement: NormPlacement::Pre,
-        block: Block::Sequential,
-        position: Position::Rotary(Rotary {
-            dims: d_head,
-            style: RotaryStyle::Half,
-            base_of_layer: vec![0; n_layers],
-            bases: vec![base],
-        }),
-        attn_scale: vec![1.0 / (d_head as f32).sqrt(); n_layers],
-        attn_softcap: None,
-        windows: vec![None; n_layers],
-        qk_norm: QkNorm::None,
-        mlp: Mlp::Gated,
-        activation: Activation::Silu,
-        embed_scale: None,
-        residual_multiplier: None,
-        logit_scale: None,
-        final_softcap: None,
-        tied: false,
-    }
-}
-
-/// Where transformers keeps the weights.
-fn layout(spec: &ModelSpec, attention_bias: bool, mlp_bias: bool) -> Layout {
-    let (d, q, kv) = (
-        spec.d_model,
-        spec.n_heads * spec.d_head,
-        spec.n_kv_heads * spec.d_head,
-    );
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("model.embed_tokens.weight", d)]),
-        (Slot::LnFinal, vec![as_is("model.norm.weight", d)]),
-    ];
-    let mut harmless = vec!["*.rotary_emb.inv_freq"];
-    if spec.tied {
-        harmless.push("lm_head.weight");
-    } else {
-        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
-    }
-    let mut blocks = vec![
-        (
-            Slot::Ln1,
-            vec![as_is("model.layers.{l}.input_layernorm.weight", d)],
-        ),
-        (
-            Slot::Qkv,
-            vec![
-                linear("model.layers.{l}.self_attn.q_proj.weight", q),
-                linear("model.layers.{l}.self_attn.k_proj.weight", kv),
-                linear("model.layers.{l}.self_attn.v_proj.weight", kv),
-            ],
-        ),
-        (
-            Slot::O,
-            vec![linear("model.layers.{l}.self_attn.o_proj.weight", d)],
-        ),
-        (
-            Slot::Ln2,
-            vec![as_is("model.layers.{l}.post_attention_layernorm.weight", d)],
-        ),
-        (
-            Slot::MlpIn,
-            vec![
-                linear("model.layers.{l}.mlp.gate_proj.weight", spec.d_mlp),
-                linear("model.layers.{l}.mlp.up_proj.weight", spec.d_mlp),
-            ],
-        ),
-        (
-            Slot::MlpOut,
-            vec![linear("model.layers.{l}.mlp.down_proj.weight", d)],
-        ),
-    ];
-    if attention_bias {
-        blocks.extend([
-            (
-                Slot::QkvBias,
-                vec![
-                    as_is("model.layers.{l}.self_attn.q_proj.bias", q),
-                    as_is("model.layers.{l}.self_attn.k_proj.bias", kv),
-                    as_is("model.layers.{l}.self_attn.v_proj.bias", kv),
-                ],
-            ),
-            (
-                Slot::OBias,
-                vec![as_is("model.layers.{l}.self_attn.o_proj.bias", d)],
-            ),
-        ]);
-    }
-    if mlp_bias {
-        blocks.extend([
-            (
-                Slot::MlpInBias,
-                vec![
-                    as_is("model.layers.{l}.mlp.gate_proj.bias", spec.d_mlp),
-                    as_is("model.layers.{l}.mlp.up_proj.bias", spec.d_mlp),
-                ],
-            ),
-            (
-                Slot::MlpOutBias,
-                vec![as_is("model.layers.{l}.mlp.down_proj.bias", d)],
-            ),
-        ]);
-    }
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "",
-        harmless,
-    }
-}
-
-/// GGUF keys under `llama.` that [`describe_gguf`] reads.
-const GGUF_HANDLED: &[&str] = &[
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.value_length",
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scaling.factor",
-    // What the model was stretched from; the stretching itself is the factor or `rope_freqs`.
-    "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-    "rope.scaling.type",
-    "vocab_size",
-];
-const GGUF_AT_DEFAULT: &[(&str, f64)] = &[
-    ("expert_count", 0.0),
-    ("expert_used_count", 0.0),
-    ("attention.causal", 1.0),
-];
-
-fn describe_gguf(gguf: &Gguf) -> Result<Description> {
-    refuse_unhandled_gguf(gguf, "llama", GGUF_HANDLED, GGUF_AT_DEFAULT)?;
-    let heads = gguf.size("llama.attention.head_count")?;
-    let d_model = gguf.size("llama.embedding_length")?;
-    let d_head = match gguf.maybe_size("llama.attention.key_length")? {
-        Some(d_head) => d_head,
-        None => head_width("llama.attention.head_count", d_model, heads)?,
-    };
-    for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
-        if let Some(other) = gguf.maybe_size(key)?.filter(|other| *other != d_head) {
-            return Err(Error::BadConfig {
-                key: key.to_string(),
-                reason: format!(
-                    "{other}, but a head has {d_head} dimensions; only equal ones are handled"
-                ),
-            });
-        }
-    }
-    let n_layers = gguf.size("llama.block_count")?;
-    check_layers("llama.block_count", n_layers)?;
-    let d_vocab = gguf.rows("token_embd.weight")?;
-    let sizes = Sizes {
-        n_layers,
-        n_heads: heads,
-        n_kv_heads: gguf
-            .maybe_size("llama.attention.head_count_kv")?
-            .unwrap_or(heads),
-        d_model,
-        d_head,
-        d_mlp: gguf.size("llama.feed_forward_length")?,
-        d_vocab,
-        n_ctx: gguf.size("llama.context_length")?,
-    };
-    let theta = gguf
-        .maybe_number("llama.rope.freq_base")?
-        .unwrap_or(10_000.0);
-    let base = RotaryBase {
-        theta,
-        scaling: gguf_scaling(gguf, d_head)?,
-    };
-    let eps = gguf.number("llama.attention.layer_norm_rms_epsilon")?;
-    let spec = ModelSpec {
-        tied: !gguf.has("output.weight"),
-        ..spec(sizes, eps, base)
-    };
-    let layout = layout_gguf(&spec, gguf);
-    Ok(Description { spec, layout })
-}
-
-fn gguf_scaling(gguf: &Gguf, d_head: usize) -> Result<RopeScaling> {
-    let kind = gguf
-        .maybe_string("llama.rope.scaling.type")?
-        .unwrap_or("none");
-    let factor = gguf.maybe_number("llama.rope.scaling.factor")?;
-    let factors = match gguf.has("rope_freqs.weight") {
-        true => Some(gguf.small_vector("rope_freqs.weight", d_head / 2)?),
-        false => None,
-    };
-    match (kind, factor, factors) {
-        ("none", None, Some(factors)) => Ok(RopeScaling::Factors { factors }),
-        ("none", None, None) => Ok(RopeScaling::None),
-        ("linear", Some(factor), None) if factor > 0.0 => Ok(RopeScaling::Linear { factor }),
-        _ => Err(Error::UnhandledConfig {
-            family: "llama".to_string(),
-            key: "llama.rope.scaling.type".to_string(),
-            value: format!("{} with factor {factor:?}", shortened(kind)),
-        }),
-    }
-}
-
-/// Where llama.cpp keeps the weights: the same transposed, with the rows of q and k interleaved.
-fn layout_gguf(spec: &ModelSpec, gguf: &Gguf) -> Layout {
-    let (d, q, kv) = (
-        spec.d_model,
-        spec.n_heads * spec.d_head,
-        spec.n_kv_heads * spec.d_head,
-    );
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let halves = Take::UninterleaveHalves {
-        d_head: spec.d_head,
-    };
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("token_embd.weight", d)]),
-        (Slot::LnFinal, vec![as_is("output_norm.weight", d)]),
-    ];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("output.weight", d)]));
-    }
-    let mut blocks = vec![
-        (Slot::Ln1, vec![as_is("blk.{l}.attn_norm.weight", d)]),
-        (
-            Slot::Qkv,
-            vec![
-                linear("blk.{l}.attn_q.weight", q).take(halves),
-                linear("blk.{l}.attn_k.weight", kv).take(halves),
-                linear("blk.{l}.attn_v.weight", kv),
-            ],
-        ),
-        (Slot::O, vec![linear("blk.{l}.attn_output.weight", d)]),
-        (Slot::Ln2, vec![as_is("blk.{l}.ffn_norm.weight", d)]),
-        (
-            Slot::MlpIn,
-            vec![
-                linear("blk.{l}.ffn_gate.weight", spec.d_mlp),
-                linear("blk.{l}.ffn_up.weight", spec.d_mlp),
-            ],
-        ),
-        (Slot::MlpOut, vec![linear("blk.{l}.ffn_down.weight", d)]),
-    ];
-    // llama.cpp has no key for biases: they are there or not.
-    if gguf.has("blk.0.attn_q.bias") {
-        blocks.push((
-            Slot::QkvBias,
-            vec![
-                as_is("blk.{l}.attn_q.bias", q).take(halves),
-                as_is("blk.{l}.attn_k.bias", kv).take(halves),
-                as_is("blk.{l}.attn_v.bias", kv),
-            ],
-        ));
-    }
-    if gguf.has("blk.0.attn_output.bias") {
-        blocks.push((Slot::OBias, vec![as_is("blk.{l}.attn_output.bias", d)]));
-    }
-    // `rope_freqs` is part of the spec.
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "",
-        harmless: vec!["rope_freqs.weight", "*.attn_rot_embd.weight"],
-    }
+    Ok(llama_cpp::describe(spec, gguf, Heads::Interleaved))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::families::from_config;
+    use crate::model::spec::{Position, RopeScaling};
 
     fn with(key: &str, value: &str) -> Result<Description> {
         let json = include_str!("../../../tests/fixtures/llama-tiny-random/config.json");

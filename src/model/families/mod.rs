@@ -3,9 +3,23 @@
 //! A family has no forward pass and no loading code. To add one: read [`llama`], write its sibling, and name it in [`FAMILIES`].
 
 mod config;
+mod decoder;
+pub mod gemma;
 pub mod gpt2;
+pub mod gpt_neo;
+pub mod gpt_neox;
+pub mod gptj;
 pub mod llama;
+mod llama_cpp;
+pub mod mistral;
+pub mod olmo2;
+pub mod opt;
+pub mod phi;
+pub mod phi3;
+pub mod qwen;
 mod rope;
+pub mod starcoder2;
+pub mod transformer_lens;
 
 pub(crate) use config::shortened;
 
@@ -25,26 +39,94 @@ pub struct Description {
 
 /// A family of models that share a config format and checkpoint names.
 pub struct Family {
-    /// `model_type` in `config.json`; the name in [`ModelSpec::family`].
+    /// The name in [`ModelSpec::family`].
     pub name: &'static str,
+    /// What `config.json` has as `model_type`.
+    pub model_types: &'static [&'static str],
     /// From the text of a `config.json`.
     pub from_config: fn(&str) -> Result<Description>,
-    /// From the metadata of a GGUF whose `general.architecture` is this name.
-    pub from_gguf: Option<GgufReader>,
+    /// What a GGUF has as `general.architecture`, and how its metadata is read, where llama.cpp has the family.
+    pub gguf: Option<(&'static str, GgufReader)>,
 }
 
 /// Describes a model from a GGUF header.
 pub type GgufReader = fn(&Gguf) -> Result<Description>;
 
 /// Every family we read.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, gpt2::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi::FAMILY,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    starcoder2::FAMILY,
+    gpt2::FAMILY,
+    gpt_neo::FAMILY,
+    gptj::FAMILY,
+    gpt_neox::FAMILY,
+    opt::FAMILY,
+];
+
+/// What is often tried and is none of these, with the reason. A `*` stands for any end of the name.
+const REFUSED: &[(&str, &str)] = &[
+    ("gemma3", MULTIMODAL),
+    ("gemma3n*", MULTIMODAL),
+    ("idefics*", MULTIMODAL),
+    ("internvl*", MULTIMODAL),
+    ("llava*", MULTIMODAL),
+    ("mistral3", MULTIMODAL),
+    ("mllama", MULTIMODAL),
+    ("paligemma", MULTIMODAL),
+    ("qwen2_5_vl*", MULTIMODAL),
+    ("qwen2_vl*", MULTIMODAL),
+    ("qwen3_vl*", MULTIMODAL),
+    ("smolvlm", MULTIMODAL),
+    ("dbrx", EXPERTS),
+    ("deepseek_v*", EXPERTS),
+    ("ernie4_5_moe", EXPERTS),
+    ("glm4_moe*", EXPERTS),
+    ("gpt_oss", EXPERTS),
+    ("granitemoe*", EXPERTS),
+    ("llama4*", EXPERTS),
+    ("mixtral", EXPERTS),
+    ("olmoe", EXPERTS),
+    ("phimoe", EXPERTS),
+    ("qwen2_moe", EXPERTS),
+    ("qwen3_moe", EXPERTS),
+    ("bart", ENCODER_DECODER),
+    ("m2m_100", ENCODER_DECODER),
+    ("marian", ENCODER_DECODER),
+    ("mbart", ENCODER_DECODER),
+    ("mt5", ENCODER_DECODER),
+    ("pegasus", ENCODER_DECODER),
+    ("t5*", ENCODER_DECODER),
+    ("umt5", ENCODER_DECODER),
+    ("whisper", ENCODER_DECODER),
+    ("falcon_mamba", RECURRENT),
+    ("jamba", RECURRENT),
+    ("mamba*", RECURRENT),
+    ("recurrent_gemma", RECURRENT),
+    ("rwkv*", RECURRENT),
+];
+const MULTIMODAL: &str = "it reads more than text, and only text models are handled";
+const EXPERTS: &str = "its MLPs are mixtures of experts, which are not handled";
+const ENCODER_DECODER: &str = "it is an encoder with a decoder, and only decoders are handled";
+const RECURRENT: &str = "it has recurrent layers, and only attention is handled";
 
 /// Describes a model from its `config.json`.
 /// # Errors
 /// [`Error::UnknownArchitecture`], [`Error::UnhandledConfig`], [`Error::BadConfig`], [`Error::UnreadableConfig`].
 pub fn from_config(config: &str) -> Result<Description> {
     let name = model_type(config)?;
-    let family = by_name(&name)?;
+    let family = FAMILIES
+        .iter()
+        .find(|family| family.model_types.contains(&name.as_str()))
+        .ok_or_else(|| unknown(&name))?;
     let description = (family.from_config)(config)?;
     config::check_spec(&description.spec)?;
     Ok(description)
@@ -55,7 +137,10 @@ pub fn from_config(config: &str) -> Result<Description> {
 /// As [`from_config`], and [`Error::UnknownArchitecture`] for a family that we read only as safetensors.
 pub fn from_gguf(gguf: &Gguf) -> Result<Description> {
     let name = gguf.string("general.architecture")?;
-    let reader = by_name(name)?.from_gguf.ok_or_else(|| unknown(name))?;
+    let mut readers = FAMILIES.iter().filter_map(|family| family.gguf);
+    let (_, reader) = readers
+        .find(|(architecture, _)| *architecture == name)
+        .ok_or_else(|| unknown(name))?;
     let description = reader(gguf)?;
     config::check_spec(&description.spec)?;
     Ok(description)
@@ -84,16 +169,65 @@ pub fn supported() -> String {
         .join(", ")
 }
 
-fn by_name(name: &str) -> Result<&'static Family> {
-    FAMILIES
-        .iter()
-        .find(|family| family.name == name)
-        .ok_or_else(|| unknown(name))
+/// Refuses a share of rotating dimensions, for the families that rotate all of them.
+fn all_rotates(family: &str, rope: &rope::RopeSettings) -> Result<()> {
+    match rope.partial == 1.0 {
+        true => Ok(()),
+        false => Err(Error::UnhandledConfig {
+            family: family.to_string(),
+            key: "partial_rotary_factor".to_string(),
+            value: rope.partial.to_string(),
+        }),
+    }
 }
 
 fn unknown(name: &str) -> Error {
-    Error::UnknownArchitecture {
-        name: name.to_string(),
-        supported: supported(),
+    let fits = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    };
+    match REFUSED.iter().find(|(pattern, _)| fits(pattern)) {
+        Some((_, reason)) => Error::RefusedArchitecture {
+            name: name.to_string(),
+            reason,
+        },
+        None => Error::UnknownArchitecture {
+            name: shortened(name),
+            supported: supported(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_families_claim_a_name() {
+        let mut names: Vec<&str> = FAMILIES
+            .iter()
+            .flat_map(|family| family.model_types)
+            .copied()
+            .collect();
+        let refused = REFUSED.iter().map(|(name, _)| *name);
+        names.extend(refused);
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn what_cannot_be_supported_says_why() {
+        let message = |name: &str| {
+            let config = format!(r#"{{"model_type": "{name}"}}"#);
+            from_config(&config).unwrap_err().to_string()
+        };
+        assert!(message("mixtral").contains("mixtures of experts"));
+        assert!(message("gemma3").contains("only text models"));
+        assert!(message("t5").contains("only decoders"));
+        assert!(message("deepseek_v3").contains("mixtures of experts"));
+        assert!(message("mamba2").contains("recurrent"));
+        assert!(message("something_else").contains("supported: llama"));
     }
 }

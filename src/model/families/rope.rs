@@ -11,12 +11,16 @@ use crate::model::spec::{RopeScaling, RotaryBase};
 const DEFAULT_THETA: f64 = 10_000.0;
 
 /// The rotary keys of a config, to be flattened into a family's own.
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Deserialize)]
 pub struct RopeConfig {
+    #[serde(alias = "rotary_emb_base")]
     pub rope_theta: Option<f64>,
     pub rope_scaling: Option<Map<String, Value>>,
     pub rope_parameters: Option<Map<String, Value>>,
+    #[serde(alias = "rotary_pct")]
     pub partial_rotary_factor: Option<f64>,
+    /// Trained length; Phi-3 writes it outside of the rotary object.
+    pub original_max_position_embeddings: Option<f64>,
 }
 
 /// The base and scaling, and which share of each head rotates.
@@ -26,17 +30,43 @@ pub struct RopeSettings {
     pub partial: f64,
 }
 
+impl Default for RopeSettings {
+    fn default() -> Self {
+        RopeSettings {
+            base: RotaryBase {
+                theta: DEFAULT_THETA,
+                scaling: RopeScaling::None,
+            },
+            partial: 1.0,
+        }
+    }
+}
+
 impl RopeConfig {
-    /// Reads either form.
+    /// Whether the file has a share of rotating dimensions; families differ in what they take for it where it has none.
+    pub fn says_how_much_rotates(&self) -> bool {
+        let inner = [&self.rope_parameters, &self.rope_scaling];
+        let mut inner = inner.into_iter().flatten();
+        self.partial_rotary_factor.is_some()
+            || inner.any(|rope| rope.contains_key("partial_rotary_factor"))
+    }
+
+    /// Reads either form, for a model of `n_ctx` positions: some scalings are measured by them.
     /// # Errors
     /// [`Error::BadConfig`] for a scaling that we do not compute, a key of it that we do not know, or forms that contradict each other.
-    pub fn settings(&self) -> Result<RopeSettings> {
+    pub fn settings(&self, n_ctx: usize) -> Result<RopeSettings> {
+        let original = self.original_max_position_embeddings;
         let (key, written) = match (&self.rope_parameters, &self.rope_scaling) {
             (Some(parameters), _) => ("rope_parameters", parameters.clone()),
             (None, Some(scaling)) => ("rope_scaling", scaling.clone()),
             (None, None) => ("rope_parameters", Map::new()),
         };
-        let mut fields = Fields { key, written };
+        let mut fields = Fields {
+            key,
+            written,
+            n_ctx,
+            original,
+        };
         let theta = agreed("rope_theta", fields.number("rope_theta")?, self.rope_theta)?;
         let partial = agreed(
             "partial_rotary_factor",
@@ -48,6 +78,8 @@ impl RopeConfig {
             let mut legacy = Fields {
                 key: "rope_scaling",
                 written: legacy.clone(),
+                n_ctx,
+                original,
             };
             if legacy.scaling()? != scaling {
                 return Err(bad(
@@ -71,6 +103,9 @@ impl RopeConfig {
 struct Fields {
     key: &'static str,
     written: Map<String, Value>,
+    n_ctx: usize,
+    /// The trained length as the config around this object has it.
+    original: Option<f64>,
 }
 
 impl Fields {
@@ -88,15 +123,119 @@ impl Fields {
                 factor: self.required("factor")?,
                 low_freq_factor: self.required("low_freq_factor")?,
                 high_freq_factor: self.required("high_freq_factor")?,
-                original_max_position: self.required("original_max_position_embeddings")? as usize,
+                original_max_position: self.trained_length()?,
             }),
+            Some("dynamic") => {
+                let factor = self.at_least_one("factor")?;
+                // transformers stretches from `max_position_embeddings`, whatever else is written.
+                self.number("original_max_position_embeddings")?;
+                Ok(RopeScaling::Dynamic {
+                    factor,
+                    original_max_position: self.n_ctx,
+                })
+            }
+            Some("yarn") => self.yarn(),
+            // `su` is what Phi-3's first files called it.
+            Some("longrope" | "su") => self.longrope(),
             _ => Err(bad(
                 self.key,
                 format!(
-                    "rope type {} is not handled; we have default, linear, llama3",
+                    "rope type {} is not handled; we have default, linear, llama3, dynamic, yarn, longrope",
                     shortened(&kind.to_string())
                 ),
             )),
+        }
+    }
+
+    fn yarn(&mut self) -> Result<RopeScaling> {
+        let factor = self.at_least_one("factor")?;
+        let (mscale, all_dim) = (self.number("mscale")?, self.number("mscale_all_dim")?);
+        let implied = match (mscale, all_dim) {
+            (Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => {
+                yarn_factor(factor, mscale) / yarn_factor(factor, all_dim)
+            }
+            _ => yarn_factor(factor, 1.0),
+        };
+        let truncate = match self.written.remove("truncate") {
+            None | Some(Value::Null) => true,
+            Some(Value::Bool(truncate)) => truncate,
+            Some(other) => {
+                let reason = format!(
+                    "{} is neither true nor false",
+                    shortened(&other.to_string())
+                );
+                return Err(bad("truncate", reason));
+            }
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast: self.positive("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.positive("beta_slow")?.unwrap_or(1.0),
+            attention_factor: self.positive("attention_factor")?.unwrap_or(implied),
+            truncate,
+            original_max_position: self.trained_length()?,
+        })
+    }
+
+    fn longrope(&mut self) -> Result<RopeScaling> {
+        let (short, long) = (self.factors("short_factor")?, self.factors("long_factor")?);
+        let original = self.trained_length()?;
+        let stretched = self.n_ctx as f64 / original as f64;
+        let factor = self.positive("factor")?.unwrap_or(stretched);
+        let implied = match factor <= 1.0 {
+            true => 1.0,
+            false => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        };
+        Ok(RopeScaling::LongRope {
+            short,
+            long,
+            attention_factor: self.positive("attention_factor")?.unwrap_or(implied),
+            original_max_position: original,
+        })
+    }
+
+    /// How long the prompts of the training were, which the scalings stretch from.
+    fn trained_length(&mut self) -> Result<usize> {
+        let inner = self.positive("original_max_position_embeddings")?;
+        let written = agreed("original_max_position_embeddings", inner, self.original)?;
+        match written {
+            None => Ok(self.n_ctx),
+            Some(length) if length >= 2.0 && length.fract() == 0.0 => Ok(length as usize),
+            Some(length) => Err(bad(
+                "original_max_position_embeddings",
+                format!("{length} is no length of a prompt"),
+            )),
+        }
+    }
+
+    /// One factor for each pair of dimensions that rotates; how many there must be is the family's to check.
+    fn factors(&mut self, name: &str) -> Result<Vec<f64>> {
+        let Some(Value::Array(values)) = self.written.remove(name) else {
+            return Err(bad(self.key, format!("`{name}` is missing or no list")));
+        };
+        let positive = |value: &Value| value.as_f64().filter(|x| *x > 0.0 && x.is_finite());
+        match values.iter().map(positive).collect() {
+            Some(factors) => Ok(factors),
+            None => Err(bad(
+                name,
+                "holds something else than positive numbers".into(),
+            )),
+        }
+    }
+
+    fn at_least_one(&mut self, name: &str) -> Result<f64> {
+        match self.required(name)? {
+            factor if factor >= 1.0 => Ok(factor),
+            factor => Err(bad(name, format!("{factor} is less than 1"))),
+        }
+    }
+
+    fn positive(&mut self, name: &str) -> Result<Option<f64>> {
+        match self.number(name)? {
+            Some(number) if number.is_nan() || number <= 0.0 => {
+                Err(bad(name, format!("{number} is not positive")))
+            }
+            number => Ok(number),
         }
     }
 
@@ -114,9 +253,8 @@ impl Fields {
     }
 
     fn required(&mut self, name: &str) -> Result<f64> {
-        match self.number(name)? {
-            Some(number) if number > 0.0 => Ok(number),
-            Some(number) => Err(bad(name, format!("{number} is not positive"))),
+        match self.positive(name)? {
+            Some(number) => Ok(number),
             None => Err(bad(self.key, format!("`{name}` is missing"))),
         }
     }
@@ -133,6 +271,14 @@ impl Fields {
                 ),
             )),
         }
+    }
+}
+
+/// How much YaRN sharpens attention for a stretch of `factor` (section 3.4 of the paper, times `mscale`).
+fn yarn_factor(factor: f64, mscale: f64) -> f64 {
+    match factor <= 1.0 {
+        true => 1.0,
+        false => 0.1 * mscale * factor.ln() + 1.0,
     }
 }
 
@@ -160,7 +306,7 @@ mod tests {
     fn settings(json: &str) -> Result<RopeSettings> {
         serde_json::from_str::<RopeConfig>(json)
             .expect("the test's JSON is well formed")
-            .settings()
+            .settings(64)
     }
 
     #[test]
@@ -197,12 +343,20 @@ mod tests {
             assert!(message.contains(word), "{message}");
         };
         refused(
-            r#"{"rope_scaling": {"type": "dynamic", "factor": 2.0}}"#,
-            "dynamic",
+            r#"{"rope_scaling": {"type": "dynamic", "factor": 0.5}}"#,
+            "0.5",
         );
         refused(
-            r#"{"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}"#,
-            "yarn",
+            r#"{"rope_parameters": {"rope_type": "proportional", "factor": 2.0}}"#,
+            "proportional",
+        );
+        refused(
+            r#"{"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "gamma": 1.0}}"#,
+            "gamma",
+        );
+        refused(
+            r#"{"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": ["x"]}}"#,
+            "short_factor",
         );
         refused(
             r#"{"rope_parameters": {"rope_type": "default", "mscale": 0.7}}"#,
@@ -217,5 +371,33 @@ mod tests {
             "low_freq_factor",
         );
         refused(r#"{"rope_scaling": {"rope_type": 7}}"#, "7");
+    }
+
+    #[test]
+    fn implied_attention_factors_follow_the_papers() {
+        let yarn = settings(
+            r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}"#,
+        );
+        let RopeScaling::Yarn {
+            attention_factor,
+            original_max_position,
+            ..
+        } = yarn.unwrap().base.scaling
+        else {
+            panic!("it is yarn")
+        };
+        assert!((attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+        assert_eq!(original_max_position, 16);
+        let long = settings(
+            r#"{"original_max_position_embeddings": 16,
+                "rope_scaling": {"type": "su", "long_factor": [2], "short_factor": [1]}}"#,
+        );
+        let RopeScaling::LongRope {
+            attention_factor, ..
+        } = long.unwrap().base.scaling
+        else {
+            panic!("it is longrope")
+        };
+        assert!((attention_factor - 1.5f64.sqrt()).abs() < 1e-12);
     }
 }

@@ -1,0 +1,70 @@
+//! Direct logit attribution of every head beside the forward pass that it comes from.
+
+use anyhow::Result;
+use candlewick::methods::{DlaConfig, Part, direct_logit_attribution};
+use candlewick::metric::{Metric, Target};
+use candlewick::model::{Model, Tokenizer};
+use candlewick::run::{self, Quiet};
+use candlewick::task::{Pair, Task};
+
+/// Repetitions, by turns.
+const TIMES: usize = 15;
+
+/// The whole method, from prompts to the table with its intervals, against the logits of the same prompts.
+pub fn attributions(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
+    let (prompts, length) = (8, 16);
+    let task = task(prompts, length);
+    let clean: Vec<Vec<u32>> = task.pairs.iter().map(|pair| pair.clean.clone()).collect();
+    let config = DlaConfig {
+        by: Part::Head,
+        ..DlaConfig::default()
+    };
+    let (ours, forward) = super::interleaved(
+        TIMES,
+        || {
+            let scores = direct_logit_attribution(model, tokenizer, &task, &config, &Quiet)?;
+            assert!(scores.table.height() > model.spec.n_layers * model.spec.n_heads);
+            Ok(())
+        },
+        || {
+            run::logits(model, &clean)?;
+            Ok(())
+        },
+    )?;
+    let name = format!("head attribution against a forward, {prompts} x {length}");
+    super::compare(&name, &ours, &forward, 1.0, "1.10");
+    Ok(())
+}
+
+/// Prompts of ordinary tokens; what they say does not matter to the time.
+fn task(prompts: usize, length: usize) -> Task {
+    let pair = |i: usize| {
+        let token = |pos: usize| (1000 + (i * 7919 + pos * 104_729) % 40_000) as u32;
+        let clean: Vec<u32> = (0..length).map(token).collect();
+        Pair {
+            index: i,
+            corrupted: clean.clone(),
+            clean,
+            clean_text: String::new(),
+            corrupted_text: String::new(),
+            target: Target {
+                answers: vec![2000],
+                wrong: vec![3000],
+            },
+            roles: Default::default(),
+            template: 0,
+        }
+    };
+    Task {
+        name: "bench".into(),
+        pairs: (0..prompts).map(pair).collect(),
+        dropped: Vec::new(),
+        metric: Metric::LogitDiff,
+        seed: 0,
+        bos: false,
+        chat: false,
+        source: String::new(),
+        corruption: "given".into(),
+        asked: prompts,
+    }
+}

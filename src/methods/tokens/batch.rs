@@ -1,0 +1,281 @@
+//! Prompts of one length that are explained together, and their metric's slope at any point of embedding space.
+
+use candle_core::Tensor;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::{Prompts, TokenConfig};
+use crate::error::{Error, Result};
+use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
+use crate::metric::{Reads, Target};
+use crate::model::Model;
+use crate::model::spec::{Mlp, ModelSpec};
+use crate::nn::embed::embed;
+use crate::nn::host::{tensor, to_host};
+use crate::nn::rules::Rules;
+use crate::run::backward::{Descent, Probe};
+use crate::run::gradients::Measured;
+use crate::run::rows::Rows;
+use crate::run::tape::{Tape, TapeRequest};
+use crate::run::{Progress, logits};
+use crate::task::{Pair, Task};
+
+/// What one prompt's metric was found to be made of.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shares {
+    /// Of each input token.
+    pub tokens: Vec<f64>,
+    /// Of each learned position embedding, where the method does not hold them constant.
+    pub positions: Vec<f64>,
+    /// What belongs to no token: a component, its layer, its share. The same components for every prompt.
+    pub parts: Vec<(&'static str, Option<usize>, f64)>,
+    /// What all of these should sum to, where the method promises a sum.
+    pub total: Option<f64>,
+}
+
+/// A batch in progress.
+pub(super) struct Batch<'a> {
+    pub model: &'a Model,
+    pub task: &'a Task,
+    pub config: &'a TokenConfig,
+    pub progress: &'a dyn Progress,
+    pub pairs: Vec<&'a Pair>,
+    /// The prompts that are explained, and the pairs' other ones.
+    pub prompts: Vec<Vec<u32>>,
+    pub others: Vec<Vec<u32>>,
+    pub targets: Vec<Target>,
+    /// The clean run's logits, for metrics that compare with them.
+    pub reference: Option<Vec<Vec<f32>>>,
+    /// The metric of the explained prompts and of the others.
+    pub values: Vec<f64>,
+    pub other_values: Vec<f64>,
+    pub length: usize,
+    /// `[batch, pos, d_model]`, after any multiplier.
+    pub embeddings: Vec<f32>,
+}
+
+impl<'a> Batch<'a> {
+    pub fn new(
+        model: &'a Model,
+        task: &'a Task,
+        indices: &[usize],
+        config: &'a TokenConfig,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let pairs: Vec<&Pair> = indices.iter().map(|&i| &task.pairs[i]).collect();
+        let clean: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
+        let corrupted: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.corrupted.clone()).collect();
+        let reference = match config.metric.needs_reference() {
+            true => Some(logits(model, &clean)?.to_vec2::<f32>()?),
+            false => None,
+        };
+        let (prompts, others) = match config.prompts {
+            Prompts::Clean => (clean, corrupted),
+            Prompts::Corrupted => (corrupted, clean),
+        };
+        let mut batch = Batch {
+            model,
+            task,
+            config,
+            progress,
+            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
+            reference,
+            length: prompts[0].len(),
+            embeddings: to_host(&embed(model, &prompts.concat())?)?,
+            values: Vec::new(),
+            other_values: Vec::new(),
+            pairs,
+            prompts,
+            others,
+        };
+        batch.values = batch.metric(&batch.prompts)?;
+        batch.other_values = batch.metric(&batch.others)?;
+        Ok(batch)
+    }
+
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Elements of one prompt's embeddings.
+    pub fn width(&self) -> usize {
+        self.length * self.model.spec.d_model
+    }
+
+    /// The embeddings of one prompt, `[pos, d_model]`.
+    pub fn embedding(&self, prompt: usize) -> &[f32] {
+        &self.embeddings[prompt * self.width()..][..self.width()]
+    }
+
+    /// A generator of its own for each draw of each pair, so that nothing depends on which pairs run together.
+    pub fn rng(&self, prompt: usize, draw: usize) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        rng.set_stream(((self.pairs[prompt].index as u64) << 20) + draw as u64 + 1);
+        rng
+    }
+
+    /// A forward pass of these prompts, ready to be walked back.
+    pub fn tape(&self, prompts: &[Vec<u32>], edits: &[Edit]) -> Result<Tape> {
+        let request = TapeRequest {
+            edits,
+            memory: Some(self.config.memory),
+            ..TapeRequest::default()
+        };
+        Tape::record(self.model, prompts, &request)
+    }
+
+    /// The metric at the end of a tape that has the batch's prompts.
+    pub fn measured<'b>(&'b self, tape: &Tape) -> Result<Measured<'b>> {
+        Measured::new(
+            self.model,
+            tape,
+            self.config.metric,
+            &self.targets,
+            self.reference.as_deref(),
+        )
+    }
+
+    fn metric(&self, prompts: &[Vec<u32>]) -> Result<Vec<f64>> {
+        let tape = self.tape(prompts, &[])?;
+        Ok(self.measured(&tape)?.values)
+    }
+
+    /// The metric's gradient at the embeddings, at points of embedding space, a few at a time. `place` says to which prompt of
+    /// the batch a point belongs and where it lies; `each` is shown the point, the metric there and its gradient.
+    /// # Shapes
+    /// Places and gradients `[pos, d_model]`.
+    pub fn slopes_at<P>(
+        &self,
+        points: &[P],
+        place: impl Fn(&P) -> (usize, Vec<f32>),
+        mut each: impl FnMut(&P, &[f32]),
+    ) -> Result<()> {
+        for chunk in points.chunks(room(&self.model.spec, self.length, self.config)) {
+            self.check_cancelled()?;
+            let at = Points::new(self, chunk, &place)?;
+            let tape = self.tape(&at.prompts, &at.edits)?;
+            let measured = at.measured(self, &tape)?;
+            let rules = Rules::gradient();
+            let mut probe = AtEmbed(None);
+            let start = measured.gradient(self.model, &rules, &tape.rows, &mut probe)?;
+            let descent = Descent {
+                model: self.model,
+                tape: &tape,
+                rules: &rules,
+                rows: &tape.rows,
+            };
+            descent.run(start, &mut probe)?;
+            let gradient = probe.0.expect("every descent ends at the embeddings");
+            let gradient = to_host(&gradient)?;
+            for (point, gradient) in chunk.iter().zip(gradient.chunks_exact(self.width())) {
+                each(point, gradient);
+            }
+            self.progress.advance(chunk.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// The metric at points of embedding space.
+    pub fn values_at<P>(
+        &self,
+        points: &[P],
+        place: impl Fn(&P) -> (usize, Vec<f32>),
+    ) -> Result<Vec<f64>> {
+        let mut values = Vec::with_capacity(points.len());
+        for chunk in points.chunks(room(&self.model.spec, self.length, self.config)) {
+            self.check_cancelled()?;
+            let at = Points::new(self, chunk, &place)?;
+            let tape = self.tape(&at.prompts, &at.edits)?;
+            values.extend(at.measured(self, &tape)?.values);
+        }
+        Ok(values)
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        match self.progress.cancelled() {
+            true => Err(Error::Interrupted {
+                kept: "nothing was asked to be kept".into(),
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Some points of embedding space, as prompts whose embeddings are replaced.
+struct Points {
+    prompts: Vec<Vec<u32>>,
+    targets: Vec<Target>,
+    reference: Option<Vec<Vec<f32>>>,
+    edits: Vec<Edit>,
+}
+
+impl Points {
+    fn new<P>(
+        batch: &Batch<'_>,
+        points: &[P],
+        place: &impl Fn(&P) -> (usize, Vec<f32>),
+    ) -> Result<Self> {
+        let mut of = Vec::with_capacity(points.len());
+        let mut embeddings = Vec::with_capacity(points.len() * batch.width());
+        for point in points {
+            let (prompt, embedding) = place(point);
+            of.push(prompt);
+            embeddings.extend(embedding);
+        }
+        let shape = (points.len(), batch.length, batch.model.spec.d_model);
+        let site = Site::all(Hook::global(Kind::Embed));
+        let replace = Op::Replace(Value::Tensor(tensor(embeddings, shape)?));
+        let reference = batch.reference.as_ref();
+        Ok(Points {
+            prompts: of.iter().map(|&i| batch.prompts[i].clone()).collect(),
+            targets: of.iter().map(|&i| batch.targets[i].clone()).collect(),
+            reference: reference.map(|all| of.iter().map(|&i| all[i].clone()).collect()),
+            edits: vec![Edit::new(site, replace)],
+        })
+    }
+
+    fn measured<'b>(&'b self, batch: &Batch<'_>, tape: &Tape) -> Result<Measured<'b>> {
+        let reference = self.reference.as_deref();
+        let metric = batch.config.metric;
+        Measured::new(batch.model, tape, metric, &self.targets, reference)
+    }
+}
+
+/// How many prompts of a length run together: as many as asked for, fewer where memory is short.
+pub(super) fn room(spec: &ModelSpec, length: usize, config: &TokenConfig) -> usize {
+    let branches = match spec.mlp {
+        Mlp::None => 0,
+        Mlp::Plain => 3,
+        Mlp::Gated => 5,
+    };
+    let heads = (spec.n_heads + spec.n_kv_heads) * spec.d_head;
+    // Kept of every layer at the least; then what one layer works with, and the logits.
+    let kept = spec.d_model + 2 * spec.n_kv_heads * spec.d_head;
+    let layer = 8 * spec.d_model + 6 * heads + branches * spec.d_mlp;
+    let logits = match config.metric.reads() {
+        Reads::Answers => 0,
+        Reads::Vocabulary => 4 * spec.d_vocab,
+    };
+    let bytes = 4 * (length * (spec.n_layers * kept + layer) + logits);
+    (config.memory / bytes.max(1)).clamp(1, config.batch.max(1))
+}
+
+/// Takes the gradient at the embeddings.
+struct AtEmbed(Option<Tensor>);
+
+impl Probe for AtEmbed {
+    fn wants(&self, hook: Hook) -> bool {
+        hook.kind == Kind::Embed
+    }
+
+    fn at(&mut self, _: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
+        self.0 = Some(gradient.clone());
+        Ok(())
+    }
+}
+
+/// Sum of products in f64.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let each = a.iter().zip(b);
+    each.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}

@@ -1,0 +1,220 @@
+//! Integrated and expected gradients: the way from a baseline to the prompt, times the mean slope along it.
+//!
+//! Gradients along a straight line integrate to the change of the metric, so the scores of integrated gradients sum to
+//! `F(x) - F(x')`, up to the quadrature. That difference, `delta`, is kept with the results: a large one means too few steps.
+//! Everything inside the model (norms, patterns) is computed anew at each point; learned positions are held constant. Expected
+//! gradients take baselines from real prompts, and sum to the mean difference only as the draws increase.
+//!
+//! Sources: Sundararajan et al. 2017; Erion et al. 2021.
+
+use std::collections::BTreeMap;
+
+use rand::Rng;
+
+use super::batch::{Batch, Shares};
+use super::method::{Baseline, Quadrature, ReferenceSet};
+use crate::error::{Error, Result};
+use crate::model::{Model, Tokenizer};
+use crate::nn::embed::embed;
+use crate::nn::host::to_host;
+use crate::task::{Pair, Task};
+
+/// One point of the line from a baseline to a prompt.
+struct PathPoint {
+    prompt: usize,
+    /// Index among the prompt's baselines.
+    baseline: usize,
+    /// 0 at the baseline, 1 at the prompt.
+    along: f64,
+    weight: f64,
+}
+
+pub(super) fn integrated(
+    batch: &Batch<'_>,
+    steps: usize,
+    rule: Quadrature,
+    baseline: &Start,
+) -> Result<Vec<Shares>> {
+    let baselines: Vec<Vec<Vec<f32>>> = (0..batch.len())
+        .map(|prompt| Ok(vec![baseline.embeddings(batch, prompt)?]))
+        .collect::<Result<_>>()?;
+    let nodes = rule.points(steps)?;
+    let points: Vec<PathPoint> = (0..batch.len())
+        .flat_map(|prompt| {
+            nodes.iter().map(move |&(along, weight)| PathPoint {
+                prompt,
+                baseline: 0,
+                along,
+                weight,
+            })
+        })
+        .collect();
+    let tokens = along_paths(batch, &points, &baselines)?;
+    let prompts: Vec<usize> = (0..batch.len()).collect();
+    let from = batch.values_at(&prompts, |&prompt| (prompt, baselines[prompt][0].clone()))?;
+    Ok(with_totals(batch, tokens, &from))
+}
+
+pub(super) fn expected(
+    batch: &Batch<'_>,
+    draws: usize,
+    reference: ReferenceSet,
+) -> Result<Vec<Shares>> {
+    let mut baselines = Vec::with_capacity(batch.len());
+    let mut points = Vec::with_capacity(batch.len() * draws);
+    for prompt in 0..batch.len() {
+        let others = references(batch.task, batch.pairs[prompt], reference)?;
+        let mut rng = batch.rng(prompt, 0);
+        // Only what is drawn is embedded: a large task has more prompts than there are draws.
+        let mut drawn = BTreeMap::new();
+        for _ in 0..draws {
+            let of = rng.random_range(0..others.len());
+            let next = drawn.len();
+            points.push(PathPoint {
+                prompt,
+                baseline: *drawn.entry(of).or_insert(next),
+                along: rng.random::<f64>(),
+                weight: 1.0 / draws as f64,
+            });
+        }
+        let mut embeddings = vec![Vec::new(); drawn.len()];
+        for (of, at) in drawn {
+            embeddings[at] = to_host(&embed(batch.model, others[of])?)?;
+        }
+        baselines.push(embeddings);
+    }
+    let tokens = along_paths(batch, &points, &baselines)?;
+    let ends: Vec<(usize, usize)> = baselines
+        .iter()
+        .enumerate()
+        .flat_map(|(prompt, drawn)| (0..drawn.len()).map(move |at| (prompt, at)))
+        .collect();
+    let values = batch.values_at(&ends, |&(prompt, at)| {
+        (prompt, baselines[prompt][at].clone())
+    })?;
+    let value_of: BTreeMap<(usize, usize), f64> = ends.into_iter().zip(values).collect();
+    let mut from = vec![0.0; batch.len()];
+    for point in &points {
+        from[point.prompt] += point.weight * value_of[&(point.prompt, point.baseline)];
+    }
+    Ok(with_totals(batch, tokens, &from))
+}
+
+/// For each prompt and token the sum over its points of `weight <x - x', gradient there>`.
+fn along_paths(
+    batch: &Batch<'_>,
+    points: &[PathPoint],
+    baselines: &[Vec<Vec<f32>>],
+) -> Result<Vec<Vec<f64>>> {
+    let d = batch.model.spec.d_model;
+    let ends = |point: &PathPoint| {
+        let from = &baselines[point.prompt][point.baseline];
+        (from, batch.embedding(point.prompt))
+    };
+    let place = |point: &PathPoint| {
+        let (from, to) = ends(point);
+        let along = point.along;
+        let between = |(from, to): (&f32, &f32)| {
+            (f64::from(*from) * (1.0 - along) + f64::from(*to) * along) as f32
+        };
+        (point.prompt, from.iter().zip(to).map(between).collect())
+    };
+    let mut tokens = vec![vec![0.0; batch.length]; batch.len()];
+    batch.slopes_at(points, place, |point, gradient| {
+        let (from, to) = ends(point);
+        let way = from.chunks_exact(d).zip(to.chunks_exact(d));
+        let rows = way.zip(gradient.chunks_exact(d));
+        for (sum, ((from, to), gradient)) in tokens[point.prompt].iter_mut().zip(rows) {
+            let each = from.iter().zip(to).zip(gradient);
+            let term = |((from, to), g): ((&f32, &f32), &f32)| {
+                (f64::from(*to) - f64::from(*from)) * f64::from(*g)
+            };
+            *sum += point.weight * each.map(term).sum::<f64>();
+        }
+    })?;
+    Ok(tokens)
+}
+
+fn with_totals(batch: &Batch<'_>, tokens: Vec<Vec<f64>>, from: &[f64]) -> Vec<Shares> {
+    let each = tokens.into_iter().zip(&batch.values).zip(from);
+    each.map(|((tokens, value), from)| Shares {
+        tokens,
+        total: Some(value - from),
+        ..Shares::default()
+    })
+    .collect()
+}
+
+/// The prompts of a reference set that a pair may draw.
+fn references<'a>(task: &'a Task, pair: &Pair, set: ReferenceSet) -> Result<Vec<&'a [u32]>> {
+    let fits = |other: &&Pair| {
+        other.template == pair.template
+            && other.clean.len() == pair.clean.len()
+            && (set == ReferenceSet::Corrupted || other.index != pair.index)
+    };
+    let prompt = |other: &'a Pair| match set {
+        ReferenceSet::Corrupted => other.corrupted.as_slice(),
+        ReferenceSet::Clean => other.clean.as_slice(),
+    };
+    let found: Vec<&[u32]> = task.pairs.iter().filter(fits).map(prompt).collect();
+    match found.is_empty() {
+        false => Ok(found),
+        true => Err(Error::invalid(format!(
+            "expected gradients draw from the clean prompts of other pairs, and pair {} (template {}, {} tokens) has none beside \
+             it; use more pairs (`--n-pairs`), or the reference set `corrupted`",
+            pair.index,
+            pair.template,
+            pair.clean.len()
+        ))),
+    }
+}
+
+/// A baseline, looked up: one vector for every position, or the pair's other prompt.
+pub(super) enum Start {
+    Vector(Vec<f32>),
+    Pair,
+}
+
+impl Start {
+    /// # Errors
+    /// [`Error::Tokenizer`] for a token that the vocabulary does not have.
+    pub fn new(model: &Model, tokenizer: &Tokenizer, baseline: &Baseline) -> Result<Self> {
+        let embedding = |token: u32| to_host(&embed(model, &[token])?);
+        Ok(Start::Vector(match baseline {
+            Baseline::Pair => return Ok(Start::Pair),
+            Baseline::Zero => vec![0.0; model.spec.d_model],
+            Baseline::Mean => {
+                let w_e = &model.weights.w_e;
+                let mean = to_host(&w_e.to_dtype(candle_core::DType::F32)?.mean(0)?)?;
+                let scale = model.spec.embed_scale.unwrap_or(1.0);
+                mean.into_iter().map(|x| x * scale).collect()
+            }
+            Baseline::Bos => match tokenizer.bos() {
+                Some(token) => embedding(token)?,
+                None => {
+                    return Err(Error::Tokenizer {
+                        reason: "it has no BOS token to serve as a baseline; use `zero`, `mean` or `token:...`".into(),
+                    });
+                }
+            },
+            Baseline::Token(text) => match tokenizer.id(text) {
+                Some(token) if (token as usize) < model.spec.d_vocab => embedding(token)?,
+                _ => {
+                    return Err(Error::Tokenizer {
+                        reason: format!(
+                            "`{text}` is not in its vocabulary, so it cannot be a baseline; write the token as tokenizer.json does, \
+                             or use `zero`, `mean`, `bos`"
+                        ),
+                    });
+                }
+            },
+        }))
+    }
+
+    fn embeddings(&self, batch: &Batch<'_>, prompt: usize) -> Result<Vec<f32>> {
+        match self {
+            Start::Vector(vector) => Ok(vector.repeat(batch.length)),
+            Start::Pair => to_host(&embed(batch.model, &batch.others[prompt])?),
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Relevance propagation over the input tokens: CP-LRP and AttnLRP, as input times a modified gradient.
+//!
+//! The rules of [`Rules`] replace the derivative wherever the model is not linear, so that the relevance of each output is that
+//! of its inputs: `R = u dF~/du` at any place `u`. CP-LRP counts pattern and gate as constants; what reaches the embeddings is then
+//! the metric less what biases brought, and each layer's biases have a row. AttnLRP shares each product between its factors and
+//! takes the plain gradient of the softmax, which does not conserve: what goes into the softmax of a layer, `R_A = <A, dF~/dA> / 2`,
+//! less what comes out at the scores, `R_S = <S, dF~/dS> / 2`, is the row `attn.hook_pattern`. With these rows the sum is the
+//! metric.
+//!
+//! `R_A` is the half of z's relevance that the values do not get, so it equals theirs; and `R_S` is what queries and keys get
+//! together. We read both there, so that no pattern need be kept.
+//!
+//! Sources: Ali et al. 2022, "XAI for Transformers" (CP-LRP); Achtibat et al. 2024, "AttnLRP" (arXiv 2402.05602). Left out on
+//! purpose: explicit epsilon rules for linear maps; the zero rule lets biases keep their share.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+
+use super::batch::{Batch, Shares, dot};
+use super::frozen::Write;
+use super::gradient::by_token;
+use crate::error::Result;
+use crate::hooks::{Hook, Kind, Ln};
+use crate::metric::Metric;
+use crate::model::Model;
+use crate::model::spec::{Block, Mlp};
+use crate::model::weights::{BlockWeights, NormWeights};
+use crate::nn::host::to_host;
+use crate::nn::linear;
+use crate::nn::rules::{PatternRule, Rules};
+use crate::run::backward::{Descent, Probe, Readers};
+use crate::run::gradients::Measured;
+use crate::run::rows::Rows;
+
+/// The row of what biases bring.
+const BIAS: &str = "bias";
+/// The row of what a metric is beyond its slope times the logits; zero for differences of logits.
+const METRIC: &str = "metric";
+
+pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>> {
+    let (model, d) = (batch.model, batch.model.spec.d_model);
+    let tape = batch.tape(&batch.prompts, &[])?;
+    let measured = batch.measured(&tape)?;
+    let mut ledger = Ledger::new(batch, rules);
+    let start = measured.gradient(model, rules, &tape.rows, &mut ledger)?;
+    let end = at_the_end(batch, &measured, &tape.answer(model)?, &start)?;
+    let descent = Descent {
+        model,
+        tape: &tape,
+        rules,
+        rows: &tape.rows,
+    };
+    descent.run(start, &mut ledger)?;
+    let gradient = ledger.take(Kind::Embed);
+    let positions = match &model.weights.w_pos {
+        Some(w_pos) => to_host(&w_pos.narrow(0, 0, batch.length)?)?,
+        None => Vec::new(),
+    };
+    let gradient = to_host(&gradient)?;
+    let mut all = Vec::with_capacity(batch.len());
+    for (prompt, gradient) in gradient.chunks_exact(batch.width()).enumerate() {
+        let of_layers = ledger.parts.iter();
+        let mut parts: Vec<_> = of_layers
+            .map(|(name, layer, shares)| (*name, Some(*layer), shares[prompt]))
+            .collect();
+        // The walk met the layers from the last to the first.
+        parts.reverse();
+        parts.extend(
+            end.iter()
+                .map(|(name, shares)| (*name, None, shares[prompt])),
+        );
+        all.push(Shares {
+            tokens: by_token(batch.embedding(prompt), gradient, d),
+            positions: by_token(&positions, gradient, d),
+            parts,
+            total: Some(measured.values[prompt]),
+        });
+    }
+    Ok(all)
+}
+
+/// What stands between the final stream and the metric: the biases of the final norm and the unembedding, and what the metric is beyond
+/// its slope. Soft-capped logits count as their ratio to the raw ones times those.
+/// # Shapes
+/// `answer [batch, d_model]`, `start [rows, d_model]`
+pub(super) fn at_the_end(
+    batch: &Batch<'_>,
+    measured: &Measured<'_>,
+    answer: &Tensor,
+    start: &Tensor,
+) -> Result<Vec<(&'static str, Vec<f64>)>> {
+    let d = batch.model.spec.d_model;
+    let along = measured.along_slopes()?;
+    let mut end = Vec::new();
+    let weights = &batch.model.weights;
+    let norm_bias = weights.ln_final.as_ref().and_then(|norm| norm.b.as_ref());
+    if norm_bias.is_some() || weights.b_u.is_some() {
+        let (answer, start) = (to_host(answer)?, to_host(start)?);
+        // The gradient stands at the last position alone.
+        let last = start
+            .chunks_exact(batch.width())
+            .map(|rows| &rows[rows.len() - d..]);
+        let of_stream = last.zip(answer.chunks_exact(d)).map(|(g, x)| dot(g, x));
+        let bias = along
+            .iter()
+            .zip(of_stream)
+            .map(|(all, x)| all - x)
+            .collect();
+        end.push((BIAS, bias));
+    }
+    if batch.config.metric != Metric::LogitDiff {
+        let beyond = measured
+            .values
+            .iter()
+            .zip(&along)
+            .map(|(f, along)| f - along);
+        end.push((METRIC, beyond.collect()));
+    }
+    Ok(end)
+}
+
+/// Watches a descent and writes down what does not reach the tokens.
+struct Ledger<'a> {
+    model: &'a Model,
+    prompts: usize,
+    with_softmax: bool,
+    /// Gradients of the layer that is being passed.
+    at: HashMap<Kind, Tensor>,
+    /// Row, layer, share of each prompt; the last layer first.
+    parts: Vec<(&'static str, usize, Vec<f64>)>,
+}
+
+/// Where a layer's biases and its softmax are read off.
+const WATCHED: [Kind; 9] = [
+    Kind::MlpOut,
+    Kind::MlpPre,
+    Kind::MlpPreLinear,
+    Kind::AttnOut,
+    Kind::RotQ,
+    Kind::RotK,
+    Kind::Q,
+    Kind::K,
+    Kind::V,
+];
+
+impl Probe for Ledger<'_> {
+    fn wants(&self, hook: Hook) -> bool {
+        hook.kind == Kind::Embed
+            || WATCHED.contains(&hook.kind) && hook.kind.absent(&self.model.spec).is_none()
+    }
+
+    fn at(&mut self, hook: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
+        self.at.insert(hook.kind, gradient.clone());
+        Ok(())
+    }
+
+    /// Attention is passed after the MLP, so that here everything of a layer has been seen.
+    fn readers(&mut self, layer: usize, readers: &Readers<'_>) -> Result<()> {
+        let weights = &self.model.weights.blocks[layer];
+        if self.with_softmax {
+            let [q, k, v] = [Kind::RotQ, Kind::RotK, Kind::V].map(|kind| {
+                let gradient = self.take(kind);
+                let value = readers.saved.get(kind, readers.rows)?;
+                self.by_prompt(&value, &gradient).map(|r| (r, gradient))
+            });
+            let ((q, _), (k, _), (v, at_v)) = (q?, k?, v?);
+            self.at.insert(Kind::V, at_v);
+            let leak = v.iter().zip(q).zip(k).map(|((v, q), k)| v - q - k);
+            self.parts
+                .push(("attn.hook_pattern", layer, leak.collect()));
+        }
+        if has_bias(weights) {
+            let mut share = vec![0.0; self.prompts];
+            let mut add = |more: Vec<f64>| {
+                for (sum, more) in share.iter_mut().zip(more) {
+                    *sum += more;
+                }
+            };
+            add(self.attention_inputs(weights)?);
+            let b_o = weights.b_o.as_ref();
+            let attention = Write::new(self.model, weights.ln1_post.as_ref(), b_o)?;
+            add(self.written(&attention, Kind::AttnOut, Ln::OnePost, readers)?);
+            if let Some(mlp) = &weights.mlp {
+                add(self.mlp_inputs(weights)?);
+                let b_out = mlp.b_out.as_ref();
+                let mlp = Write::new(self.model, weights.ln2_post.as_ref(), b_out)?;
+                add(self.written(&mlp, Kind::MlpOut, Ln::TwoPost, readers)?);
+            }
+            self.parts.push((BIAS, layer, share));
+        }
+        self.at.clear();
+        Ok(())
+    }
+}
+
+impl<'a> Ledger<'a> {
+    fn new(batch: &Batch<'a>, rules: &Rules) -> Self {
+        Ledger {
+            model: batch.model,
+            prompts: batch.len(),
+            with_softmax: rules.pattern == PatternRule::Exact,
+            at: HashMap::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, kind: Kind) -> Tensor {
+        let gradient = self.at.remove(&kind);
+        gradient.expect("the descent shows every gradient that it was asked for")
+    }
+
+    /// Products summed over all rows of each prompt.
+    fn by_prompt(&self, value: &Tensor, gradient: &Tensor) -> Result<Vec<f64>> {
+        let (value, gradient) = (to_host(value)?, to_host(gradient)?);
+        let each = value.len() / self.prompts;
+        let prompts = value.chunks_exact(each).zip(gradient.chunks_exact(each));
+        Ok(prompts
+            .map(|(value, gradient)| dot(value, gradient))
+            .collect())
+    }
+
+    /// A bias, the same in every row, along the gradients of some kinds, side by side.
+    fn along(&mut self, bias: &[f32], kinds: &[Kind]) -> Result<Vec<f64>> {
+        let mut shares = vec![0.0; self.prompts];
+        let mut rest = bias;
+        for &kind in kinds {
+            let gradient = self.take(kind);
+            let rows = gradient.dim(0)?;
+            let gradient = to_host(&gradient)?;
+            let (own, after) = rest.split_at(gradient.len() / rows);
+            rest = after;
+            let prompts = gradient.chunks_exact(gradient.len() / self.prompts);
+            for (share, rows) in shares.iter_mut().zip(prompts) {
+                *share += rows
+                    .chunks_exact(own.len())
+                    .map(|row| dot(own, row))
+                    .sum::<f64>();
+            }
+        }
+        Ok(shares)
+    }
+
+    /// Of queries, keys and values: their own bias, and what the norm's makes of them.
+    fn attention_inputs(&mut self, weights: &BlockWeights) -> Result<Vec<f64>> {
+        let norm = weights.ln1.as_ref();
+        match read_bias(norm, &weights.w_qkv, weights.b_qkv.as_ref())? {
+            Some(bias) => self.along(&bias, &[Kind::Q, Kind::K, Kind::V]),
+            None => Ok(vec![0.0; self.prompts]),
+        }
+    }
+
+    fn mlp_inputs(&mut self, weights: &BlockWeights) -> Result<Vec<f64>> {
+        let spec = &self.model.spec;
+        let mlp = weights.mlp.as_ref().expect("asked of layers with an MLP");
+        let shared = spec.block == (Block::Parallel { shared_norm: true });
+        let norm = match shared {
+            true => weights.ln1.as_ref(),
+            false => weights.ln2.as_ref(),
+        };
+        let kinds: &[Kind] = match spec.mlp {
+            Mlp::Gated => &[Kind::MlpPre, Kind::MlpPreLinear],
+            _ => &[Kind::MlpPre],
+        };
+        match read_bias(norm, &mlp.w_in, mlp.b_in.as_ref())? {
+            Some(bias) => self.along(&bias, kinds),
+            None => Ok(vec![0.0; self.prompts]),
+        }
+    }
+
+    /// Of what a branch adds to the stream: the biases of its projection and its post-norm.
+    fn written(
+        &mut self,
+        write: &Write,
+        kind: Kind,
+        ln: Ln,
+        readers: &Readers<'_>,
+    ) -> Result<Vec<f64>> {
+        let mut shares = vec![0.0; self.prompts];
+        if !write.has_bias() {
+            return Ok(shares);
+        }
+        let d = self.model.spec.d_model;
+        let gradient = to_host(&self.take(kind))?;
+        let scales = match self.model.spec.has_post_norm() {
+            true => to_host(&readers.saved.get(Kind::Scale(ln), readers.rows)?)?,
+            false => vec![1.0; gradient.len() / d],
+        };
+        let each = scales.len() / self.prompts;
+        for (row, (gradient, scale)) in gradient.chunks_exact(d).zip(scales).enumerate() {
+            shares[row / each] += dot(&write.bias(scale, d), gradient);
+        }
+        Ok(shares)
+    }
+}
+
+/// What a reading matrix gives where its normed input is zero: its own bias, and the norm's through it.
+fn read_bias(
+    norm: Option<&NormWeights>,
+    w: &Tensor,
+    b: Option<&Tensor>,
+) -> Result<Option<Vec<f32>>> {
+    let own = b.map(to_host).transpose()?;
+    let Some(of_norm) = norm.and_then(|norm| norm.b.as_ref()) else {
+        return Ok(own);
+    };
+    let through = linear::forward(&of_norm.unsqueeze(0)?, w, None)?;
+    let mut sum = to_host(&through)?;
+    for (sum, own) in sum.iter_mut().zip(own.iter().flatten()) {
+        *sum += own;
+    }
+    Ok(Some(sum))
+}
+
+fn has_bias(weights: &BlockWeights) -> bool {
+    let norms = [
+        &weights.ln1,
+        &weights.ln1_post,
+        &weights.ln2,
+        &weights.ln2_post,
+    ];
+    let of_norm = |norm: &&Option<NormWeights>| norm.as_ref().is_some_and(|norm| norm.b.is_some());
+    let mlp = weights.mlp.as_ref();
+    norms.iter().any(of_norm)
+        || weights.b_qkv.is_some()
+        || weights.b_o.is_some()
+        || mlp.is_some_and(|mlp| mlp.b_in.is_some() || mlp.b_out.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::host::tensor;
+
+    #[test]
+    fn a_reading_bias_is_what_the_matrix_gives_for_the_norms_own() {
+        let w = tensor(vec![1.0, 2.0, 3.0, 4.0], (2, 2)).unwrap();
+        let b = tensor(vec![10.0, 20.0], 2).unwrap();
+        let norm = NormWeights {
+            w: tensor(vec![7.0, 7.0], 2).unwrap(),
+            b: Some(tensor(vec![1.0, -1.0], 2).unwrap()),
+        };
+        let read = |norm, b| read_bias(norm, &w, b).unwrap();
+        assert_eq!(read(Some(&norm), Some(&b)), Some(vec![8.0, 18.0]));
+        assert_eq!(read(Some(&norm), None), Some(vec![-2.0, -2.0]));
+        assert_eq!(read(None, Some(&b)), Some(vec![10.0, 20.0]));
+        assert_eq!(read(None, None), None);
+    }
+}

@@ -1,0 +1,492 @@
+//! GGUF files as llama.cpp writes them: one set of metadata keys and one set of tensor names for every architecture.
+//!
+//! A family starts from [`Metadata::spec`], which describes a Llama of the sizes in the file, and says how it differs. Weights are
+//! found by the spec and by what the first block has: fused products and biases have no key, they are there or not.
+
+use super::Description;
+use super::config::{check_layers, head_width, refuse_unhandled_gguf, shortened};
+use super::decoder::Sizes;
+use super::rope::RopeSettings;
+use crate::error::{Error, Result};
+use crate::model::gguf::Gguf;
+use crate::model::layout::{Layout, Piece, Slot, Take};
+use crate::model::spec::{Mlp, ModelSpec, NormKind, Position, QkNorm, RopeScaling, RotaryBase};
+
+/// Keys that every architecture may have and that are read here.
+const HANDLED: &[&str] = &[
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.factor",
+    // What the model was stretched from; the stretching itself is the factor or the tensors of factors.
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "vocab_size",
+];
+const AT_DEFAULT: &[(&str, f64)] = &[
+    ("attention.causal", 1.0),
+    ("expert_count", 0.0),
+    ("expert_used_count", 0.0),
+];
+
+/// The metadata of one architecture in a file.
+pub struct Metadata<'a> {
+    pub gguf: &'a Gguf,
+    architecture: &'static str,
+}
+
+impl<'a> Metadata<'a> {
+    /// Refuses keys that are neither read here nor named by the family.
+    /// # Errors
+    /// [`Error::UnhandledConfig`].
+    pub fn new(gguf: &'a Gguf, architecture: &'static str, own_keys: &[&str]) -> Result<Self> {
+        let handled: Vec<&str> = HANDLED.iter().chain(own_keys).copied().collect();
+        refuse_unhandled_gguf(gguf, architecture, &handled, AT_DEFAULT)?;
+        Ok(Metadata { gguf, architecture })
+    }
+
+    /// The whole name of a key: `llama.block_count`.
+    pub fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    /// A Llama of the sizes in this file.
+    /// # Errors
+    /// [`Error::BadConfig`] for what is missing or absurd, [`Error::UnhandledConfig`] for a rope scaling that we do not compute.
+    pub fn spec(&self, family: &str) -> Result<ModelSpec> {
+        let gguf = self.gguf;
+        let size = |name: &str| gguf.size(&self.key(name));
+        let maybe = |name: &str| gguf.maybe_size(&self.key(name));
+        let heads = size("attention.head_count")?;
+        let d_model = size("embedding_length")?;
+        let d_head = match maybe("attention.key_length")? {
+            Some(d_head) => d_head,
+            None => head_width(&self.key("attention.head_count"), d_model, heads)?,
+        };
+        if let Some(other) = maybe("attention.value_length")?.filter(|other| *other != d_head) {
+            return Err(Error::BadConfig {
+                key: self.key("attention.value_length"),
+                reason: format!(
+                    "{other}, but a key has {d_head} dimensions; only equal ones are handled"
+                ),
+            });
+        }
+        let n_layers = size("block_count")?;
+        check_layers(&self.key("block_count"), n_layers)?;
+        let sizes = Sizes {
+            hidden_size: d_model,
+            intermediate_size: size("feed_forward_length")?,
+            num_hidden_layers: n_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: maybe("attention.head_count_kv")?,
+            head_dim: Some(d_head),
+            vocab_size: gguf.rows("token_embd.weight")?,
+            max_position_embeddings: size("context_length")?,
+        };
+        let dims = maybe("rope.dimension_count")?.unwrap_or(d_head);
+        let theta = gguf.maybe_number(&self.key("rope.freq_base"))?;
+        let rope = RopeSettings {
+            base: RotaryBase {
+                theta: theta.unwrap_or(10_000.0),
+                scaling: self.scaling(dims)?,
+            },
+            partial: 1.0,
+        };
+        let mut spec = sizes.spec(family, self.norm_eps()?, rope)?;
+        if let Position::Rotary(rotary) = &mut spec.position {
+            rotary.dims = dims;
+        }
+        spec.tied = !gguf.has("output.weight");
+        Ok(spec)
+    }
+
+    fn norm_eps(&self) -> Result<f64> {
+        let rms = self
+            .gguf
+            .maybe_number(&self.key("attention.layer_norm_rms_epsilon"))?;
+        match rms {
+            Some(eps) => Ok(eps),
+            None => self.gguf.number(&self.key("attention.layer_norm_epsilon")),
+        }
+    }
+
+    fn scaling(&self, dims: usize) -> Result<RopeScaling> {
+        let gguf = self.gguf;
+        let kind_key = self.key("rope.scaling.type");
+        let kind = gguf.maybe_string(&kind_key)?.unwrap_or("none");
+        let factor = gguf.maybe_number(&self.key("rope.scaling.factor"))?;
+        let factors = match gguf.has("rope_freqs.weight") {
+            true => Some(gguf.small_vector("rope_freqs.weight", dims / 2)?),
+            false => None,
+        };
+        match (kind, factor, factors) {
+            ("none", None, Some(factors)) if factors.iter().all(|factor| *factor > 0.0) => {
+                Ok(RopeScaling::Factors { factors })
+            }
+            ("none", None, None) => Ok(RopeScaling::None),
+            ("linear", Some(factor), None) if factor > 0.0 => Ok(RopeScaling::Linear { factor }),
+            _ => Err(Error::UnhandledConfig {
+                family: self.architecture.to_string(),
+                key: kind_key,
+                value: format!("{} with factor {factor:?}", shortened(kind)),
+            }),
+        }
+    }
+}
+
+/// How the rows of q and k lie in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heads {
+    AsTrained,
+    /// The two rotary halves of each head interleaved: what llama.cpp does to Llama's.
+    Interleaved,
+}
+
+/// Where llama.cpp keeps the weights of a spec.
+pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
+    let d = spec.d_model;
+    let (linear, as_is) = (Piece::linear, Piece::as_is);
+    let mut model = vec![
+        (Slot::Embed, vec![as_is("token_embd.weight", d)]),
+        (Slot::LnFinal, vec![as_is("output_norm.weight", d)]),
+    ];
+    if spec.position == Position::Learned {
+        model.push((Slot::Positions, vec![as_is("position_embd.weight", d)]));
+    }
+    if spec.norm == NormKind::Layer {
+        model.push((Slot::LnFinalBias, vec![as_is("output_norm.bias", d)]));
+    }
+    if !spec.tied {
+        model.push((Slot::Unembed, vec![as_is("output.weight", d)]));
+    }
+    if gguf.has("output.bias") {
+        model.push((Slot::UnembedBias, vec![as_is("output.bias", spec.d_vocab)]));
+    }
+    let mut blocks = norms(&spec);
+    blocks.extend(attention(&spec, gguf, heads));
+    if spec.mlp != Mlp::None {
+        let is_fused = spec.mlp == Mlp::Gated && !gguf.has("blk.0.ffn_gate.weight");
+        let mlp_in = match spec.mlp {
+            Mlp::Gated if !is_fused => vec![
+                linear("blk.{l}.ffn_gate.weight", spec.d_mlp),
+                linear("blk.{l}.ffn_up.weight", spec.d_mlp),
+            ],
+            Mlp::Gated => vec![linear("blk.{l}.ffn_up.weight", 2 * spec.d_mlp)],
+            Mlp::None | Mlp::Plain => vec![linear("blk.{l}.ffn_up.weight", spec.d_mlp)],
+        };
+        blocks.push((Slot::MlpIn, mlp_in));
+        blocks.push((Slot::MlpOut, vec![linear("blk.{l}.ffn_down.weight", d)]));
+        if gguf.has("blk.0.ffn_up.bias") && spec.mlp == Mlp::Plain {
+            blocks.push((
+                Slot::MlpInBias,
+                vec![as_is("blk.{l}.ffn_up.bias", spec.d_mlp)],
+            ));
+        }
+        if gguf.has("blk.0.ffn_down.bias") {
+            blocks.push((Slot::MlpOutBias, vec![as_is("blk.{l}.ffn_down.bias", d)]));
+        }
+    }
+    let layout = Layout {
+        model,
+        blocks,
+        optional_prefix: "",
+        // The factors of rotary frequencies are part of the spec.
+        harmless: vec![
+            "rope_freqs.weight",
+            "rope_factors_long.weight",
+            "rope_factors_short.weight",
+            "*.attn_rot_embd.weight",
+        ],
+    };
+    Description { spec, layout }
+}
+
+type Filled = Vec<(Slot, Vec<Piece>)>;
+
+fn norms(spec: &ModelSpec) -> Filled {
+    const NAMES: [(Slot, &str, Slot, &str); 4] = [
+        (
+            Slot::Ln1,
+            "blk.{l}.attn_norm.weight",
+            Slot::Ln1Bias,
+            "blk.{l}.attn_norm.bias",
+        ),
+        (
+            Slot::Ln1Post,
+            "blk.{l}.post_attention_norm.weight",
+            Slot::Ln1PostBias,
+            "blk.{l}.post_attention_norm.bias",
+        ),
+        (
+            Slot::Ln2,
+            "blk.{l}.ffn_norm.weight",
+            Slot::Ln2Bias,
+            "blk.{l}.ffn_norm.bias",
+        ),
+        (
+            Slot::Ln2Post,
+            "blk.{l}.post_ffw_norm.weight",
+            Slot::Ln2PostBias,
+            "blk.{l}.post_ffw_norm.bias",
+        ),
+    ];
+    let mut filled = Vec::new();
+    for (slot, weight, bias_slot, bias) in NAMES {
+        use crate::model::layout::Need;
+        if slot.need(spec) == Need::Required {
+            filled.push((slot, vec![Piece::as_is(weight, spec.d_model)]));
+            if spec.norm == NormKind::Layer {
+                filled.push((bias_slot, vec![Piece::as_is(bias, spec.d_model)]));
+            }
+        }
+    }
+    filled
+}
+
+fn attention(spec: &ModelSpec, gguf: &Gguf, heads: Heads) -> Filled {
+    let (d, d_head) = (spec.d_model, spec.d_head);
+    let (q, kv) = (spec.n_heads * d_head, spec.n_kv_heads * d_head);
+    let (linear, as_is) = (Piece::linear, Piece::as_is);
+    let take = match heads {
+        Heads::AsTrained => Take::All,
+        Heads::Interleaved => Take::UninterleaveHalves { d_head },
+    };
+    let is_fused = gguf.has("blk.0.attn_qkv.weight");
+    let qkv = match is_fused {
+        true => vec![linear("blk.{l}.attn_qkv.weight", q + 2 * kv)],
+        false => vec![
+            linear("blk.{l}.attn_q.weight", q).take(take),
+            linear("blk.{l}.attn_k.weight", kv).take(take),
+            linear("blk.{l}.attn_v.weight", kv),
+        ],
+    };
+    let mut filled = vec![
+        (Slot::Qkv, qkv),
+        (Slot::O, vec![linear("blk.{l}.attn_output.weight", d)]),
+    ];
+    if is_fused && gguf.has("blk.0.attn_qkv.bias") {
+        filled.push((
+            Slot::QkvBias,
+            vec![as_is("blk.{l}.attn_qkv.bias", q + 2 * kv)],
+        ));
+    }
+    if gguf.has("blk.0.attn_q.bias") {
+        filled.push((
+            Slot::QkvBias,
+            vec![
+                as_is("blk.{l}.attn_q.bias", q).take(take),
+                as_is("blk.{l}.attn_k.bias", kv).take(take),
+                as_is("blk.{l}.attn_v.bias", kv),
+            ],
+        ));
+    }
+    if gguf.has("blk.0.attn_output.bias") {
+        filled.push((Slot::OBias, vec![as_is("blk.{l}.attn_output.bias", d)]));
+    }
+    let of_norm = match spec.qk_norm {
+        QkNorm::None => None,
+        QkNorm::PerHead => Some((d_head, d_head)),
+        QkNorm::FullWidth => Some((q, kv)),
+    };
+    if let Some((q, k)) = of_norm {
+        filled.push((Slot::QNorm, vec![as_is("blk.{l}.attn_q_norm.weight", q)]));
+        filled.push((Slot::KNorm, vec![as_is("blk.{l}.attn_k_norm.weight", k)]));
+    }
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::model::gguf::tests::Writer;
+    use crate::model::layout::Need;
+    use crate::model::load::{LoadOptions, load, read_weights};
+    use crate::model::{Model, families};
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Writes a slot under llama.cpp's name for it; matrices are stored `[out, in]`, embeddings as they are.
+    fn put(writer: &mut Writer, name: &str, slot: Slot, tensor: &Tensor) {
+        let is_matrix =
+            tensor.rank() == 2 && !matches!(slot, Slot::Embed | Slot::Unembed | Slot::Positions);
+        let stored = if is_matrix {
+            tensor.t().unwrap()
+        } else {
+            tensor.clone()
+        };
+        writer.tensor(name, stored.dims(), &flat(&stored));
+    }
+
+    fn name_of(slot: Slot) -> &'static str {
+        match slot {
+            Slot::Embed => "token_embd.weight",
+            Slot::Positions => "position_embd.weight",
+            Slot::LnFinal => "output_norm.weight",
+            Slot::LnFinalBias => "output_norm.bias",
+            Slot::Unembed => "output.weight",
+            Slot::UnembedBias => "output.bias",
+            Slot::Ln1 => "attn_norm.weight",
+            Slot::Ln1Bias => "attn_norm.bias",
+            Slot::Qkv => "attn_qkv.weight",
+            Slot::QkvBias => "attn_qkv.bias",
+            Slot::QNorm => "attn_q_norm.weight",
+            Slot::KNorm => "attn_k_norm.weight",
+            Slot::O => "attn_output.weight",
+            Slot::OBias => "attn_output.bias",
+            Slot::Ln1Post => "post_attention_norm.weight",
+            Slot::Ln1PostBias => "post_attention_norm.bias",
+            Slot::Ln2 => "ffn_norm.weight",
+            Slot::Ln2Bias => "ffn_norm.bias",
+            Slot::MlpIn => "ffn_up.weight",
+            Slot::MlpInBias => "ffn_up.bias",
+            Slot::MlpOut => "ffn_down.weight",
+            Slot::MlpOutBias => "ffn_down.bias",
+            Slot::Ln2Post => "post_ffw_norm.weight",
+            Slot::Ln2PostBias => "post_ffw_norm.bias",
+        }
+    }
+
+    fn written(model: &Model, architecture: &str, is_fused: bool) -> Writer {
+        let spec = &model.spec;
+        let mut writer = Writer::default();
+        let key = |name: &str| format!("{architecture}.{name}");
+        let size = |n: usize| u32::try_from(n).unwrap();
+        writer
+            .text("general.architecture", architecture)
+            .size(&key("block_count"), size(spec.n_layers))
+            .size(&key("embedding_length"), size(spec.d_model))
+            .size(&key("feed_forward_length"), size(spec.d_mlp))
+            .size(&key("attention.head_count"), size(spec.n_heads))
+            .size(&key("attention.head_count_kv"), size(spec.n_kv_heads))
+            .size(&key("attention.key_length"), size(spec.d_head))
+            .size(&key("context_length"), size(spec.n_ctx))
+            .float(&key("attention.layer_norm_epsilon"), spec.norm_eps as f32);
+        if spec.rotary_dims() > 0 {
+            writer.size(&key("rope.dimension_count"), size(spec.rotary_dims()));
+        }
+        if architecture.starts_with("gemma") && architecture != "gemma" {
+            writer.size(&key("attention.sliding_window"), 4);
+        }
+        if architecture == "gemma2" {
+            writer
+                .float(&key("attn_logit_softcapping"), 4.0)
+                .float(&key("final_logit_softcapping"), 6.0);
+        }
+        for slot in Slot::MODEL {
+            if let Some(tensor) = slot
+                .get(&model.weights, 0)
+                .filter(|_| slot != Slot::Unembed || !spec.tied)
+            {
+                put(&mut writer, name_of(slot), slot, tensor);
+            }
+        }
+        let (q, kv) = (spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
+        for layer in 0..spec.n_layers {
+            for slot in Slot::BLOCK {
+                let Some(tensor) = slot.get(&model.weights, layer) else {
+                    continue;
+                };
+                let parts: Vec<(&str, usize)> = match slot {
+                    Slot::Qkv if !is_fused => vec![
+                        ("attn_q.weight", q),
+                        ("attn_k.weight", kv),
+                        ("attn_v.weight", kv),
+                    ],
+                    Slot::QkvBias if !is_fused => {
+                        vec![("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)]
+                    }
+                    Slot::MlpIn if spec.mlp == Mlp::Gated => {
+                        vec![
+                            ("ffn_gate.weight", spec.d_mlp),
+                            ("ffn_up.weight", spec.d_mlp),
+                        ]
+                    }
+                    _ => vec![(name_of(slot), tensor.dims()[tensor.rank() - 1])],
+                };
+                let mut start = 0;
+                for (name, width) in parts {
+                    let part = tensor.narrow(tensor.rank() - 1, start, width).unwrap();
+                    put(&mut writer, &format!("blk.{layer}.{name}"), slot, &part);
+                    start += width;
+                }
+            }
+        }
+        writer
+    }
+
+    #[test]
+    fn every_architecture_finds_the_weights_of_its_family() {
+        for (fixture, architecture, is_fused) in [
+            ("qwen2-tiny-yarn", "qwen2", false),
+            ("qwen3-tiny-biased", "qwen3", false),
+            ("gemma-tiny", "gemma", false),
+            ("gemma2-tiny", "gemma2", false),
+            ("gemma3-tiny", "gemma3", false),
+            ("phi-tiny-grouped", "phi2", true),
+            ("phi-tiny-grouped", "phi2", false),
+            ("olmo2-tiny", "olmo2", false),
+            ("starcoder2-tiny", "starcoder2", false),
+            ("starcoder2-tiny-unbiased", "starcoder2", false),
+            ("gpt_neox-tiny", "gptneox", true),
+            ("gpt2-tiny-scaled", "gpt2", true),
+        ] {
+            let path = format!("{}/tests/fixtures/{fixture}", env!("CARGO_MANIFEST_DIR"));
+            let model = load(&path, &LoadOptions::default()).unwrap().model;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), written(&model, architecture, is_fused).bytes()).unwrap();
+            let gguf = Gguf::open(file.path()).unwrap();
+            let described =
+                families::from_gguf(&gguf).unwrap_or_else(|error| panic!("{fixture}: {error}"));
+            let weights = read_weights(&gguf, &described, DType::F32, &Device::Cpu);
+            let weights = weights.unwrap_or_else(|error| panic!("{fixture}: {error}"));
+            let spec = &described.spec;
+            assert_eq!(spec.family, model.spec.family);
+            assert_eq!(
+                (
+                    spec.norm,
+                    spec.norm_placement,
+                    spec.block,
+                    spec.qk_norm,
+                    spec.mlp,
+                    spec.tied,
+                    spec.embed_scale
+                ),
+                (
+                    model.spec.norm,
+                    model.spec.norm_placement,
+                    model.spec.block,
+                    model.spec.qk_norm,
+                    model.spec.mlp,
+                    model.spec.tied,
+                    model.spec.embed_scale
+                ),
+                "{fixture}"
+            );
+            for slot in Slot::MODEL.into_iter().chain(Slot::BLOCK) {
+                for layer in 0..spec.n_layers {
+                    let [ours, theirs] = [&weights, &model.weights]
+                        .map(|weights| slot.get(weights, layer).map(flat));
+                    assert_eq!(ours, theirs, "{fixture}: {slot:?} of layer {layer}");
+                    assert!(
+                        ours.is_some() || slot.need(spec) != Need::Required,
+                        "{fixture}: {slot:?}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! OPT: a GPT-2 with ReLU whose learned positions begin at the third row of their table.
+//! The 350M model puts its norms after the sum and projects its embeddings; both are refused by name.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::config::{activation, parse, refuse_unhandled};
+use super::decoder::{self, Sizes};
+use super::rope::RopeSettings;
+use super::{Description, Family};
+use crate::error::{Error, Result};
+use crate::model::layout::{Layout, Piece, Slot};
+use crate::model::spec::{ModelSpec, Position};
+
+pub const FAMILY: Family = Family {
+    name: "opt",
+    model_types: &["opt"],
+    from_config: describe,
+    gguf: None,
+};
+
+const AT_DEFAULT: &[(&str, &str)] = &[
+    ("_remove_final_layer_norm", "false"),
+    ("do_layer_norm_before", "true"),
+    ("layer_norm_elementwise_affine", "true"),
+];
+/// The first two rows of the position table belong to padding.
+const OFFSET: usize = 2;
+
+#[derive(Deserialize)]
+struct Config {
+    hidden_size: usize,
+    ffn_dim: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    word_embed_proj_dim: Option<usize>,
+    activation_function: String,
+    #[serde(default = "yes")]
+    enable_bias: bool,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn describe(config: &str) -> Result<Description> {
+    let config: Config = parse(config)?;
+    refuse_unhandled("opt", &config.rest, AT_DEFAULT)?;
+    if let Some(width) = config
+        .word_embed_proj_dim
+        .filter(|width| *width != config.hidden_size)
+    {
+        return Err(Error::UnhandledConfig {
+            family: "opt".to_string(),
+            key: "word_embed_proj_dim".to_string(),
+            value: width.to_string(),
+        });
+    }
+    let sizes = Sizes {
+        hidden_size: config.hidden_size,
+        intermediate_size: config.ffn_dim,
+        num_hidden_layers: config.num_hidden_layers,
+        num_attention_heads: config.num_attention_heads,
+        num_key_value_heads: None,
+        head_dim: None,
+        vocab_size: config.vocab_size,
+        max_position_embeddings: config.max_position_embeddings,
+    };
+    // torch's own epsilon: the config has none.
+    let spec = sizes.spec("opt", 1e-5, RopeSettings::default())?;
+    let mut spec = decoder::gpt(spec, Position::Learned);
+    spec.activation = activation("activation_function", &config.activation_function)?;
+    spec.tied = config.tie_word_embeddings;
+    let layout = layout(&spec, config.enable_bias);
+    Ok(Description { spec, layout })
+}
+
+/// Whole-model checkpoints put `model.` before each name but the unembedding's.
+fn layout(spec: &ModelSpec, has_biases: bool) -> Layout {
+    let (d, mlp) = (spec.d_model, spec.d_mlp);
+    let (linear, as_is) = (Piece::linear, Piece::as_is);
+    let mut model = vec![
+        (Slot::Embed, vec![as_is("decoder.embed_tokens.weight", d)]),
+        (
+            Slot::Positions,
+            vec![as_is("decoder.embed_positions.weight", d).skip(OFFSET)],
+        ),
+        (
+            Slot::LnFinal,
+            vec![as_is("decoder.final_layer_norm.weight", d)],
+        ),
+        (
+            Slot::LnFinalBias,
+            vec![as_is("decoder.final_layer_norm.bias", d)],
+        ),
+    ];
+    let mut harmless = Vec::new();
+    if spec.tied {
+        harmless.push("lm_head.weight");
+    } else {
+        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
+    }
+    let mut blocks = vec![
+        (
+            Slot::Ln1,
+            vec![as_is("decoder.layers.{l}.self_attn_layer_norm.weight", d)],
+        ),
+        (
+            Slot::Ln1Bias,
+            vec![as_is("decoder.layers.{l}.self_attn_layer_norm.bias", d)],
+        ),
+        (
+            Slot::Qkv,
+            vec![
+                linear("decoder.layers.{l}.self_attn.q_proj.weight", d),
+                linear("decoder.layers.{l}.self_attn.k_proj.weight", d),
+                linear("decoder.layers.{l}.self_attn.v_proj.weight", d),
+            ],
+        ),
+        (
+            Slot::O,
+            vec![linear("decoder.layers.{l}.self_attn.out_proj.weight", d)],
+        ),
+        (
+            Slot::Ln2,
+            vec![as_is("decoder.layers.{l}.final_layer_norm.weight", d)],
+        ),
+        (
+            Slot::Ln2Bias,
+            vec![as_is("decoder.layers.{l}.final_layer_norm.bias", d)],
+        ),
+        (
+            Slot::MlpIn,
+            vec![linear("decoder.layers.{l}.fc1.weight", mlp)],
+        ),
+        (
+            Slot::MlpOut,
+            vec![linear("decoder.layers.{l}.fc2.weight", d)],
+        ),
+    ];
+    if has_biases {
+        blocks.extend([
+            (
+                Slot::QkvBias,
+                vec![
+                    as_is("decoder.layers.{l}.self_attn.q_proj.bias", d),
+                    as_is("decoder.layers.{l}.self_attn.k_proj.bias", d),
+                    as_is("decoder.layers.{l}.self_attn.v_proj.bias", d),
+                ],
+            ),
+            (
+                Slot::OBias,
+                vec![as_is("decoder.layers.{l}.self_attn.out_proj.bias", d)],
+            ),
+            (
+                Slot::MlpInBias,
+                vec![as_is("decoder.layers.{l}.fc1.bias", mlp)],
+            ),
+            (
+                Slot::MlpOutBias,
+                vec![as_is("decoder.layers.{l}.fc2.bias", d)],
+            ),
+        ]);
+    }
+    Layout {
+        model,
+        blocks,
+        optional_prefix: "model.",
+        harmless,
+    }
+}

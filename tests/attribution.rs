@@ -1,0 +1,920 @@
+//! Attribution keeps its identities on models of every kind, agrees with reference gradients, and finds a planted circuit.
+
+mod models;
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, Device, Tensor};
+use candlewick::Error;
+use candlewick::circuit::Graph;
+use candlewick::hooks::{Edit, Hook, Kind, Letter, Ln, Node, Op, Site};
+use candlewick::methods::attribution::{
+    EdgeAttributionConfig, EdgePath, NodeAttributionConfig, Path, StepRule, edge_scores,
+    node_scores,
+};
+use candlewick::methods::{
+    EdgeConfig, PatchConfig, PatchSource, Reference, exact_edge_effects, parse_sites,
+};
+use candlewick::metric::Metric;
+use candlewick::model::load::{LoadOptions, load};
+use candlewick::model::spec::{
+    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
+};
+use candlewick::model::{Model, Tokenizer};
+use candlewick::nn::rules::Rules;
+use candlewick::run::{
+    GradientRequest, Quiet, Request, Source, Sources, gradients, run, run_with_cache,
+};
+use candlewick::scores::{Cell, Direction};
+use candlewick::task::{Pair, Task};
+use models::{Pairs, every_kind, two_kinds};
+
+/// Algebraic identities in f32, relative to the largest value.
+const ALGEBRA: f64 = 2e-4;
+
+fn tokenizer() -> Tokenizer {
+    let embedded = load("embedded", &LoadOptions::default()).expect("the embedded model loads");
+    embedded.tokenizer
+}
+
+fn task_of(pairs: Vec<Pair>) -> Task {
+    Task {
+        name: "random".into(),
+        asked: pairs.len(),
+        pairs,
+        dropped: Vec::new(),
+        metric: Metric::LogitDiff,
+        seed: 0,
+        bos: false,
+        chat: false,
+        source: String::new(),
+        corruption: "given".into(),
+    }
+}
+
+fn task() -> Task {
+    let pairs = Pairs::new();
+    let of = |i: usize| Pair {
+        index: i,
+        clean: pairs.clean[i].clone(),
+        corrupted: pairs.corrupted[i].clone(),
+        clean_text: String::new(),
+        corrupted_text: String::new(),
+        target: pairs.targets[i].clone(),
+        roles: pairs.roles[i].clone(),
+        template: 0,
+    };
+    task_of((0..pairs.clean.len()).map(of).collect())
+}
+
+fn patch(model: &Model, sites: &str, direction: Direction) -> PatchConfig {
+    let sites = parse_sites(sites, &model.spec).expect("known sites");
+    PatchConfig {
+        direction,
+        ..PatchConfig::new(sites, Metric::LogitDiff)
+    }
+}
+
+/// The estimates of each pair, and their cells.
+fn nodes(model: &Model, task: &Task, config: &NodeAttributionConfig) -> (Vec<Cell>, Vec<Vec<f64>>) {
+    let (cells, examples) =
+        node_scores(model, &tokenizer(), task, config, &Quiet).expect("it attributes");
+    let base = |clean: f64, corrupted: f64| match config.patch.direction {
+        Direction::Denoise => corrupted,
+        _ => clean,
+    };
+    let scores = examples.iter().map(|example| {
+        let base = base(example.clean, example.corrupted);
+        example.values.iter().map(|value| value - base).collect()
+    });
+    (cells, scores.collect())
+}
+
+fn edges(model: &Model, task: &Task, config: &EdgeAttributionConfig) -> Vec<Vec<f32>> {
+    let scores = edge_scores(model, task, config, &Quiet).expect("it attributes");
+    scores
+        .examples
+        .into_iter()
+        .map(|example| example.scores)
+        .collect()
+}
+
+#[track_caller]
+fn near(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1e-6f64, |max, x| max.max(x.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let gap = (a - b).abs() / largest;
+        assert!(gap <= tolerance, "{what} {i}: {a} against {b}");
+    }
+}
+
+fn wide(t: &Tensor) -> Vec<f64> {
+    let t = t
+        .flatten_all()
+        .expect("flat")
+        .to_vec1::<f32>()
+        .expect("f32");
+    t.into_iter().map(f64::from).collect()
+}
+
+/// What each node writes in a run, `[batch, pos, n_src, d_model]`, made the plain way.
+fn written(model: &Model, prompts: &[Vec<u32>]) -> Tensor {
+    let spec = &model.spec;
+    let (_, cache) = run_with_cache(model, prompts, &Hook::all(spec)).expect("it runs");
+    let get = |kind, layer| cache.get(Hook::at(kind, layer)).expect("captured");
+    let mut all = vec![
+        cache
+            .get(Hook::global(Kind::Embed))
+            .expect("captured")
+            .unsqueeze(2)
+            .unwrap(),
+    ];
+    for layer in 0..spec.n_layers {
+        let mut heads = get(Kind::Result, layer);
+        if let Some(w) = &model.weights.blocks[layer].ln1_post {
+            if spec.norm == NormKind::Layer {
+                let mean = heads.mean_keepdim(D::Minus1).unwrap();
+                heads = heads.broadcast_sub(&mean).unwrap();
+            }
+            let scale = get(Kind::Scale(Ln::OnePost), layer).unsqueeze(2).unwrap();
+            heads = heads
+                .broadcast_div(&scale)
+                .unwrap()
+                .broadcast_mul(&w.w)
+                .unwrap();
+        }
+        let factor = f64::from(spec.residual_multiplier.unwrap_or(1.0));
+        all.push((heads * factor).unwrap());
+        if spec.mlp != Mlp::None {
+            all.push(get(Kind::MlpOut, layer).unsqueeze(2).unwrap());
+        }
+    }
+    Tensor::cat(&all, 2).unwrap()
+}
+
+/// EAP by its definition: full-width differences times full-width gradients, one edge at a time.
+fn eap_plain(model: &Model, rules: Rules) -> Vec<Vec<f64>> {
+    let (spec, pairs) = (&model.spec, Pairs::new());
+    let graph = Graph::new(spec);
+    let delta = (written(model, &pairs.corrupted) - written(model, &pairs.clean)).unwrap();
+    let kinds = [
+        Kind::QInput,
+        Kind::KInput,
+        Kind::VInput,
+        Kind::MlpIn,
+        Kind::ResidPost,
+    ];
+    let hooks: Vec<Hook> = Hook::all(spec)
+        .into_iter()
+        .filter(|hook| kinds.contains(&hook.kind))
+        .collect();
+    let request = GradientRequest {
+        rules,
+        ..GradientRequest::new(Metric::LogitDiff, &pairs.targets, &hooks)
+    };
+    let slopes = gradients(model, &pairs.clean, &request)
+        .expect("it differentiates")
+        .cache;
+    let mut scores = vec![vec![0.0; graph.n_src() * graph.n_dst()]; pairs.clean.len()];
+    for edge in graph.edges() {
+        let (row, column) = graph.place(&edge).unwrap();
+        let slope = match (edge.dst, edge.letter) {
+            (Node::Head { layer, head }, Some(letter)) => {
+                let kind = [Kind::QInput, Kind::KInput, Kind::VInput][letter as usize];
+                let all = slopes.get(Hook::at(kind, layer)).unwrap();
+                all.narrow(2, head, 1).unwrap().squeeze(2).unwrap()
+            }
+            (Node::Mlp(layer), _) => slopes.get(Hook::at(Kind::MlpIn, layer)).unwrap(),
+            _ => slopes
+                .get(Hook::at(Kind::ResidPost, spec.n_layers - 1))
+                .unwrap(),
+        };
+        let source = delta.narrow(2, row, 1).unwrap().squeeze(2).unwrap();
+        let products = (source * slope)
+            .unwrap()
+            .flatten_from(1)
+            .unwrap()
+            .sum(1)
+            .unwrap();
+        for (scores, product) in scores.iter_mut().zip(wide(&products)) {
+            scores[row * graph.n_dst() + column] = product;
+        }
+    }
+    scores
+}
+
+#[test]
+fn eap_is_its_definition_on_models_of_every_kind() {
+    let task = task();
+    for model in every_kind() {
+        for rules in [Rules::gradient(), Rules::relp(), Rules::attn_lrp()] {
+            let config = EdgeAttributionConfig {
+                rules: rules.clone(),
+                ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+            };
+            let found = edges(&model, &task, &config);
+            for (found, plain) in found.iter().zip(eap_plain(&model, rules.clone())) {
+                let found: Vec<f64> = found.iter().map(|&x| f64::from(x)).collect();
+                near(&found, &plain, ALGEBRA, &model.spec.family);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_columns_and_cuts_of_eap_sum_to_node_attribution() {
+    let task = task();
+    for model in every_kind() {
+        let spec = &model.spec;
+        let graph = Graph::new(spec);
+        let scores = edges(
+            &model,
+            &task,
+            &EdgeAttributionConfig::eap(Metric::LogitDiff),
+        );
+        let atp = |sites: &str| {
+            nodes(
+                &model,
+                &task,
+                &NodeAttributionConfig::atp(patch(&model, sites, Direction::Noise)),
+            )
+        };
+        let n_dst = graph.n_dst();
+        // V2: a row is the effect of its node's output. (A head's z passes a post-norm whose scale it also moves.)
+        if !spec.has_post_norm() {
+            let (cells, z) = atp("z:all");
+            for (i, z) in z.iter().enumerate() {
+                let rows: Vec<f64> = cells
+                    .iter()
+                    .map(|cell| {
+                        let (layer, head) =
+                            (cell.layer.unwrap() as usize, cell.head.unwrap() as usize);
+                        let row = graph.row(Node::Head { layer, head }).unwrap();
+                        scores[i][row * n_dst..(row + 1) * n_dst]
+                            .iter()
+                            .map(|&x| f64::from(x))
+                            .sum()
+                    })
+                    .collect();
+                near(&rows, z, ALGEBRA, &spec.family);
+            }
+        }
+        // V4: the edges that cross a layer's border sum to the effect of the whole stream there. (Under a post-norm the share of
+        // the attention's bias also differs between runs, and is in no node.)
+        let has_scaled_bias = model
+            .weights
+            .blocks
+            .iter()
+            .any(|b| b.ln1_post.is_some() && b.b_o.is_some());
+        if has_scaled_bias {
+            continue;
+        }
+        let (cells, streams) = atp("resid_pre:all");
+        for (i, streams) in streams.iter().enumerate() {
+            for (cell, stream) in cells.iter().zip(streams) {
+                let layer = cell.layer.unwrap() as usize;
+                let border = graph.row(Node::Head { layer, head: 0 }).unwrap();
+                let after = graph
+                    .column(Node::Head { layer, head: 0 }, Some(Letter::Q))
+                    .unwrap();
+                let crossing: f64 = (0..border)
+                    .flat_map(|row| (after..n_dst).map(move |column| row * n_dst + column))
+                    .map(|at| f64::from(scores[i][at]))
+                    .sum();
+                let largest = streams.iter().fold(0.05f64, |max, x| max.max(x.abs()));
+                let gap = (crossing - stream).abs() / largest;
+                assert!(
+                    gap < ALGEBRA,
+                    "{} layer {layer}: {crossing} {stream}",
+                    spec.family
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_integral_over_the_inputs_is_complete_as_it_gets_finer() {
+    let task = task();
+    for model in two_kinds() {
+        let graph = Graph::new(&model.spec);
+        let error = |steps: usize, rule: StepRule| -> f64 {
+            let config = EdgeAttributionConfig {
+                path: EdgePath::Along(Path::Inputs { steps, rule }),
+                ..EdgeAttributionConfig::eap_ig(Metric::LogitDiff, steps)
+            };
+            let scores = edge_scores(&model, &task, &config, &Quiet).unwrap();
+            let of = |example: &candlewick::methods::attribution::EdgeExample| {
+                let row: f64 = example.scores[..graph.n_dst()]
+                    .iter()
+                    .map(|&x| f64::from(x))
+                    .sum();
+                (row - (example.corrupted - example.clean)).abs()
+            };
+            scores.examples.iter().map(of).fold(0.0, f64::max)
+        };
+        let (coarse, fine) = (error(8, StepRule::Midpoint), error(32, StepRule::Midpoint));
+        assert!(
+            fine < 2e-3 && fine < 0.3 * coarse + 1e-4,
+            "{}: {coarse} {fine}",
+            model.spec.family
+        );
+        let left = error(32, StepRule::Left);
+        assert!(left > fine, "{left} {fine}");
+        // The same integral at the embedding as a node.
+        let config = NodeAttributionConfig {
+            path: Path::Inputs {
+                steps: 32,
+                rule: StepRule::Midpoint,
+            },
+            ..NodeAttributionConfig::atp(patch(&model, "embed:all", Direction::Noise))
+        };
+        let (_, examples) = node_scores(&model, &tokenizer(), &task, &config, &Quiet).unwrap();
+        for example in examples {
+            assert!((example.values[0] - example.corrupted).abs() < 2e-3);
+        }
+    }
+}
+
+#[test]
+fn conductance_of_a_full_cut_sums_to_the_change() {
+    let task = task();
+    for model in two_kinds() {
+        let config = NodeAttributionConfig {
+            path: Path::Inputs {
+                steps: 24,
+                rule: StepRule::Midpoint,
+            },
+            conductance: true,
+            ..NodeAttributionConfig::atp(patch(&model, "resid_pre:all", Direction::Noise))
+        };
+        let (cells, examples) = node_scores(&model, &tokenizer(), &task, &config, &Quiet).unwrap();
+        for example in examples {
+            for (cell, value) in cells.iter().zip(&example.values) {
+                let gap = (value - example.corrupted).abs();
+                assert!(
+                    gap < 5e-3,
+                    "{} {cell:?}: {value} {}",
+                    model.spec.family,
+                    example.corrupted
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_differs_between_a_prompt_and_itself() {
+    let mut task = task();
+    for pair in &mut task.pairs {
+        pair.corrupted = pair.clean.clone();
+    }
+    let model = &every_kind()[5];
+    for config in [
+        EdgeAttributionConfig::eap(Metric::LogitDiff),
+        EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 3),
+    ] {
+        let scores = edges(model, &task, &config);
+        assert!(scores.iter().flatten().all(|&x| x == 0.0));
+    }
+}
+
+#[test]
+fn scores_do_not_depend_on_batches_or_memory() {
+    let task = task();
+    for model in two_kinds() {
+        for path in [
+            EdgePath::Along(Path::Base),
+            EdgePath::Along(Path::Ends),
+            EdgePath::Along(Path::Inputs {
+                steps: 3,
+                rule: StepRule::Midpoint,
+            }),
+            EdgePath::Activations {
+                steps: 2,
+                rule: StepRule::Midpoint,
+                every_edge: false,
+            },
+            EdgePath::Activations {
+                steps: 2,
+                rule: StepRule::Left,
+                every_edge: true,
+            },
+        ] {
+            let config = |batch, memory| EdgeAttributionConfig {
+                path,
+                batch,
+                memory,
+                ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+            };
+            let whole = edges(&model, &task, &config(8, 1 << 30));
+            for (batch, memory) in [(1, 1 << 30), (8, 1)] {
+                for (a, b) in whole
+                    .iter()
+                    .zip(edges(&model, &task, &config(batch, memory)))
+                {
+                    let gap = a
+                        .iter()
+                        .zip(&b)
+                        .map(|(a, b)| (a - b).abs())
+                        .fold(0.0, f32::max);
+                    assert!(gap < 1e-5, "{path:?} batch {batch}: {gap}");
+                }
+            }
+        }
+        let config = |batch, memory| {
+            let mut patch = patch(&model, "z,q,k,mlp.post:pos,pattern", Direction::Noise);
+            (patch.batch, patch.sweep.memory) = (batch, memory);
+            NodeAttributionConfig::atp_star(patch)
+        };
+        let (_, whole) = nodes(&model, &task, &config(8, 1 << 30));
+        let (_, split) = nodes(&model, &task, &config(1, 1));
+        for (a, b) in whole.iter().zip(&split) {
+            near(b, a, 1e-5, "AtP*");
+        }
+    }
+}
+
+#[test]
+fn positions_of_edges_sum_to_the_edge() {
+    let task = task();
+    let model = &two_kinds()[0];
+    let by_position = EdgeAttributionConfig {
+        by_position: true,
+        ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+    };
+    let scores = edge_scores(model, &task, &by_position, &Quiet).unwrap();
+    let summed = edges(model, &task, &EdgeAttributionConfig::eap(Metric::LogitDiff));
+    let size = scores.graph.n_src() * scores.graph.n_dst();
+    for (example, summed) in scores.examples.iter().zip(&summed) {
+        assert_eq!(example.scores.len(), size * Pairs::LENGTH);
+        let mut total = vec![0.0; size];
+        for scores in example.scores.chunks_exact(size) {
+            total
+                .iter_mut()
+                .zip(scores)
+                .for_each(|(sum, &x)| *sum += f64::from(x));
+        }
+        let summed: Vec<f64> = summed.iter().map(|&x| f64::from(x)).collect();
+        near(&total, &summed, ALGEBRA, "positions");
+    }
+}
+
+/// A model in which everything is linear along the way: no norms, attention that does not look, a straight MLP.
+fn affine(n_layers: usize) -> Model {
+    let spec = ModelSpec {
+        family: "affine".into(),
+        n_layers,
+        n_heads: 2,
+        n_kv_heads: 2,
+        d_model: 12,
+        d_head: 5,
+        d_mlp: 0,
+        d_vocab: models::VOCAB,
+        n_ctx: 16,
+        norm: NormKind::Rms,
+        norm_eps: 1e-5,
+        norm_placement: NormPlacement::None,
+        block: Block::Sequential,
+        position: Position::None,
+        attn_scale: vec![0.0; n_layers],
+        attn_softcap: None,
+        windows: vec![None; n_layers],
+        qk_norm: QkNorm::None,
+        mlp: Mlp::None,
+        activation: Activation::Relu,
+        embed_scale: None,
+        residual_multiplier: None,
+        logit_scale: None,
+        final_softcap: None,
+        tied: false,
+        ..two_kinds()[0].spec.clone()
+    };
+    Model::random(spec, 5).expect("a model")
+}
+
+#[test]
+fn estimates_are_exact_where_the_model_is_affine() {
+    let (model, task) = (affine(2), task());
+    let graph = Graph::new(&model.spec);
+    let all: Vec<_> = graph.edges().collect();
+    let exact = exact_edge_effects(
+        &model,
+        &task.pairs,
+        &all,
+        &EdgeConfig::new(Metric::LogitDiff),
+        &Quiet,
+    )
+    .unwrap();
+    for config in [
+        EdgeAttributionConfig::eap(Metric::LogitDiff),
+        EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 2),
+        EdgeAttributionConfig {
+            path: EdgePath::Activations {
+                steps: 2,
+                rule: StepRule::Midpoint,
+                every_edge: false,
+            },
+            ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+        },
+        EdgeAttributionConfig {
+            rules: Rules::relp(),
+            ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+        },
+    ] {
+        let found = edges(&model, &task, &config);
+        for (found, exact) in found.iter().zip(&exact) {
+            let of = |edge| {
+                let (row, column) = graph.place(edge).unwrap();
+                f64::from(found[row * graph.n_dst() + column])
+            };
+            let found: Vec<f64> = all.iter().map(of).collect();
+            near(&found, exact, ALGEBRA, &format!("{:?}", config.path));
+        }
+    }
+    let config = NodeAttributionConfig::atp(patch(&model, "resid_pre,z:pos,v", Direction::Denoise));
+    let (_, estimates) = nodes(&model, &task, &config);
+    let exact = candlewick::methods::activation_patching(
+        &model,
+        &tokenizer(),
+        &task,
+        &PatchConfig {
+            detail: candlewick::scores::Detail::PerExample,
+            ..config.patch.clone()
+        },
+        None,
+        &Quiet,
+    )
+    .unwrap();
+    let exact: Vec<f64> = exact
+        .floats("score")
+        .unwrap()
+        .into_iter()
+        .flatten()
+        .collect();
+    near(&estimates.concat(), &exact, ALGEBRA, "AtP");
+}
+
+#[test]
+fn rules_that_are_all_off_give_the_gradient_bit_for_bit() {
+    let task = task();
+    let model = &every_kind()[5];
+    let atp = NodeAttributionConfig::atp(patch(model, "z,mlp_out,resid_pre", Direction::Noise));
+    let relp = NodeAttributionConfig {
+        rules: Rules::gradient(),
+        ..NodeAttributionConfig::relp(atp.patch.clone())
+    };
+    assert_eq!(nodes(model, &task, &atp), nodes(model, &task, &relp));
+}
+
+/// The fixed estimate of one query or key by the engine itself: put the other run's value there, and look at the pattern.
+fn by_brute_force(model: &Model, task: &Task, cell: &Cell) -> Vec<f64> {
+    let layer = cell.layer.unwrap() as usize;
+    let kind = if cell.component.ends_with("rot_q") {
+        Kind::RotQ
+    } else {
+        Kind::RotK
+    };
+    let (hook, pattern) = (Hook::at(kind, layer), Hook::at(Kind::Pattern, layer));
+    let prompts = |clean: bool| -> Vec<Vec<u32>> {
+        let of = |pair: &Pair| {
+            if clean {
+                pair.clean.clone()
+            } else {
+                pair.corrupted.clone()
+            }
+        };
+        task.pairs.iter().map(of).collect()
+    };
+    let (_, corrupted) = run_with_cache(model, &prompts(false), &[hook]).unwrap();
+    let (_, clean) = run_with_cache(model, &prompts(true), &[pattern]).unwrap();
+    let site = Site::all(hook)
+        .at(cell.pos.unwrap() as usize)
+        .heads([cell.head.unwrap() as usize]);
+    let edits = [Edit::new(site, Op::FromRun("corrupted".into()))];
+    let request = Request {
+        edits: &edits,
+        sources: Sources::default().with("corrupted", Source::run(corrupted).unwrap()),
+        capture: &[pattern],
+        ..Request::default()
+    };
+    let patched = run(model, &prompts(true), &request).unwrap().cache;
+    let targets = Pairs::new().targets;
+    let hooks = [pattern];
+    let wanted = GradientRequest::new(Metric::LogitDiff, &targets, &hooks);
+    let slopes = gradients(model, &prompts(true), &wanted).unwrap().cache;
+    let moved = (patched.get(pattern).unwrap() - clean.get(pattern).unwrap()).unwrap();
+    let products = (moved * slopes.get(pattern).unwrap()).unwrap();
+    wide(&products.flatten_from(1).unwrap().sum(1).unwrap())
+}
+
+#[test]
+fn the_qk_fix_is_the_pattern_that_a_patch_would_give() {
+    let task = task();
+    for model in every_kind() {
+        let config = NodeAttributionConfig {
+            qk_fix: true,
+            ..NodeAttributionConfig::atp(PatchConfig {
+                layers: vec![1],
+                ..patch(&model, "rot_q:pos,rot_k:pos", Direction::Noise)
+            })
+        };
+        let (cells, found) = nodes(&model, &task, &config);
+        // Every fifth cell keeps this quick; five divides neither heads nor positions.
+        for (index, cell) in cells.iter().enumerate().step_by(7) {
+            let brute = by_brute_force(&model, &task, cell);
+            for (found, brute) in found.iter().zip(brute) {
+                let gap = (found[index] - brute).abs();
+                assert!(
+                    gap < 2e-5,
+                    "{} {cell:?}: {} {brute}",
+                    model.spec.family,
+                    found[index]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn grad_drop_is_the_estimate_itself_where_nothing_can_cancel() {
+    // With two layers, dropping the other one leaves a node of the last layer its only path; and dropping the last leaves
+    // what goes straight to the logits.
+    let task = task();
+    let model = affine(2);
+    let plain = NodeAttributionConfig::atp(patch(&model, "z:pos", Direction::Noise));
+    let dropped = NodeAttributionConfig {
+        grad_drop: true,
+        ..plain.clone()
+    };
+    let (cells, plain) = nodes(&model, &task, &plain);
+    let (_, dropped) = nodes(&model, &task, &dropped);
+    for (plain, dropped) in plain.iter().zip(&dropped) {
+        for (i, cell) in cells.iter().enumerate() {
+            if cell.layer == Some(1) {
+                assert!((plain[i].abs() - dropped[i]).abs() < 1e-5, "{cell:?}");
+            }
+            assert!(dropped[i] >= 0.0);
+        }
+    }
+}
+
+#[test]
+fn reference_gradients_are_reproduced() {
+    for family in ["gpt2-tiny-random", "llama-tiny-random"] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures")
+            .join(family);
+        let loaded = load(folder.to_str().unwrap(), &LoadOptions::default()).expect("it loads");
+        let model = &loaded.model;
+        let refs = candle_core::safetensors::load(
+            folder.join("reference_patching.safetensors"),
+            &Device::Cpu,
+        )
+        .unwrap();
+        let ids = |name: &str| refs[name].to_dtype(candle_core::DType::U32).unwrap();
+        let (clean, corrupt) = (
+            ids("clean_ids").to_vec2::<u32>().unwrap(),
+            ids("corrupt_ids").to_vec2::<u32>().unwrap(),
+        );
+        let (answer, wrong) = (
+            ids("answer").to_vec1::<u32>().unwrap(),
+            ids("wrong").to_vec1::<u32>().unwrap(),
+        );
+        let pair = |i: usize| Pair {
+            index: i,
+            clean: clean[i].clone(),
+            corrupted: corrupt[i].clone(),
+            clean_text: String::new(),
+            corrupted_text: String::new(),
+            target: candlewick::metric::Target {
+                answers: vec![answer[i]],
+                wrong: vec![wrong[i]],
+            },
+            roles: BTreeMap::new(),
+            template: 0,
+        };
+        let task = task_of((0..clean.len()).map(pair).collect());
+        // Reference axes end in the pair; ours begin with it.
+        let check = |name: &str, config: &NodeAttributionConfig| {
+            let (_, found) = nodes(model, &task, config);
+            let cells = found[0].len();
+            let expected = wide(&refs[name]);
+            let found: Vec<f64> = (0..cells)
+                .flat_map(|cell| found.iter().map(move |of| of[cell]))
+                .collect();
+            near(&found, &expected, 2e-4, &format!("{family} {name}"));
+        };
+        let atp =
+            |sites: &str, direction| NodeAttributionConfig::atp(patch(model, sites, direction));
+        check("atp/resid_pre", &atp("resid_pre", Direction::Denoise));
+        check("atp/attn_out", &atp("attn_out", Direction::Denoise));
+        check("atp/mlp_out", &atp("mlp_out", Direction::Denoise));
+        check("atp/z_head", &atp("z", Direction::Denoise));
+        check("atp_noise/z_head", &atp("z", Direction::Noise));
+        check("atp_noise/mlp_out", &atp("mlp_out:all", Direction::Noise));
+        check("atp_noise/embed", &atp("embed:all", Direction::Noise));
+        let ig = |sites: &str| NodeAttributionConfig {
+            path: Path::Inputs {
+                steps: 5,
+                rule: StepRule::Left,
+            },
+            ..atp(sites, Direction::Noise)
+        };
+        check("ig5_noise/z_head", &ig("z"));
+        check("ig5_noise/mlp_out", &ig("mlp_out:all"));
+        check("ig5_noise/embed", &ig("embed:all"));
+    }
+}
+
+/// Two heads carry everything: `a0.h0` reads the embedding's part of the stream and writes a second part, `a1.h1` reads that and
+/// writes a third, which alone the unembedding reads. The other heads are noise.
+fn planted() -> Model {
+    let mut model = affine(4);
+    let spec = ModelSpec {
+        attn_scale: vec![0.3; 4],
+        ..model.spec.clone()
+    };
+    let (d, heads, d_head) = (spec.d_model, spec.n_heads, spec.d_head);
+    model.spec = spec;
+    let third = d / 3;
+    let keep = |t: &Tensor, of: &dyn Fn(usize, usize) -> f32| -> Tensor {
+        let (rows, columns) = t.dims2().unwrap();
+        let values = t.to_vec2::<f32>().unwrap();
+        let mut kept = Vec::with_capacity(rows * columns);
+        for (i, row) in values.iter().enumerate() {
+            kept.extend(row.iter().enumerate().map(|(j, x)| x * of(i, j)));
+        }
+        Tensor::from_vec(kept, (rows, columns), &Device::Cpu).unwrap()
+    };
+    model.weights.w_e = keep(&model.weights.w_e, &|_, j| {
+        if j < third { 1.0 } else { 0.0 }
+    });
+    model.weights.w_u = keep(&model.weights.w_u, &|_, j| {
+        if j >= 2 * third { 1.0 } else { 0.0 }
+    });
+    for (layer, block) in model.weights.blocks.iter_mut().enumerate() {
+        let reads = layer * third..(layer + 1) * third;
+        let writes = (layer + 1) * third..(layer + 2) * third;
+        let chosen = |head: usize| layer < 2 && head == layer;
+        block.b_qkv = None;
+        block.b_o = None;
+        block.w_qkv = keep(&block.w_qkv, &|i, j| {
+            let (letter, head) = (j / (heads * d_head), j % (heads * d_head) / d_head);
+            match (letter, chosen(head)) {
+                (2, true) if reads.contains(&i) => 1.0,
+                (2, true) => 0.0,
+                (2, false) => 0.05,
+                _ => 0.3,
+            }
+        });
+        block.w_o = keep(&block.w_o, &|i, j| match chosen(i / d_head) {
+            true if writes.contains(&j) => 3.0,
+            true => 0.0,
+            false => 0.05,
+        });
+    }
+    model
+}
+
+#[test]
+fn every_method_finds_a_planted_circuit() {
+    let (model, task) = (planted(), task());
+    let graph = Graph::new(&model.spec);
+    let circuit = ["a0.h0->a1.h1<v>", "a1.h1->logits", "input->a0.h0<v>"];
+    let strongest = |scores: Vec<(String, f64)>, n: usize| -> Vec<String> {
+        let mut scores = scores;
+        scores.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+        let mut names: Vec<String> = scores.into_iter().take(n).map(|(name, _)| name).collect();
+        names.sort();
+        names
+    };
+    let all: Vec<_> = graph.edges().collect();
+    let exact = exact_edge_effects(
+        &model,
+        &task.pairs,
+        &all,
+        &EdgeConfig::new(Metric::LogitDiff),
+        &Quiet,
+    )
+    .unwrap();
+    let size = |of: &dyn Fn(usize) -> f64| (0..exact.len()).map(|i| of(i).abs()).sum::<f64>();
+    let named = all
+        .iter()
+        .enumerate()
+        .map(|(e, edge)| (edge.to_string(), size(&|i| exact[i][e])));
+    assert_eq!(strongest(named.collect(), 3), circuit);
+    let eap = EdgeAttributionConfig::eap(Metric::LogitDiff);
+    let activations = |every_edge| EdgePath::Activations {
+        steps: 3,
+        rule: StepRule::Midpoint,
+        every_edge,
+    };
+    for (path, rules, reference) in [
+        (
+            EdgePath::Along(Path::Base),
+            Rules::gradient(),
+            Reference::Pair,
+        ),
+        (EdgePath::Along(Path::Base), Rules::relp(), Reference::Pair),
+        (
+            EdgePath::Along(Path::Ends),
+            Rules::gradient(),
+            Reference::Pair,
+        ),
+        (
+            EdgePath::Along(Path::Inputs {
+                steps: 5,
+                rule: StepRule::Midpoint,
+            }),
+            Rules::gradient(),
+            Reference::Pair,
+        ),
+        (activations(false), Rules::gradient(), Reference::Pair),
+        (activations(true), Rules::gradient(), Reference::Pair),
+    ] {
+        let config = EdgeAttributionConfig {
+            path,
+            rules,
+            reference,
+            ..eap.clone()
+        };
+        let found = edges(&model, &task, &config);
+        let named = all.iter().map(|edge| {
+            let (row, column) = graph.place(edge).unwrap();
+            (
+                edge.to_string(),
+                size(&|i| f64::from(found[i][row * graph.n_dst() + column])),
+            )
+        });
+        assert_eq!(strongest(named.collect(), 3), circuit, "{path:?}");
+    }
+    let atp = NodeAttributionConfig::atp(patch(&model, "z", Direction::Noise));
+    let ig = Path::Inputs {
+        steps: 5,
+        rule: StepRule::Midpoint,
+    };
+    for config in [
+        atp.clone(),
+        NodeAttributionConfig::atp_star(atp.patch.clone()),
+        NodeAttributionConfig::relp(atp.patch.clone()),
+        NodeAttributionConfig {
+            path: ig,
+            ..atp.clone()
+        },
+        NodeAttributionConfig {
+            path: ig,
+            conductance: true,
+            ..atp.clone()
+        },
+    ] {
+        let (cells, found) = nodes(&model, &task, &config);
+        let named = cells.iter().enumerate().map(|(c, cell)| {
+            (
+                format!("a{}.h{}", cell.layer.unwrap(), cell.head.unwrap()),
+                size(&|i| found[i][c]),
+            )
+        });
+        assert_eq!(
+            strongest(named.collect(), 2),
+            ["a0.h0", "a1.h1"],
+            "{}",
+            config.method
+        );
+    }
+}
+
+#[test]
+fn what_has_no_gradient_is_refused_before_anything_runs() {
+    let (model, task) = (&two_kinds()[0], task());
+    let message = |config: &EdgeAttributionConfig| -> Error {
+        edge_scores(model, &task, config, &Quiet).unwrap_err()
+    };
+    let at = |metric| EdgeAttributionConfig::eap(metric);
+    let error = message(&at(Metric::Kl));
+    assert!(matches!(error, Error::NoGradient { .. }), "{error}");
+    assert!(error.to_string().contains("eap-ig"), "{error}");
+    assert!(matches!(
+        message(&at(Metric::Rank)),
+        Error::NoGradient { .. }
+    ));
+    let none = message(&EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 0));
+    assert!(none.to_string().contains("at least one step"), "{none}");
+    let zero = EdgeAttributionConfig {
+        reference: Reference::Zero,
+        ..EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 5)
+    };
+    assert!(message(&zero).to_string().contains("eap-ig-activations"));
+    // An integral away from the clean run has a gradient.
+    let kl = EdgeAttributionConfig::eap_ig(Metric::Kl, 3);
+    assert!(edges(model, &task, &kl).iter().flatten().any(|&x| x != 0.0));
+    let star = NodeAttributionConfig::atp_star(PatchConfig {
+        source: PatchSource::Zero,
+        ..patch(model, "z", Direction::Ablate)
+    });
+    assert!(node_scores(model, &tokenizer(), &task, &star, &Quiet).is_err());
+    let inputs = NodeAttributionConfig::atp(patch(model, "q_input", Direction::Noise));
+    let error = node_scores(model, &tokenizer(), &task, &inputs, &Quiet).unwrap_err();
+    assert!(error.to_string().contains("eap"), "{error}");
+}
