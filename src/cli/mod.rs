@@ -48,9 +48,9 @@ pub struct Cli {
 enum Command {
     Patch(patch::PatchArgs),
     Ablate(ablate::AblateArgs),
+    Attribute(attribute::AttributeArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
-    Attribute(attribute::AttributeArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
@@ -98,9 +98,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
         Command::Ablate(args) => ablate::run(args, &ctx),
+        Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Logits(args) => logits::run(args, &ctx),
         Command::Heads(args) => heads::run(args, &ctx),
-        Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
