@@ -11,6 +11,7 @@ mod logits;
 mod models;
 mod open;
 mod patch;
+mod path;
 mod progress;
 mod show;
 mod tokens;
@@ -48,6 +49,7 @@ pub struct Cli {
 enum Command {
     Patch(patch::PatchArgs),
     Ablate(ablate::AblateArgs),
+    Path(path::PathArgs),
     Attribute(attribute::AttributeArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
@@ -98,6 +100,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
         Command::Ablate(args) => ablate::run(args, &ctx),
+        Command::Path(args) => path::run(args, &ctx),
         Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Logits(args) => logits::run(args, &ctx),
         Command::Heads(args) => heads::run(args, &ctx),

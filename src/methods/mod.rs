@@ -7,6 +7,8 @@ pub mod exact_edges;
 mod gaussian;
 pub mod head_stats;
 pub mod logits;
+pub mod composition;
+pub mod path_patching;
 mod record;
 mod reference;
 pub mod self_repair;
@@ -24,6 +26,10 @@ pub use head_stats::{HeadConfig, head_statistics};
 pub use logits::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
     direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
+};
+pub use composition::{CompositionConfig, composition_scores};
+pub use path_patching::{
+    Over, Path, PathConfig, Receiver, patch_paths, path_effects, path_patching,
 };
 pub use self_repair::{RepairConfig, RepairTarget, Units, self_repair};
 pub use sites::{Along, Sites, parse_sites};
