@@ -75,7 +75,10 @@ fn ablate(model: &Model, task: &Task, config: &AblationConfig) -> Scores {
 
 fn column(scores: &Scores, name: &str) -> Vec<f64> {
     let values = scores.floats(name).expect("a column of numbers");
-    values.into_iter().map(|value| value.expect("no gaps")).collect()
+    values
+        .into_iter()
+        .map(|value| value.expect("no gaps"))
+        .collect()
 }
 
 /// The scores of the rows of one measure.
@@ -90,12 +93,18 @@ fn measured(scores: &Scores, measure: &str) -> Vec<f64> {
 fn near(a: &[f64], b: &[f64], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!((a - b).abs() <= TOLERANCE * b.abs().max(1.0), "{what}, row {i}: {a} against {b}");
+        assert!(
+            (a - b).abs() <= TOLERANCE * b.abs().max(1.0),
+            "{what}, row {i}: {a} against {b}"
+        );
     }
 }
 
 fn nodes(names: &str) -> Vec<Node> {
-    names.split(',').map(|name| name.parse().expect(name)).collect()
+    names
+        .split(',')
+        .map(|name| name.parse().expect(name))
+        .collect()
 }
 
 #[test]
@@ -103,13 +112,34 @@ fn a_factor_of_one_changes_no_bit_and_a_factor_of_nothing_is_zero() {
     let task = task();
     for model in models::every_kind() {
         let family = &model.spec.family;
-        let once = ablate(&model, &task, &config(&model, "z,v", PatchSource::Scale(1.0)));
+        let once = ablate(
+            &model,
+            &task,
+            &config(&model, "z,v", PatchSource::Scale(1.0)),
+        );
         // Not even rounding: rows of a sweep are only compared with rows of the same products.
-        near(&column(&once, "score"), &vec![0.0; once.table.height()], family);
-        let nothing = ablate(&model, &task, &config(&model, "z,v", PatchSource::Scale(0.0)));
+        near(
+            &column(&once, "score"),
+            &vec![0.0; once.table.height()],
+            family,
+        );
+        let nothing = ablate(
+            &model,
+            &task,
+            &config(&model, "z,v", PatchSource::Scale(0.0)),
+        );
         let zero = ablate(&model, &task, &config(&model, "z,v", PatchSource::Zero));
-        assert_eq!(column(&nothing, "value"), column(&zero, "value"), "{family}");
-        assert!(column(&zero, "score").iter().any(|score| score.abs() > 1e-3), "{family}");
+        assert_eq!(
+            column(&nothing, "value"),
+            column(&zero, "value"),
+            "{family}"
+        );
+        assert!(
+            column(&zero, "score")
+                .iter()
+                .any(|score| score.abs() > 1e-3),
+            "{family}"
+        );
         // In a whole run there is no excuse: multiplying by one is the identity.
         let edit: Edit = "z0 *= 1".parse().expect("an edit");
         let prompts = [task.pairs[0].clean.clone()];
@@ -117,9 +147,16 @@ fn a_factor_of_one_changes_no_bit_and_a_factor_of_nothing_is_zero() {
             edits: &[edit],
             ..Request::default()
         };
-        let edited = run(&model, &prompts, &request).expect("runs").logits.expect("asked for");
+        let edited = run(&model, &prompts, &request)
+            .expect("runs")
+            .logits
+            .expect("asked for");
         let plain = logits(&model, &prompts).expect("runs");
-        let bits = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("reads");
+        let bits = |t: &Tensor| {
+            t.flatten_all()
+                .and_then(|t| t.to_vec1::<f32>())
+                .expect("reads")
+        };
         assert_eq!(bits(&edited), bits(&plain), "{family}");
     }
 }
@@ -137,12 +174,20 @@ fn a_mean_over_one_prompt_is_that_prompts_value() {
             let mut pair = config(&model, sites, PatchSource::Pair);
             pair.patch.direction = candlewick::scores::Direction::Noise;
             let noise = ablate(&model, &task, &pair);
-            assert_eq!(column(&mean, "value"), column(&noise, "value"), "{family}, {sites}");
+            assert_eq!(
+                column(&mean, "value"),
+                column(&noise, "value"),
+                "{family}, {sites}"
+            );
             // The same prompt, given as a reference task of its own.
             let mut given = config(&model, sites, PatchSource::Mean);
             given.patch.reference = Some(Arc::new(other.clone()));
             let given = ablate(&model, &task, &given);
-            assert_eq!(column(&given, "value"), column(&mean, "value"), "{family}, {sites}");
+            assert_eq!(
+                column(&given, "value"),
+                column(&mean, "value"),
+                "{family}, {sites}"
+            );
         }
     }
 }
@@ -152,12 +197,18 @@ fn a_mean_by_role_is_taken_over_the_positions_of_the_role() {
     // Where every position is a role of its own, the mean by role is the mean by position.
     let mut task = task();
     for pair in &mut task.pairs {
-        pair.roles = (0..pair.clean.len()).map(|pos| (format!("P{pos}"), vec![pos])).collect();
+        pair.roles = (0..pair.clean.len())
+            .map(|pos| (format!("P{pos}"), vec![pos]))
+            .collect();
     }
     for model in models::two_kinds() {
         let by_role = ablate(&model, &task, &config(&model, "z", PatchSource::MeanRole));
         let by_position = ablate(&model, &task, &config(&model, "z", PatchSource::Mean));
-        near(&column(&by_role, "value"), &column(&by_position, "value"), &model.spec.family);
+        near(
+            &column(&by_role, "value"),
+            &column(&by_position, "value"),
+            &model.spec.family,
+        );
         // Where there is one role for all of them, it is the mean over all positions.
         let mut same = task.clone();
         for pair in &mut same.pairs {
@@ -165,7 +216,11 @@ fn a_mean_by_role_is_taken_over_the_positions_of_the_role() {
         }
         let by_role = ablate(&model, &same, &config(&model, "z", PatchSource::MeanRole));
         let of_all = ablate(&model, &same, &config(&model, "z", PatchSource::MeanAll));
-        near(&column(&by_role, "value"), &column(&of_all, "value"), &model.spec.family);
+        near(
+            &column(&by_role, "value"),
+            &column(&of_all, "value"),
+            &model.spec.family,
+        );
     }
 }
 
@@ -182,8 +237,15 @@ fn knocked_out_attention_leaves_other_queries_as_they_are() {
                 ..Request::default()
             };
             let run = run(&model, &prompts, &request).expect("runs");
-            let z = run.cache.get(z).and_then(|z| Ok(z.to_dtype(DType::F32)?)).expect("captured");
-            z.squeeze(0).and_then(|z| z.flatten_from(1)).and_then(|z| z.to_vec2::<f32>()).expect("reads")
+            let z = run
+                .cache
+                .get(z)
+                .and_then(|z| Ok(z.to_dtype(DType::F32)?))
+                .expect("captured");
+            z.squeeze(0)
+                .and_then(|z| z.flatten_from(1))
+                .and_then(|z| z.to_vec2::<f32>())
+                .expect("reads")
         };
         let scores = Site::all(Hook::at(Kind::AttnScores, 0));
         let before = of(&[]);
@@ -210,7 +272,10 @@ fn a_knockout_through_the_sweep_is_that_of_a_whole_run() {
         blocked.whole_layers = true;
         blocked.patch.window = 2;
         let windows = ablate(&model, &task, &blocked);
-        assert_eq!(windows.table.height(), model.spec.n_layers * task.pairs.len());
+        assert_eq!(
+            windows.table.height(),
+            model.spec.n_layers * task.pairs.len()
+        );
         // The window of layer 0 is layers 0 and 1.
         let edits: Vec<Edit> = (0..2.min(model.spec.n_layers))
             .map(|layer| {
@@ -225,9 +290,19 @@ fn a_knockout_through_the_sweep_is_that_of_a_whole_run() {
             ..Request::default()
         };
         let run = run(&model, std::slice::from_ref(&pair.clean), &request).expect("runs");
-        let row: Vec<f32> = run.logits.and_then(|t| t.get(0).ok()).and_then(|t| t.to_vec1().ok()).expect("one row");
-        let plain = Metric::LogitDiff.value(&row, &pair.target, None).expect("a value");
-        near(&column(&windows, "value")[..1], &[plain], &model.spec.family);
+        let row: Vec<f32> = run
+            .logits
+            .and_then(|t| t.get(0).ok())
+            .and_then(|t| t.to_vec1().ok())
+            .expect("one row");
+        let plain = Metric::LogitDiff
+            .value(&row, &pair.target, None)
+            .expect("a value");
+        near(
+            &column(&windows, "value")[..1],
+            &[plain],
+            &model.spec.family,
+        );
     }
 }
 
@@ -254,8 +329,14 @@ fn without_any_node_only_positions_and_biases_are_left() {
             pair.target = task.pairs[0].target.clone();
         }
         let values = column(&ablate(&model, &same_target, &all), "value");
-        near(&values[1..], &vec![values[0]; values.len() - 1], &spec.family);
-        if model.weights.w_pos.is_none() && model.weights.blocks.iter().all(|block| block.b_o.is_none()) {
+        near(
+            &values[1..],
+            &vec![values[0]; values.len() - 1],
+            &spec.family,
+        );
+        if model.weights.w_pos.is_none()
+            && model.weights.blocks.iter().all(|block| block.b_o.is_none())
+        {
             assert_eq!(values[0], 0.0, "{}: nothing at all is left", spec.family);
         }
     }
@@ -275,7 +356,11 @@ fn heads_that_only_add_up_have_no_interaction() {
         let largest = interactions.iter().fold(0f64, |most, x| most.max(x.abs()));
         match model.spec.family.as_str() {
             "attention-only" => assert!(largest < 1e-5, "{largest}"),
-            _ => assert!(largest > 1e-6, "{}: norms and MLPs do not add up", model.spec.family),
+            _ => assert!(
+                largest > 1e-6,
+                "{}: norms and MLPs do not add up",
+                model.spec.family
+            ),
         }
     }
 }
@@ -295,7 +380,11 @@ fn a_set_of_one_is_the_node_alone_and_order_does_not_matter() {
         let alone = column(&alone, "value");
         let heads = model.spec.n_layers * model.spec.n_heads;
         for (i, values) in values.chunks_exact(3).enumerate() {
-            near(&values[..1], &alone[i * heads + model.spec.n_heads + 1..][..1], &model.spec.family);
+            near(
+                &values[..1],
+                &alone[i * heads + model.spec.n_heads + 1..][..1],
+                &model.spec.family,
+            );
             assert_eq!(values[1], values[2], "{}", model.spec.family);
         }
     }
@@ -312,8 +401,14 @@ fn what_cannot_be_ablated_is_refused_before_anything_runs() {
         error.to_string()
     };
     let says = |message: String, what: &str| assert!(message.contains(what), "{message}");
-    says(refusal(&|config| config.pairs = nodes("a0.h0,m1")), "`m1` is no head");
-    says(refusal(&|config| config.pairs = nodes("a0.h0,a9.h0")), "a9.h0");
+    says(
+        refusal(&|config| config.pairs = nodes("a0.h0,m1")),
+        "`m1` is no head",
+    );
+    says(
+        refusal(&|config| config.pairs = nodes("a0.h0,a9.h0")),
+        "a9.h0",
+    );
     says(
         refusal(&|config| {
             config.sets = vec![NodeSet {
@@ -323,8 +418,14 @@ fn what_cannot_be_ablated_is_refused_before_anything_runs() {
         }),
         "no members",
     );
-    says(refusal(&|config| config.patch.source = PatchSource::Block), "attn_scores");
-    says(refusal(&|config| config.patch.source = PatchSource::Scale(f32::NAN)), "finite");
+    says(
+        refusal(&|config| config.patch.source = PatchSource::Block),
+        "attn_scores",
+    );
+    says(
+        refusal(&|config| config.patch.source = PatchSource::Scale(f32::NAN)),
+        "finite",
+    );
     says(
         refusal(&|config| {
             let mut other = task.clone();
@@ -369,9 +470,10 @@ fn a_sweep_captures_what_a_whole_run_has() {
         };
         let none = Sources::default();
         let options = SweepOptions::default();
-        let (values, captured) =
-            sweep_with_capture(&model, &base, &variants, &none, &readout, &hooks, &options, &Quiet)
-                .expect("sweeps");
+        let (values, captured) = sweep_with_capture(
+            &model, &base, &variants, &none, &readout, &hooks, &options, &Quiet,
+        )
+        .expect("sweeps");
         let again = sweep(&model, &base, &variants, &none, &readout, &options, &Quiet);
         assert_eq!(values, again.expect("sweeps"), "{family}");
         let plain = sweep_plain(&model, &base, &variants, &none, &readout).expect("runs");
@@ -387,8 +489,13 @@ fn a_sweep_captures_what_a_whole_run_has() {
             for &hook in &hooks {
                 let (positions, t) = captured.get(index, hook).expect("it was carried");
                 let rows = Tensor::new(positions, &model.device).expect("positions");
-                let wanted = whole.get(hook).and_then(|t| Ok(t.squeeze(0)?.index_select(&rows, 0)?)).expect("rows");
-                let gap = (t - wanted).and_then(|t| t.abs()?.max_all()?.to_scalar::<f32>()).expect("a number");
+                let wanted = whole
+                    .get(hook)
+                    .and_then(|t| Ok(t.squeeze(0)?.index_select(&rows, 0)?))
+                    .expect("rows");
+                let gap = (t - wanted)
+                    .and_then(|t| t.abs()?.max_all()?.to_scalar::<f32>())
+                    .expect("a number");
                 assert!(gap < 1e-4, "{family}, {hook}: {gap}");
             }
         }
@@ -416,10 +523,15 @@ fn with_the_scale_frozen_the_account_closes_in_every_kind_of_model() {
             }
             let scores = repair(&model, &task, units);
             let of = |measure: &str| measured(&scores, measure);
-            let (frozen, direct, ablated) =
-                (of("total_effect_frozen"), of("direct_effect"), of("direct_effect_ablated"));
+            let (frozen, direct, ablated) = (
+                of("total_effect_frozen"),
+                of("direct_effect"),
+                of("direct_effect_ablated"),
+            );
             let (attn, mlp) = (of("compensation_attn"), of("compensation_mlp"));
-            let sums: Vec<f64> = (0..frozen.len()).map(|i| ablated[i] - direct[i] + attn[i] + mlp[i]).collect();
+            let sums: Vec<f64> = (0..frozen.len())
+                .map(|i| ablated[i] - direct[i] + attn[i] + mlp[i])
+                .collect();
             near(&frozen, &sums, &format!("{family}, {units:?}"));
             let (free, norm) = (of("total_effect"), of("norm_term"));
             let sums: Vec<f64> = (0..frozen.len()).map(|i| frozen[i] + norm[i]).collect();
@@ -455,9 +567,17 @@ fn the_free_total_effect_is_that_of_a_patched_run() {
             capture: &[z],
             ..Request::default()
         };
-        let cache = run(&model, std::slice::from_ref(&donor.clean), &request).expect("runs").cache;
-        let end = cache.get(z).and_then(|z| Ok(z.squeeze(0)?.narrow(0, models::Pairs::ANSWER, 1)?.narrow(1, 2, 1)?));
-        let value = end.and_then(|t| Ok(t.flatten_all()?.to_vec1::<f32>()?)).expect("a vector");
+        let cache = run(&model, std::slice::from_ref(&donor.clean), &request)
+            .expect("runs")
+            .cache;
+        let end = cache.get(z).and_then(|z| {
+            Ok(z.squeeze(0)?
+                .narrow(0, models::Pairs::ANSWER, 1)?
+                .narrow(1, 2, 1)?)
+        });
+        let value = end
+            .and_then(|t| Ok(t.flatten_all()?.to_vec1::<f32>()?))
+            .expect("a vector");
         let site = Site::all(z).heads([2]).at_positions([Pos::FromEnd(1)]);
         let edit = Edit::new(site, Op::Replace(candlewick::hooks::Value::Vector(value)));
         let metric = |edits: &[Edit]| {
@@ -466,12 +586,22 @@ fn the_free_total_effect_is_that_of_a_patched_run() {
                 ..Request::default()
             };
             let run = run(&model, std::slice::from_ref(&pair.clean), &request).expect("runs");
-            let row: Vec<f32> = run.logits.and_then(|t| t.get(0).ok()).and_then(|t| t.to_vec1().ok()).expect("one row");
-            Metric::LogitDiff.value(&row, &pair.target, None).expect("a value")
+            let row: Vec<f32> = run
+                .logits
+                .and_then(|t| t.get(0).ok())
+                .and_then(|t| t.to_vec1().ok())
+                .expect("one row");
+            Metric::LogitDiff
+                .value(&row, &pair.target, None)
+                .expect("a value")
         };
         let wanted = metric(&[edit]) - metric(&[]);
         assert_eq!(found.len(), 2 * heads);
-        near(&found[model.spec.n_heads + 2..][..1], &[wanted], &model.spec.family);
+        near(
+            &found[model.spec.n_heads + 2..][..1],
+            &[wanted],
+            &model.spec.family,
+        );
     }
 }
 
@@ -479,10 +609,17 @@ fn the_free_total_effect_is_that_of_a_patched_run() {
 fn a_donor_of_the_same_words_changes_nothing() {
     let mut task = task();
     let first = task.pairs[0].clean.clone();
-    task.pairs.iter_mut().for_each(|pair| pair.clean = first.clone());
+    task.pairs
+        .iter_mut()
+        .for_each(|pair| pair.clean = first.clone());
     for model in models::every_kind() {
         let scores = repair(&model, &task, Units::Attention);
-        for measure in ["total_effect", "total_effect_frozen", "compensation_attn", "compensation"] {
+        for measure in [
+            "total_effect",
+            "total_effect_frozen",
+            "compensation_attn",
+            "compensation",
+        ] {
             let found = measured(&scores, measure);
             near(&found, &vec![0.0; found.len()], &model.spec.family);
         }

@@ -66,7 +66,12 @@ pub struct AblateArgs {
     #[arg(long, default_value_t = 1)]
     pub window: usize,
     /// Where sets and pairs are ablated, such as `@END` or `-1` [default: everywhere].
-    #[arg(long, value_name = "POSITIONS", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "POSITIONS",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     pub at: Vec<String>,
     /// A task over whose clean prompts means are taken [default: the corrupted prompts of the task itself].
     #[arg(long, value_name = "TASK")]
@@ -156,7 +161,14 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
     for warning in parts.warnings() {
         ctx.warn(warning);
     }
-    let ablated = ablation(&model, &tokenizer, &task, config, Some(&mut parts), &progress);
+    let ablated = ablation(
+        &model,
+        &tokenizer,
+        &task,
+        config,
+        Some(&mut parts),
+        &progress,
+    );
     let scores = match ablated {
         Ok(scores) => scores,
         Err(error) => {
@@ -246,7 +258,9 @@ fn source(args: &AblateArgs, is_knockout: bool) -> anyhow::Result<PatchSource> {
     let source = match (args.by, args.factor) {
         (ByChoice::Scale, Some(factor)) => PatchSource::Scale(factor),
         (ByChoice::Scale, None) => {
-            return Err(Error::invalid("`--by scale` needs a factor, such as `--factor 0.5`").into());
+            return Err(
+                Error::invalid("`--by scale` needs a factor, such as `--factor 0.5`").into(),
+            );
         }
         (_, Some(_)) => {
             return Err(Error::invalid("`--factor` goes with `--by scale`").into());
@@ -291,7 +305,8 @@ fn sets(args: &AblateArgs) -> anyhow::Result<Vec<NodeSet>> {
         });
     }
     for text in &args.class {
-        let Some((name, members)) = text.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+        let Some((name, members)) = text.split_once('=').filter(|(name, _)| !name.is_empty())
+        else {
             return Err(Error::Parse {
                 what: "a class",
                 text: text.clone(),
@@ -309,7 +324,10 @@ fn sets(args: &AblateArgs) -> anyhow::Result<Vec<NodeSet>> {
 
 /// Names of nodes, separated by commas.
 pub fn nodes(text: &str) -> anyhow::Result<Vec<Node>> {
-    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
     Ok(parts.map(str::parse).collect::<Result<_, Error>>()?)
 }
 

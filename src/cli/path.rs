@@ -49,10 +49,20 @@ pub struct PathArgs {
     #[arg(long)]
     pub freeze_mlps: bool,
     /// Where senders are patched, such as `@S2` [default: everywhere].
-    #[arg(long, value_name = "POSITIONS", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "POSITIONS",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     pub at_senders: Vec<String>,
     /// Where receivers read what was recorded, such as `@END` [default: everywhere].
-    #[arg(long, value_name = "POSITIONS", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "POSITIONS",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     pub at_receivers: Vec<String>,
     /// A chain to patch instead; may be given more than once.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["senders", "receivers", "over", "freeze_mlps", "at_senders", "at_receivers"])]
@@ -186,7 +196,11 @@ fn receivers(text: &str, spec: &ModelSpec) -> anyhow::Result<Vec<Receiver>> {
         })
     };
     let mut receivers = Vec::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
         match part {
             "q" => receivers.extend(of_letter(Letter::Q)),
             "k" => receivers.extend(of_letter(Letter::K)),

@@ -80,13 +80,20 @@ impl AblationConfig {
         for node in self.nodes() {
             graph.row(node)?;
         }
-        if let Some(node) = self.pairs.iter().find(|node| !matches!(node, Node::Head { .. })) {
+        if let Some(node) = self
+            .pairs
+            .iter()
+            .find(|node| !matches!(node, Node::Head { .. }))
+        {
             return Err(Error::invalid(format!(
                 "`{node}` is no head, and pairs are pairs of heads; ablate it with others by `--together`"
             )));
         }
         if let Some(set) = self.sets.iter().find(|set| set.nodes.is_empty()) {
-            return Err(Error::invalid(format!("the set `{}` has no members", set.name)));
+            return Err(Error::invalid(format!(
+                "the set `{}` has no members",
+                set.name
+            )));
         }
         self.patching(spec)?.check(spec, task)
     }
@@ -132,7 +139,10 @@ impl AblationConfig {
             };
             // Heads of one layer are one site.
             match sites.last_mut().filter(|last| last.hook == site.hook) {
-                Some(last) => last.heads.get_or_insert_default().extend(site.heads.unwrap_or_default()),
+                Some(last) => last
+                    .heads
+                    .get_or_insert_default()
+                    .extend(site.heads.unwrap_or_default()),
                 None => sites.push(site),
             }
         }
@@ -142,13 +152,18 @@ impl AblationConfig {
     /// One set for each layer, or for each head of each layer; the layers of a window around it go together.
     fn knocked_out(&self, knockout: &Knockout, spec: &ModelSpec) -> Vec<SiteSet> {
         let chosen = |all: usize, only: &[usize]| -> Vec<usize> {
-            (0..all).filter(|i| only.is_empty() || only.contains(i)).collect()
+            (0..all)
+                .filter(|i| only.is_empty() || only.contains(i))
+                .collect()
         };
         let layers = chosen(spec.n_layers, &self.patch.layers);
         let heads = chosen(spec.n_heads, &self.patch.heads);
         let groups: Vec<(Option<usize>, Vec<usize>)> = match self.whole_layers {
             true => vec![(None, heads)],
-            false => heads.into_iter().map(|head| (Some(head), vec![head])).collect(),
+            false => heads
+                .into_iter()
+                .map(|head| (Some(head), vec![head]))
+                .collect(),
         };
         let label = format!("{}->{}", places(&knockout.queries), places(&knockout.keys));
         let (before, after) = ((self.patch.window.max(1) - 1) / 2, self.patch.window / 2);
@@ -273,12 +288,20 @@ pub fn fingerprint(
 /// holds in the whole table.
 fn add_interactions(patched: &mut Patched) {
     let cells = &patched.cells;
-    let places: HashMap<&Cell, usize> = cells.iter().enumerate().map(|(at, cell)| (cell, at)).collect();
+    let places: HashMap<&Cell, usize> = cells
+        .iter()
+        .enumerate()
+        .map(|(at, cell)| (cell, at))
+        .collect();
     let find = |wanted: &Cell| places.get(wanted).copied();
     let node = |name: &Option<String>| -> Option<Node> { name.as_deref()?.parse().ok() };
     let mut triples: Vec<[usize; 3]> = Vec::new();
     let mut added: Vec<Cell> = Vec::new();
-    for (joint, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.component == PAIR) {
+    for (joint, cell) in cells
+        .iter()
+        .enumerate()
+        .filter(|(_, cell)| cell.component == PAIR)
+    {
         let ends = node(&cell.src).zip(node(&cell.dst));
         let singles = ends.and_then(|(a, b)| find(&single(a)).zip(find(&single(b))));
         if let Some((a, b)) = singles {

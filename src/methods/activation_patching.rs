@@ -159,9 +159,20 @@ impl PatchConfig {
         for site in self.sets.iter().flat_map(|set| &set.sites) {
             site.check(spec)?;
         }
-        let is_blocked = |kind: Kind| (kind == Kind::AttnScores) == (self.source == PatchSource::Block);
-        let set_kinds = self.sets.iter().flat_map(|set| &set.sites).map(|site| site.hook.kind);
-        if !self.sites.iter().map(|sites| sites.kind).chain(set_kinds).all(is_blocked) {
+        let is_blocked =
+            |kind: Kind| (kind == Kind::AttnScores) == (self.source == PatchSource::Block);
+        let set_kinds = self
+            .sets
+            .iter()
+            .flat_map(|set| &set.sites)
+            .map(|site| site.hook.kind);
+        if !self
+            .sites
+            .iter()
+            .map(|sites| sites.kind)
+            .chain(set_kinds)
+            .all(is_blocked)
+        {
             return Err(Error::invalid(
                 "attention is blocked at `attn_scores`, and nothing else is done there: scores are no part of the stream",
             ));

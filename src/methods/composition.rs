@@ -70,8 +70,9 @@ pub fn composition_scores(model: &Model, config: &CompositionConfig) -> Result<S
     };
     let mut heads = Vec::with_capacity(spec.n_layers);
     for layer in 0..spec.n_layers {
-        let of_layer: Result<Vec<Factors>> =
-            (0..spec.n_heads).map(|head| factors(&folded, layer, head)).collect();
+        let of_layer: Result<Vec<Factors>> = (0..spec.n_heads)
+            .map(|head| factors(&folded, layer, head))
+            .collect();
         heads.push(of_layer?);
     }
     let (baseline, deviation) = baseline(spec, config)?;
@@ -146,7 +147,9 @@ fn factors(model: &Model, layer: usize, head: usize) -> Result<Factors> {
         (spec.n_heads + spec.n_kv_heads + kv) * d,
     ];
     let wide = |t: Tensor| -> Result<Tensor> {
-        Ok(t.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.contiguous()?)
+        Ok(t.to_device(&Device::Cpu)?
+            .to_dtype(DType::F64)?
+            .contiguous()?)
     };
     let [q, k, v] = starts.map(|start| weights.w_qkv.narrow(1, start, d));
     Factors::new(
@@ -259,7 +262,14 @@ mod tests {
             Factors::new(random(d, e), random(d, e), random(d, e), random(e, d)).expect("shapes")
         };
         let (a, b) = (head(), head());
-        let norm = |t: &Tensor| t.sqr().and_then(|t| t.sum_all()).expect("sums").to_scalar::<f64>().expect("one").sqrt();
+        let norm = |t: &Tensor| {
+            t.sqr()
+                .and_then(|t| t.sum_all())
+                .expect("sums")
+                .to_scalar::<f64>()
+                .expect("one")
+                .sqrt()
+        };
         let times = |a: &Tensor, b: &Tensor| a.matmul(b).expect("shapes");
         let transposed = |t: &Tensor| t.t().and_then(|t| t.contiguous()).expect("two axes");
         let ov = times(&a.v, &a.o);
@@ -270,7 +280,10 @@ mod tests {
         ] {
             let expected = norm(&times(&ov, &whole)) / norm(&ov) / norm(&whole);
             let found = composition(&a, &b, letter).expect("runs");
-            assert!((found - expected).abs() < 1e-12, "{letter}: {found} {expected}");
+            assert!(
+                (found - expected).abs() < 1e-12,
+                "{letter}: {found} {expected}"
+            );
         }
     }
 }

@@ -3,11 +3,11 @@
 pub mod ablation;
 pub mod activation_patching;
 pub mod attribution;
+pub mod composition;
 pub mod exact_edges;
 mod gaussian;
 pub mod head_stats;
 pub mod logits;
-pub mod composition;
 pub mod path_patching;
 mod record;
 mod reference;
@@ -17,6 +17,7 @@ pub mod tokens;
 
 pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
 pub use activation_patching::{PatchConfig, PatchSource, SiteSet, activation_patching};
+pub use composition::{CompositionConfig, composition_scores};
 pub use exact_edges::{
     EdgeConfig, EdgeMeasurements, Reference, exact_edge_effects, exact_edge_effects_plain,
     exact_edges, exact_edges_together,
@@ -27,7 +28,6 @@ pub use logits::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
     direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
 };
-pub use composition::{CompositionConfig, composition_scores};
 pub use path_patching::{
     Over, Path, PathConfig, Receiver, patch_paths, path_effects, path_patching,
 };

@@ -106,12 +106,16 @@ impl PathConfig {
         check_pairs(task)?;
         task.check_metric(self.metric)?;
         let graph = Graph::new(spec);
-        self.senders.iter().try_for_each(|&sender| graph.row(sender).map(drop))?;
+        self.senders
+            .iter()
+            .try_for_each(|&sender| graph.row(sender).map(drop))?;
         for receiver in &self.receivers {
             graph.column(receiver.node, receiver.letter)?;
         }
         if self.receivers.is_empty() {
-            return Err(Error::invalid("nothing receives; name a receiver such as `a3.h0<q>` or `logits`"));
+            return Err(Error::invalid(
+                "nothing receives; name a receiver such as `a3.h0<q>` or `logits`",
+            ));
         }
         for pair in &task.pairs {
             if pair.clean.len() != pair.corrupted.len() {
@@ -343,7 +347,11 @@ impl<'a> Runs<'a> {
         progress: &dyn Progress,
     ) -> Result<Vec<Vec<f64>>> {
         let n = self.clean.prompts.len();
-        let mut values: Vec<Vec<f64>> = self.clean_metric.iter().map(|&m| vec![m; rows.len()]).collect();
+        let mut values: Vec<Vec<f64>> = self
+            .clean_metric
+            .iter()
+            .map(|&m| vec![m; rows.len()])
+            .collect();
         // Rows with the same senders share the recording; a few sets at a time, since recordings are whole streams.
         let mut by_senders: BTreeMap<&[Node], Vec<usize>> = BTreeMap::new();
         for (index, row) in rows.iter().enumerate() {
@@ -420,7 +428,10 @@ impl<'a> Runs<'a> {
     /// first of them is frozen, with the MLPs if so asked.
     fn sending(&self, senders: &[Node], config: &PathConfig) -> Vec<Edit> {
         let spec = &self.model.spec;
-        let first = senders.iter().map(|sender| sender.layer().unwrap_or(0)).min();
+        let first = senders
+            .iter()
+            .map(|sender| sender.layer().unwrap_or(0))
+            .min();
         let first = first.unwrap_or(spec.n_layers);
         let mut edits = Vec::new();
         for layer in first..spec.n_layers {
@@ -529,7 +540,13 @@ mod tests {
             let receiver: Receiver = text.parse().expect(text);
             assert_eq!(receiver.to_string(), text);
         }
-        assert_eq!("a3.h0.q".parse::<Receiver>().expect("for shells").to_string(), "a3.h0<q>");
+        assert_eq!(
+            "a3.h0.q"
+                .parse::<Receiver>()
+                .expect("for shells")
+                .to_string(),
+            "a3.h0<q>"
+        );
         for text in ["a3.h0", "a3.h0.z", "input", "m4<q>", ""] {
             assert!(text.parse::<Receiver>().is_err(), "{text}");
         }

@@ -66,7 +66,10 @@ impl ReferenceSet<'_> {
             let cache = self.run(model, hooks, &batch)?;
             let mut rows: BTreeMap<Vec<String>, Vec<u32>> = BTreeMap::new();
             for (i, &pair) in batch.iter().enumerate() {
-                for (pos, roles) in roles_of_positions(&self.task.pairs[pair]).into_iter().enumerate() {
+                for (pos, roles) in roles_of_positions(&self.task.pairs[pair])
+                    .into_iter()
+                    .enumerate()
+                {
                     let row = (i * cache.length + pos) as u32;
                     rows.entry(roles).or_default().push(row);
                 }
@@ -135,12 +138,22 @@ impl RoleMeans {
     pub fn source(&self, spec: &ModelSpec, pairs: &[&Pair]) -> Result<Source> {
         let length = pairs[0].clean.len();
         let mut cache = Cache::new(spec, pairs.len(), length);
-        let roles: Vec<Vec<String>> = pairs.iter().flat_map(|pair| roles_of_positions(pair)).collect();
-        let first = self.by_role.values().next().expect("a reference set has positions");
+        let roles: Vec<Vec<String>> = pairs
+            .iter()
+            .flat_map(|pair| roles_of_positions(pair))
+            .collect();
+        let first = self
+            .by_role
+            .values()
+            .next()
+            .expect("a reference set has positions");
         for &hook in &self.hooks {
             let mut rows = Vec::with_capacity(roles.len());
             for roles in &roles {
-                let of = self.by_role.get(roles).or_else(|| self.by_role.get(&Vec::new()));
+                let of = self
+                    .by_role
+                    .get(roles)
+                    .or_else(|| self.by_role.get(&Vec::new()));
                 rows.push(of.unwrap_or(first).packed(hook)?.clone());
             }
             let rows: Vec<&Tensor> = rows.iter().collect();

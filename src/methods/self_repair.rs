@@ -265,7 +265,10 @@ impl<'a> Repair<'a> {
             donors: (0..n)
                 .map(|pair| {
                     let others = sample(&mut rng, n - 1, config.donors.min(n - 1));
-                    others.iter().map(|other| other + usize::from(other >= pair)).collect()
+                    others
+                        .iter()
+                        .map(|other| other + usize::from(other >= pair))
+                        .collect()
                 })
                 .collect(),
             ends: vec![Vec::new(); n],
@@ -388,7 +391,9 @@ impl<'a> Repair<'a> {
             }
             let (values, residual) = self.ablate(&clean, batch, unit)?;
             worst = worst.max(residual);
-            rows.iter_mut().zip(values).for_each(|(row, values)| row.extend(values));
+            rows.iter_mut()
+                .zip(values)
+                .for_each(|(row, values)| row.extend(values));
             progress.advance(batch.len() as u64);
         }
         Ok((rows, worst))
@@ -413,7 +418,10 @@ impl<'a> Repair<'a> {
             ..Request::default()
         };
         let mut ends = Ends::run(model, &prompts, &request)?;
-        let mut pairs: Vec<Pair> = batch.iter().map(|&pair| self.task.pairs[pair].clone()).collect();
+        let mut pairs: Vec<Pair> = batch
+            .iter()
+            .map(|&pair| self.task.pairs[pair].clone())
+            .collect();
         let target = match &self.config.target {
             RepairTarget::Of(target) => target.clone(),
             RepairTarget::Top => {
@@ -540,7 +548,10 @@ impl<'a> Repair<'a> {
             let sum = &mut sums[variant.example];
             match sum.is_empty() {
                 true => *sum = values,
-                false => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+                false => sum
+                    .iter_mut()
+                    .zip(values)
+                    .for_each(|(sum, value)| *sum += value),
             }
         }
         for (sum, &pair) in sums.iter_mut().zip(batch) {
@@ -560,7 +571,10 @@ impl<'a> Repair<'a> {
         let mut first = 0;
         for &unit in &self.units {
             let column = |measure: usize| -> Vec<f64> {
-                examples.iter().map(|example| example.values[first + measure]).collect()
+                examples
+                    .iter()
+                    .map(|example| example.values[first + measure])
+                    .collect()
             };
             let later = self.later(unit).len();
             let columns: Vec<Vec<f64>> = (0..MEASURES.len()).map(column).collect();
@@ -715,7 +729,9 @@ impl Ablated<'_> {
     /// What a branch contributes more than in the clean run, at the clean scale.
     fn change(&self, kind: Kind, layer: usize, clean: f64) -> Result<f64> {
         let row = self.end(Hook::at(kind, layer))?;
-        Ok(row.map_or(0.0, |row| dot(&row, &self.clean.readers[self.example]) - clean))
+        Ok(row.map_or(0.0, |row| {
+            dot(&row, &self.clean.readers[self.example]) - clean
+        }))
     }
 
     fn change_of_head(&self, layer: usize, head: usize) -> Result<f64> {
@@ -764,7 +780,10 @@ fn top_tokens(ends: &Ends<'_>) -> Result<Vec<u32>> {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    a.iter()
+        .zip(b)
+        .map(|(&a, &b)| f64::from(a) * f64::from(b))
+        .sum()
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -772,7 +791,10 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 fn mean_of(examples: &[ExampleScores], cell: usize) -> f64 {
-    let values: Vec<f64> = examples.iter().map(|example| example.values[cell]).collect();
+    let values: Vec<f64> = examples
+        .iter()
+        .map(|example| example.values[cell])
+        .collect();
     mean(&values)
 }
 

@@ -567,9 +567,9 @@ pub fn sweep_with_capture(
         let (wave, later) = rest.split_at(count);
         let mut tap = SweepTap::new(model, base, variants, wave, sources)?;
         tap.capturing = hooks;
-        for (variant, value) in
-            run_wave(model, base, variants, wave, &mut tap, readout, &ropes, progress)?
-        {
+        for (variant, value) in run_wave(
+            model, base, variants, wave, &mut tap, readout, &ropes, progress,
+        )? {
             values[variant] = value;
         }
         captured.rows.extend(tap.captured);

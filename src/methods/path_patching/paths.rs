@@ -18,9 +18,9 @@ use super::{Receiver, Runs, read_site};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Node, Op, Pos, Site, Value};
-use crate::metric::Metric;
 use crate::methods::ablation::site_of;
 use crate::methods::logits::{BATCH, check_pairs, provenance, unmeasured};
+use crate::metric::Metric;
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::nn::host::to_host;
 use crate::run::{Progress, Quiet, SweepOptions, Variant, sweep, sweep_with_capture};
@@ -157,7 +157,9 @@ fn measure(
     progress: &dyn Progress,
 ) -> Result<Vec<Measured>> {
     check_pairs(task)?;
-    sets.iter().flatten().try_for_each(|path| path.check(&model.spec))?;
+    sets.iter()
+        .flatten()
+        .try_for_each(|path| path.check(&model.spec))?;
     task.check_metric(metric)?;
     let uneven = |pair: &&Pair| pair.clean.len() != pair.corrupted.len();
     if let Some(pair) = task.pairs.iter().find(uneven) {
@@ -203,7 +205,10 @@ type Way<'p> = (Node, &'p [Receiver]);
 impl Runs<'_> {
     /// The metric of each prompt with all of these paths patched.
     fn along(&self, set: &[Path]) -> Result<Vec<f64>> {
-        let ways: Vec<Way<'_>> = set.iter().map(|path| (path.source, path.steps.as_slice())).collect();
+        let ways: Vec<Way<'_>> = set
+            .iter()
+            .map(|path| (path.source, path.steps.as_slice()))
+            .collect();
         let mut metrics = self.clean_metric.clone();
         let edits = self.edits(&ways)?;
         let (of, variants) = variants(edits);
@@ -303,14 +308,20 @@ impl Runs<'_> {
             Ok(embed.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
         };
         let change = (of(&self.corrupted)? - of(&self.clean)?)?;
-        (0..change.dim(0)?).map(|i| Ok(Some(change.get(i)?))).collect()
+        (0..change.dim(0)?)
+            .map(|i| Ok(Some(change.get(i)?)))
+            .collect()
     }
 }
 
 /// The prompts that have edits, and their variants.
 fn variants(edits: Vec<Vec<Edit>>) -> (Vec<usize>, Vec<Variant>) {
-    let some = edits.into_iter().enumerate().filter(|(_, edits)| !edits.is_empty());
-    some.map(|(example, edits)| (example, Variant { example, edits })).unzip()
+    let some = edits
+        .into_iter()
+        .enumerate()
+        .filter(|(_, edits)| !edits.is_empty());
+    some.map(|(example, edits)| (example, Variant { example, edits }))
+        .unzip()
 }
 
 /// Adds a change at the positions where it is something.
@@ -318,8 +329,9 @@ fn added(site: Site, change: &Tensor) -> Result<Option<Edit>> {
     let width = change.dim(1)?;
     let values = to_host(&change.contiguous()?)?;
     let rows = values.chunks_exact(width).enumerate();
-    let (positions, rows): (Vec<usize>, Vec<&[f32]>) =
-        rows.filter(|(_, row)| row.iter().any(|&x| x != 0.0)).unzip();
+    let (positions, rows): (Vec<usize>, Vec<&[f32]>) = rows
+        .filter(|(_, row)| row.iter().any(|&x| x != 0.0))
+        .unzip();
     if positions.is_empty() {
         return Ok(None);
     }
