@@ -175,6 +175,16 @@ pub enum Error {
         tokens: usize,
         limit: usize,
     },
+    #[error(
+        "the prompts have {prompt} tokens and {more} more were asked for, but the model has {limit} positions; \
+             generate at most {most} (`--max-tokens {most}`), or shorten the prompts"
+    )]
+    NoRoom {
+        prompt: usize,
+        more: usize,
+        limit: usize,
+        most: usize,
+    },
     #[error("metric `{metric}` {reason}")]
     BadMetric { metric: String, reason: String },
     #[error("metric `{metric}` has no gradient here: {reason}")]

@@ -91,7 +91,11 @@ fn examples(subcommand: &str) -> Vec<Vec<String>> {
     let (_, examples) = help
         .split_once("Examples:\n")
         .unwrap_or_else(|| panic!("`{subcommand} --help` has no examples: {help}"));
-    let words = |line: &str| line.split_whitespace().map(String::from).collect();
+    // What stands in single quotes for the shell is one word here.
+    let words = |line: &str| {
+        let unquoted = |word: &str| word.trim_matches('\'').to_string();
+        line.split_whitespace().map(unquoted).collect()
+    };
     let lines = examples.lines().map(str::trim);
     lines.filter(|line| !line.is_empty()).map(words).collect()
 }

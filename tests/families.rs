@@ -84,7 +84,8 @@ fn every_fixture_passes_its_own_checks() {
 }
 
 /// The fixture and config with which a family is compared. candle-transformers reads the older configs, lets a window reach one key
-/// further than transformers does, and does not scale Gemma 3's rotary positions: so no window is in force, and nothing is scaled there.
+/// further than transformers does, scales queries by the width of a head whatever Gemma's config says, and does not scale Gemma 3's
+/// rotary positions: so no window is in force, and nothing else of these.
 fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
     let folder = match family {
         "olmo2" | "starcoder2" => format!("{family}-tiny"),
@@ -97,11 +98,15 @@ fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
     let mut config: Map<String, Value> = serde_json::from_str(&json).expect("JSON");
     config.remove("layer_types");
     config.remove("_sliding_window_pattern");
+    if family == "gemma" {
+        // Both are there, and candle wants one.
+        config.remove("hidden_act");
+    }
     let edits = match family {
-        "gemma3" => {
-            json!({"sliding_window": 48, "sliding_window_pattern": 2, "rope_scaling": null})
-        }
-        "gemma2" => json!({"sliding_window": 48}),
+        "gemma3" => json!({
+            "sliding_window": 48, "sliding_window_pattern": 2, "rope_scaling": null, "query_pre_attn_scalar": 32
+        }),
+        "gemma2" => json!({"sliding_window": 48, "query_pre_attn_scalar": 24}),
         "qwen2" => json!({"use_sliding_window": false, "sliding_window": 48}),
         "mistral" | "phi3" | "starcoder2" => json!({"sliding_window": null}),
         _ => json!({}),
@@ -281,11 +286,8 @@ fn a_small_llama_tells_the_genders_of_names_apart() {
             .flatten_all()
             .and_then(|t| t.to_vec1())
             .expect("f32");
-        let logit = |word: &str| match loaded.tokenizer.answer_ids(word).expect("encodes")[..] {
-            [id] => logits[id as usize],
-            ref ids => panic!("`{word}` is {} tokens", ids.len()),
-        };
-        logit(" She") - logit(" He")
+        let id = |token: &str| loaded.tokenizer.id(token).expect("the vocabulary has it") as usize;
+        logits[id("▁She")] - logits[id("▁He")]
     };
     for (her, him) in [("Lily", "Tim"), ("Mia", "Ben"), ("Sue", "Tom")] {
         assert!(preference(her) > 0.0, "{her}: {}", preference(her));

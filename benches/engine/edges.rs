@@ -15,9 +15,10 @@ use candlewick::model::spec::{
 use candlewick::run::{self, Quiet};
 use candlewick::task::{ExpandOptions, Pair, TaskFile, expand};
 
-use crate::machine::time;
+use crate::machine::{Time, time};
+use crate::{cpu, wall};
 
-/// Forwards that are timed for one of theirs.
+/// Forwards that are timed before and after the edges, so that both meet the same machine.
 const FORWARDS: usize = 15;
 /// Edges that are held against a whole forward pass each.
 const CHECKED: usize = 24;
@@ -38,23 +39,6 @@ fn every_edge(name: &str, model: &Model, pairs: &[Pair]) -> Result<()> {
     let edges: Vec<Edge> = Graph::new(&model.spec).edges().collect();
     let config = EdgeConfig::new(Metric::LogitDiff);
     let clean = &pairs[0].clean;
-    let mut forwards = Vec::new();
-    let forward = || -> Result<f64> {
-        let (took, logits) = time(|| run::logits(model, std::slice::from_ref(clean)));
-        logits?;
-        Ok(took.wall)
-    };
-    forward()?;
-    for _ in 0..FORWARDS {
-        forwards.push(forward()?);
-    }
-    let (took, effects) = time(|| exact_edge_effects(model, pairs, &edges, &config, &Quiet));
-    let effects = effects?.remove(0);
-    for _ in 0..FORWARDS {
-        forwards.push(forward()?);
-    }
-    forwards.sort_by(f64::total_cmp);
-    let forward = forwards[forwards.len() / 2];
     let (n, differ) = (
         edges.len(),
         clean
@@ -66,15 +50,22 @@ fn every_edge(name: &str, model: &Model, pairs: &[Pair]) -> Result<()> {
         "{name}: {n} edges, one pair of {} tokens, first difference at {differ:?}",
         clean.len()
     );
-    println!(
-        "  every edge {:.1} s wall, {:.1} s cpu ({:.2} ms an edge); {n} forwards of {:.2} ms: {:.0} s, {:.1} times as long",
-        took.wall,
-        took.cpu,
-        1e3 * took.wall / n as f64,
-        1e3 * forward,
-        forward * n as f64,
-        forward * n as f64 / took.wall
-    );
+    let before = forwards(model, clean)?;
+    let (took, effects) = time(|| exact_edge_effects(model, pairs, &edges, &config, &Quiet));
+    let effects = effects?.remove(0);
+    let after = forwards(model, clean)?;
+    for (clock, of) in [("wall", wall as fn(&Time) -> f64), ("cpu", cpu)] {
+        let mut forwards: Vec<f64> = before.iter().chain(&after).map(of).collect();
+        forwards.sort_by(f64::total_cmp);
+        let forward = forwards[forwards.len() / 2];
+        let (every, all) = (of(&took), forward * n as f64);
+        println!(
+            "  {clock:>4}: every edge {every:.1} s, {:.2} ms each; {n} forwards of {:.2} ms are {all:.0} s, {:.1} times as long",
+            1e3 * every / n as f64,
+            1e3 * forward,
+            all / every
+        );
+    }
     let some: Vec<usize> = (0..CHECKED)
         .map(|i| (i * n / CHECKED + 7 * i) % n)
         .collect();
@@ -92,6 +83,17 @@ fn every_edge(name: &str, model: &Model, pairs: &[Pair]) -> Result<()> {
         gaps.fold(0f64, f64::max)
     );
     Ok(())
+}
+
+/// Whole forward passes over one prompt, with the logits at its last position.
+fn forwards(model: &Model, prompt: &[u32]) -> Result<Vec<Time>> {
+    let one = || -> Result<Time> {
+        let (took, logits) = time(|| run::logits(model, &[prompt.to_vec()]));
+        logits?;
+        Ok(took)
+    };
+    one()?;
+    (0..FORWARDS).map(|_| one()).collect()
 }
 
 /// Fifteen tokens, of which the third and the eleventh differ.

@@ -5,6 +5,8 @@
 //! SmolLM2 and is held against our own forward.
 
 mod ablate;
+mod attribution;
+mod autograd;
 mod dla;
 mod edges;
 mod machine;
@@ -76,6 +78,12 @@ fn main() -> Result<()> {
     }
     if wanted("forward") {
         forwards(model)?;
+    }
+    if wanted("attribution") {
+        attribution::attribution(model, tokenizer)?;
+    }
+    if wanted("attribution-memory") {
+        attribution::memory(&model.spec)?;
     }
     if wanted("dla") {
         dla::attributions(model, tokenizer)?;

@@ -5,6 +5,8 @@ mod ablate;
 mod args;
 mod attribute;
 mod check;
+mod fetch;
+mod generate;
 mod heads;
 mod hooks;
 mod logits;
@@ -13,6 +15,7 @@ mod open;
 mod patch;
 mod path;
 mod progress;
+mod scale;
 mod show;
 mod tokens;
 
@@ -53,10 +56,13 @@ enum Command {
     Attribute(attribute::AttributeArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
+    Generate(generate::GenerateArgs),
+    Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),
     Models(models::ModelsArgs),
     Check(check::CheckArgs),
+    Fetch(fetch::FetchArgs),
     Show(show::ShowArgs),
 }
 
@@ -104,10 +110,13 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Logits(args) => logits::run(args, &ctx),
         Command::Heads(args) => heads::run(args, &ctx),
+        Command::Generate(args) => generate::run(args, &ctx),
+        Command::Scale(args) => scale::run(args, &ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
         Command::Check(args) => check::run(args),
+        Command::Fetch(args) => fetch::run(args, &ctx),
         Command::Show(args) => show::run(args, &ctx),
     }
 }

@@ -30,7 +30,7 @@ pub fn run(_args: ModelsArgs) -> anyhow::Result<()> {
     if models.is_empty() {
         writeln!(
             out,
-            "          nothing is cached; `--model org/name` downloads a model"
+            "          nothing is cached; `candlewick fetch org/name` downloads a model"
         )?;
         return Ok(());
     }
@@ -66,7 +66,7 @@ fn described(model: &CachedModel) -> String {
 }
 
 /// A size as people read it, in powers of 1000 as disks are sold.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let mut value = bytes as f64;
     let mut unit = 0;

@@ -11,6 +11,7 @@ pub mod logits;
 pub mod path_patching;
 mod record;
 mod reference;
+pub mod scaling;
 pub mod self_repair;
 mod sites;
 pub mod tokens;
@@ -31,6 +32,7 @@ pub use logits::{
 pub use path_patching::{
     Over, Path, PathConfig, Receiver, patch_paths, path_effects, path_patching,
 };
+pub use scaling::{Scaled, ScalingConfig, Share, scaling};
 pub use self_repair::{RepairConfig, RepairTarget, Units, self_repair};
 pub use sites::{Along, Sites, parse_sites};
 pub use tokens::{TokenConfig, TokenMethod, token_attribution};

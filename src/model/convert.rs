@@ -209,14 +209,14 @@ mod tests {
         // Two heads that each read two dimensions into two: `[head, in, d_head]`.
         let reads = Piece::stored("a", 4, Stored::HeadColumns { d_head: 2 });
         let values = [1., 2., 3., 4., 5., 6., 7., 8.];
-        let out = filled(&[reads.clone()], "[2,2,2]", &values, &[2, 4]);
+        let out = filled(std::slice::from_ref(&reads), "[2,2,2]", &values, &[2, 4]);
         assert_eq!(out.unwrap(), [1., 2., 5., 6., 3., 4., 7., 8.]);
         assert_eq!(reads.stored_shape(&[2, 4]), [2, 2, 2]);
-        let bias = filled(&[reads.clone()], "[2,2]", &values[..4], &[4]);
+        let bias = filled(std::slice::from_ref(&reads), "[2,2]", &values[..4], &[4]);
         assert_eq!(bias.unwrap(), values[..4]);
         assert_eq!(reads.stored_shape(&[4]), [2, 2]);
         let writes = Piece::stored("a", 2, Stored::HeadRows { d_head: 2 });
-        let out = filled(&[writes.clone()], "[2,2,2]", &values, &[4, 2]);
+        let out = filled(std::slice::from_ref(&writes), "[2,2,2]", &values, &[4, 2]);
         assert_eq!(out.unwrap(), values);
         assert_eq!(writes.stored_shape(&[4, 2]), [2, 2, 2]);
     }

@@ -662,6 +662,19 @@ pub(crate) mod tests {
             self.data.resize(self.data.len().next_multiple_of(32), 0);
             self
         }
+        /// A tensor in any ggml type, by its number.
+        pub(crate) fn stored(
+            &mut self,
+            name: &str,
+            shape: &[usize],
+            dtype: u32,
+            bytes: &[u8],
+        ) -> &mut Self {
+            let offset = self.data.len() as u64;
+            self.data.extend(bytes);
+            self.data.resize(self.data.len().next_multiple_of(32), 0);
+            self.claim(name, shape, dtype, offset)
+        }
         /// A tensor description that need not be true.
         fn claim(&mut self, name: &str, shape: &[usize], dtype: u32, offset: u64) -> &mut Self {
             self.tensors

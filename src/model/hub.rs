@@ -3,17 +3,21 @@
 //! The cache is read by our own code, which never writes: `models--org--name/refs/<revision>` holds a commit, `snapshots/<commit>/` the files.
 //! What is cached is used without asking whether a branch has moved since.
 
-use std::collections::BTreeMap;
+mod cache;
+mod download;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::read_at_most;
 use super::embedded::EMBEDDED;
 use super::families;
-use super::load::{CONFIG_LIMIT, LoadOptions};
-use super::weight_files::{self, Format, shard_names};
+use super::load::LoadOptions;
+use super::weight_files::Format;
 use crate::error::{Error, Result};
+pub use cache::{CachedModel, cached_models};
+use cache::{cached_summary, files_below, in_cache};
+use download::download;
 
 /// The branch of a hub model if none is named.
 const DEFAULT_REVISION: &str = "main";
@@ -51,20 +55,6 @@ pub struct HubSettings {
     pub offline: bool,
     pub token: Option<String>,
     pub endpoint: Option<String>,
-}
-
-/// A hub model in the cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CachedModel {
-    pub id: String,
-    /// Branch or tag to commit; a commit that nothing points to stands for itself.
-    pub revisions: BTreeMap<String, String>,
-    /// Size on disk of everything cached of it.
-    pub bytes: u64,
-    /// `model_type`, if there is a readable config.json.
-    pub family: Option<String>,
-    /// Why it cannot be loaded; `None` if its config can be handled.
-    pub refusal: Option<String>,
 }
 
 impl HubSettings {
@@ -154,46 +144,142 @@ pub fn locate_with(
             }),
         };
     }
-    let Some(repo) = repo_folder(id) else {
-        return Err(Error::Missing {
-            path: path.to_path_buf(),
-            hint: "give a model folder, a `.gguf` file or a hub id such as `org/name`".to_string(),
-        });
-    };
-    let revision = options.revision.as_deref().unwrap_or(DEFAULT_REVISION);
-    check_revision(revision)?;
-    if let Some(found) = in_cache(&settings.cache.join(repo), revision, wanted)? {
+    let repo = HubModel::new(id, options, settings)?;
+    if let Some(found) = repo.cached(wanted)? {
         return Ok(found);
     }
-    let not_cached = |reason: String| Error::NotCached {
-        model: match &options.revision {
-            None => id.to_string(),
-            Some(revision) => format!("{id}@{revision}"),
-        },
-        cached: cached_summary(settings),
-        reason,
-    };
     if options.offline || settings.offline {
-        return Err(not_cached("offline; and there is no such path".to_string()));
+        return Err(repo.not_cached("offline; and there is no such path".to_string()));
     }
-    download(id, revision, options, wanted, settings, &not_cached)
+    download(&repo, options, wanted)
 }
 
-/// Everything in the cache, by id.
-pub fn cached_models(settings: &HubSettings) -> Vec<CachedModel> {
-    let mut models: Vec<CachedModel> = entries(&settings.cache)
+/// What [`fetch`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    pub located: Located,
+    /// Files of the model, with their sizes, in name order.
+    pub files: Vec<(PathBuf, u64)>,
+    pub freshness: Freshness,
+}
+
+/// How a model in the cache compares with the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Freshness {
+    /// It never was on the hub.
+    Local,
+    /// It, or a newer commit of it, was downloaded just now.
+    Downloaded,
+    /// The cache had what the hub has.
+    Same,
+    /// The cache has it, and the hub could not be asked.
+    Unknown { reason: String },
+}
+
+/// Downloads a model with its weights into the cache, also if a cached branch has moved since; what is there is not downloaded again, and
+/// a download that was cut short goes on where it stopped.
+/// # Errors
+/// As [`locate`].
+pub fn fetch(id: &str, options: &LoadOptions) -> Result<Fetched> {
+    fetch_with(id, options, &HubSettings::from_env())
+}
+
+/// [`fetch`] under given settings.
+/// # Errors
+/// As [`locate`].
+pub fn fetch_with(id: &str, options: &LoadOptions, settings: &HubSettings) -> Result<Fetched> {
+    if id == EMBEDDED || Path::new(id).exists() {
+        let located = locate_with(id, options, Wanted::Weights, settings)?;
+        return Ok(fetched(located, Freshness::Local));
+    }
+    let repo = HubModel::new(id, options, settings)?;
+    let cached = repo.cached(Wanted::Weights)?;
+    if options.offline || settings.offline {
+        return match cached {
+            Some(located) => Ok(fetched(
+                located,
+                Freshness::Unknown {
+                    reason: "offline".to_string(),
+                },
+            )),
+            None => Err(repo.not_cached("offline; and there is no such path".to_string())),
+        };
+    }
+    match (download::newest(&repo, options), cached) {
+        (Ok(located), Some(cached)) if located == cached => Ok(fetched(located, Freshness::Same)),
+        (Ok(located), _) => Ok(fetched(located, Freshness::Downloaded)),
+        (Err(Error::NotCached { reason, .. }), Some(cached)) => {
+            Ok(fetched(cached, Freshness::Unknown { reason }))
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn fetched(located: Located, freshness: Freshness) -> Fetched {
+    let paths = match &located {
+        Located::Embedded => Vec::new(),
+        Located::Gguf(path) | Located::WeightFile(path) => vec![path.clone()],
+        Located::Folder { path, .. } => files_below(path),
+    };
+    let size = |path: &PathBuf| fs::metadata(path).map_or(0, |data| data.len());
+    let files = paths
         .into_iter()
-        .filter_map(|path| {
-            let id = path
-                .file_name()?
-                .to_str()?
-                .strip_prefix("models--")?
-                .replace("--", "/");
-            Some(cached_model(id, &path))
+        .map(|path| {
+            let bytes = size(&path);
+            (path, bytes)
         })
         .collect();
-    models.sort_by(|a, b| a.id.cmp(&b.id));
-    models
+    Fetched {
+        located,
+        files,
+        freshness,
+    }
+}
+
+/// A model on the hub at a revision, and where the cache keeps it.
+struct HubModel<'a> {
+    id: &'a str,
+    /// Branch, tag or commit.
+    revision: &'a str,
+    is_named: bool,
+    folder: PathBuf,
+    settings: &'a HubSettings,
+}
+
+impl<'a> HubModel<'a> {
+    fn new(id: &'a str, options: &'a LoadOptions, settings: &'a HubSettings) -> Result<Self> {
+        let Some(folder) = repo_folder(id) else {
+            return Err(Error::Missing {
+                path: PathBuf::from(id),
+                hint: "give a model folder, a `.gguf` file or a hub id such as `org/name`"
+                    .to_string(),
+            });
+        };
+        let revision = options.revision.as_deref().unwrap_or(DEFAULT_REVISION);
+        check_revision(revision)?;
+        Ok(HubModel {
+            id,
+            revision,
+            is_named: options.revision.is_some(),
+            folder: settings.cache.join(folder),
+            settings,
+        })
+    }
+
+    fn cached(&self, wanted: Wanted) -> Result<Option<Located>> {
+        in_cache(&self.folder, self.revision, wanted)
+    }
+
+    fn not_cached(&self, reason: String) -> Error {
+        Error::NotCached {
+            model: match self.is_named {
+                false => self.id.to_string(),
+                true => format!("{}@{}", self.id, self.revision),
+            },
+            cached: cached_summary(self.settings),
+            reason,
+        }
+    }
 }
 
 /// The cache folder of a hub id, or `None` if the text cannot be one.
@@ -231,226 +317,6 @@ fn check_revision(revision: &str) -> Result<()> {
             families::shortened(revision)
         ))),
     }
-}
-
-/// The snapshot of a revision, if all that is wanted is there.
-fn in_cache(repo: &Path, revision: &str, wanted: Wanted) -> Result<Option<Located>> {
-    let commit = match fs::read_to_string(repo.join("refs").join(revision)) {
-        Ok(commit) => commit.trim().to_string(),
-        Err(_) => revision.to_string(),
-    };
-    // What a ref file says becomes a path as well.
-    if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
-        return Ok(None);
-    }
-    let path = repo.join("snapshots").join(&commit);
-    let has = |name: &str| path.join(name).is_file();
-    let is_complete = match wanted {
-        Wanted::Config => has("config.json"),
-        Wanted::Tokenizer => has("config.json") && has("tokenizer.json"),
-        Wanted::Weights => has("config.json") && has("tokenizer.json") && has_weights(&path)?,
-    };
-    Ok(is_complete.then_some(Located::Folder {
-        path,
-        revision: Some(commit),
-    }))
-}
-
-fn has_weights(dir: &Path) -> Result<bool> {
-    let found = weight_files::find(dir)?;
-    Ok(found.is_some_and(|(_, paths)| paths.iter().all(|path| path.is_file())))
-}
-
-fn cached_summary(settings: &HubSettings) -> String {
-    let ids: Vec<String> = cached_models(settings)
-        .into_iter()
-        .map(|model| model.id)
-        .collect();
-    match ids.len() {
-        0 => format!("nothing is cached in `{}`", settings.cache.display()),
-        1..=8 => format!("cached: {}", ids.join(", ")),
-        count => format!("cached: {} and {} more", ids[..8].join(", "), count - 8),
-    }
-}
-
-fn cached_model(id: String, repo: &Path) -> CachedModel {
-    let mut revisions = BTreeMap::new();
-    let refs = repo.join("refs");
-    for path in files_below(&refs) {
-        let name = path
-            .strip_prefix(&refs)
-            .ok()
-            .and_then(Path::to_str)
-            .map(str::to_string);
-        if let (Some(name), Ok(commit)) = (name, fs::read_to_string(&path)) {
-            revisions.insert(name, commit.trim().to_string());
-        }
-    }
-    let snapshots = entries(&repo.join("snapshots"));
-    let commits = snapshots
-        .iter()
-        .filter_map(|path| path.file_name()?.to_str());
-    for commit in commits {
-        if !revisions.values().any(|known| known == commit) {
-            revisions.insert(commit.to_string(), commit.to_string());
-        }
-    }
-    let main = revisions
-        .get(DEFAULT_REVISION)
-        .map(|commit| repo.join("snapshots").join(commit));
-    let configs = main
-        .into_iter()
-        .chain(snapshots)
-        .map(|path| path.join("config.json"));
-    let config = configs
-        .filter_map(|path| String::from_utf8(read_at_most(&path, CONFIG_LIMIT).ok()?).ok())
-        .next();
-    let refusal = match &config {
-        Some(config) => families::from_config(config)
-            .err()
-            .map(|error| error.to_string()),
-        None => Some("no config.json is cached".to_string()),
-    };
-    CachedModel {
-        id,
-        revisions,
-        bytes: files_below(repo)
-            .iter()
-            .filter_map(|path| fs::symlink_metadata(path).ok())
-            .filter(|data| data.is_file())
-            .map(|data| data.len())
-            .sum(),
-        family: config.and_then(|config| families::model_type(&config).ok()),
-        refusal,
-    }
-}
-
-/// What lies in a folder, in name order; nothing if it cannot be read.
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    let Ok(found) = fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let mut paths: Vec<PathBuf> = found.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    paths.sort();
-    paths
-}
-
-/// All files below a folder. Links to folders are not followed, so this ends.
-fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut folders = vec![dir.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for path in entries(&folder) {
-            match fs::symlink_metadata(&path) {
-                Ok(data) if data.is_dir() => folders.push(path),
-                _ => files.push(path),
-            }
-        }
-    }
-    files.sort();
-    files
-}
-
-#[cfg(not(feature = "hub"))]
-fn download(
-    _id: &str,
-    _revision: &str,
-    _options: &LoadOptions,
-    _wanted: Wanted,
-    _settings: &HubSettings,
-    not_cached: &dyn Fn(String) -> Error,
-) -> Result<Located> {
-    Err(not_cached(
-        "this build has no cargo feature `hub`; and there is no such path".to_string(),
-    ))
-}
-
-/// Downloads what is needed, and nothing else, into the cache.
-#[cfg(feature = "hub")]
-fn download(
-    id: &str,
-    revision: &str,
-    options: &LoadOptions,
-    wanted: Wanted,
-    settings: &HubSettings,
-    not_cached: &dyn Fn(String) -> Error,
-) -> Result<Located> {
-    use hf_hub::api::sync::{ApiBuilder, ApiError};
-    use hf_hub::{Cache, Repo, RepoType};
-
-    let failed = |source: ApiError| not_cached(download_failure(&source.to_string()));
-    let mut builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone()))
-        .with_token(settings.token.clone())
-        .with_progress(options.show_download_progress)
-        .with_retries(2);
-    if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_endpoint(endpoint.clone());
-    }
-    let api = builder.build().map_err(failed)?;
-    let repo = api.repo(Repo::with_revision(
-        id.to_string(),
-        RepoType::Model,
-        revision.to_string(),
-    ));
-    let listed = repo.info().map_err(failed)?.siblings;
-    let has = |name: &str| listed.iter().any(|file| file.rfilename == name);
-
-    // A branch that moves while we download leaves files in two snapshots: the second round completes the newer one.
-    for _ in 0..2 {
-        repo.get("config.json").map_err(failed)?;
-        if wanted != Wanted::Config {
-            for name in TEXTS.iter().filter(|name| has(name)) {
-                repo.get(name).map_err(failed)?;
-            }
-        }
-        if wanted == Wanted::Weights {
-            let there = |format: &Format| has(format.single()) || has(format.index());
-            let Some(format) = Format::ALL.into_iter().find(there) else {
-                return Err(not_cached(
-                    "the repository has no model.safetensors and no pytorch_model.bin".to_string(),
-                ));
-            };
-            if has(format.single()) {
-                repo.get(format.single()).map_err(failed)?;
-            } else {
-                let index = repo.get(format.index()).map_err(failed)?;
-                for name in shard_names(&index, format)? {
-                    repo.get(&name).map_err(failed)?;
-                }
-            }
-        }
-        let folder = settings
-            .cache
-            .join(repo_folder(id).expect("the id was checked"));
-        if let Some(found) = in_cache(&folder, revision, wanted)? {
-            return Ok(found);
-        }
-    }
-    Err(not_cached(
-        "the repository has no tokenizer.json, or it changed during the download".to_string(),
-    ))
-}
-
-/// Small files beside the weights.
-#[cfg(feature = "hub")]
-const TEXTS: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-];
-
-/// The downloader's reason with what to do about it.
-#[cfg(feature = "hub")]
-fn download_failure(reason: &str) -> String {
-    let remedy = if reason.contains("401") || reason.contains("403") {
-        "; it may be private, gated or misspelt: set HF_TOKEN to a token with access"
-    } else if reason.contains("404") {
-        "; check the id and `--revision`"
-    } else {
-        "; and there is no such path"
-    };
-    format!("{}{remedy}", reason.replace('\n', " "))
 }
 
 #[cfg(test)]

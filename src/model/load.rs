@@ -181,19 +181,31 @@ impl Folder {
             true => Some(read_config(&path)?),
             false => None,
         };
-        let names_a_family = |config: &String| {
+        let names_a_family = |config: &str| {
             let keys = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(config);
             keys.is_ok_and(|keys| keys.contains_key("model_type"))
         };
-        if !config.as_ref().is_some_and(names_a_family)
-            && let Ok(checkpoint) = self.open_weights()
-            && transformer_lens::is_native(&checkpoint.tensors())
-        {
-            return transformer_lens::describe(config.as_deref(), &checkpoint.tensors());
+        let has = |checkpoint: &dyn Checkpoint, tensor| {
+            let tensors = checkpoint.tensors();
+            tensors.iter().any(|(name, _)| *name == tensor)
+        };
+        if let Some(config) = config.as_ref().filter(|config| names_a_family(config)) {
+            return families::from_config(config);
         }
-        match config {
-            Some(config) => families::from_config(&config),
-            None => Err(Error::Missing {
+        match (self.open_weights(), config) {
+            (Ok(checkpoint), config) if transformer_lens::is_native(&checkpoint.tensors()) => {
+                transformer_lens::describe(config.as_deref(), &checkpoint.tensors())
+            }
+            (_, Some(config)) => families::from_config(&config),
+            // Compiled programs, whose attention looks ahead.
+            (Ok(checkpoint), None) if has(checkpoint.as_ref(), "transformer.layer_0.attn.key.w") => {
+                Err(Error::UnknownArchitecture {
+                    name: "tracr".to_string(),
+                    supported: format!("{}, {}", families::supported(), transformer_lens::NAME),
+                })
+            }
+            (Err(error), None) if self.weights.is_some() => Err(error),
+            (_, None) => Err(Error::Missing {
                 path,
                 hint: "a model folder needs config.json, tokenizer.json and model.safetensors, and so does a weight file \
                        beside it; give the folder"

@@ -5,7 +5,7 @@ mod convert;
 mod embedded;
 pub mod families;
 pub mod gguf;
-mod gguf_tokenizer;
+pub mod gguf_tokenizer;
 pub mod hub;
 pub mod layout;
 pub mod load;

@@ -276,6 +276,11 @@ impl Tokenizer {
         self.bos
     }
 
+    /// The end-of-sequence token, where the tokenizer names one.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
     /// Whether the model's own tokenizer puts BOS in front by default.
     pub fn adds_bos(&self) -> bool {
         self.add_bos

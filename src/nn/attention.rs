@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::host::{exp, host, is_host, room, simd, tensor};
 use crate::error::Result;
 
-pub use backward::{Gradients, backward, softcap_slope};
+pub use backward::{Forward, Gradients, backward, softcap_slope};
 
 /// What attention needs to know of the model at one layer.
 #[derive(Debug, Clone, Copy)]

@@ -61,11 +61,11 @@ impl Descent<'_> {
     /// # Shapes
     /// `gradient [rows, d_model]`, f32 on the host.
     pub fn run(&self, gradient: Tensor, probe: &mut dyn Probe) -> Result<()> {
-        self.from_layer(self.model.spec.n_layers, gradient, probe)
+        self.below(self.model.spec.n_layers, gradient, probe)
     }
 
     /// From the gradient at the stream that leaves layer `end - 1`, through the layers `0..end`.
-    pub fn from_layer(&self, end: usize, gradient: Tensor, probe: &mut dyn Probe) -> Result<()> {
+    pub fn below(&self, end: usize, gradient: Tensor, probe: &mut dyn Probe) -> Result<()> {
         let mut gradient = gradient;
         for layer in (0..end).rev() {
             gradient = self.block(layer, gradient, probe)?;
@@ -384,16 +384,14 @@ impl Layer<'_> {
         };
         let hooks = [Kind::Pattern, Kind::AttnScores].map(|kind| self.hook(kind));
         let with_pattern = hooks.iter().any(|&hook| probe.wants(hook));
-        let of = attention::backward(
-            at_z,
-            &saved.get(Kind::RotQ, rows)?,
-            Sources { k: &k, v: &v, base },
-            &segments,
-            &shape,
-            scores.as_ref(),
-            walk.rules,
-            with_pattern,
-        )?;
+        let forward = attention::Forward {
+            q: &saved.get(Kind::RotQ, rows)?,
+            sources: Sources { k: &k, v: &v, base },
+            scores: scores.as_ref(),
+            segments: &segments,
+            shape: &shape,
+        };
+        let of = attention::backward(at_z, forward, walk.rules, with_pattern)?;
         for (hook, gradient) in hooks.into_iter().zip(of.pattern.iter().flatten()) {
             if probe.wants(hook) {
                 probe.at(hook, gradient, rows)?;

@@ -456,11 +456,16 @@ fn attend(
             (out, x, rot_q)
         }
     };
+    // Earlier tokens of a generation have keys for each query head where an edit of a reader's input gave them.
+    let n_kv_heads = match tap.base_keys(layer.index)? {
+        Some((keys, _)) => keys.dim(1)?,
+        None => spec.n_kv_heads,
+    };
     let shape = Shape {
         n_heads: spec.n_heads,
         key_heads: rot_k.dim(1)?,
         value_heads: v.dim(1)?,
-        n_kv_heads: spec.n_kv_heads,
+        n_kv_heads,
         d_head: spec.d_head,
         scale: spec.attn_scale[layer.index],
         softcap: spec.attn_softcap,

@@ -94,7 +94,12 @@ pub fn check(model: &Model, case: &Case, what: &str) {
             wrong.push(format!("{hook} {far:.1e}"));
         }
     }
-    assert!(wrong.is_empty(), "{what}: {}", wrong.join(", "));
+    let first = wrong.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    assert!(
+        wrong.is_empty(),
+        "{what}: {} hooks, from {first}",
+        wrong.len()
+    );
 }
 
 /// The largest sum of absolute terms that make up the gradient at a norm's divisor. They cancel where another norm follows, which

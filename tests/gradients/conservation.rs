@@ -13,7 +13,7 @@ use candlewick::nn::rules::{GateRule, Rules, SoftcapRule};
 use candlewick::run::{Cache, GradientRequest, Gradients, gradients, run_with_cache};
 
 use crate::models::{Pairs, every_kind};
-use crate::{flat, gap, variations};
+use crate::{MakeRules, flat, gap, variations};
 
 /// Of the absolute terms of a sum, which cancel.
 const TOLERANCE: f64 = 2e-5;
@@ -85,7 +85,7 @@ impl Relevance {
 
 #[test]
 fn every_module_passes_on_the_relevance_that_it_gets() {
-    let sets: [(&str, fn() -> Rules); 4] = [
+    let sets: [(&str, MakeRules); 4] = [
         ("relp", Rules::relp),
         ("relp with frozen patterns", Rules::relp_frozen_pattern),
         ("attn_lrp", Rules::attn_lrp),

@@ -30,8 +30,10 @@ const DIFFERENTIABLE: [Metric; 6] = [
     Metric::Js,
 ];
 
+type MakeRules = fn() -> Rules;
+
 /// Every rule set that has a name, and stops.
-const RULES: [(&str, fn() -> Rules); 6] = [
+const RULES: [(&str, MakeRules); 6] = [
     ("gradient", Rules::gradient),
     ("relp", Rules::relp),
     ("relp with frozen patterns", Rules::relp_frozen_pattern),

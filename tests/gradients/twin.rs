@@ -412,7 +412,8 @@ impl Walk<'_> {
             return Ok(x.clone());
         };
         let width = self.spec.d_head;
-        let frequencies = frequencies(rotary, &rotary.bases[rotary.base_of_layer[layer]]);
+        let base = &rotary.bases[rotary.base_of_layer[layer]];
+        let (frequencies, factor) = frequencies(rotary, base, self.length);
         let mut swap = vec![0f64; width * width];
         let mut cos = vec![1f64; self.length * width];
         let mut sin = vec![0f64; self.length * width];
@@ -425,7 +426,8 @@ impl Walk<'_> {
             for pos in 0..self.length {
                 let angle = pos as f64 * frequency;
                 for dim in [a, b] {
-                    (cos[pos * width + dim], sin[pos * width + dim]) = (angle.cos(), angle.sin());
+                    cos[pos * width + dim] = factor * angle.cos();
+                    sin[pos * width + dim] = factor * angle.sin();
                 }
             }
         }
@@ -537,33 +539,74 @@ fn wide(t: &Tensor) -> Result<Tensor> {
     t.to_dtype(DType::F64)
 }
 
-/// The frequency of each pair that rotates.
-fn frequencies(rotary: &Rotary, base: &RotaryBase) -> Vec<f64> {
-    let scaled = |(i, frequency): (usize, f64)| match &base.scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Factors { factors } => frequency / factors[i],
+/// The frequency of each pair that rotates in prompts of `length` tokens, and what multiplies cosines and sines.
+fn frequencies(rotary: &Rotary, base: &RotaryBase, length: usize) -> (Vec<f64>, f64) {
+    let dims = rotary.dims as f64;
+    let turn = 2.0 * std::f64::consts::PI;
+    let plain = |i: usize| base.theta.powf(-2.0 * i as f64 / dims);
+    let each = |f: &dyn Fn(usize) -> f64| (0..rotary.dims / 2).map(f).collect();
+    match &base.scaling {
+        RopeScaling::None => (each(&plain), 1.0),
+        RopeScaling::Linear { factor } => (each(&|i| plain(i) / factor), 1.0),
+        RopeScaling::Factors { factors } => (each(&|i| plain(i) / factors[i]), 1.0),
         RopeScaling::Llama3 {
             factor,
-            low_freq_factor,
-            high_freq_factor,
+            low_freq_factor: low,
+            high_freq_factor: high,
             original_max_position,
         } => {
             // How many turns a pair makes in the original context decides how much it is slowed.
-            let turns = *original_max_position as f64 * frequency / (2.0 * std::f64::consts::PI);
-            let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-            let smooth = smooth.clamp(0.0, 1.0);
-            frequency * (smooth + (1.0 - smooth) / factor)
+            let slowed = |i| {
+                let turns = *original_max_position as f64 * plain(i) / turn;
+                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                plain(i) * (smooth + (1.0 - smooth) / factor)
+            };
+            (each(&slowed), 1.0)
         }
-        // A backward pass sees only the angles; how they come about is held against references by tests/families.rs.
-        RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } | RopeScaling::LongRope { .. } => {
-            unimplemented!("no variation of these tests has this scaling")
+        RopeScaling::Dynamic {
+            factor,
+            original_max_position,
+        } => {
+            let excess = (length as f64 / *original_max_position as f64 - 1.0).max(0.0);
+            let growth = (1.0 + factor * excess).powf(dims / (dims - 2.0));
+            let slowed = |i| plain(i) * growth.powf(-2.0 * i as f64 / dims);
+            (each(&slowed), 1.0)
         }
-    };
-    let plain = |i: usize| base.theta.powf(-2.0 * i as f64 / rotary.dims as f64);
-    (0..rotary.dims / 2)
-        .map(|i| scaled((i, plain(i))))
-        .collect()
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+            original_max_position,
+        } => {
+            // The pair, as a real number, that makes so many turns in the original context.
+            let pair = |turns: f64| {
+                let wavelength = *original_max_position as f64 / turns;
+                dims / 2.0 * (wavelength / turn).ln() / base.theta.ln()
+            };
+            let (mut low, mut high) = (pair(*beta_fast), pair(*beta_slow));
+            if *truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            let (low, high) = (low.max(0.0), high.min(dims - 1.0));
+            let slowed = |i| {
+                let share = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                plain(i) * (share / factor + 1.0 - share)
+            };
+            (each(&slowed), *attention_factor)
+        }
+        RopeScaling::LongRope {
+            short,
+            long,
+            attention_factor,
+            original_max_position,
+        } => {
+            let is_long = length > *original_max_position;
+            let factors = if is_long { long } else { short };
+            (each(&|i| plain(i) / factors[i]), *attention_factor)
+        }
+    }
 }
 
 /// 1 where a query sees a key.

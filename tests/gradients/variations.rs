@@ -112,6 +112,38 @@ fn combinations() -> Vec<Model> {
             ..like("gpt2", "one head")
         },
     ];
+    // Prompts of these tests are longer than these models were trained for.
+    let stretched = [
+        RopeScaling::Dynamic {
+            factor: 3.0,
+            original_max_position: 6,
+        },
+        RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: 2.0,
+            beta_slow: 0.5,
+            attention_factor: 1.3,
+            truncate: false,
+            original_max_position: 7,
+        },
+        RopeScaling::LongRope {
+            short: vec![1.0; 4],
+            long: vec![1.0, 1.2, 2.0, 3.0],
+            attention_factor: 1.2,
+            original_max_position: 8,
+        },
+    ];
+    for scaling in stretched {
+        specs.push(ModelSpec {
+            position: Position::Rotary(Rotary {
+                dims: 8,
+                style: RotaryStyle::Half,
+                base_of_layer: vec![0; 3],
+                bases: vec![base(60.0, scaling)],
+            }),
+            ..like("qwen3", "stretched")
+        });
+    }
     for mlp in [Mlp::Plain, Mlp::Gated] {
         for activation in [
             Activation::Gelu,

@@ -235,7 +235,6 @@ impl EdgeScores {
                     .iter()
                     .map(|&place| example.clean + f64::from(example.scores[place]))
                     .collect(),
-                ..ExampleScores::default()
             }
         };
         let examples = self.examples.iter().map(of).collect();

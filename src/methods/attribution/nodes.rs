@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::qk_fix::{self, Prompt};
 use super::runs::{Runs, Setting, at_rows, check_metric};
-use super::verify::{false_negative_bound, verify_nodes};
+use super::verify::{Subject, false_negative_bound, verify_nodes};
 use super::{Path, no_steps};
 use crate::error::{Error, Result};
 use crate::hooks::{Axes, Hook, Kind, Ln};
@@ -188,13 +188,15 @@ pub fn attribute_nodes(
         scores.add_contribution(cells.len(), &examples)?;
     }
     if let Some(VerifyOptions { k, bound_draws }) = verify {
-        let mut found = verify_nodes(
-            model, tokenizer, task, config, &cells, &examples, k, progress,
-        )?;
+        let subject = Subject {
+            model,
+            tokenizer,
+            task,
+        };
+        let mut found = verify_nodes(subject, config, &cells, &examples, k, progress)?;
         if bound_draws > 0 {
             let (n, draws) = (cells.len(), bound_draws);
-            found.bound =
-                false_negative_bound(model, tokenizer, task, patch, n, &found, draws, progress)?;
+            found.bound = false_negative_bound(subject, patch, n, &found, draws, progress)?;
         }
         found.add_to(&mut scores, &cells, &examples, patch.detail)?;
     }
@@ -258,7 +260,6 @@ pub fn node_scores(
                 roles: pair.roles.clone(),
                 values: values.collect(),
                 cells: Arc::from(here),
-                ..ExampleScores::default()
             });
         }
         progress.advance(batch.len() as u64);
@@ -383,7 +384,7 @@ fn grad_drop(
             }
         }
         runs.descent(&runs.base, &rules)
-            .from_layer(layer + 1, gradient, &mut probe)?;
+            .below(layer + 1, gradient, &mut probe)?;
         for (total, estimates) in total.iter_mut().zip(&probe.estimates) {
             for (total, estimate) in total.iter_mut().zip(estimates) {
                 *total += estimate.abs();

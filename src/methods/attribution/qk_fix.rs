@@ -47,10 +47,10 @@ pub(super) fn estimates(of: &Layer<'_>, prompt: Prompt) -> (Vec<f64>, Vec<f64>) 
         .collect();
     let (mut queries, mut keys) = (vec![0.0; rows * heads], vec![0.0; rows * kv]);
     for (head, (of_queries, of_keys)) in by_head.into_iter().enumerate() {
-        for row in 0..rows {
-            queries[row * heads + head] = of_queries[row];
+        for (row, (query, key)) in of_queries.into_iter().zip(of_keys).enumerate() {
+            queries[row * heads + head] = query;
             // One key serves all query heads of its group.
-            keys[row * kv + head / (heads / kv)] += of_keys[row];
+            keys[row * kv + head / (heads / kv)] += key;
         }
     }
     (queries, keys)
@@ -81,7 +81,7 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
         })
     };
     let (mut of_queries, mut of_keys) = (vec![0.0; rows], vec![0.0; rows]);
-    for row in 0..rows {
+    for (row, of_query) in of_queries.iter_mut().enumerate() {
         let pos = prompt.first_pos + row;
         let low = spec.windows[of.layer].map_or(0, |window| (pos + 1).saturating_sub(window));
         let seen = low..pos + 1;
@@ -94,7 +94,7 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
         let at = ((prompt.first_row + row) * heads + head) * of.length;
         let slope = &of.slope[at + low..at + pos + 1];
         let weights = pattern.iter().zip(&patched).zip(slope);
-        of_queries[row] = weights
+        *of_query = weights
             .map(|((was, is), slope)| (is - was) * f64::from(*slope))
             .sum();
         let mean: f64 = pattern

@@ -286,14 +286,19 @@ fn verification(
     }
 }
 
+/// What is verified: a model, its tokenizer and a task.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    pub model: &'a Model,
+    pub tokenizer: &'a Tokenizer,
+    pub task: &'a Task,
+}
+
 /// Patches the `k` strongest cells and `k` random ones exactly.
 /// # Errors
 /// `k` larger than the number of cells; those of [`activation_patching`](crate::methods::activation_patching()).
-#[allow(clippy::too_many_arguments)]
 pub fn verify_nodes(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    task: &Task,
+    subject: Subject<'_>,
     config: &NodeAttributionConfig,
     cells: &[Cell],
     examples: &[ExampleScores],
@@ -303,7 +308,7 @@ pub fn verify_nodes(
     let patch = &config.patch;
     let estimates = means(cells.len(), examples, patch.direction, config.grad_drop);
     let chosen = choose(&estimates, k, patch.seed)?;
-    let effects = effects_of(model, tokenizer, task, patch, &chosen, examples, progress)?;
+    let effects = effects_of(subject, patch, &chosen, examples, progress)?;
     Ok(verification(&chosen, &estimates, effects, config.grad_drop))
 }
 
@@ -311,11 +316,8 @@ pub fn verify_nodes(
 /// brings, so it is held against minus the effect of taking it away.
 /// # Errors
 /// As [`verify_nodes`].
-#[allow(clippy::too_many_arguments)]
 pub fn verify_tokens(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    task: &Task,
+    subject: Subject<'_>,
     removal: &PatchConfig,
     cells: &[Cell],
     examples: &[ExampleScores],
@@ -334,7 +336,7 @@ pub fn verify_tokens(
         .iter()
         .map(|&(token, random)| (cells[tokens[token]].pos.unwrap_or(0) as usize, random))
         .collect();
-    let mut effects = effects_of(model, tokenizer, task, removal, &places, examples, progress)?;
+    let mut effects = effects_of(subject, removal, &places, examples, progress)?;
     effects
         .iter_mut()
         .flatten()
@@ -362,23 +364,29 @@ pub fn verified_tokens(
     check(k, longest.unwrap_or(0))?;
     let (mut scores, measured) = token_attribution_with(model, tokenizer, task, config, progress)?;
     let (cells, examples) = (&measured.cells, &measured.examples);
-    let found = verify_tokens(
-        model, tokenizer, task, removal, cells, examples, k, progress,
-    )?;
+    let subject = Subject {
+        model,
+        tokenizer,
+        task,
+    };
+    let found = verify_tokens(subject, removal, cells, examples, k, progress)?;
     found.add_to(&mut scores, cells, examples, config.detail)?;
     Ok(scores)
 }
 
 /// The exact effect of each chosen cell of a patching sweep on each example, `[chosen][examples]`.
 fn effects_of(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    task: &Task,
+    subject: Subject<'_>,
     patch: &PatchConfig,
     chosen: &[(usize, bool)],
     examples: &[ExampleScores],
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
+    let Subject {
+        model,
+        tokenizer,
+        task,
+    } = subject;
     let indices: Vec<usize> = chosen.iter().map(|&(cell, _)| cell).collect();
     let measured = patch_chosen(model, tokenizer, task, patch, &indices, progress)?;
     let mut effects = vec![vec![f64::NAN; examples.len()]; chosen.len()];
@@ -442,11 +450,8 @@ pub fn verify_edges(
 /// a joint corruption) is below `|d| + t se`, with Student's `t` at Welch's degrees of freedom. The bound is the largest of these.
 /// # Errors
 /// [`Error::Invalid`] for fewer than eight draws; those of the sweep.
-#[allow(clippy::too_many_arguments)]
 pub fn false_negative_bound(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    task: &Task,
+    subject: Subject<'_>,
     patch: &PatchConfig,
     n_cells: usize,
     verified: &Verification,
@@ -454,6 +459,11 @@ pub fn false_negative_bound(
     progress: &dyn Progress,
 ) -> Result<Option<Bound>> {
     const RISK: f64 = 0.01;
+    let Subject {
+        model,
+        tokenizer,
+        task,
+    } = subject;
     if draws < 8 {
         return Err(Error::invalid(
             "a bound on what was missed needs at least 8 joint patches",

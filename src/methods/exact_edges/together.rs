@@ -1,4 +1,4 @@
-//! Sets of edges patched at once, at the readers' own inputs: one whole run a set, or, for sets of one, the slow twin of exact edges.
+//! Sets of edges patched at once, by adding to what each reader sees; for sets of one, the slow twin of exact edges.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use crate::model::Model;
 use crate::run::{Progress, Sources, Variant, sweep, sweep_plain};
 use crate::task::Pair;
 
-/// The slow twin of [`exact_edge_effects`](super::exact_edge_effects): one whole forward pass with one edit, `hook_q_input[head=6] += ...`, for each edge.
+/// The slow twin of [`exact_edge_effects`](super::exact_edge_effects): for each edge one whole forward pass with one edit,
+/// `hook_q_input[head=6] += ...`.
 /// # Errors
 /// Those of [`exact_edge_effects`](super::exact_edge_effects).
 pub fn exact_edge_effects_plain(

@@ -291,7 +291,7 @@ fn read_batch(
             for (i, ((reading, lse), &row)) in read.into_iter().zip(rows).enumerate() {
                 let at = chunk * ROWS + i;
                 readings[at / places][layer * places + at % places] = reading;
-                if (row as usize + 1) % length == 0 {
+                if (row as usize + 1).is_multiple_of(length) {
                     ends.normed[layer].push((normed.get(i)?, lse));
                     let sums = ends.sums[layer].iter_mut();
                     let logits = &logits[i * vocab..(i + 1) * vocab];

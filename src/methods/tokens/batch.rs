@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Prompts, TokenConfig};
+use super::{Prompts, TokenConfig, TokenMethod};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
 use crate::metric::{Reads, Target};
@@ -141,14 +141,14 @@ impl<'a> Batch<'a> {
     }
 
     /// The metric's gradient at the embeddings, at points of embedding space, a few at a time. `place` says to which prompt of
-    /// the batch a point belongs and where it lies; `each` is shown the point, the metric there and its gradient.
+    /// the batch a point belongs and where it lies; `each` is shown the point and the gradient there.
     /// # Shapes
     /// Places and gradients `[pos, d_model]`.
     pub fn slopes_at<P>(
         &self,
         points: &[P],
-        place: impl Fn(&P) -> (usize, Vec<f32>),
-        mut each: impl FnMut(&P, &[f32]),
+        place: impl Fn(&P) -> Result<(usize, Vec<f32>)>,
+        mut each: impl FnMut(&P, &[f32]) -> Result<()>,
     ) -> Result<()> {
         for chunk in points.chunks(room(&self.model.spec, self.length, self.config)) {
             self.check_cancelled()?;
@@ -168,7 +168,7 @@ impl<'a> Batch<'a> {
             let gradient = probe.0.expect("every descent ends at the embeddings");
             let gradient = to_host(&gradient)?;
             for (point, gradient) in chunk.iter().zip(gradient.chunks_exact(self.width())) {
-                each(point, gradient);
+                each(point, gradient)?;
             }
             self.progress.advance(chunk.len() as u64);
         }
@@ -179,7 +179,7 @@ impl<'a> Batch<'a> {
     pub fn values_at<P>(
         &self,
         points: &[P],
-        place: impl Fn(&P) -> (usize, Vec<f32>),
+        place: impl Fn(&P) -> Result<(usize, Vec<f32>)>,
     ) -> Result<Vec<f64>> {
         let mut values = Vec::with_capacity(points.len());
         for chunk in points.chunks(room(&self.model.spec, self.length, self.config)) {
@@ -213,12 +213,12 @@ impl Points {
     fn new<P>(
         batch: &Batch<'_>,
         points: &[P],
-        place: &impl Fn(&P) -> (usize, Vec<f32>),
+        place: &impl Fn(&P) -> Result<(usize, Vec<f32>)>,
     ) -> Result<Self> {
         let mut of = Vec::with_capacity(points.len());
         let mut embeddings = Vec::with_capacity(points.len() * batch.width());
         for point in points {
-            let (prompt, embedding) = place(point);
+            let (prompt, embedding) = place(point)?;
             of.push(prompt);
             embeddings.extend(embedding);
         }
@@ -256,7 +256,12 @@ pub(super) fn room(spec: &ModelSpec, length: usize, config: &TokenConfig) -> usi
         Reads::Answers => 0,
         Reads::Vocabulary => 4 * spec.d_vocab,
     };
-    let bytes = 4 * (length * (spec.n_layers * kept + layer) + logits);
+    // ALTI looks at whole patterns, and mixes in f64.
+    let patterns = match config.method {
+        TokenMethod::AltiLogit | TokenMethod::AltiRollout => length * (2 * spec.n_heads + 6),
+        _ => 0,
+    };
+    let bytes = 4 * (length * (spec.n_layers * kept + layer + patterns) + logits);
     (config.memory / bytes.max(1)).clamp(1, config.batch.max(1))
 }
 

@@ -29,7 +29,7 @@ pub(super) fn gradient(batch: &Batch<'_>, reading: &Reading) -> Result<Vec<Share
     };
     let prompts: Vec<usize> = (0..batch.len()).collect();
     let mut all = vec![Shares::default(); batch.len()];
-    let place = |&prompt: &usize| (prompt, batch.embedding(prompt).to_vec());
+    let place = |&prompt: &usize| Ok((prompt, batch.embedding(prompt).to_vec()));
     batch.slopes_at(&prompts, place, |&prompt, gradient| {
         let rows = gradient.chunks_exact(d);
         all[prompt] = match reading {
@@ -49,6 +49,7 @@ pub(super) fn gradient(batch: &Batch<'_>, reading: &Reading) -> Result<Vec<Share
                 ..Shares::default()
             },
         };
+        Ok(())
     })?;
     Ok(all)
 }
@@ -64,7 +65,7 @@ pub(super) fn smooth(batch: &Batch<'_>, draws: usize, noise: f64) -> Result<Vec<
     let place = |&(prompt, draw): &(usize, usize)| {
         let mut rng = batch.rng(prompt, draw);
         let deviation = (noise * spans[prompt]) as f32;
-        (prompt, noisy(batch.embedding(prompt), deviation, &mut rng))
+        Ok((prompt, noisy(batch.embedding(prompt), deviation, &mut rng)))
     };
     let mut all = vec![vec![0.0; batch.length]; batch.len()];
     batch.slopes_at(&points, place, |&(prompt, _), gradient| {
@@ -72,6 +73,7 @@ pub(super) fn smooth(batch: &Batch<'_>, draws: usize, noise: f64) -> Result<Vec<
         for (sum, share) in all[prompt].iter_mut().zip(shares) {
             *sum += share / draws as f64;
         }
+        Ok(())
     })?;
     Ok(all
         .into_iter()

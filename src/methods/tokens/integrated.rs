@@ -19,11 +19,29 @@ use crate::nn::embed::embed;
 use crate::nn::host::to_host;
 use crate::task::{Pair, Task};
 
+/// Where a path begins.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    /// One vector at every position.
+    Vector(&'a [f32]),
+    /// The embeddings of a prompt, looked up when they are needed.
+    Prompt(&'a [u32]),
+}
+
+impl Origin<'_> {
+    /// `[pos, d_model]`
+    fn embeddings(self, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        match self {
+            Origin::Vector(vector) => Ok(vector.repeat(batch.length)),
+            Origin::Prompt(tokens) => to_host(&embed(batch.model, tokens)?),
+        }
+    }
+}
+
 /// One point of the line from a baseline to a prompt.
-struct PathPoint {
+struct PathPoint<'a> {
     prompt: usize,
-    /// Index among the prompt's baselines.
-    baseline: usize,
+    from: Origin<'a>,
     /// 0 at the baseline, 1 at the prompt.
     along: f64,
     weight: f64,
@@ -33,26 +51,28 @@ pub(super) fn integrated(
     batch: &Batch<'_>,
     steps: usize,
     rule: Quadrature,
-    baseline: &Start,
+    start: &Start,
 ) -> Result<Vec<Shares>> {
-    let baselines: Vec<Vec<Vec<f32>>> = (0..batch.len())
-        .map(|prompt| Ok(vec![baseline.embeddings(batch, prompt)?]))
-        .collect::<Result<_>>()?;
+    let from = |prompt: usize| match start {
+        Start::Vector(vector) => Origin::Vector(vector),
+        Start::Pair => Origin::Prompt(&batch.others[prompt]),
+    };
     let nodes = rule.points(steps)?;
     let points: Vec<PathPoint> = (0..batch.len())
         .flat_map(|prompt| {
             nodes.iter().map(move |&(along, weight)| PathPoint {
                 prompt,
-                baseline: 0,
+                from: from(prompt),
                 along,
                 weight,
             })
         })
         .collect();
-    let tokens = along_paths(batch, &points, &baselines)?;
+    let tokens = along_paths(batch, &points)?;
     let prompts: Vec<usize> = (0..batch.len()).collect();
-    let from = batch.values_at(&prompts, |&prompt| (prompt, baselines[prompt][0].clone()))?;
-    Ok(with_totals(batch, tokens, &from))
+    let place = |&prompt: &usize| Ok((prompt, from(prompt).embeddings(batch)?));
+    let at_start = batch.values_at(&prompts, place)?;
+    Ok(with_totals(batch, tokens, &at_start))
 }
 
 pub(super) fn expected(
@@ -60,69 +80,53 @@ pub(super) fn expected(
     draws: usize,
     reference: ReferenceSet,
 ) -> Result<Vec<Shares>> {
-    let mut baselines = Vec::with_capacity(batch.len());
     let mut points = Vec::with_capacity(batch.len() * draws);
+    // How often each prompt drew each reference, and what that is.
+    let mut drawn: BTreeMap<(usize, usize), (usize, &[u32])> = BTreeMap::new();
     for prompt in 0..batch.len() {
         let others = references(batch.task, batch.pairs[prompt], reference)?;
         let mut rng = batch.rng(prompt, 0);
-        // Only what is drawn is embedded: a large task has more prompts than there are draws.
-        let mut drawn = BTreeMap::new();
         for _ in 0..draws {
             let of = rng.random_range(0..others.len());
-            let next = drawn.len();
+            drawn.entry((prompt, of)).or_insert((0, others[of])).0 += 1;
             points.push(PathPoint {
                 prompt,
-                baseline: *drawn.entry(of).or_insert(next),
+                from: Origin::Prompt(others[of]),
                 along: rng.random::<f64>(),
                 weight: 1.0 / draws as f64,
             });
         }
-        let mut embeddings = vec![Vec::new(); drawn.len()];
-        for (of, at) in drawn {
-            embeddings[at] = to_host(&embed(batch.model, others[of])?)?;
-        }
-        baselines.push(embeddings);
     }
-    let tokens = along_paths(batch, &points, &baselines)?;
-    let ends: Vec<(usize, usize)> = baselines
-        .iter()
-        .enumerate()
-        .flat_map(|(prompt, drawn)| (0..drawn.len()).map(move |at| (prompt, at)))
-        .collect();
-    let values = batch.values_at(&ends, |&(prompt, at)| {
-        (prompt, baselines[prompt][at].clone())
-    })?;
-    let value_of: BTreeMap<(usize, usize), f64> = ends.into_iter().zip(values).collect();
-    let mut from = vec![0.0; batch.len()];
-    for point in &points {
-        from[point.prompt] += point.weight * value_of[&(point.prompt, point.baseline)];
+    let tokens = along_paths(batch, &points)?;
+    let starts: Vec<_> = drawn.into_iter().collect();
+    let place = |(of, (_, tokens)): &((usize, usize), (usize, &[u32]))| {
+        Ok((of.0, Origin::Prompt(tokens).embeddings(batch)?))
+    };
+    let values = batch.values_at(&starts, place)?;
+    let mut mean = vec![0.0; batch.len()];
+    for (((prompt, _), (times, _)), value) in starts.into_iter().zip(values) {
+        mean[prompt] += value * times as f64 / draws as f64;
     }
-    Ok(with_totals(batch, tokens, &from))
+    Ok(with_totals(batch, tokens, &mean))
 }
 
 /// For each prompt and token the sum over its points of `weight <x - x', gradient there>`.
-fn along_paths(
-    batch: &Batch<'_>,
-    points: &[PathPoint],
-    baselines: &[Vec<Vec<f32>>],
-) -> Result<Vec<Vec<f64>>> {
+fn along_paths(batch: &Batch<'_>, points: &[PathPoint<'_>]) -> Result<Vec<Vec<f64>>> {
     let d = batch.model.spec.d_model;
-    let ends = |point: &PathPoint| {
-        let from = &baselines[point.prompt][point.baseline];
-        (from, batch.embedding(point.prompt))
-    };
-    let place = |point: &PathPoint| {
-        let (from, to) = ends(point);
-        let along = point.along;
+    let place = |point: &PathPoint<'_>| {
+        let from = point.from.embeddings(batch)?;
         let between = |(from, to): (&f32, &f32)| {
-            (f64::from(*from) * (1.0 - along) + f64::from(*to) * along) as f32
+            (f64::from(*from) * (1.0 - point.along) + f64::from(*to) * point.along) as f32
         };
-        (point.prompt, from.iter().zip(to).map(between).collect())
+        let to = batch.embedding(point.prompt);
+        Ok((point.prompt, from.iter().zip(to).map(between).collect()))
     };
     let mut tokens = vec![vec![0.0; batch.length]; batch.len()];
     batch.slopes_at(points, place, |point, gradient| {
-        let (from, to) = ends(point);
-        let way = from.chunks_exact(d).zip(to.chunks_exact(d));
+        let from = point.from.embeddings(batch)?;
+        let way = from
+            .chunks_exact(d)
+            .zip(batch.embedding(point.prompt).chunks_exact(d));
         let rows = way.zip(gradient.chunks_exact(d));
         for (sum, ((from, to), gradient)) in tokens[point.prompt].iter_mut().zip(rows) {
             let each = from.iter().zip(to).zip(gradient);
@@ -131,6 +135,7 @@ fn along_paths(
             };
             *sum += point.weight * each.map(term).sum::<f64>();
         }
+        Ok(())
     })?;
     Ok(tokens)
 }
@@ -209,12 +214,5 @@ impl Start {
                 }
             },
         }))
-    }
-
-    fn embeddings(&self, batch: &Batch<'_>, prompt: usize) -> Result<Vec<f32>> {
-        match self {
-            Start::Vector(vector) => Ok(vector.repeat(batch.length)),
-            Start::Pair => to_host(&embed(batch.model, &batch.others[prompt])?),
-        }
     }
 }

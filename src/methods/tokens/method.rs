@@ -61,9 +61,11 @@ pub enum Quadrature {
 /// What the embeddings are taken from.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub enum Baseline {
-    #[default]
+    /// All zeros. Where positions are learned this is an empty prompt. Where they are not, norms make the model blind to the length of
+    /// a vector on the way, everything happens within `sqrt(eps)` of zero, and no affordable number of steps resolves it.
     Zero,
-    /// The mean of all rows of the embedding.
+    /// The mean of all rows of the embedding: our default, since paths from it stay clear of zero.
+    #[default]
     Mean,
     /// The BOS token at every position.
     Bos,
@@ -97,7 +99,7 @@ impl TokenMethod {
             TokenMethod::IntegratedGradients {
                 steps: 50,
                 rule: Quadrature::GaussLegendre,
-                baseline: Baseline::Zero,
+                baseline: Baseline::Mean,
             },
             TokenMethod::ExpectedGradients {
                 draws: 200,

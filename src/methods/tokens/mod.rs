@@ -436,6 +436,12 @@ fn warnings(task: &Task, config: &TokenConfig, measured: &TokenMeasurements) -> 
         .max_by(|a, b| a.delta.abs().total_cmp(&b.delta.abs()));
     if let Some(worst) = worst {
         let remedy = match config.method {
+            TokenMethod::IntegratedGradients {
+                baseline: Baseline::Zero,
+                ..
+            } => {
+                "near zero, norms turn faster than steps can follow; use the baseline `mean`, `bos` or `pair`"
+            }
             TokenMethod::IntegratedGradients { .. } => "take more steps, or a nearer baseline",
             TokenMethod::ExpectedGradients { .. } => {
                 "the sum is only expected to agree; take more draws"

@@ -10,6 +10,10 @@ use super::*;
 const LLAMA: &str = "tests/fixtures/llama-tiny-random";
 const GPT2: &str = "tests/fixtures/gpt2-tiny-random";
 
+mod gguf;
+mod pickles;
+mod transformer_lens;
+
 type Tensors = HashMap<String, Tensor>;
 
 fn fixture(name: &str) -> PathBuf {
@@ -394,106 +398,6 @@ fn folders_that_are_no_model_are_refused_with_a_remedy() {
     fs::write(dir.path().join("model.safetensors"), whole).unwrap();
     let error = try_load(dir.path());
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
-}
-
-#[test]
-fn a_gguf_holds_the_same_model() {
-    use crate::model::gguf::tests::Writer;
-    use crate::model::layout::Take;
-
-    let reference = load_edited(LLAMA, |_| ()).unwrap().model;
-    let raw = raw(LLAMA);
-    let mut writer = Writer::default();
-    writer
-        .text("general.architecture", "llama")
-        .size("llama.block_count", 3);
-    writer
-        .size("llama.embedding_length", 64)
-        .size("llama.feed_forward_length", 96);
-    writer
-        .size("llama.attention.head_count", 4)
-        .size("llama.attention.head_count_kv", 2);
-    writer
-        .size("llama.context_length", 256)
-        .float("llama.rope.freq_base", 500_000.0);
-    writer.float("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    writer.tensor(
-        "rope_freqs.weight",
-        &[8],
-        &[1.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 8.0],
-    );
-    // The rows of q and k as llama.cpp interleaves them: the inverse of what the loader does.
-    let interleaved = |values: Vec<f32>| {
-        let take = Take::UninterleaveHalves { d_head: 16 };
-        let mut out = vec![0.0; values.len()];
-        for (i, row) in values.chunks(64).enumerate() {
-            out[take.source(i) * 64..][..64].copy_from_slice(row);
-        }
-        out
-    };
-    let mut put = |ours: String, theirs: String| {
-        let tensor = &raw[&theirs];
-        let values = flat(tensor);
-        let is_rotary = theirs.contains("q_proj") || theirs.contains("k_proj");
-        let values = if is_rotary {
-            interleaved(values)
-        } else {
-            values
-        };
-        writer.tensor(&ours, tensor.dims(), &values);
-    };
-    put(
-        "token_embd.weight".into(),
-        "model.embed_tokens.weight".into(),
-    );
-    put("output.weight".into(), "lm_head.weight".into());
-    put("output_norm.weight".into(), "model.norm.weight".into());
-    for layer in 0..3 {
-        for (ours, theirs) in [
-            ("attn_norm", "input_layernorm"),
-            ("attn_q", "self_attn.q_proj"),
-            ("attn_k", "self_attn.k_proj"),
-            ("attn_v", "self_attn.v_proj"),
-            ("attn_output", "self_attn.o_proj"),
-            ("ffn_norm", "post_attention_layernorm"),
-            ("ffn_gate", "mlp.gate_proj"),
-            ("ffn_up", "mlp.up_proj"),
-            ("ffn_down", "mlp.down_proj"),
-        ] {
-            put(
-                format!("blk.{layer}.{ours}.weight"),
-                format!("model.layers.{layer}.{theirs}.weight"),
-            );
-        }
-    }
-    let words: Vec<String> = (0..512).map(|i| format!("w{i}")).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    writer
-        .text("tokenizer.ggml.model", "gpt2")
-        .text("tokenizer.ggml.pre", "smollm");
-    writer
-        .texts("tokenizer.ggml.tokens", &words)
-        .texts("tokenizer.ggml.merges", &[]);
-    writer.integers("tokenizer.ggml.token_type", &[1; 512]);
-
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("tiny.gguf");
-    let try_load = |writer: &Writer| {
-        fs::write(&path, writer.bytes()).unwrap();
-        load(path.to_str().unwrap(), &LoadOptions::default())
-    };
-    let model = try_load(&writer).unwrap().model;
-    assert_eq!(values(&model), values(&reference));
-    assert_eq!(model.spec.norm_eps, 1e-5);
-    let described = serde_json::to_string(&model.spec.position).unwrap();
-    assert!(
-        described.contains("Factors") && described.contains("500000"),
-        "{described}"
-    );
-
-    writer.size("llama.expert_count", 8);
-    let error = try_load(&writer).unwrap_err();
-    assert!(error.to_string().contains("llama.expert_count"), "{error}");
 }
 
 /// Where real models may lie: `$CANDLEWICK_MODELS` or `~/.cache/candlewick-models`.

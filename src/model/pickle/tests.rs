@@ -43,6 +43,7 @@ impl Writer {
 
     /// A tensor of a storage of `count` numbers.
     #[rustfmt::skip]
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn view(&mut self, name: &str, class: &str, key: usize, count: usize,
                        offset: usize, shape: &[usize], strides: &[usize]) -> &mut Self {
         let program = &mut self.program;

@@ -28,20 +28,35 @@ pub struct Gradients {
 /// Query rows worked on at a time.
 const BLOCK: usize = 128;
 
+/// What a forward pass through attention had, for the way back.
+#[derive(Clone, Copy)]
+pub struct Forward<'a> {
+    /// Rotated, `[query rows, n_heads, d_head]`.
+    pub q: &'a Tensor,
+    pub sources: Sources<'a>,
+    /// `[query rows, n_heads, length]`, where an edit has changed them.
+    pub scores: Option<&'a Tensor>,
+    pub segments: &'a [Segment<'a>],
+    pub shape: &'a Shape,
+}
+
 /// The gradients at rotated queries and keys, and at values, of the rows that the segments carry themselves; positions that come
 /// from the base run get none.
 /// # Shapes
-/// `dz`, `q [query rows, n_heads, d_head]`; `scores [query rows, n_heads, length]` where an edit has changed them.
+/// `dz [query rows, n_heads, d_head]`.
 pub fn backward(
     dz: &Tensor,
-    q: &Tensor,
-    sources: Sources<'_>,
-    segments: &[Segment<'_>],
-    shape: &Shape,
-    scores: Option<&Tensor>,
+    forward: Forward<'_>,
     rules: &Rules,
     with_pattern: bool,
 ) -> Result<Gradients> {
+    let Forward {
+        q,
+        sources,
+        scores,
+        segments,
+        shape,
+    } = forward;
     let (dz, q) = (dz.contiguous()?, on_host(q)?);
     let (own_k, own_v) = (on_host(sources.k)?, on_host(sources.v)?);
     let base = match sources.base {

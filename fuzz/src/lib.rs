@@ -1,0 +1,147 @@
+//! What is fuzzed: every reader of files from strangers, each as a function of bytes that may fail and must not do harm.
+//!
+//! `fuzz_targets/` hands these to libFuzzer; `tests/fuzz_corpus.rs` of the library runs them over the corpus and its mutations.
+
+use candlewick::model::checkpoint::Checkpoint;
+use candlewick::model::families::{from_config, from_gguf, transformer_lens};
+use candlewick::model::gguf::Gguf;
+use candlewick::model::gguf_tokenizer;
+use candlewick::model::pickle::StateDict;
+use candlewick::model::safetensors::SafeTensors;
+use candlewick::model::{ModelSpec, Tokenizer};
+use candlewick::task::{ExpandOptions, TaskFile, expand};
+
+/// Each reader by its name, which is also that of its folder of the corpus.
+pub const READERS: [(&str, fn(&[u8])); 6] = [
+    ("safetensors", safetensors),
+    ("gguf", gguf),
+    ("pickle", pickle),
+    ("config", config),
+    ("tokenizer", tokenizer),
+    ("task", task),
+];
+
+/// Text to try a tokenizer on: words, a run of spaces, letters beyond ASCII, a character that is four bytes.
+const TEXT: &str = "When Mary  and\nZoë went 🙂 0x1F";
+
+pub fn safetensors(bytes: &[u8]) {
+    if let Ok(checkpoint) = SafeTensors::from_bytes("x.safetensors", bytes) {
+        decode_all(&checkpoint, bytes.len());
+    }
+}
+
+pub fn pickle(bytes: &[u8]) {
+    if let Ok(checkpoint) = StateDict::from_bytes("x.pt", bytes.to_vec()) {
+        decode_all(&checkpoint, bytes.len());
+    }
+}
+
+pub fn gguf(bytes: &[u8]) {
+    let Ok(gguf) = Gguf::from_bytes("x.gguf", bytes.to_vec()) else {
+        return;
+    };
+    decode_all(&gguf, bytes.len());
+    if let Ok(description) = from_gguf(&gguf) {
+        check(&description.spec);
+    }
+    if let Ok((tokenizer, _)) = gguf_tokenizer::read(&gguf) {
+        round_trip(&tokenizer);
+    }
+}
+
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Ok(description) = from_config(text) {
+        check(&description.spec);
+    }
+    // The same text beside a toy checkpoint, whose shapes it has to agree with.
+    let tensors: [(&str, &[usize]); 8] = [
+        ("embed.W_E", &[7, 8]),
+        ("pos_embed.W_pos", &[5, 8]),
+        ("unembed.W_U", &[8, 7]),
+        ("blocks.0.attn.W_Q", &[2, 8, 4]),
+        ("blocks.0.attn.W_K", &[2, 8, 4]),
+        ("blocks.0.attn.W_V", &[2, 8, 4]),
+        ("blocks.0.attn.W_O", &[2, 4, 8]),
+        ("blocks.0.mlp.W_in", &[8, 16]),
+    ];
+    if let Ok(description) = transformer_lens::describe(Some(text), &tensors) {
+        check(&description.spec);
+    }
+}
+
+/// A tokenizer.json and, after a zero byte, a tokenizer_config.json.
+pub fn tokenizer(bytes: &[u8]) {
+    let (json, config) = match bytes.iter().position(|byte| *byte == 0) {
+        Some(zero) => (&bytes[..zero], Some(&bytes[zero + 1..])),
+        None => (bytes, None),
+    };
+    if let Ok(tokenizer) = Tokenizer::from_bytes(json, config) {
+        round_trip(&tokenizer);
+    }
+}
+
+pub fn task(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let Ok(file) = TaskFile::parse(text, "x.toml") else {
+        return;
+    };
+    let words: serde_json::Map<String, serde_json::Value> = ["<s>", "<unk>", "Mary", "John", "the"]
+        .into_iter()
+        .enumerate()
+        .map(|(id, word)| (word.to_string(), id.into()))
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": { "type": "Whitespace" },
+        "model": { "type": "WordLevel", "vocab": words, "unk_token": "<unk>" },
+    });
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), None);
+    let options = ExpandOptions {
+        n_pairs: Some(4),
+        ..ExpandOptions::default()
+    };
+    let _ = expand(
+        &file,
+        &tokenizer.expect("a well-formed tokenizer"),
+        &options,
+    );
+}
+
+/// Decodes every tensor, which must not be larger than its file can be: three numbers a byte, as in the smallest quantisation.
+fn decode_all(checkpoint: &dyn Checkpoint, file: usize) {
+    for (name, shape) in checkpoint.tensors() {
+        let count: usize = shape.iter().product();
+        assert!(count <= 4 * file, "`{name}` of {shape:?} in {file} bytes");
+        let _ = checkpoint.decode(name, 0, &mut vec![0.0; count]);
+    }
+    let _ = (checkpoint.storage(), checkpoint.hash());
+}
+
+/// A spec that was let through has lists as long as its layers and heads that divide.
+fn check(spec: &ModelSpec) {
+    assert_eq!(spec.attn_scale.len(), spec.n_layers);
+    assert_eq!(spec.windows.len(), spec.n_layers);
+    assert!(spec.n_heads.is_multiple_of(spec.n_kv_heads) && spec.d_head > 0);
+    assert!(spec.n_layers < 1 << 16, "{} layers", spec.n_layers);
+}
+
+/// Encodes and decodes; every id must be one that the vocabulary has, every span one of the text.
+fn round_trip(tokenizer: &Tokenizer) {
+    if let Ok(encoded) = tokenizer.encode(TEXT, tokenizer.adds_bos()) {
+        assert_eq!(encoded.ids.len(), encoded.spans.len());
+        assert!(encoded.ids.iter().all(|id| *id <= tokenizer.max_id()));
+        assert!(
+            encoded
+                .spans
+                .iter()
+                .all(|span| span.start <= span.end && span.end <= TEXT.len())
+        );
+        let _ = tokenizer.decode(&encoded.ids);
+    }
+    let _ = tokenizer.token(0);
+    let _ = tokenizer.chat("Who?");
+}
