@@ -133,7 +133,7 @@ pub enum TargetChoice {
 
 /// What was asked for, checked.
 enum Asked {
-    Ablation(AblationConfig),
+    Ablation(Box<AblationConfig>),
     Repair(RepairConfig),
 }
 
@@ -248,7 +248,7 @@ fn asked(
         ..AblationConfig::new(patch)
     };
     config.check(spec, task)?;
-    Ok(Asked::Ablation(config))
+    Ok(Asked::Ablation(Box::new(config)))
 }
 
 fn source(args: &AblateArgs, is_knockout: bool) -> anyhow::Result<PatchSource> {
