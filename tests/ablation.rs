@@ -10,12 +10,12 @@ use candlewick::methods::{
     AblationConfig, DirectTarget, Knockout, NodeSet, PatchConfig, PatchSource, RepairConfig,
     RepairTarget, Units, ablation, parse_sites, self_repair,
 };
-use candlewick::metric::Metric;
-use candlewick::model::load::{LoadOptions, load_tokenizer};
+use candlewick::metric::{Metric, Target};
+use candlewick::model::load::{LoadOptions, load, load_tokenizer};
 use candlewick::model::spec::Mlp;
 use candlewick::model::{Model, Tokenizer};
 use candlewick::run::{
-    BaseRun, Quiet, Readout, Request, Sources, SweepOptions, Variant, logits, run, sweep,
+    BaseRun, Quiet, Readout, Request, Roles, Sources, SweepOptions, Variant, logits, run, sweep,
     sweep_plain, sweep_with_capture,
 };
 use candlewick::scores::{Detail, Scores};
@@ -624,4 +624,57 @@ fn a_donor_of_the_same_words_changes_nothing() {
             near(&found, &vec![0.0; found.len()], &model.spec.family);
         }
     }
+}
+
+#[test]
+fn the_induction_model_needs_both_of_its_heads() {
+    let folder = std::env::var_os("CANDLEWICK_SMALL_MODELS").map(std::path::PathBuf::from);
+    let file = folder.map(|folder| folder.join("induction_2l1h/finetuned_model_0.safetensors"));
+    let Some(file) = file.filter(|file| file.is_file()) else {
+        println!("skipped: no induction_2l1h in $CANDLEWICK_SMALL_MODELS");
+        return;
+    };
+    let path = file.to_str().expect("a path in UTF-8");
+    let loaded = load(path, &LoadOptions::default()).expect("it loads");
+    // Seven letters, no two alike, and one of them again: what follows is what followed it before.
+    let pair = |index: usize| {
+        let (step, start, again) = (1 + 2 * (index % 6), index % 26, index % 6);
+        let mut clean: Vec<u32> = (0..7).map(|i| ((start + i * step) % 26) as u32).collect();
+        let answer = clean[again + 1];
+        clean.push(clean[again]);
+        Pair {
+            index,
+            corrupted: clean.clone(),
+            clean,
+            target: Target {
+                answers: vec![answer],
+                wrong: Vec::new(),
+            },
+            roles: Roles::new(),
+            ..task().pairs[0].clone()
+        }
+    };
+    let mut task = task();
+    task.pairs = (0..156).map(pair).collect();
+    let mut config = config(&loaded.model, "z", PatchSource::Zero);
+    config.patch.metric = Metric::TopK(1);
+    config.patch.detail = Detail::Mean;
+    let scores = ablation(
+        &loaded.model,
+        &loaded.tokenizer,
+        &task,
+        &config,
+        None,
+        &Quiet,
+    )
+    .expect("ablates");
+    let clean = scores.provenance.mean_clean;
+    let left = column(&scores, "value");
+    println!(
+        "right in {clean:.3} of prompts; without a0.h0 {:.3}, without a1.h0 {:.3}",
+        left[0], left[1]
+    );
+    assert!(clean > 0.9, "{clean}");
+    // A guess among the letters of the prompt would be right in one of seven.
+    assert!(left.iter().all(|left| *left < 1.0 / 7.0), "{left:?}");
 }
