@@ -159,22 +159,12 @@ impl PatchConfig {
         for site in self.sets.iter().flat_map(|set| &set.sites) {
             site.check(spec)?;
         }
-        let is_blocked =
-            |kind: Kind| (kind == Kind::AttnScores) == (self.source == PatchSource::Block);
-        let set_kinds = self
-            .sets
-            .iter()
-            .flat_map(|set| &set.sites)
-            .map(|site| site.hook.kind);
-        if !self
-            .sites
-            .iter()
-            .map(|sites| sites.kind)
-            .chain(set_kinds)
-            .all(is_blocked)
-        {
+        let of_sets = self.sets.iter().flat_map(|set| &set.sites);
+        let set_kinds = of_sets.map(|site| site.hook.kind);
+        let mut kinds = self.sites.iter().map(|sites| sites.kind).chain(set_kinds);
+        if self.source == PatchSource::Block && kinds.any(|kind| kind != Kind::AttnScores) {
             return Err(Error::invalid(
-                "attention is blocked at `attn_scores`, and nothing else is done there: scores are no part of the stream",
+                "attention is blocked at `attn_scores`, before the softmax, and nowhere else",
             ));
         }
         if matches!(self.source, PatchSource::Scale(factor) if !factor.is_finite()) {

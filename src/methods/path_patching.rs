@@ -432,7 +432,7 @@ impl<'a> Runs<'a> {
             .iter()
             .map(|sender| sender.layer().unwrap_or(0))
             .min();
-        let first = first.unwrap_or(spec.n_layers);
+        let first = first.unwrap_or(0);
         let mut edits = Vec::new();
         for layer in first..spec.n_layers {
             let freeze = |kind| Edit::new(Site::all(Hook::at(kind, layer)), Op::Freeze);
