@@ -4,6 +4,7 @@
 //! interleaved repetitions, least and most in brackets; in wall time, then in the CPU time of all threads. `edges` needs no
 //! SmolLM2 and is held against our own forward.
 
+mod ablate;
 mod attribution;
 mod autograd;
 mod dla;
@@ -71,6 +72,9 @@ fn main() -> Result<()> {
         sweeps(model, tokenizer, peak)?;
         let over = machine::peak_memory() - weights;
         println!("peak so far: weights + {over:.0} MiB (target 1024)\n");
+    }
+    if wanted("ablate") {
+        ablate::ablate(model, tokenizer)?;
     }
     if wanted("forward") {
         forwards(model)?;

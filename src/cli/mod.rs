@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, each using only the public library.
 //!
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
+mod ablate;
 mod args;
 mod attribute;
 mod check;
@@ -12,6 +13,7 @@ mod logits;
 mod models;
 mod open;
 mod patch;
+mod path;
 mod progress;
 mod scale;
 mod show;
@@ -49,6 +51,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Patch(patch::PatchArgs),
+    Ablate(ablate::AblateArgs),
+    Path(path::PathArgs),
     Attribute(attribute::AttributeArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
@@ -101,6 +105,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     match cli.command {
         Command::Patch(args) => patch::run(args, &ctx),
+        Command::Ablate(args) => ablate::run(args, &ctx),
+        Command::Path(args) => path::run(args, &ctx),
         Command::Attribute(args) => attribute::run(args, &ctx),
         Command::Logits(args) => logits::run(args, &ctx),
         Command::Heads(args) => heads::run(args, &ctx),

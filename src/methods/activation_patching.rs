@@ -19,10 +19,10 @@ use serde_json::json;
 
 use super::gaussian::GaussianNoise;
 use super::record::provenance;
-use super::reference::reference_means;
+use super::reference::{Means, ReferenceSet, RoleMeans};
 use super::sites::{Along, Extent, Sites, fits};
 use crate::error::{Error, Result};
-use crate::hooks::{Hook, Kind, Op};
+use crate::hooks::{Edit, Hook, Kind, Op, Pos, Positions, Site};
 use crate::metric::Metric;
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::run::{
@@ -35,24 +35,41 @@ use crate::scores::{
 use crate::task::{Pair, Task};
 
 /// What is written at a site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
 pub enum PatchSource {
     /// The value in the pair's other run.
     #[default]
     Pair,
     Zero,
-    /// The mean over the corrupted prompts, per position within each template.
+    /// The mean over the reference prompts, per position within each template.
     Mean,
-    /// The mean over all positions of the corrupted prompts, one vector.
+    /// The mean over the reference prompts for each role of the task; positions without a role share one mean.
+    MeanRole,
+    /// The mean over all positions of the reference prompts, one vector.
     MeanAll,
     /// The value in the clean run of another pair of the same template and length.
     Resample,
+    /// The run's own value, times a factor.
+    Scale(f32),
+    /// No attention: scores at minus infinity, so that the softmax renormalises over the other keys.
+    Block,
+}
+
+/// Sites that are patched together, as one row of the table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteSet {
+    pub cell: Cell,
+    pub sites: Vec<Site>,
 }
 
 /// What to patch, and how.
 #[derive(Debug, Clone)]
 pub struct PatchConfig {
     pub sites: Vec<Sites>,
+    /// Sites patched together, besides those sweeps.
+    pub sets: Vec<SiteSet>,
+    /// The prompts that means are taken over: the clean ones of this task [default: the task's own corrupted prompts].
+    pub reference: Option<Arc<Task>>,
     /// `Denoise` or `Noise` with [`PatchSource::Pair`], else `Ablate`.
     pub direction: Direction,
     pub source: PatchSource,
@@ -76,6 +93,8 @@ impl PatchConfig {
     pub fn new(sites: Vec<Sites>, metric: Metric) -> Self {
         PatchConfig {
             sites,
+            sets: Vec::new(),
+            reference: None,
             direction: Direction::Denoise,
             source: PatchSource::Pair,
             noise: None,
@@ -137,7 +156,24 @@ impl PatchConfig {
                 .iter()
                 .try_for_each(|pair| noise.positions_in(pair).map(drop))?;
         }
-        if self.sites.iter().any(|sites| sites.along == Along::Role) && roles_of(task).is_empty() {
+        for site in self.sets.iter().flat_map(|set| &set.sites) {
+            site.check(spec)?;
+        }
+        let of_sets = self.sets.iter().flat_map(|set| &set.sites);
+        let set_kinds = of_sets.map(|site| site.hook.kind);
+        let mut kinds = self.sites.iter().map(|sites| sites.kind).chain(set_kinds);
+        if self.source == PatchSource::Block && kinds.any(|kind| kind != Kind::AttnScores) {
+            return Err(Error::invalid(
+                "attention is blocked at `attn_scores`, before the softmax, and nowhere else",
+            ));
+        }
+        if matches!(self.source, PatchSource::Scale(factor) if !factor.is_finite()) {
+            return Err(Error::invalid("the factor is not a finite number"));
+        }
+        self.check_reference(task)?;
+        let needs_roles = self.source == PatchSource::MeanRole
+            || self.sites.iter().any(|sites| sites.along == Along::Role);
+        if needs_roles && roles_of(task).is_empty() {
             return Err(Error::UnknownRole {
                 role: "any".into(),
                 known: "none; sweep by position instead".into(),
@@ -153,6 +189,34 @@ impl PatchConfig {
             }
         }
         Ok(())
+    }
+
+    /// The reference prompts have to align with the task's own where means are taken by position.
+    fn check_reference(&self, task: &Task) -> Result<()> {
+        let Some(reference) = &self.reference else {
+            return Ok(());
+        };
+        if reference.pairs.is_empty() {
+            return Err(Error::EmptyTask {
+                task: reference.name.clone(),
+                reason: "it has none, and means are to be taken over its prompts".into(),
+            });
+        }
+        let is_like = |pair: &&Pair| {
+            let same = |other: &Pair| group_of(other) == group_of(pair);
+            !reference.pairs.iter().any(same)
+        };
+        match task.pairs.iter().find(is_like) {
+            Some(pair) if self.source == PatchSource::Mean => Err(Error::invalid(format!(
+                "pair {} is of template {} and has {} tokens, and no prompt of the reference task `{}` is like that, so positions do \
+                 not align; take means by role or over all positions (`--by mean-role`, `--by mean-all`)",
+                pair.index,
+                pair.template,
+                pair.clean.len(),
+                reference.name
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Lawful but doubtful results, each with a remedy.
@@ -202,6 +266,8 @@ impl PatchConfig {
             "dtype": format!("{:?}", model.dtype),
             "prompts": task.token_hash(),
             "sites": self.sites.iter().map(Sites::to_string).collect::<Vec<_>>(),
+            "sets": self.sets.iter().map(|set| set.sites.iter().map(Site::to_string).collect()).collect::<Vec<Vec<_>>>(),
+            "reference": self.reference.as_ref().map(|task| (&task.name, task.token_hash())),
             "direction": self.direction.to_string(),
             "source": self.source,
             "noise": self.noise,
@@ -226,9 +292,43 @@ pub fn activation_patching(
     tokenizer: &Tokenizer,
     task: &Task,
     config: &PatchConfig,
-    mut parts: Option<&mut PartStore>,
+    parts: Option<&mut PartStore>,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    let patched = patch_every_cell(model, tokenizer, task, config, parts, progress)?;
+    patched.assemble("activation_patching", config)
+}
+
+/// What was measured, before it becomes a table.
+pub(super) struct Patched {
+    pub cells: Vec<Cell>,
+    pub examples: Vec<ExampleScores>,
+    pub provenance: Provenance,
+}
+
+impl Patched {
+    pub fn assemble(self, method: &str, config: &PatchConfig) -> Result<Scores> {
+        let meta = ScoresMeta {
+            method: method.into(),
+            metric: config.metric.to_string(),
+            unit: config.metric.unit().into(),
+            direction: config.direction,
+            seed: config.seed,
+        };
+        let (cells, examples) = (&self.cells, &self.examples);
+        Scores::assemble(cells, examples, &meta, config.detail, self.provenance)
+    }
+}
+
+/// [`activation_patching`] up to its table.
+pub(super) fn patch_every_cell(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    config: &PatchConfig,
+    mut parts: Option<&mut PartStore>,
+    progress: &dyn Progress,
+) -> Result<Patched> {
     config.check(&model.spec, task)?;
     let began = Instant::now();
     let patching = Patching::new(model, tokenizer, task, config)?;
@@ -271,15 +371,16 @@ pub fn activation_patching(
         all = parts.read_all()?;
     }
     all.sort_by_key(|scores| scores.example);
-    let meta = ScoresMeta {
-        method: "activation_patching".into(),
-        metric: config.metric.to_string(),
-        unit: config.metric.unit().into(),
-        direction: config.direction,
-        seed: config.seed,
-    };
-    let provenance = patching.provenance(began.elapsed().as_secs_f64(), &all);
-    Scores::assemble(&patching.cells, &all, &meta, config.detail, provenance)
+    Ok(Patched {
+        provenance: patching.provenance(began.elapsed().as_secs_f64(), &all),
+        cells: patching.cells,
+        examples: all,
+    })
+}
+
+/// Pairs of one group align position by position.
+fn group_of(pair: &Pair) -> (usize, usize) {
+    (pair.template, pair.clean.len())
 }
 
 /// Patches only some cells, given as indices into the cells that a whole sweep would have.
@@ -495,6 +596,20 @@ pub(super) fn roles_of(task: &Task) -> Vec<String> {
     roles.into_iter().map(|(_, role)| role.clone()).collect()
 }
 
+/// Whether a prompt has all the positions that a site names.
+fn has_places(site: &Site, pair: &Pair) -> bool {
+    let has = |pos: &Pos| match pos {
+        Pos::Index(pos) => *pos < pair.clean.len(),
+        Pos::FromEnd(back) => *back <= pair.clean.len(),
+        Pos::Role(role) => pair.roles.get(role).is_some_and(|at| !at.is_empty()),
+    };
+    let all = |positions: &Positions| match positions {
+        Positions::All => true,
+        Positions::These(list) => list.iter().all(has),
+    };
+    all(&site.positions) && all(&site.keys)
+}
+
 /// A checked run in progress.
 struct Patching<'a> {
     model: &'a Model,
@@ -507,7 +622,9 @@ struct Patching<'a> {
     /// Hooks that the sweeps patch, as kinds.
     kinds: Vec<Kind>,
     /// Means over the reference set, by template and length.
-    means: BTreeMap<(usize, usize), Source>,
+    means: Means,
+    /// The same by role.
+    by_role: Option<RoleMeans>,
     /// For resampling: which pair's value each pair takes.
     donors: Vec<usize>,
     sigma: f64,
@@ -539,7 +656,13 @@ impl<'a> Patching<'a> {
             cells.extend(sites.cells(&model.spec, &extent));
         }
         starts.push(cells.len());
+        if !config.sets.is_empty() {
+            cells.extend(config.sets.iter().map(|set| set.cell.clone()));
+            starts.push(cells.len());
+        }
         let mut kinds: Vec<Kind> = config.sites.iter().map(|sites| sites.kind).collect();
+        let of_sets = config.sets.iter().flat_map(|set| &set.sites);
+        kinds.extend(of_sets.map(|site| site.hook.kind));
         kinds.sort_unstable();
         kinds.dedup();
         let mut patching = Patching {
@@ -550,19 +673,34 @@ impl<'a> Patching<'a> {
             cells,
             starts,
             kinds,
-            means: BTreeMap::new(),
+            means: Means::default(),
+            by_role: None,
             donors: Vec::new(),
             sigma: 0.0,
+        };
+        let over = match &config.reference {
+            None => ReferenceSet {
+                task,
+                corrupted: true,
+            },
+            Some(other) => ReferenceSet {
+                task: other,
+                corrupted: false,
+            },
         };
         match config.source {
             PatchSource::Mean | PatchSource::MeanAll => {
                 let by_position = config.source == PatchSource::Mean;
-                let batches = patching.batches();
-                patching.means =
-                    reference_means(model, task, &patching.hooks(), by_position, &batches)?
+                let hooks = patching.hooks();
+                let batches = over.task.batches(config.batch);
+                patching.means = over.means(model, &hooks, by_position, &batches)?;
+            }
+            PatchSource::MeanRole => {
+                let hooks = patching.hooks();
+                patching.by_role = Some(over.means_by_role(model, &hooks, config.batch)?);
             }
             PatchSource::Resample => patching.donors = patching.draw_donors()?,
-            PatchSource::Pair | PatchSource::Zero => {}
+            PatchSource::Pair | PatchSource::Zero | PatchSource::Scale(_) | PatchSource::Block => {}
         }
         if let Some(noise) = &config.noise {
             patching.sigma = noise.sigma(model, task)?;
@@ -696,7 +834,7 @@ impl<'a> Patching<'a> {
             })
             .collect();
         let mut cells: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
-        for index in 0..self.config.sites.len() {
+        for index in 0..self.starts.len() - 1 {
             let (variants, of) = self.variants_with(index, batch, &op);
             let values = sweep(
                 self.model,
@@ -732,23 +870,29 @@ impl<'a> Patching<'a> {
         batch: &[usize],
         op: &Op,
     ) -> (Vec<Variant>, Vec<(usize, u32)>) {
-        let sites = &self.config.sites[index];
         let (mut variants, mut of) = (Vec::new(), Vec::new());
         let pairs = self.pairs(batch);
         for cell in self.starts[index]..self.starts[index + 1] {
-            let edits = sites.edits(
-                &self.cells[cell],
-                op,
-                self.config.window,
-                self.model.spec.n_layers,
-            );
+            let (window, n_layers) = (self.config.window, self.model.spec.n_layers);
+            let set = (self.config.sites.len() == index)
+                .then(|| &self.config.sets[cell - self.starts[index]]);
+            let edits: Vec<Edit> = match set {
+                None => self.config.sites[index].edits(&self.cells[cell], op, window, n_layers),
+                Some(set) => (set.sites.iter())
+                    .map(|site| Edit::new(site.clone(), op.clone()))
+                    .collect(),
+            };
             for (i, pair) in pairs.iter().enumerate() {
                 let has = |role: &str| {
                     pair.roles
                         .get(role)
                         .is_some_and(|positions| !positions.is_empty())
                 };
-                if !fits(&self.cells[cell], pair.clean.len(), has) {
+                let is_there = match set {
+                    None => fits(&self.cells[cell], pair.clean.len(), has),
+                    Some(set) => set.sites.iter().all(|site| has_places(site, pair)),
+                };
+                if !is_there {
                     continue;
                 }
                 of.push((i, cell as u32));
@@ -766,9 +910,18 @@ impl<'a> Patching<'a> {
     fn sources(&self, batch: &[usize], other: &BaseRun) -> Result<(Sources, Op)> {
         let source = match self.config.source {
             PatchSource::Zero => return Ok((Sources::default(), Op::Zero)),
+            PatchSource::Scale(factor) => return Ok((Sources::default(), Op::Scale(factor))),
+            PatchSource::Block => return Ok((Sources::default(), Op::Block)),
+            PatchSource::MeanRole => {
+                let means = self.by_role.as_ref().expect("taken when the run began");
+                let source = means.source(&self.model.spec, &self.pairs(batch))?;
+                return Ok((Sources::default().with("mean", source), Op::Mean));
+            }
             PatchSource::Mean | PatchSource::MeanAll => {
                 let pair = &self.task.pairs[batch[0]];
-                let mean = self.means[&(pair.template, pair.clean.len())].clone();
+                let mean = self.means.of(pair).cloned().ok_or_else(|| {
+                    Error::invalid("no reference prompt has this template and length")
+                })?;
                 return Ok((Sources::default().with("mean", mean), Op::Mean));
             }
             PatchSource::Pair => {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
+
 use crate::error::Result;
 use crate::hooks::Hook;
-use crate::model::Model;
-use crate::run::{Logits, MeanOf, Request, Source, run};
-use crate::task::Task;
+use crate::model::{Model, ModelSpec};
+use crate::run::{Cache, Logits, MeanOf, Request, Source, run};
+use crate::task::{Pair, Task};
 
 /// Means over the corrupted prompts of all pairs, by template and length: one for each position, or one vector for all.
 pub(super) fn reference_means(
@@ -16,31 +18,171 @@ pub(super) fn reference_means(
     by_position: bool,
     batches: &[Vec<usize>],
 ) -> Result<BTreeMap<(usize, usize), Source>> {
-    let mut sums: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
-    let mut keys = Vec::new();
-    for batch in batches {
-        let pair = &task.pairs[batch[0]];
-        let key = (pair.template, pair.clean.len());
-        keys.push(key);
-        let prompts: Vec<_> = (batch.iter())
-            .map(|&pair| task.pairs[pair].corrupted.clone())
-            .collect();
+    let over = ReferenceSet {
+        task,
+        corrupted: true,
+    };
+    let means = over.means(model, hooks, by_position, batches)?;
+    let of = |pair: &Pair| Some(((pair.template, pair.clean.len()), means.of(pair)?.clone()));
+    Ok(task.pairs.iter().filter_map(of).collect())
+}
+
+/// The prompts that means are taken over: one side of every pair of a task.
+#[derive(Clone, Copy)]
+pub(super) struct ReferenceSet<'a> {
+    pub task: &'a Task,
+    pub corrupted: bool,
+}
+
+impl ReferenceSet<'_> {
+    /// By template and length: one mean for each position, or one vector for all of them, which prompts of every template and
+    /// length then share.
+    pub fn means(
+        &self,
+        model: &Model,
+        hooks: &[Hook],
+        by_position: bool,
+        batches: &[Vec<usize>],
+    ) -> Result<Means> {
+        let mut sums: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
+        for batch in batches {
+            let pair = &self.task.pairs[batch[0]];
+            let of = match by_position {
+                true => (pair.template, pair.clean.len()),
+                false => (0, 0),
+            };
+            let sum = sums.entry(of).or_insert_with(|| MeanOf::new(by_position));
+            sum.add(&self.run(model, hooks, batch)?)?;
+        }
+        let finish = |(key, sum): (_, MeanOf)| Ok((key, sum.finish(&model.spec)?));
+        let means = sums.into_iter().map(finish).collect::<Result<_>>()?;
+        Ok(Means { by_position, means })
+    }
+
+    /// One mean for each set of roles that a position can have, over every position of every prompt that has them.
+    pub fn means_by_role(&self, model: &Model, hooks: &[Hook], batch: usize) -> Result<RoleMeans> {
+        let mut sums: BTreeMap<Vec<String>, MeanOf> = BTreeMap::new();
+        for batch in self.task.batches(batch) {
+            let cache = self.run(model, hooks, &batch)?;
+            let mut rows: BTreeMap<Vec<String>, Vec<u32>> = BTreeMap::new();
+            for (i, &pair) in batch.iter().enumerate() {
+                for (pos, roles) in roles_of_positions(&self.task.pairs[pair])
+                    .into_iter()
+                    .enumerate()
+                {
+                    let row = (i * cache.length + pos) as u32;
+                    rows.entry(roles).or_default().push(row);
+                }
+            }
+            for (roles, rows) in rows {
+                let picked = pick_rows(model, &cache, hooks, &rows)?;
+                let sum = sums.entry(roles).or_insert_with(|| MeanOf::new(false));
+                sum.add(&picked)?;
+            }
+        }
+        let mut by_role = BTreeMap::new();
+        for (roles, sum) in sums {
+            by_role.insert(roles, sum.finish_cache(&model.spec)?);
+        }
+        Ok(RoleMeans {
+            hooks: hooks.to_vec(),
+            by_role,
+        })
+    }
+
+    fn run(&self, model: &Model, hooks: &[Hook], batch: &[usize]) -> Result<Cache> {
+        let prompt = |&pair: &usize| {
+            let pair = &self.task.pairs[pair];
+            match self.corrupted {
+                true => pair.corrupted.clone(),
+                false => pair.clean.clone(),
+            }
+        };
+        let prompts: Vec<_> = batch.iter().map(prompt).collect();
         let request = Request {
             capture: hooks,
             logits: Logits::None,
             ..Request::default()
         };
-        let cache = run(model, &prompts, &request)?.cache;
-        let of = if by_position { key } else { (0, 0) };
-        let sum = sums.entry(of).or_insert_with(|| MeanOf::new(by_position));
-        sum.add(&cache)?;
+        Ok(run(model, &prompts, &request)?.cache)
     }
-    let mut means = BTreeMap::new();
-    for (key, sum) in sums {
-        means.insert(key, sum.finish(&model.spec)?);
+}
+
+/// Means by template and length, or one for all.
+#[derive(Default)]
+pub(super) struct Means {
+    by_position: bool,
+    means: BTreeMap<(usize, usize), Source>,
+}
+
+impl Means {
+    /// What prompts like this one take; `None` if the reference set has no prompt like it.
+    pub fn of(&self, pair: &Pair) -> Option<&Source> {
+        let key = match self.by_position {
+            true => (pair.template, pair.clean.len()),
+            false => (0, 0),
+        };
+        self.means.get(&key)
     }
-    if let (false, Some(mean)) = (by_position, means.remove(&(0, 0))) {
-        means = keys.into_iter().map(|key| (key, mean.clone())).collect();
+}
+
+/// A mean for each role. Positions of no role are a role of their own; one that has several roles is another.
+pub(super) struct RoleMeans {
+    hooks: Vec<Hook>,
+    by_role: BTreeMap<Vec<String>, Cache>,
+}
+
+impl RoleMeans {
+    /// The values that a batch of prompts takes: at each position the mean of what has the same roles; of what has none where
+    /// the reference set has no such position.
+    pub fn source(&self, spec: &ModelSpec, pairs: &[&Pair]) -> Result<Source> {
+        let length = pairs[0].clean.len();
+        let mut cache = Cache::new(spec, pairs.len(), length);
+        let roles: Vec<Vec<String>> = pairs
+            .iter()
+            .flat_map(|pair| roles_of_positions(pair))
+            .collect();
+        let first = self
+            .by_role
+            .values()
+            .next()
+            .expect("a reference set has positions");
+        for &hook in &self.hooks {
+            let mut rows = Vec::with_capacity(roles.len());
+            for roles in &roles {
+                let of = self
+                    .by_role
+                    .get(roles)
+                    .or_else(|| self.by_role.get(&Vec::new()));
+                rows.push(of.unwrap_or(first).packed(hook)?.clone());
+            }
+            let rows: Vec<&Tensor> = rows.iter().collect();
+            cache.insert(hook, Tensor::cat(&rows, 0)?);
+        }
+        Source::run(cache)
     }
-    Ok(means)
+}
+
+/// For each position of a prompt the roles that it has, in alphabetical order.
+fn roles_of_positions(pair: &Pair) -> Vec<Vec<String>> {
+    let mut roles = vec![Vec::new(); pair.clean.len()];
+    for (role, positions) in &pair.roles {
+        for &pos in positions {
+            if let Some(of_pos) = roles.get_mut(pos) {
+                of_pos.push(role.clone());
+            }
+        }
+    }
+    roles
+}
+
+/// Some rows of a run, as a run of that many prompts of one token.
+fn pick_rows(model: &Model, cache: &Cache, hooks: &[Hook], rows: &[u32]) -> Result<Cache> {
+    let mut picked = Cache::new(&model.spec, rows.len(), 1);
+    for &hook in hooks {
+        let whole = cache.packed(hook)?;
+        let index = Tensor::new(rows, whole.device())?;
+        picked.insert(hook, whole.index_select(&index, 0)?);
+    }
+    Ok(picked)
 }

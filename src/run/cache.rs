@@ -153,6 +153,17 @@ impl MeanOf {
     /// # Errors
     /// Those of making tensors.
     pub fn finish(self, spec: &ModelSpec) -> Result<Source> {
+        let of = if self.by_position {
+            Of::SamePosition
+        } else {
+            Of::Everywhere
+        };
+        let cache = self.finish_cache(spec)?;
+        Ok(Source { cache, of })
+    }
+
+    /// The means as the activations of one prompt: of as many positions, or of one.
+    pub(crate) fn finish_cache(self, spec: &ModelSpec) -> Result<Cache> {
         let mut cache = Cache::new(spec, 1, 1);
         for (hook, of_hook) in self.sums {
             let Sums {
@@ -166,12 +177,7 @@ impl MeanOf {
             let mean = |sum: &f64| (sum / count as f64) as f32;
             cache.insert(hook, tensor(sums.iter().map(mean).collect(), dims)?);
         }
-        let of = if self.by_position {
-            Of::SamePosition
-        } else {
-            Of::Everywhere
-        };
-        Ok(Source { cache, of })
+        Ok(cache)
     }
 }
 

@@ -56,7 +56,10 @@ pub use generate::{GenerateRequest, Generation, Sampling, check_room, generate, 
 pub use gradients::{GradientRequest, Gradients, gradients};
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
-pub use sweep::{Plan, Readout, SweepOptions, Variant, available_memory, plan, sweep};
+pub use sweep::{
+    Captured, Plan, Readout, SweepOptions, Variant, available_memory, plan, sweep,
+    sweep_with_capture,
+};
 
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln};

@@ -481,7 +481,54 @@ pub fn sweep(
     options: &SweepOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
+    let (values, _) = sweep_with_capture(
+        model,
+        base,
+        variants,
+        sources,
+        readout,
+        &[],
+        options,
+        progress,
+    )?;
+    Ok(values)
+}
+
+/// What the variants of a sweep had at some hooks, where that may differ from the base run.
+#[derive(Debug, Default)]
+pub struct Captured {
+    rows: HashMap<(usize, Hook), (Vec<u32>, Tensor)>,
+}
+
+impl Captured {
+    /// The rows that a variant carried past a hook; `None` where it carried none, so that everything is as in the base run.
+    /// Positions that can no longer matter to the answer are not carried through the last layer.
+    /// # Shapes
+    /// Ascending positions, and `[positions, ..]`, the axes after position as [`Hook::shape`] says.
+    pub fn get(&self, variant: usize, hook: Hook) -> Option<(&[u32], &Tensor)> {
+        let (positions, t) = self.rows.get(&(variant, hook))?;
+        Some((positions, t))
+    }
+}
+
+/// [`sweep`], and what each variant had at `hooks`, after its edits. Everything captured is kept: ask for few hooks of few
+/// variants at a time.
+/// # Errors
+/// Those of [`sweep`]; a hook that this model does not have.
+#[allow(clippy::too_many_arguments)]
+pub fn sweep_with_capture(
+    model: &Model,
+    base: &BaseRun,
+    variants: &[Variant],
+    sources: &Sources,
+    readout: &Readout,
+    hooks: &[Hook],
+    options: &SweepOptions,
+    progress: &dyn Progress,
+) -> Result<(Vec<f64>, Captured)> {
     check_variants(model, base, variants, readout)?;
+    hooks.iter().try_for_each(|hook| hook.check(&model.spec))?;
+    let mut captured = Captured::default();
     let unchanged = base.metric(model, readout)?;
     let mut values: Vec<f64> = variants
         .iter()
@@ -518,15 +565,18 @@ pub fn sweep(
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (wave, later) = rest.split_at(count);
+        let mut tap = SweepTap::new(model, base, variants, wave, sources)?;
+        tap.capturing = hooks;
         for (variant, value) in run_wave(
-            model, base, variants, wave, sources, readout, &ropes, progress,
+            model, base, variants, wave, &mut tap, readout, &ropes, progress,
         )? {
             values[variant] = value;
         }
+        captured.rows.extend(tap.captured);
         progress.advance(wave.len() as u64);
         rest = later;
     }
-    Ok(values)
+    Ok((values, captured))
 }
 
 /// For each edit, the positions at which it would not put back, bit for bit, what the base run has.
@@ -584,12 +634,11 @@ fn run_wave(
     base: &BaseRun,
     variants: &[Variant],
     wave: &[Planned],
-    sources: &Sources,
+    tap: &mut SweepTap<'_>,
     readout: &Readout,
     ropes: &rope::Tables,
     progress: &dyn Progress,
 ) -> Result<Vec<(usize, f64)>> {
-    let mut tap = SweepTap::new(model, base, variants, wave, sources)?;
     let n_layers = model.spec.n_layers;
     let mut stream = Stream::empty(base.length);
     if let Some(rows) = tap.starts_at_embedding.take() {
@@ -598,7 +647,7 @@ fn run_wave(
             .iter()
             .map(|&row| base.prompts[row as usize / base.length][row as usize % base.length])
             .collect();
-        let x = forward::embed(model, &tokens, &rows, &mut tap)?;
+        let x = forward::embed(model, &tokens, &rows, tap)?;
         stream = Stream { rows, x: Some(x) };
     }
     let first = match wave.first().map(|one| one.start) {
@@ -612,7 +661,7 @@ fn run_wave(
                 kept: "nothing of the batch in flight is kept".into(),
             });
         }
-        stream = block(model, layer, ropes, stream, &mut tap)?;
+        stream = block(model, layer, ropes, stream, tap)?;
     }
     // Those that only change the final norm join at last.
     let Stream { mut rows, mut x } = stream;
@@ -625,7 +674,7 @@ fn run_wave(
         });
     }
     let x = x.ok_or_else(|| Error::invalid("a wave without rows"))?;
-    let mut x = final_norm(model, &x, &rows, &mut tap)?;
+    let mut x = final_norm(model, &x, &rows, tap)?;
     tap.check_fired(variants)?;
     let answers = rows.last_of_each();
     if answers.total != rows.total {
@@ -721,6 +770,8 @@ struct SweepTap<'a> {
     edits: HashMap<Hook, HashMap<usize, Vec<Resolved>>>,
     /// Edits of each variant that have not met a row yet.
     waiting: HashMap<usize, Vec<bool>>,
+    capturing: &'a [Hook],
+    captured: HashMap<(usize, Hook), (Vec<u32>, Tensor)>,
 }
 
 impl<'a> SweepTap<'a> {
@@ -741,6 +792,8 @@ impl<'a> SweepTap<'a> {
             starts_at_end: None,
             edits: HashMap::new(),
             waiting: HashMap::new(),
+            capturing: &[],
+            captured: HashMap::new(),
         };
         for one in wave {
             let rows = match one.start {
@@ -772,6 +825,22 @@ impl<'a> SweepTap<'a> {
         Ok(tap)
     }
 
+    fn capture(&mut self, hook: Hook, t: &Tensor, rows: &Rows) -> Result<()> {
+        if !self.capturing.contains(&hook) {
+            return Ok(());
+        }
+        for segment in rows.segments.iter() {
+            let (start, len) = (segment.start, segment.positions.len());
+            if len > 0 {
+                // A copy: a view would keep the rows of the whole wave.
+                let own = t.narrow(0, start, len)?.force_contiguous()?;
+                let key = (segment.variant, hook);
+                self.captured.insert(key, (segment.positions.clone(), own));
+            }
+        }
+        Ok(())
+    }
+
     /// Every edit must have met a row, but for those of the last layer that stand beside the answer and so cannot matter.
     fn check_fired(&self, variants: &[Variant]) -> Result<()> {
         for (&variant, waiting) in &self.waiting {
@@ -801,7 +870,7 @@ impl<'a> SweepTap<'a> {
 
 impl Tap for SweepTap<'_> {
     fn wants(&self, hook: Hook) -> bool {
-        self.edits(hook)
+        self.edits(hook) || self.capturing.contains(&hook)
     }
 
     fn edits(&self, hook: Hook) -> bool {
@@ -810,6 +879,7 @@ impl Tap for SweepTap<'_> {
 
     fn at(&mut self, hook: Hook, t: Tensor, rows: &Rows) -> Result<Tensor> {
         let Some(edits) = self.edits.get(&hook) else {
+            self.capture(hook, &t, rows)?;
             return Ok(t);
         };
         let waiting = &mut self.waiting;
@@ -830,6 +900,7 @@ impl Tap for SweepTap<'_> {
         if hook.kind == Kind::AttnScores {
             apply::check_scores(&t, rows, hook)?;
         }
+        self.capture(hook, &t, rows)?;
         Ok(t)
     }
 

@@ -114,6 +114,16 @@ impl NodeAttributionConfig {
                 reason: format!("for attribution: {reason}"),
             });
         }
+        let is_known = matches!(
+            self.patch.source,
+            PatchSource::Pair | PatchSource::Zero | PatchSource::Mean | PatchSource::MeanAll
+        );
+        if !is_known || !self.patch.sets.is_empty() || self.patch.reference.is_some() {
+            return Err(Error::invalid(
+                "attribution goes from a run to the pair's other run, to zeros or to means over the corrupted prompts, one site at a \
+                 time; ablate exactly for anything else (`candlewick ablate`)",
+            ));
+        }
         let other_is_a_run = self.patch.source == PatchSource::Pair;
         if !other_is_a_run && (self.qk_fix || self.path != Path::Base) {
             return Err(Error::invalid(

@@ -428,7 +428,7 @@ fn heads(ends: &mut Ends<'_>, reader: &Tensor, layer: usize) -> Result<Vec<Vec<f
 }
 
 /// What a reader of the stream reads from each head's `z`: `[batch, n_heads, d_head]`.
-pub(super) fn head_readers(ends: &mut Ends<'_>, reader: &Tensor, layer: usize) -> Result<Tensor> {
+pub(crate) fn head_readers(ends: &mut Ends<'_>, reader: &Tensor, layer: usize) -> Result<Tensor> {
     let spec = &ends.model.spec;
     let (before, _) = ends.before_post_norm(reader, layer, Ln::OnePost)?;
     let w_o = &ends.model.weights.blocks[layer].w_o;

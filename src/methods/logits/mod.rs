@@ -12,7 +12,7 @@
 pub mod dla;
 pub mod lens;
 pub mod overthinking;
-mod readout;
+pub(super) mod readout;
 pub mod source_tokens;
 pub mod token_lens;
 
