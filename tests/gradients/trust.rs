@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use candlewick::hooks::{Hook, Kind};
 use candlewick::metric::Metric;
+use candlewick::model::spec::Activation;
 use candlewick::nn::rules::Rules;
 use candlewick::run::{Logits, Request, run};
 
@@ -115,7 +116,11 @@ fn the_twins_gradients_are_its_central_differences() {
             let gradient = flat(&gradients[&hook]);
             let direction = direction(&run.values[&hook], seed);
             let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
-            let step = 1e-5;
+            // A short step, so that no neuron crosses the corner of its ReLU on the way.
+            let step = match model.spec.activation {
+                Activation::Relu => 1e-7,
+                _ => 1e-5,
+            };
             let at = |sign: f64| {
                 let shape = run.values[&hook].shape();
                 let plus: Vec<f64> = direction.iter().map(|d| sign * step * d).collect();
