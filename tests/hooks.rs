@@ -5,7 +5,7 @@ mod models;
 
 use candle_core::{DType, Device, Tensor};
 use candlewick::hooks::{Edit, Hook, Kind, Op, Pos, Roles, Site, Value};
-use candlewick::model::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
+use candlewick::model::weights::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
 use candlewick::model::{Model, ModelSpec};
 use candlewick::run::{Logits, Request, Run, Source, Sources, logits, run, run_with_cache};
 use candlewick::{Error, Result};
@@ -535,6 +535,16 @@ fn cast(model: &Model, dtype: DType) -> Model {
         ln_final: norm(&model.weights.ln_final),
         w_u: to(&model.weights.w_u),
         b_u: maybe(&model.weights.b_u),
+        encoder: model
+            .weights
+            .encoder
+            .as_ref()
+            .map(|encoder| EncoderWeights {
+                segments: to(&encoder.segments),
+                w_head: to(&encoder.w_head),
+                b_head: to(&encoder.b_head),
+                ln_head: norm(&Some(encoder.ln_head.clone())).expect("given"),
+            }),
     };
     Model::new(spec(model), weights, model.origin.clone()).expect("the same shapes")
 }

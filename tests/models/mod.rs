@@ -9,8 +9,8 @@ use candlewick::hooks::{Hook, Kind};
 use candlewick::metric::Target;
 use candlewick::model::Model;
 use candlewick::model::spec::{
-    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm, RopeScaling,
-    Rotary, RotaryBase, RotaryStyle,
+    Activation, Block, Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
+    RopeScaling, Rotary, RotaryBase, RotaryStyle,
 };
 use candlewick::run::Roles;
 
@@ -44,6 +44,7 @@ fn llama(n_layers: usize, n_heads: usize, n_kv_heads: usize, d_head: usize) -> M
         logit_scale: None,
         final_softcap: None,
         tied: false,
+        encoder: None,
     }
 }
 
@@ -68,6 +69,17 @@ fn layer_norm(spec: ModelSpec, family: &str) -> ModelSpec {
         activation: Activation::Gelu,
         ..spec
     }
+}
+
+/// A BERT: its attention sees both ways, and its norms stand on the stream. Methods that take the stream for a sum refuse it.
+pub fn encoder() -> Model {
+    let spec = ModelSpec {
+        norm_placement: NormPlacement::Stream,
+        position: Position::Learned,
+        encoder: Some(Encoder { n_segments: 2 }),
+        ..layer_norm(llama(3, 4, 4, 6), "bert")
+    };
+    Model::random(spec, 77).expect("the spec is whole")
 }
 
 /// One model of every kind, under the name of a family that is like it.
