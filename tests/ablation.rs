@@ -295,8 +295,11 @@ fn a_knockout_through_the_sweep_is_that_of_a_whole_run() {
             .and_then(|t| t.get(0).ok())
             .and_then(|t| t.to_vec1().ok())
             .expect("one row");
+        let read: Vec<f32> = (pair.target.columns().iter())
+            .map(|&token| row[token as usize])
+            .collect();
         let plain = Metric::LogitDiff
-            .value(&row, &pair.target, None)
+            .value(&read, &pair.target, None)
             .expect("a value");
         near(
             &column(&windows, "value")[..1],
@@ -591,8 +594,11 @@ fn the_free_total_effect_is_that_of_a_patched_run() {
                 .and_then(|t| t.get(0).ok())
                 .and_then(|t| t.to_vec1().ok())
                 .expect("one row");
+            let read: Vec<f32> = (pair.target.columns().iter())
+                .map(|&token| row[token as usize])
+                .collect();
             Metric::LogitDiff
-                .value(&row, &pair.target, None)
+                .value(&read, &pair.target, None)
                 .expect("a value")
         };
         let wanted = metric(&[edit]) - metric(&[]);

@@ -563,6 +563,7 @@ fn affine(n_layers: usize) -> Model {
         logit_scale: None,
         final_softcap: None,
         tied: false,
+        encoder: None,
     };
     Model::random(spec, 5).expect("a model")
 }

@@ -1,19 +1,26 @@
 //! Every family computes what Hugging Face transformers does at every hook that a fixture holds; reads old and new configs alike;
 //! and agrees with candle-transformers where that has the family.
 
+mod models;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{
-    gemma, gemma2, gemma3, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, starcoder2,
+    bert, gemma, gemma2, gemma3, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, starcoder2,
 };
 use candlewick::check::{IN_CANDLE_TRANSFORMERS, TOLERANCE, check, compare, worst};
+use candlewick::hooks::{Edit, Hook, Kind, Op, Site};
+use candlewick::metric::{Metric, Target};
 use candlewick::model::Model;
 use candlewick::model::families::from_config;
 use candlewick::model::load::{LoadOptions, Loaded, load, load_parts};
-use candlewick::run::{Logits, Request, logits, run};
+use candlewick::run::{
+    BaseRun, Logits, Quiet, Readout, Request, Sources, SweepOptions, Variant, logits, run, sweep,
+    sweep_plain,
+};
 use serde_json::{Map, Value, json};
 
 /// The folders of `tests/fixtures` that hold a model.
@@ -84,11 +91,12 @@ fn every_fixture_passes_its_own_checks() {
 }
 
 /// The fixture and config with which a family is compared. candle-transformers reads the older configs, lets a window reach one key
-/// further than transformers does, scales queries by the width of a head whatever Gemma's config says, and does not scale Gemma 3's
-/// rotary positions: so no window is in force, and nothing else of these.
+/// further than transformers does, scales queries by the width of a head whatever Gemma's config says, does not scale Gemma 3's rotary
+/// positions, and multiplies Phi-3's frequencies by the factors that transformers divides by: so nothing of this is in force.
 fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
     let folder = match family {
         "olmo2" | "starcoder2" => format!("{family}-tiny"),
+        "bert" => "bert-tiny-untied".to_string(),
         _ => format!("{family}-tiny-random"),
     };
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -108,9 +116,10 @@ fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
         }),
         "gemma2" => json!({"sliding_window": 48, "query_pre_attn_scalar": 24}),
         "qwen2" => json!({"use_sliding_window": false, "sliding_window": 48}),
-        "mistral" | "starcoder2" => json!({"sliding_window": null}),
         // candle multiplies frequencies by longrope's factors where the reference divides by them.
         "phi3" => json!({"sliding_window": null, "rope_scaling": null}),
+        "mistral" | "starcoder2" => json!({"sliding_window": null}),
+        "bert" => json!({"hidden_act": "gelu"}),
         _ => json!({}),
     };
     config.extend(edits.as_object().cloned().unwrap_or_default());
@@ -146,6 +155,11 @@ fn candle_logits(
         "phi3" => phi3::Model::new(&read(config), weights)?.forward(&ids, 0)?,
         "olmo2" => olmo2::Model::new(&read(config), weights)?.forward(&ids, 0)?,
         "starcoder2" => starcoder2::Model::new(&read(config), weights)?.forward(&ids, 0)?,
+        "bert" => {
+            let logits = bert::BertForMaskedLM::load(weights, &read(config))?;
+            let logits = logits.forward(&ids, &ids.zeros_like()?, None)?;
+            logits.narrow(1, logits.dim(1)? - 1, 1)?
+        }
         _ => panic!("no comparison is written for `{family}`"),
     };
     logits.flatten_all()?.to_vec1()
@@ -295,4 +309,73 @@ fn a_small_llama_tells_the_genders_of_names_apart() {
         assert!(preference(her) > 0.0, "{her}: {}", preference(her));
         assert!(preference(him) < 0.0, "{him}: {}", preference(him));
     }
+}
+
+#[test]
+fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
+    let model = models::encoder();
+    let spec = &model.spec;
+    let prompts = vec![vec![3, 14, 15, 9, 26], vec![5, 8, 9, 7, 9]];
+    let kinds: Vec<Kind> = Kind::ALL
+        .into_iter()
+        .filter(|kind| kind.absent(spec).is_none())
+        .collect();
+    let mut variants = Vec::new();
+    for hook in Hook::all(spec) {
+        for pos in 0..prompts[0].len() {
+            let edit = Edit::new(Site::all(hook).at(pos), Op::Scale(0.5));
+            // What the norms of its blocks make goes two ways, and is refused below.
+            if edit.check(spec).is_ok() {
+                variants.extend((0..2).map(|example| Variant {
+                    example,
+                    edits: vec![edit.clone()],
+                }));
+            }
+        }
+    }
+    assert!(variants.len() > 500);
+    let base =
+        BaseRun::new(&model, prompts, vec![], vec![], Sources::default(), &kinds).expect("runs");
+    let target = Target {
+        answers: vec![4],
+        wrong: vec![20],
+    };
+    let readout = Readout {
+        metric: Metric::LogitDiff,
+        targets: vec![target; 2],
+        reference: None,
+    };
+    let none = Sources::default();
+    let fast = sweep(
+        &model,
+        &base,
+        &variants,
+        &none,
+        &readout,
+        &SweepOptions::default(),
+        &Quiet,
+    )
+    .expect("sweeps");
+    let slow = sweep_plain(&model, &base, &variants, &none, &readout).expect("runs");
+    let unchanged = base.metric(&model, &readout).expect("metric");
+    let mut moved = 0;
+    for ((variant, fast), slow) in variants.iter().zip(&fast).zip(&slow) {
+        assert!(
+            (fast - slow).abs() < 1e-5,
+            "{}: {fast} {slow}",
+            variant.edits[0]
+        );
+        moved += usize::from((slow - unchanged[variant.example]).abs() > 1e-6);
+    }
+    // A change at any position reaches the answer, but for those after the last attention, which only the answer itself goes through.
+    assert!(
+        moved > variants.len() * 3 / 5,
+        "{moved} of {}",
+        variants.len()
+    );
+    let refused = "blocks.1.ln1.hook_normalized *= 0.5"
+        .parse::<Edit>()
+        .expect("parses")
+        .check(spec);
+    assert!(refused.unwrap_err().to_string().contains("hook_resid_pre"));
 }

@@ -23,7 +23,7 @@ use super::open::{load_options, open_task};
 /// Ablate parts of the model: one at a time, in sets, in pairs; scale them, or knock attention out.
 ///
 /// `--sites` sweeps hooks as `candlewick patch` does, and is every head unless something else is asked for. `--together` and
-/// `--class` take several heads and MLPs out at once, because backup heads hide what single ones do. `--pairs` takes out every
+/// `--class` take several heads and MLPs out at once, because backup heads hide what single ones do. `--head-pairs` takes out every
 /// pair of heads and shows their interaction. `--block QUERIES:KEYS` knocks attention out in each head.
 ///
 /// `--self-repair` resamples the output of one attention, MLP or head at the last position, and compares its direct effect on
@@ -34,7 +34,7 @@ use super::open::{load_options, open_task};
   candlewick ablate --by mean-role --sites z,mlp_out --n-pairs 8
   candlewick ablate --by scale --factor -1 --sites z,v --n-pairs 8
   candlewick ablate --together a3.h0,a3.h1 --class first=a0.h0,a0.h2 --by resample
-  candlewick ablate --pairs a0.h0,a0.h2,a3.h0,a3.h1 --n-pairs 8 --out pairs.parquet
+  candlewick ablate --head-pairs a0.h0,a0.h2,a3.h0,a3.h1 --n-pairs 8 --out pairs.parquet
   candlewick ablate --block @END:@S2 --layers 2,3 --n-pairs 8
   candlewick ablate --self-repair heads --target difference")]
 pub struct AblateArgs {
@@ -55,7 +55,7 @@ pub struct AblateArgs {
     pub class: Vec<String>,
     /// Every pair of these heads, or of `all` heads.
     #[arg(long, value_name = "HEADS", value_delimiter = ',')]
-    pub pairs: Vec<String>,
+    pub head_pairs: Vec<String>,
     /// Attention to knock out, queries and keys as positions: `@END:@S1,@S2`, `-1:3`; may be given more than once.
     #[arg(long, value_name = "QUERIES:KEYS", allow_hyphen_values = true)]
     pub block: Vec<String>,
@@ -83,7 +83,7 @@ pub struct AblateArgs {
     #[arg(long, value_name = "HEADS", value_delimiter = ',')]
     pub heads: Vec<usize>,
     /// Measure direct effect, total effect and repair of each of these instead.
-    #[arg(long, value_name = "UNITS", conflicts_with_all = ["sites", "together", "class", "pairs", "block", "by", "reference", "window", "at", "heads"])]
+    #[arg(long, value_name = "UNITS", conflicts_with_all = ["sites", "together", "class", "head_pairs", "block", "by", "reference", "window", "at", "heads"])]
     pub self_repair: Option<UnitsChoice>,
     /// Other prompts that each prompt takes values from in turn, for `--self-repair`.
     #[arg(long, default_value_t = 15)]
@@ -215,7 +215,7 @@ fn asked(
     }
     let is_knockout = !args.block.is_empty();
     let sets = sets(args)?;
-    let pairs = heads_of_pairs(&args.pairs, spec)?;
+    let pairs = heads_of_pairs(&args.head_pairs, spec)?;
     let others = is_knockout || !sets.is_empty() || !pairs.is_empty();
     let sites = match &args.sites {
         Some(text) => parse_sites(text, spec)?,
@@ -224,7 +224,7 @@ fn asked(
     };
     if is_knockout && (!sets.is_empty() || !pairs.is_empty() || !sites.is_empty()) {
         return Err(Error::invalid(
-            "attention is knocked out by itself: leave `--sites`, `--together`, `--class` and `--pairs` to another run",
+            "attention is knocked out by itself: leave `--sites`, `--together`, `--class` and `--head-pairs` to another run",
         )
         .into());
     }

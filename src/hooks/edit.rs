@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::{Pos, Positions, Site};
 use crate::error::{Error, Result};
-use crate::hooks::Kind;
+use crate::hooks::{Kind, Ln};
 
 /// A change of a tensor that the forward pass then goes on with. Edits at one hook apply in the order given, before it is captured.
 ///
@@ -102,6 +102,16 @@ impl Edit {
                 reason: reason.into(),
             })
         };
+        let is_of_stream = matches!(
+            self.site.hook.kind,
+            Kind::Scale(Ln::One | Ln::Two) | Kind::Normalized(Ln::One | Ln::Two)
+        );
+        if spec.norms_stream() && is_of_stream {
+            return bad(
+                "in this family the norm makes what the branch is added to, not only what it reads; edit `hook_resid_pre` or \
+                 `hook_resid_mid`",
+            );
+        }
         match &self.op {
             Op::Block if self.site.hook.kind != Kind::AttnScores => {
                 bad("attention is blocked at `hook_attn_scores`, before the softmax")

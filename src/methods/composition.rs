@@ -57,6 +57,7 @@ struct Factors {
 /// # Errors
 /// [`Error::Invalid`] for a model of one layer, or a baseline without draws.
 pub fn composition_scores(model: &Model, config: &CompositionConfig) -> Result<Scores> {
+    model.spec.check_decoder("composition scores")?;
     let spec = &model.spec;
     if spec.n_layers < 2 || config.draws == 0 {
         return Err(Error::invalid(

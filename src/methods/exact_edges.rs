@@ -121,6 +121,7 @@ pub fn exact_edges(
     config: &EdgeConfig,
     progress: &dyn Progress,
 ) -> Result<EdgeMeasurements> {
+    model.spec.check_decoder("edges")?;
     if task.pairs.is_empty() {
         return Err(Error::EmptyTask {
             task: task.name.clone(),
@@ -227,6 +228,7 @@ pub fn exact_edge_effects(
     config: &EdgeConfig,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
+    model.spec.check_decoder("edges")?;
     let measured = measure(model, pairs, edges, config, progress)?;
     Ok(measured.into_iter().map(|one| one.effects).collect())
 }

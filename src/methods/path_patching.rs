@@ -222,6 +222,7 @@ pub fn path_patching(
     config: &PathConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model.spec.check_decoder("paths")?;
     config.check(&model.spec, task)?;
     let began = Instant::now();
     let rows = config.rows();

@@ -164,6 +164,7 @@ pub fn self_repair(
     config: &RepairConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model.spec.check_decoder("direct effects")?;
     config.check(&model.spec, task)?;
     let began = Instant::now();
     let repair = Repair::new(model, task, config)?;

@@ -17,6 +17,11 @@ pub enum Slot {
     LnFinalBias,
     Unembed,
     UnembedBias,
+    Segments,
+    Head,
+    HeadBias,
+    LnHead,
+    LnHeadBias,
     Ln1,
     Ln1Bias,
     Qkv,
@@ -48,13 +53,18 @@ pub enum Need {
 
 impl Slot {
     /// The slots that a model has once.
-    pub const MODEL: [Slot; 6] = [
+    pub const MODEL: [Slot; 11] = [
         Slot::Embed,
         Slot::Positions,
         Slot::LnFinal,
         Slot::LnFinalBias,
         Slot::Unembed,
         Slot::UnembedBias,
+        Slot::Segments,
+        Slot::Head,
+        Slot::HeadBias,
+        Slot::LnHead,
+        Slot::LnHeadBias,
     ];
 
     /// The slots of each block.
@@ -92,6 +102,11 @@ impl Slot {
             Slot::Embed | Slot::Unembed => vec![spec.d_vocab, spec.d_model],
             Slot::Positions => vec![spec.n_ctx, spec.d_model],
             Slot::UnembedBias => vec![spec.d_vocab],
+            Slot::Segments => {
+                let rows = spec.encoder.map_or(0, |encoder| encoder.n_segments);
+                vec![rows, spec.d_model]
+            }
+            Slot::Head => vec![spec.d_model, spec.d_model],
             Slot::Qkv => vec![spec.d_model, heads + 2 * kv_heads],
             Slot::QkvBias => vec![heads + 2 * kv_heads],
             Slot::QNorm => vec![if full_width { heads } else { spec.d_head }],
@@ -102,6 +117,9 @@ impl Slot {
             Slot::MlpOut => vec![spec.d_mlp, spec.d_model],
             Slot::LnFinal
             | Slot::LnFinalBias
+            | Slot::HeadBias
+            | Slot::LnHead
+            | Slot::LnHeadBias
             | Slot::Ln1
             | Slot::Ln1Bias
             | Slot::OBias
@@ -135,6 +153,9 @@ impl Slot {
             Slot::LnFinal => required(spec.norm_placement != NormPlacement::None),
             Slot::LnFinalBias => optional(layer_norm && spec.norm_placement != NormPlacement::None),
             Slot::UnembedBias | Slot::QkvBias | Slot::OBias => Need::Optional,
+            Slot::Segments | Slot::Head | Slot::HeadBias | Slot::LnHead | Slot::LnHeadBias => {
+                required(spec.encoder.is_some())
+            }
             Slot::Ln1 => required(spec.has_pre_norm()),
             Slot::Ln1Bias => optional(layer_norm && spec.has_pre_norm()),
             Slot::QNorm | Slot::KNorm => required(spec.qk_norm != QkNorm::None),
@@ -159,6 +180,7 @@ impl Slot {
         }
         let block = weights.blocks.get(layer);
         let mlp = block.and_then(|block| block.mlp.as_ref());
+        let encoder = weights.encoder.as_ref();
         match self {
             Slot::Embed => Some(&weights.w_e),
             Slot::Positions => weights.w_pos.as_ref(),
@@ -166,6 +188,11 @@ impl Slot {
             Slot::LnFinalBias => shift(&weights.ln_final),
             Slot::Unembed => Some(&weights.w_u),
             Slot::UnembedBias => weights.b_u.as_ref(),
+            Slot::Segments => Some(&encoder?.segments),
+            Slot::Head => Some(&encoder?.w_head),
+            Slot::HeadBias => Some(&encoder?.b_head),
+            Slot::LnHead => Some(&encoder?.ln_head.w),
+            Slot::LnHeadBias => encoder?.ln_head.b.as_ref(),
             Slot::Ln1 => scale(&block?.ln1),
             Slot::Ln1Bias => shift(&block?.ln1),
             Slot::Qkv => Some(&block?.w_qkv),
@@ -191,9 +218,10 @@ impl Slot {
 /// Where every weight of a family lies.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Layout {
-    /// Slots that the model has once. A tied unembedding is left out: it is the embedding.
+    /// Slots that the model has once, and those of the first block that lie elsewhere than the others'. A tied unembedding is left
+    /// out: it is the embedding.
     pub model: Vec<(Slot, Vec<Piece>)>,
-    /// Slots of every block; `{l}` in a name stands for the layer.
+    /// Slots of every block; `{l}` in a name stands for the layer. Where it is `{l-1}`, the layer before, the first block is left out.
     pub blocks: Vec<(Slot, Vec<Piece>)>,
     /// A prefix that some checkpoints put before every name (`transformer.`), or nothing.
     pub optional_prefix: &'static str,
@@ -213,7 +241,7 @@ impl Layout {
 /// One checkpoint tensor's share of a slot. The pieces of a slot fill its last axis from left to right.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// Name in the checkpoint; `{l}` stands for the layer.
+    /// Name in the checkpoint; `{l}` stands for the layer, `{l-1}` for the one before, `{last}` for the last.
     pub name: &'static str,
     pub stored: Stored,
     /// How many entries of the slot's last axis this piece fills.

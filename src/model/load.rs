@@ -23,7 +23,7 @@ use super::safetensors::SafeTensors;
 use super::spec::ModelSpec;
 use super::tokenizer::{self, Tokenizer};
 use super::weight_files;
-use super::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
+use super::weights::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
 use super::{Model, Origin};
 use crate::error::{Error, Result};
 
@@ -350,20 +350,34 @@ fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result
             .map(move |(slot, pieces)| (*slot, layer, pieces))
     });
     let once = layout.model.iter().map(|(slot, pieces)| (*slot, 0, pieces));
+    // What only later blocks have is `{l-1}` of some piece; the first block's lies among the slots that the model has once.
+    let is_placed = |layer: usize, pieces: &[Piece]| {
+        layer > 0 || pieces.iter().all(|piece| !piece.name.contains("{l-1}"))
+    };
     for (slot, layer, pieces) in once.chain(per_block) {
+        if !is_placed(layer, pieces) {
+            continue;
+        }
         let slot_shape = slot.shape(spec);
         let mut named = Vec::new();
         for piece in pieces {
-            let name = piece.name.replace("{l}", &layer.to_string());
+            let name = piece
+                .name
+                .replace("{l}", &layer.to_string())
+                .replace("{l-1}", &layer.saturating_sub(1).to_string())
+                .replace("{last}", &(spec.n_layers - 1).to_string());
             if piece.stored == Stored::Nowhere {
                 named.push((name, piece));
                 continue;
             }
             let prefixed = format!("{}{name}", layout.optional_prefix);
-            let present = [prefixed, name.clone()].into_iter().find_map(|name| {
-                let shape = found.get(name.as_str())?;
-                Some((name, *shape))
-            });
+            let older = older_name(&name);
+            let present = [prefixed, name.clone(), older]
+                .into_iter()
+                .find_map(|name| {
+                    let shape = found.get(name.as_str())?;
+                    Some((name, *shape))
+                });
             let Some((name, shape)) = present else {
                 missing.push(name);
                 continue;
@@ -425,6 +439,12 @@ fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result
             })
         }
     }
+}
+
+/// What BERT's first checkpoints call the weight and bias of a LayerNorm.
+fn older_name(name: &str) -> String {
+    name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        .replace("LayerNorm.bias", "LayerNorm.beta")
 }
 
 fn is_harmless(layout: &Layout, name: &str) -> bool {
@@ -499,6 +519,18 @@ pub(super) fn assemble(
     }
     let ln_final = take(Slot::LnFinal, 0).map(|w| NormWeights { w, b: None });
     let final_bias = take(Slot::LnFinalBias, 0);
+    let encoder = match spec.encoder {
+        None => None,
+        Some(_) => Some(EncoderWeights {
+            segments: needed(take(Slot::Segments, 0), Slot::Segments)?,
+            w_head: needed(take(Slot::Head, 0), Slot::Head)?,
+            b_head: needed(take(Slot::HeadBias, 0), Slot::HeadBias)?,
+            ln_head: NormWeights {
+                w: needed(take(Slot::LnHead, 0), Slot::LnHead)?,
+                b: take(Slot::LnHeadBias, 0),
+            },
+        }),
+    };
     Ok(Weights {
         w_e,
         w_pos: take(Slot::Positions, 0),
@@ -509,6 +541,7 @@ pub(super) fn assemble(
         }),
         w_u,
         b_u: take(Slot::UnembedBias, 0),
+        encoder,
     })
 }
 

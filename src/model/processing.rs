@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// Those of tensor arithmetic.
 pub fn fold_ln(model: &Model) -> Result<Model> {
+    model.spec.check_decoder("folded norms")?;
     let spec = &model.spec;
     let centred = spec.norm == NormKind::Layer;
     let mut weights = model.weights.clone();
@@ -67,6 +68,9 @@ pub fn center_writing(model: &Model) -> Result<Model> {
         (_, NormPlacement::None) => return refuse("its stream is read without any norm"),
         (NormKind::Rms, _) => {
             return refuse("its norms are RMSNorm, which read the mean of the stream");
+        }
+        (NormKind::Layer, NormPlacement::Stream) => {
+            return refuse("the norms on its stream write to it themselves");
         }
         (NormKind::Layer, NormPlacement::Post | NormPlacement::Sandwich) => {
             return refuse("norms on the outputs of its branches write to the stream themselves");

@@ -57,7 +57,7 @@ fn random(spec: ModelSpec, seed: u64, biases: bool) -> Result<Model> {
 fn random_slot(slot: Slot, spec: &ModelSpec, rng: &mut ChaCha8Rng) -> Result<Tensor> {
     let shape = slot.shape(spec);
     let (centre, width) = match (slot, shape.as_slice()) {
-        (Slot::Embed | Slot::Positions, _) => (0.0, 1.0),
+        (Slot::Embed | Slot::Positions | Slot::Segments, _) => (0.0, 1.0),
         (Slot::Unembed, [_, d_model]) => (0.0, (3.0 / *d_model as f32).sqrt()),
         (_, [rows, _]) => (0.0, (3.0 / *rows as f32).sqrt()),
         (
@@ -66,6 +66,7 @@ fn random_slot(slot: Slot, spec: &ModelSpec, rng: &mut ChaCha8Rng) -> Result<Ten
             | Slot::Ln1Post
             | Slot::Ln2Post
             | Slot::LnFinal
+            | Slot::LnHead
             | Slot::QNorm
             | Slot::KNorm,
             _,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// The description of one decoder-only transformer. A family (`families/`) makes it from `config.json` or GGUF metadata;
 /// the forward pass, the sweep and the backward pass read nothing else.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +49,16 @@ pub struct ModelSpec {
     pub final_softcap: Option<f32>,
     /// The unembedding is the token embedding.
     pub tied: bool,
+    /// What makes it an encoder; `None`: a decoder, whose queries see no later key.
+    pub encoder: Option<Encoder>,
+}
+
+/// BERT: attention in both directions, norms on the stream itself, embeddings of segments (every token is taken to be of the first),
+/// and a dense layer, the activation and a norm between the last block and the unembedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encoder {
+    /// Rows of the table of segments.
+    pub n_segments: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +78,9 @@ pub enum NormPlacement {
     Sandwich,
     /// Only on each branch's output, before it is added (OLMo 2).
     Post,
+    /// Before each branch, and the branch is added to what the norm made of the stream (BERT, whose own words for it are a norm
+    /// after each sum): `ln1` of a block is the norm that its predecessor's code calls the last.
+    Stream,
     /// No norms at all, not even the final one (toy models).
     None,
 }
@@ -218,7 +233,7 @@ impl ModelSpec {
     pub fn has_pre_norm(&self) -> bool {
         matches!(
             self.norm_placement,
-            NormPlacement::Pre | NormPlacement::Sandwich
+            NormPlacement::Pre | NormPlacement::Sandwich | NormPlacement::Stream
         )
     }
 
@@ -249,6 +264,7 @@ impl ModelSpec {
             NormPlacement::Pre => say(format!("{norm} before")),
             NormPlacement::Post => say(format!("{norm} after")),
             NormPlacement::Sandwich => say(format!("{norm} before and after")),
+            NormPlacement::Stream => say(format!("{norm} on the stream")),
             NormPlacement::None => say("no norms".into()),
         }
         match self.block {
@@ -300,7 +316,34 @@ impl ModelSpec {
             say(format!("logits capped at {cap}"));
         }
         say(if self.tied { "tied" } else { "untied" }.into());
+        if self.encoder.is_some() {
+            say("sees both ways".into());
+        }
         said
+    }
+
+    /// Whether a query sees no later key.
+    pub fn is_causal(&self) -> bool {
+        self.encoder.is_none()
+    }
+
+    /// Whether a branch is added to the normed stream.
+    pub fn norms_stream(&self) -> bool {
+        self.norm_placement == NormPlacement::Stream
+    }
+
+    /// Refuses encoders, for methods that take the residual stream to be a sum of what was written to it.
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check_decoder(&self, what: &str) -> Result<()> {
+        match self.encoder {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid(format!(
+                "{what} need a residual stream that is the sum of what was written to it; in family `{}` each block norms it \
+                 (`candlewick patch` runs on it)",
+                self.family
+            ))),
+        }
     }
 
     /// How many dimensions of each head rotate.

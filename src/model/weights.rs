@@ -15,6 +15,19 @@ pub struct Weights {
     pub w_u: Tensor,
     /// `[d_vocab]`
     pub b_u: Option<Tensor>,
+    /// What only encoders have.
+    pub encoder: Option<EncoderWeights>,
+}
+
+#[derive(Debug, Clone)]
+pub struct EncoderWeights {
+    /// `[n_segments, d_model]`
+    pub segments: Tensor,
+    /// `[d_model, d_model]`: read by the unembedding through the activation and `ln_head`.
+    pub w_head: Tensor,
+    /// `[d_model]`
+    pub b_head: Tensor,
+    pub ln_head: NormWeights,
 }
 
 #[derive(Debug, Clone)]
@@ -87,9 +100,13 @@ impl Weights {
         } else {
             size(&self.w_u)
         };
+        let encoder = self.encoder.as_ref().map_or(0, |encoder| {
+            let norm = size(&encoder.ln_head.w) + some(&encoder.ln_head.b);
+            size(&encoder.segments) + size(&encoder.w_head) + size(&encoder.b_head) + norm
+        });
         let ends =
             size(&self.w_e) + some(&self.w_pos) + norm(&self.ln_final) + unembed + some(&self.b_u);
-        ends + self.blocks.iter().map(block).sum::<usize>()
+        encoder + ends + self.blocks.iter().map(block).sum::<usize>()
     }
 }
 

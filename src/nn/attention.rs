@@ -1,4 +1,4 @@
-//! Causal attention over packed tokens, with grouped heads, windows and soft-caps.
+//! Attention over packed tokens, with grouped heads, windows and soft-caps.
 //!
 //! Each segment (a prompt, or a variant of one in a sweep) asks with its own query rows. Its keys and values come from its own
 //! rows where it has them and from the base run elsewhere, so a variant carries only the tokens that its edit can have changed.
@@ -29,6 +29,8 @@ pub struct Shape {
     pub scale: f32,
     pub softcap: Option<f32>,
     pub window: Option<usize>,
+    /// Whether a query sees no later key.
+    pub causal: bool,
     /// Tokens in each prompt.
     pub length: usize,
 }
@@ -291,7 +293,10 @@ fn tasks(segments: &[Segment<'_>], shape: &Shape) -> Vec<Task> {
         let rows = segment.query_positions.len();
         for start in (0..rows).step_by(BLOCK) {
             let end = rows.min(start + BLOCK);
-            let keys = segment.query_positions[end - 1] as usize + 1;
+            let keys = match shape.causal {
+                true => segment.query_positions[end - 1] as usize + 1,
+                false => shape.length,
+            };
             for head in (0..shape.n_heads).step_by(group) {
                 tasks.push(Task {
                     segment: index,
@@ -451,7 +456,7 @@ fn visible(shape: &Shape, pos: usize) -> (usize, usize) {
     let low = shape
         .window
         .map_or(0, |window| (pos + 1).saturating_sub(window));
-    (low, pos + 1)
+    (low, if shape.causal { pos + 1 } else { shape.length })
 }
 
 /// Scores of all queries of a task, scaled and capped, `[queries, width]`.
@@ -679,10 +684,8 @@ fn composed_scores(
         };
         let mut mask = vec![f32::NEG_INFINITY; segment.query_positions.len() * shape.length];
         for (row, &pos) in segment.query_positions.iter().enumerate() {
-            let low = shape
-                .window
-                .map_or(0, |window| (pos as usize + 1).saturating_sub(window));
-            mask[row * shape.length + low..=row * shape.length + pos as usize].fill(0.0);
+            let (low, high) = visible(shape, pos as usize);
+            mask[row * shape.length + low..row * shape.length + high].fill(0.0);
         }
         let mask = Tensor::from_vec(
             mask,
@@ -750,9 +753,12 @@ mod tests {
         let length = 70;
         let everywhere: Vec<u32> = (0..length as u32).collect();
         let (some, tail) = (vec![3u32, 9, 40, 68], vec![9u32, 69]);
-        for (window, softcap, key_heads) in
-            [(None, None, 2), (Some(5), Some(4.0), 2), (None, None, 6)]
-        {
+        for (window, softcap, key_heads, causal) in [
+            (None, None, 2, true),
+            (Some(5), Some(4.0), 2, true),
+            (None, None, 6, true),
+            (None, None, 2, false),
+        ] {
             let shape = Shape {
                 n_heads: 6,
                 key_heads,
@@ -762,6 +768,7 @@ mod tests {
                 scale: 0.3,
                 softcap,
                 window,
+                causal,
                 length,
             };
             // One whole prompt; one variant with its own keys at four places and queries at two.

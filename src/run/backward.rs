@@ -353,6 +353,7 @@ impl Layer<'_> {
             scale: spec.attn_scale[self.index],
             softcap: spec.attn_softcap,
             window: spec.windows[self.index],
+            causal: spec.is_causal(),
             length: rows.length,
         };
         // Where the tape has all positions, those without a gradient serve as the base run's.

@@ -198,7 +198,7 @@ pub(crate) fn block(
     if !packed.rows.is_empty() {
         let (rows, [x, attn_out]) = packed.take();
         let attn_out = tap.at(layer.hook(Kind::AttnOut), attn_out, &rows)?;
-        let mid = linear::add(&x, &attn_out)?;
+        let mid = linear::add(&kept(&layer, &x, layer.weights.ln1.as_ref())?, &attn_out)?;
         packed = Packed {
             rows,
             parts: if sequential { vec![mid] } else { vec![mid, x] },
@@ -271,11 +271,21 @@ fn run_mlp(layer: &Layer<'_>, packed: Packed, tap: &mut dyn Tap) -> Result<Packe
     }
     let (rows, [mid, out]) = packed.take();
     let out = tap.at(layer.hook(Kind::MlpOut), out, &rows)?;
-    let x = linear::add(&mid, &out)?;
+    let x = linear::add(&kept(layer, &mid, layer.weights.ln2.as_ref())?, &out)?;
     Ok(Packed {
         rows,
         parts: vec![x],
     })
+}
+
+/// What a branch is added to: the stream, or what the branch's norm made of it where norms stand on the stream.
+fn kept(layer: &Layer<'_>, x: &Tensor, norm: Option<&NormWeights>) -> Result<Tensor> {
+    match norm {
+        Some(w) if layer.spec.norms_stream() => {
+            norm::forward(x, w, layer.spec.norm, layer.spec.norm_eps)
+        }
+        _ => Ok(x.clone()),
+    }
 }
 
 /// A norm with its hooks.
@@ -326,16 +336,27 @@ pub(crate) fn final_norm(
     rows: &Rows,
     tap: &mut dyn Tap,
 ) -> Result<Tensor> {
-    match &model.weights.ln_final {
+    let x = match &model.weights.ln_final {
         Some(w) => {
             let hooks = [
                 Hook::global(Kind::Scale(Ln::Final)),
                 Hook::global(Kind::Normalized(Ln::Final)),
             ];
-            norm_with_hooks(model, x, w, hooks, rows, tap)
+            norm_with_hooks(model, x, w, hooks, rows, tap)?
         }
-        None => Ok(x.clone()),
-    }
+        None => x.clone(),
+    };
+    let Some(encoder) = &model.weights.encoder else {
+        return Ok(x);
+    };
+    let pre = linear::forward(&x, &encoder.w_head, Some(&encoder.b_head))?;
+    let post = mlp::forward(&pre, model.spec.activation)?;
+    norm::forward(
+        &post,
+        &encoder.ln_head,
+        model.spec.norm,
+        model.spec.norm_eps,
+    )
 }
 
 /// Queries, keys and values, before hooks of their own: `[rows, heads, d_head]`.
@@ -470,6 +491,7 @@ fn attend(
         scale: spec.attn_scale[layer.index],
         softcap: spec.attn_softcap,
         window: spec.windows[layer.index],
+        causal: spec.is_causal(),
         length: rows.length,
     };
     let segments: Vec<Segment<'_>> = out
@@ -675,7 +697,12 @@ pub(crate) fn embed(
         Some(w_pos) => {
             let pos = w_pos.index_select(&Tensor::new(rows.positions(), w_pos.device())?, 0)?;
             let pos = tap.at(Hook::global(Kind::PosEmbed), pos, rows)?;
-            Ok((x + pos)?)
+            let x = (x + pos)?;
+            match &model.weights.encoder {
+                None => Ok(x),
+                // Every token is taken to be of the first segment.
+                Some(encoder) => Ok(x.broadcast_add(&encoder.segments.narrow(0, 0, 1)?)?),
+            }
         }
     }
 }

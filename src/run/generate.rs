@@ -91,6 +91,7 @@ pub fn generate(
     request: &GenerateRequest<'_>,
     progress: &dyn Progress,
 ) -> Result<Generation> {
+    model.spec.check_decoder("continuations")?;
     let reach = check(model, prompts, request)?;
     let mut keys = Keys::new(&model.spec, prompts.len(), request.edits);
     let ropes = rope::Tables::new(&model.spec, reach);

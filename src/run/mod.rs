@@ -15,7 +15,7 @@
 //! #     n_ctx: 16, norm: NormKind::Rms, norm_eps: 1e-5, norm_placement: NormPlacement::Pre, block: Block::Sequential,
 //! #     position: Position::Learned, attn_scale: vec![0.5; 2], attn_softcap: None, windows: vec![None; 2],
 //! #     qk_norm: QkNorm::None, mlp: Mlp::Gated, activation: Activation::Silu, embed_scale: None,
-//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false,
+//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false, encoder: None,
 //! # };
 //! # let model = Model::random(spec, 1)?;
 //! let edits: Vec<Edit> = vec!["z0[head=1] = zero".parse()?];

@@ -1,6 +1,7 @@
 //! Many variants of a base run in few passes over the weights.
 //!
-//! A patch at layer l and position p cannot change anything before l, nor any position before p. So each variant *starts* at the
+//! A patch at layer l and position p cannot change anything before l, nor (attention is causal) any position before p; in an
+//! encoder it changes every position from the next attention on. So each variant *starts* at the
 //! first place that it changes and carries only the rows that can differ from the base run: the edited positions until the next
 //! attention, every later position from then on, and in the last layer the answer position alone. The rows of all variants of a
 //! wave are packed into one matrix and walk the layers together; keys, values and streams of everything else come from the
@@ -24,7 +25,7 @@
 //! #     n_ctx: 16, norm: NormKind::Rms, norm_eps: 1e-5, norm_placement: NormPlacement::Pre, block: Block::Sequential,
 //! #     position: Position::Learned, attn_scale: vec![0.5; 2], attn_softcap: None, windows: vec![None; 2],
 //! #     qk_norm: QkNorm::None, mlp: Mlp::Gated, activation: Activation::Silu, embed_scale: None,
-//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false,
+//! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false, encoder: None,
 //! # };
 //! # let model = Model::random(spec, 1)?;
 //! let (clean, corrupted) = (vec![3, 14, 15, 9], vec![3, 7, 15, 9]);
@@ -69,7 +70,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op};
 use crate::metric::{Metric, Reads, Target};
 use crate::model::Model;
-use crate::model::spec::Block;
+use crate::model::spec::{Block, ModelSpec};
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::host::to_host;
 use crate::nn::rope;
@@ -240,8 +241,9 @@ impl Planned {
         edits: &Variant,
         changed: &[Vec<u32>],
         base: &BaseRun,
-        last_layer: usize,
+        spec: &ModelSpec,
     ) -> Result<Self> {
+        let last_layer = spec.n_layers - 1;
         let none = super::Roles::new();
         let roles = base.roles.get(edits.example).unwrap_or(&none);
         let of_edit = |edit: &Edit| -> Result<Vec<u32>> {
@@ -268,7 +270,7 @@ impl Planned {
         for edit in again.clone().filter(is_closure) {
             positions.extend(of_edit(edit)?);
         }
-        if base.edits.iter().any(may_look_ahead) {
+        if !spec.is_causal() || base.edits.iter().any(may_look_ahead) {
             // Then a change reaches positions that stand before it.
             positions.push(0);
         }
@@ -355,8 +357,8 @@ impl Planned {
     }
 }
 
-/// What a sweep of these variants will cost, if no edit changes anything at the first `unchanged` positions: where two runs
-/// read the same tokens they have the same values.
+/// What a sweep of these variants will cost, if no edit changes anything at the first `unchanged` positions: where two causal runs
+/// read the same tokens up to there they have the same values.
 /// # Errors
 /// Those of resolving positions.
 pub fn plan(
@@ -376,6 +378,8 @@ pub fn plan(
         let roles = base.roles.get(variant.example).unwrap_or(&none);
         let changed = |edit: &Edit| -> Result<Vec<u32>> {
             let positions = edit.site.positions.resolve(base.length, roles)?;
+            // In an encoder a token changes what stands before it.
+            let unchanged = if model.spec.is_causal() { unchanged } else { 0 };
             let later = positions.into_iter().filter(|&pos| pos >= unchanged);
             Ok(later.map(|pos| pos as u32).collect())
         };
@@ -388,7 +392,7 @@ pub fn plan(
             plan.without_effect += 1;
             continue;
         }
-        let planned = Planned::new(index, variant, &changed, base, last)?;
+        let planned = Planned::new(index, variant, &changed, base, &model.spec)?;
         match planned.reaches(answer, last) {
             true => plan.row_layers += planned.cost(base.length, model.spec.n_layers),
             false => plan.without_effect += 1,
@@ -542,7 +546,7 @@ pub fn sweep_with_capture(
         if !variant.edits.is_empty() && changed.iter().all(Vec::is_empty) {
             continue;
         }
-        let one = Planned::new(index, variant, &changed, base, last_layer)?;
+        let one = Planned::new(index, variant, &changed, base, &model.spec)?;
         if one.reaches(answer, last_layer) {
             planned.push(one);
         }

@@ -60,6 +60,7 @@ impl Tape {
     /// # Errors
     /// Those of [`super::run`]; [`Error::BadEdit`] for an edit that no gradient passes.
     pub fn record(model: &Model, prompts: &[Vec<u32>], request: &TapeRequest<'_>) -> Result<Self> {
+        model.spec.check_decoder("gradients")?;
         let length = check_prompts(model, prompts)?;
         let spec = &model.spec;
         let mut rows = Rows::new(length);

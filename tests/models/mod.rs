@@ -10,10 +10,10 @@ use candlewick::hooks::{Hook, Kind};
 use candlewick::metric::Target;
 use candlewick::model::Model;
 use candlewick::model::spec::{
-    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm, RopeScaling,
-    Rotary, RotaryBase, RotaryStyle,
+    Activation, Block, Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
+    RopeScaling, Rotary, RotaryBase, RotaryStyle,
 };
-use candlewick::model::weights::{BlockWeights, MlpWeights, NormWeights, Weights};
+use candlewick::model::weights::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
 use candlewick::run::Roles;
 
 pub const VOCAB: usize = 37;
@@ -46,6 +46,7 @@ fn llama(n_layers: usize, n_heads: usize, n_kv_heads: usize, d_head: usize) -> M
         logit_scale: None,
         final_softcap: None,
         tied: false,
+        encoder: None,
     }
 }
 
@@ -70,6 +71,17 @@ fn layer_norm(spec: ModelSpec, family: &str) -> ModelSpec {
         activation: Activation::Gelu,
         ..spec
     }
+}
+
+/// A BERT: its attention sees both ways, and its norms stand on the stream. Methods that take the stream for a sum refuse it.
+pub fn encoder() -> Model {
+    let spec = ModelSpec {
+        norm_placement: NormPlacement::Stream,
+        position: Position::Learned,
+        encoder: Some(Encoder { n_segments: 2 }),
+        ..layer_norm(llama(3, 4, 4, 6), "bert")
+    };
+    Model::random(spec, 77).expect("the spec is whole")
 }
 
 /// One model of every kind, under the name of a family that is like it.
@@ -205,6 +217,16 @@ pub fn cast(model: &Model, dtype: DType) -> Model {
         ln_final: norm(&model.weights.ln_final),
         w_u: to(&model.weights.w_u),
         b_u: maybe(&model.weights.b_u),
+        encoder: model
+            .weights
+            .encoder
+            .as_ref()
+            .map(|encoder| EncoderWeights {
+                segments: to(&encoder.segments),
+                w_head: to(&encoder.w_head),
+                b_head: to(&encoder.b_head),
+                ln_head: norm(&Some(encoder.ln_head.clone())).expect("given"),
+            }),
     };
     Model::new(model.spec.clone(), weights, model.origin.clone()).expect("the same shapes")
 }

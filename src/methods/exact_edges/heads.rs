@@ -183,6 +183,7 @@ impl<'a> Read<'a> {
             scale: spec.attn_scale[layer],
             softcap: spec.attn_softcap,
             window: spec.windows[layer],
+            causal: spec.is_causal(),
             length: rows.length,
         };
         let segments: Vec<Segment<'_>> = asking

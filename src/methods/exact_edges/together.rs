@@ -23,6 +23,7 @@ pub fn exact_edge_effects_plain(
     edges: &[Edge],
     config: &EdgeConfig,
 ) -> Result<Vec<Vec<f64>>> {
+    model.spec.check_decoder("edges")?;
     let sets: Vec<Vec<Edge>> = edges.iter().map(|&edge| vec![edge]).collect();
     joint(model, pairs, &sets, config, |run, variants| {
         sweep_plain(
@@ -49,6 +50,7 @@ pub fn exact_edges_together(
     config: &EdgeConfig,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
+    model.spec.check_decoder("edges")?;
     progress.start("patching sets of edges", (pairs.len() * sets.len()) as u64);
     let effects = joint(model, pairs, sets, config, |run, variants| {
         let (sources, options) = (Sources::default(), &config.sweep);

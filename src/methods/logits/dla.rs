@@ -143,6 +143,9 @@ pub fn direct_logit_attribution(
     config: &DlaConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model
+        .spec
+        .check_decoder("direct logit attribution and lenses")?;
     config.check(&model.spec, task)?;
     let began = Instant::now();
     let (mut cells, shares) = cells(config, model, task);

@@ -93,6 +93,9 @@ pub fn logit_lens(
     config: &LensConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model
+        .spec
+        .check_decoder("direct logit attribution and lenses")?;
     config.check(task)?;
     let began = Instant::now();
     let hooks = streams(model);

@@ -83,6 +83,9 @@ pub fn early_decoding(
     config: &EarlyConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model
+        .spec
+        .check_decoder("direct logit attribution and lenses")?;
     let labels = labels(task)?;
     let shown = shown_labels(task, &labels)?;
     let began = Instant::now();

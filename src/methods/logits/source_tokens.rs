@@ -146,6 +146,9 @@ pub fn source_classes(
     config: &SourceConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model
+        .spec
+        .check_decoder("direct logit attribution and lenses")?;
     config.check(task)?;
     let began = Instant::now();
     let spec = &model.spec;

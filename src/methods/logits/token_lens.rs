@@ -84,6 +84,9 @@ pub fn token_lens(
     config: &TokenLensConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model
+        .spec
+        .check_decoder("direct logit attribution and lenses")?;
     config.check(model.spec.d_vocab, task)?;
     let began = Instant::now();
     let roles = roles_of(task);

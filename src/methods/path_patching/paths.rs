@@ -77,6 +77,7 @@ pub fn path_effects(
     options: &SweepOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
+    model.spec.check_decoder("paths")?;
     let measured = measure(model, task, sets, metric, options, progress)?;
     Ok(measured.into_iter().map(|one| one.values).collect())
 }
@@ -95,6 +96,7 @@ pub fn patch_paths(
     detail: Detail,
     progress: &dyn Progress,
 ) -> Result<Scores> {
+    model.spec.check_decoder("paths")?;
     let began = Instant::now();
     let mut sets: Vec<Vec<Path>> = paths.iter().map(|path| vec![path.clone()]).collect();
     let mut cells: Vec<Cell> = paths.iter().map(cell).collect();

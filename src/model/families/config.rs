@@ -196,6 +196,9 @@ pub fn check_spec(spec: &ModelSpec) -> Result<()> {
     in_range("vocab_size", spec.d_vocab, MOST_VOCAB)?;
     in_range("number of positions", spec.n_ctx, MOST_POSITIONS)?;
     in_range("heads x d_head", spec.n_heads * spec.d_head, MOST_WIDTH)?;
+    if let Some(encoder) = spec.encoder {
+        in_range("type_vocab_size", encoder.n_segments, MOST_WIDTH)?;
+    }
     let bad = |key: &str, reason: String| {
         Err(Error::BadConfig {
             key: key.to_string(),

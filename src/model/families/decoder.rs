@@ -74,6 +74,7 @@ impl Sizes {
             logit_scale: None,
             final_softcap: None,
             tied: false,
+            encoder: None,
         })
     }
 }
@@ -217,7 +218,7 @@ fn norms(spec: &ModelSpec) -> Filled {
             (Slot::Ln2, BEFORE_MLP),
             (Slot::Ln2Post, AFTER_MLP),
         ],
-        NormPlacement::None => &[],
+        NormPlacement::Stream | NormPlacement::None => &[],
     };
     named
         .iter()

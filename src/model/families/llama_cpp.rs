@@ -339,6 +339,9 @@ mod tests {
             Slot::LnFinalBias => "output_norm.bias",
             Slot::Unembed => "output.weight",
             Slot::UnembedBias => "output.bias",
+            Slot::Segments | Slot::Head | Slot::HeadBias | Slot::LnHead | Slot::LnHeadBias => {
+                unreachable!("no encoder is written")
+            }
             Slot::Ln1 => "attn_norm.weight",
             Slot::Ln1Bias => "attn_norm.bias",
             Slot::Qkv => "attn_qkv.weight",

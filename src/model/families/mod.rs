@@ -2,6 +2,7 @@
 //!
 //! A family has no forward pass and no loading code. To add one: read [`llama`], write its sibling, and name it in [`FAMILIES`].
 
+pub mod bert;
 mod config;
 mod decoder;
 pub mod gemma;
@@ -70,6 +71,7 @@ pub const FAMILIES: &[Family] = &[
     gptj::FAMILY,
     gpt_neox::FAMILY,
     opt::FAMILY,
+    bert::FAMILY,
 ];
 
 /// What is often tried and is none of these, with the reason. A `*` stands for any end of the name.
@@ -115,7 +117,8 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 const MULTIMODAL: &str = "it reads more than text, and only text models are handled";
 const EXPERTS: &str = "its MLPs are mixtures of experts, which are not handled";
-const ENCODER_DECODER: &str = "it is an encoder with a decoder, and only decoders are handled";
+const ENCODER_DECODER: &str =
+    "it is an encoder with a decoder, and only models of one stack are handled";
 const RECURRENT: &str = "it has recurrent layers, and only attention is handled";
 
 /// Describes a model from its `config.json`.
@@ -225,7 +228,7 @@ mod tests {
         };
         assert!(message("mixtral").contains("mixtures of experts"));
         assert!(message("gemma3").contains("only text models"));
-        assert!(message("t5").contains("only decoders"));
+        assert!(message("t5").contains("only models of one stack"));
         assert!(message("deepseek_v3").contains("mixtures of experts"));
         assert!(message("mamba2").contains("recurrent"));
         assert!(message("something_else").contains("supported: llama"));

@@ -235,6 +235,7 @@ fn spec(config: &Config, shapes: &Shapes) -> Result<ModelSpec> {
         logit_scale: None,
         final_softcap: None,
         tied: false,
+        encoder: None,
     })
 }
 
