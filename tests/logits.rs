@@ -955,6 +955,7 @@ fn induction_model() -> Option<(Model, Tokenizer)> {
             .and_then(|t| t.contiguous())
             .expect("rows"),
         b_u: Some(get("unembed.b_U")),
+        encoder: None,
     };
     let spec = ModelSpec {
         tied: false,
