@@ -143,5 +143,6 @@ fn gpt2_small() -> ModelSpec {
         logit_scale: None,
         final_softcap: None,
         tied: true,
+        encoder: None,
     }
 }
