@@ -27,7 +27,7 @@ const REFERENCE: &str = "reference.safetensors";
 #[command(after_help = "\
 Examples:
   candlewick check
-  candlewick check embedded --text \"<s> then Mary and John went to the\"")]
+  candlewick check embedded --text then")]
 pub struct CheckArgs {
     /// Hub ids, folders, `.gguf` files, or `embedded`.
     #[arg(value_name = "MODEL", default_value = "embedded")]
