@@ -203,8 +203,14 @@ fn logits_are_taken_apart_whole(name: &str, loaded: &Loaded, task: &Task) {
         direct_logit_attribution(model, tokenizer, task, &config, &Quiet)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    logit_lens(model, tokenizer, task, &LensConfig::new(Metric::LogitDiff), &Quiet)
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    logit_lens(
+        model,
+        tokenizer,
+        task,
+        &LensConfig::new(Metric::LogitDiff),
+        &Quiet,
+    )
+    .unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
 /// What takes the stream for a sum, or later positions for unseen, says so.
@@ -214,7 +220,14 @@ fn decoders_methods_refuse(name: &str, loaded: &Loaded, task: &Task) {
     let refusals = [
         edge_scores(model, task, &eap, &Quiet).map(drop),
         direct_logit_attribution(model, tokenizer, task, &DlaConfig::default(), &Quiet).map(drop),
-        logit_lens(model, tokenizer, task, &LensConfig::new(Metric::LogitDiff), &Quiet).map(drop),
+        logit_lens(
+            model,
+            tokenizer,
+            task,
+            &LensConfig::new(Metric::LogitDiff),
+            &Quiet,
+        )
+        .map(drop),
     ];
     for refusal in refusals {
         let message = refusal.expect_err("refused").to_string();
