@@ -16,6 +16,7 @@ pub(super) mod readout;
 pub mod source_tokens;
 pub mod token_lens;
 
+pub(super) use super::activation_patching::roles_of;
 use super::record;
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokenizer};
@@ -31,21 +32,6 @@ pub use token_lens::{TokenLensConfig, token_lens};
 
 /// Prompts that run together, at most.
 pub(crate) const BATCH: usize = 16;
-
-/// The roles that any pair has, in the order of their first position.
-pub(crate) fn roles_of(task: &Task) -> Vec<String> {
-    let mut roles: Vec<(usize, &String)> = Vec::new();
-    for pair in &task.pairs {
-        for (role, positions) in &pair.roles {
-            let is_new = !roles.iter().any(|(_, known)| *known == role);
-            if let Some(&first) = positions.first().filter(|_| is_new) {
-                roles.push((first, role));
-            }
-        }
-    }
-    roles.sort();
-    roles.into_iter().map(|(_, role)| role.clone()).collect()
-}
 
 /// # Errors
 /// [`Error::EmptyTask`].
