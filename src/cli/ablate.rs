@@ -15,10 +15,9 @@ use candlewick::scores::{Detail, PartStore, check_writable};
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
-use super::Context;
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::logits::finish;
 use super::open::{load_options, open_task};
+use super::{Context, show};
 
 /// Ablate parts of the model: one at a time, in sets, in pairs; scale them, or knock attention out.
 ///
@@ -154,7 +153,7 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
         Asked::Ablation(config) => config,
         Asked::Repair(config) => {
             let scores = self_repair(&model, &tokenizer, &task, config, &progress)?;
-            return finish(scores, &out, &args.output, ctx);
+            return show::finish(scores, &out, &args.output, ctx);
         }
     };
     let mut parts = PartStore::open_or_create(&out, &fingerprint(&model, &task, config)?)?;
@@ -169,7 +168,7 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
         Some(&mut parts),
         &progress,
     );
-    let scores = match ablated {
+    let mut scores = match ablated {
         Ok(scores) => scores,
         Err(error) => {
             if parts.finished().is_empty() {
@@ -178,8 +177,9 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
             return Err(error.into());
         }
     };
-    finish(scores, &out, &args.output, ctx)?;
-    Ok(parts.remove()?)
+    show::write(&mut scores, &out, ctx)?;
+    parts.remove()?;
+    show::tell(&scores, &out, &args.output, ctx)
 }
 
 fn asked(

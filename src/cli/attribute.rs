@@ -1,9 +1,7 @@
 //! `candlewick attribute`: estimates of patch effects from gradients, for nodes, edges and tokens, and how far they can be trusted.
 
-use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::circuit::{Graph, ScoredGraph};
 use candlewick::hooks::Edge;
@@ -220,34 +218,14 @@ pub fn run(args: AttributeArgs, ctx: &Context) -> anyhow::Result<()> {
     let found = work.run(&args, &model, &tokenizer, &task, &progress)?;
 
     let mut scores = found.scores;
-    scores.provenance.command = ctx.command.clone();
     if let Some(theirs) = &theirs {
         let ours = found.graph.as_ref().expect("checked to be edges");
         scores.provenance.notes.push(agreement(ours, theirs));
     }
-    scores.write_parquet(&out)?;
     if let (Some(path), Some(graph)) = (&args.graph, &found.graph) {
         graph.write(path)?;
     }
-    for warning in scores.warnings() {
-        ctx.warn(warning);
-    }
-    let mut stdout = BufWriter::new(io::stdout().lock());
-    show::print(&scores, &args.output.print, ctx, &mut stdout)?;
-    if !(args.output.print.csv || args.output.print.json) {
-        for note in &scores.provenance.notes {
-            writeln!(stdout, "\n{note}")?;
-        }
-        writeln!(
-            stdout,
-            "\n{} rows from {} pairs in {:.1} s: {}",
-            scores.table.height(),
-            scores.provenance.examples,
-            scores.provenance.seconds,
-            out.display()
-        )?;
-    }
-    stdout.flush().context("stdout")
+    show::finish(scores, &out, &args.output, ctx)
 }
 
 /// Flags that mean nothing for a method are mistakes, not decoration.

@@ -8,10 +8,10 @@ use candlewick::model::{EMBEDDED, load, load_tokenizer};
 use candlewick::scores::{Detail, check_writable};
 use clap::Args;
 
-use super::Context;
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::logits::{finish, tokens};
+use super::logits::tokens;
 use super::open::{load_options, open_task};
+use super::{Context, show};
 
 /// Label every attention head with what it looks like: previous-token, duplicate-token, induction, copying.
 ///
@@ -77,7 +77,7 @@ pub fn run(args: HeadsArgs, ctx: &Context) -> anyhow::Result<()> {
     let progress = ctx.progress();
     let model = load(&args.model.model, &options)?.model;
     let scores = head_statistics(&model, &tokenizer, &task, &config, &progress)?;
-    finish(scores, &out, &args.output, ctx)
+    show::finish(scores, &out, &args.output, ctx)
 }
 
 /// `a3.h1`: layer 3, head 1.

@@ -1,9 +1,7 @@
 //! `candlewick logits`: what parts of a model write to the logits, and what its layers would say.
 
-use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::methods::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
@@ -129,38 +127,7 @@ pub fn run(args: LogitsArgs, ctx: &Context) -> anyhow::Result<()> {
     let progress = ctx.progress();
     let model = load(&args.model.model, &options)?.model;
     let scores = measure(&asked, &model, &tokenizer, &task, &progress)?;
-    finish(scores, &out, &args.output, ctx)
-}
-
-/// Writes the table, then prints it.
-pub fn finish(
-    mut scores: Scores,
-    out: &std::path::Path,
-    output: &OutputArgs,
-    ctx: &Context,
-) -> anyhow::Result<()> {
-    scores.provenance.command = ctx.command.clone();
-    scores.write_parquet(out)?;
-    for warning in scores.warnings() {
-        ctx.warn(warning);
-    }
-    let mut stdout = BufWriter::new(io::stdout().lock());
-    show::print(&scores, &output.print, ctx, &mut stdout)?;
-    if !(output.print.csv || output.print.json) {
-        writeln!(stdout)?;
-        for note in &scores.provenance.notes {
-            writeln!(stdout, "{}", candlewick::scores::visible(note))?;
-        }
-        writeln!(
-            stdout,
-            "{} rows from {} examples in {:.1} s: {}",
-            scores.table.height(),
-            scores.provenance.examples,
-            scores.provenance.seconds,
-            out.display()
-        )?;
-    }
-    stdout.flush().context("stdout")
+    show::finish(scores, &out, &args.output, ctx)
 }
 
 fn asked(

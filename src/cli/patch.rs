@@ -1,9 +1,8 @@
 //! `candlewick patch`: exact activation patching, from a model and a task to a picture and a parquet file.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use candlewick::methods::activation_patching::plan_patching;
 use candlewick::methods::{
     GaussianNoise, PatchConfig, PatchSource, activation_patching, parse_sites,
@@ -149,25 +148,9 @@ pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
             return Err(error.into());
         }
     };
-    scores.provenance.command = ctx.command.clone();
-    scores.write_parquet(&out)?;
+    show::write(&mut scores, &out, ctx)?;
     parts.remove()?;
-    for warning in scores.warnings() {
-        ctx.warn(warning);
-    }
-    let mut stdout = BufWriter::new(io::stdout().lock());
-    show::print(&scores, &args.output.print, ctx, &mut stdout)?;
-    if !(args.output.print.csv || args.output.print.json) {
-        writeln!(
-            stdout,
-            "\n{} rows from {} pairs in {:.1} s: {}",
-            scores.table.height(),
-            scores.provenance.examples,
-            scores.provenance.seconds,
-            out.display()
-        )?;
-    }
-    stdout.flush().context("stdout")
+    show::tell(&scores, &out, &args.output, ctx)
 }
 
 fn config(

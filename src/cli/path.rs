@@ -13,11 +13,10 @@ use candlewick::scores::{Detail, check_writable};
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
-use super::Context;
 use super::ablate::{nodes, positions};
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::logits::finish;
 use super::open::{load_options, open_task};
+use super::{Context, show};
 
 /// Path patching: give receivers what senders would have written in the corrupted run, and nothing else.
 ///
@@ -125,7 +124,7 @@ pub fn run(args: PathArgs, ctx: &Context) -> anyhow::Result<()> {
         }
         Asked::Sweep(config) => path_patching(&model, &tokenizer, &task, config, &progress)?,
     };
-    finish(scores, &out, &args.output, ctx)
+    show::finish(scores, &out, &args.output, ctx)
 }
 
 fn detail(args: &PathArgs) -> Detail {

@@ -1,7 +1,7 @@
 //! `candlewick show`: what a file of scores is, its picture, its strongest rows, and how to make it again.
 
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use candlewick::Error;
@@ -9,7 +9,7 @@ use candlewick::plot::{HeatmapOptions, heatmap, summary, svg};
 use candlewick::scores::{Direction, Provenance, Scores, visible, write_whole};
 use clap::Args;
 
-use super::args::PrintArgs;
+use super::args::{OutputArgs, PrintArgs};
 use super::{Context, shell_quoted};
 
 /// Rows of the table when `--top` says nothing.
@@ -58,6 +58,47 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         )?;
     }
     out.flush().context("stdout")
+}
+
+/// Writes a table into its file, then prints it.
+pub fn finish(
+    mut scores: Scores,
+    out: &Path,
+    output: &OutputArgs,
+    ctx: &Context,
+) -> anyhow::Result<()> {
+    write(&mut scores, out, ctx)?;
+    tell(&scores, out, output, ctx)
+}
+
+/// Writes a table into its file, with the command that makes it again.
+pub fn write(scores: &mut Scores, out: &Path, ctx: &Context) -> anyhow::Result<()> {
+    scores.provenance.command = ctx.command.clone();
+    Ok(scores.write_parquet(out)?)
+}
+
+/// Prints a table that is written: warnings, picture, strongest rows, notes, and where all rows are.
+pub fn tell(scores: &Scores, out: &Path, output: &OutputArgs, ctx: &Context) -> anyhow::Result<()> {
+    for warning in scores.warnings() {
+        ctx.warn(warning);
+    }
+    let mut stdout = BufWriter::new(io::stdout().lock());
+    print(scores, &output.print, ctx, &mut stdout)?;
+    if !(output.print.csv || output.print.json) {
+        writeln!(stdout)?;
+        for note in &scores.provenance.notes {
+            writeln!(stdout, "{}", visible(note))?;
+        }
+        writeln!(
+            stdout,
+            "{} rows from {} examples in {:.1} s: {}",
+            scores.table.height(),
+            scores.provenance.examples,
+            scores.provenance.seconds,
+            out.display()
+        )?;
+    }
+    stdout.flush().context("stdout")
 }
 
 /// Prints a table as the flags ask: all rows for a pipe, or the picture and the strongest rows for a person.
