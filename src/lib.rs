@@ -16,6 +16,7 @@ mod parquet;
 pub mod plot;
 pub mod run;
 pub mod scores;
+pub mod spec;
 pub mod task;
 
 pub use error::{Error, Result};

@@ -12,13 +12,13 @@ use candlewick::methods::{
 };
 use candlewick::metric::{Metric, Target};
 use candlewick::model::load::{LoadOptions, load, load_tokenizer};
-use candlewick::model::spec::Mlp;
 use candlewick::model::{Model, Tokenizer};
 use candlewick::run::{
     BaseRun, Quiet, Readout, Request, Roles, Sources, SweepOptions, Variant, logits, run, sweep,
     sweep_plain, sweep_with_capture,
 };
 use candlewick::scores::{Detail, Scores};
+use candlewick::spec::Mlp;
 use candlewick::task::{Pair, Task};
 
 /// f32 sums of some thirty parts of order 1, in two orders.

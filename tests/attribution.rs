@@ -17,15 +17,15 @@ use candlewick::methods::{
 };
 use candlewick::metric::Metric;
 use candlewick::model::load::{LoadOptions, load};
-use candlewick::model::spec::{
-    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
-};
 use candlewick::model::{Model, Tokenizer};
 use candlewick::nn::rules::Rules;
 use candlewick::run::{
     GradientRequest, Quiet, Request, Source, Sources, gradients, run, run_with_cache,
 };
 use candlewick::scores::{Cell, Direction};
+use candlewick::spec::{
+    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
+};
 use candlewick::task::{Pair, Task};
 use models::{Pairs, every_kind, two_kinds};
 

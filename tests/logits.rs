@@ -17,11 +17,10 @@ use candlewick::methods::{
 };
 use candlewick::metric::{Metric, Target};
 use candlewick::model::load::{LoadOptions, load, load_tokenizer};
-use candlewick::model::spec::{Mlp, NormPlacement, Position};
-use candlewick::model::weights::{BlockWeights, Weights};
 use candlewick::model::{Model, ModelSpec, Origin, Tokenizer};
 use candlewick::run::{Quiet, Request, logits, run, run_with_cache};
 use candlewick::scores::{Detail, Scores};
+use candlewick::spec::{BlockWeights, Mlp, NormPlacement, Position, Weights};
 use candlewick::task::{Pair, Task};
 
 /// f32 sums of some thirty parts of order 1.

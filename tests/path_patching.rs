@@ -10,10 +10,10 @@ use candlewick::methods::{
 };
 use candlewick::metric::Metric;
 use candlewick::model::load::{LoadOptions, load_tokenizer};
-use candlewick::model::spec::{Mlp, NormPlacement};
 use candlewick::model::{Model, Tokenizer};
 use candlewick::run::{Quiet, SweepOptions};
 use candlewick::scores::{Detail, Scores};
+use candlewick::spec::{Mlp, NormPlacement};
 use candlewick::task::{Pair, Task};
 
 /// f32 sums of some thirty parts of order 1, in two orders.
@@ -289,12 +289,12 @@ fn all_paths_of_a_layer_together_are_the_corrupted_run() {
         spec.n_layers = 1;
         spec.attn_scale.truncate(1);
         spec.windows.truncate(1);
-        if let candlewick::model::spec::Position::Rotary(rotary) = &mut spec.position {
+        if let candlewick::spec::Position::Rotary(rotary) = &mut spec.position {
             rotary.base_of_layer.truncate(1);
         }
         let model = Model::random(spec, 7).expect("a spec that the engine knows");
         let mut names = vec!["input->logits".to_string()];
-        let sequential = model.spec.block == candlewick::model::spec::Block::Sequential;
+        let sequential = model.spec.block == candlewick::spec::Block::Sequential;
         let has_mlp = model.spec.mlp != Mlp::None;
         if has_mlp {
             names.push("input->m0->logits".into());

@@ -4,9 +4,9 @@ mod models;
 
 use candlewick::Error;
 use candlewick::model::processing::{center_unembed, center_writing, fold_ln, fold_value_biases};
-use candlewick::model::spec::{NormKind, NormPlacement};
 use candlewick::model::{Model, ModelSpec};
 use candlewick::run::logits;
+use candlewick::spec::{NormKind, NormPlacement};
 
 /// Folding reorders f32 sums of some twenty terms; logits are of order 3.
 const TOLERANCE: f32 = 3e-5;

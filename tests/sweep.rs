@@ -6,11 +6,11 @@ use candle_core::{Device, Tensor};
 use candlewick::hooks::{Axes, Edit, Hook, Kind, Ln, Op, Pos, Site, Value};
 use candlewick::metric::{Metric, Target};
 use candlewick::model::Model;
-use candlewick::model::spec::QkNorm;
 use candlewick::run::{
     BaseRun, Cache, MeanOf, Quiet, Readout, Source, Sources, SweepOptions, Variant, plan,
     run_with_cache, sweep, sweep_plain,
 };
+use candlewick::spec::QkNorm;
 use candlewick::{Error, Result};
 use models::{Pairs, every_kind, kinds, two_kinds};
 use rand::{Rng, SeedableRng};

@@ -13,11 +13,11 @@ use candlewick::methods::tokens::{
 };
 use candlewick::metric::Metric;
 use candlewick::model::load::{LoadOptions, Loaded, load};
-use candlewick::model::spec::{Activation, NormKind};
 use candlewick::model::{Model, Tokenizer};
 use candlewick::nn::rules::Rules;
 use candlewick::run::{GradientRequest, Quiet, Request, gradients, run};
 use candlewick::scores::Detail;
+use candlewick::spec::{Activation, NormKind};
 use candlewick::task::{ExpandOptions, Pair, Task, TaskFile, expand};
 use models::{Pairs, every_kind, two_kinds};
 

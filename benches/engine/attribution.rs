@@ -10,10 +10,10 @@ use candlewick::methods::attribution::{
 };
 use candlewick::methods::{PatchConfig, parse_sites};
 use candlewick::metric::{Metric, Target};
-use candlewick::model::spec::ModelSpec;
 use candlewick::model::{Model, Tokenizer};
 use candlewick::run::{self, GradientRequest, Quiet, gradients};
 use candlewick::scores::Direction;
+use candlewick::spec::ModelSpec;
 use candlewick::task::{ExpandOptions, Pair, Task, TaskFile, expand};
 
 use crate::machine::{peak_memory, time};
@@ -160,10 +160,10 @@ pub fn memory(small: &ModelSpec) -> Result<()> {
         attn_scale: vec![0.125; 16],
         windows: vec![None; 16],
         position: match &small.position {
-            candlewick::model::spec::Position::Rotary(rotary) => {
+            candlewick::spec::Position::Rotary(rotary) => {
                 let mut rotary = rotary.clone();
                 (rotary.dims, rotary.base_of_layer) = (64, vec![0; 16]);
-                candlewick::model::spec::Position::Rotary(rotary)
+                candlewick::spec::Position::Rotary(rotary)
             }
             other => other.clone(),
         },

@@ -6,8 +6,7 @@ use anyhow::{Context, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candlewick::metric::Target;
 use candlewick::model::Model;
-use candlewick::model::spec::Position;
-use candlewick::model::weights::NormWeights;
+use candlewick::spec::{NormWeights, Position};
 
 /// One forward and one backward pass of a pre-norm, gated, rotary model (a Llama); gives the gradient at the embedding.
 pub fn gradient(model: &Model, prompts: &[Vec<u32>], targets: &[Target]) -> Result<Tensor> {

@@ -9,10 +9,10 @@ use candlewick::methods::{EdgeConfig, exact_edge_effects, exact_edge_effects_pla
 use candlewick::metric::{Metric, Target};
 use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
-use candlewick::model::spec::{
+use candlewick::run::{self, Quiet};
+use candlewick::spec::{
     Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
 };
-use candlewick::run::{self, Quiet};
 use candlewick::task::{ExpandOptions, Pair, TaskFile, expand};
 
 use crate::machine::{Time, time};

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Config, Llama};
 use candlewick::model::Model;
-use candlewick::model::spec::Position;
+use candlewick::spec::Position;
 
 pub struct Theirs {
     model: Llama,

@@ -8,7 +8,7 @@
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Letter, Node};
 use crate::model::ModelSpec;
-use crate::model::spec::{Block, Mlp};
+use crate::spec::{Block, Mlp};
 
 /// The nodes and edges of one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -333,8 +333,7 @@ pub fn nodes(text: &str) -> anyhow::Result<Vec<Node>> {
 
 fn heads_of_pairs(texts: &[String], spec: &ModelSpec) -> anyhow::Result<Vec<Node>> {
     if texts == ["all"] {
-        let of_layer = |layer| (0..spec.n_heads).map(move |head| Node::Head { layer, head });
-        return Ok((0..spec.n_layers).flat_map(of_layer).collect());
+        return Ok(Node::heads(spec).collect());
     }
     if texts.len() == 1 {
         return Err(Error::invalid("one head makes no pair; name at least two, or `all`").into());

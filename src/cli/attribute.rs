@@ -520,7 +520,7 @@ fn patch_config(
     detail: Detail,
     sweep: SweepOptions,
 ) -> anyhow::Result<PatchConfig> {
-    let has_mlp = spec.mlp != candlewick::model::spec::Mlp::None;
+    let has_mlp = spec.mlp != candlewick::spec::Mlp::None;
     let default = match (args.method, has_mlp) {
         (MethodChoice::AtpStar, true) => "q,k,v,z,mlp_out",
         (MethodChoice::AtpStar, false) => "q,k,v,z",

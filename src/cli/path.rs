@@ -166,13 +166,8 @@ fn asked(args: &PathArgs, spec: &ModelSpec, task: &Task) -> anyhow::Result<Asked
     Ok(Asked::Sweep(config))
 }
 
-fn every_head(spec: &ModelSpec) -> impl Iterator<Item = (usize, usize)> {
-    let n_heads = spec.n_heads;
-    (0..spec.n_layers).flat_map(move |layer| (0..n_heads).map(move |head| (layer, head)))
-}
-
 fn senders(text: &str, spec: &ModelSpec) -> anyhow::Result<Vec<Node>> {
-    let heads = every_head(spec).map(|(layer, head)| Node::Head { layer, head });
+    let heads = Node::heads(spec);
     match text {
         "heads" => Ok(heads.collect()),
         "all" => {
@@ -189,7 +184,7 @@ fn senders(text: &str, spec: &ModelSpec) -> anyhow::Result<Vec<Node>> {
 
 fn receivers(text: &str, spec: &ModelSpec) -> anyhow::Result<Vec<Receiver>> {
     let of_letter = |letter: Letter| {
-        every_head(spec).map(move |(layer, head)| Receiver {
+        spec.heads().map(move |(layer, head)| Receiver {
             node: Node::Head { layer, head },
             letter: Some(letter),
         })

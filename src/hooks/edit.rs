@@ -94,7 +94,7 @@ impl Edit {
     /// Checks what can be checked before a run.
     /// # Errors
     /// Those of [`Site::check`], and [`Error::BadEdit`] where the operation does not fit the hook.
-    pub fn check(&self, spec: &crate::model::ModelSpec) -> Result<()> {
+    pub fn check(&self, spec: &crate::spec::ModelSpec) -> Result<()> {
         self.site.check(spec)?;
         let bad = |reason: &str| {
             Err(Error::BadEdit {

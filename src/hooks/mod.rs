@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::model::spec::{Block, Mlp, ModelSpec, NormPlacement, Position};
+use crate::spec::{Block, Mlp, ModelSpec, NormPlacement, Position};
 
 pub use edit::{Closure, Edit, Op, Value};
 pub use node::{Edge, Letter, Node};

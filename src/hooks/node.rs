@@ -12,6 +12,7 @@ use std::str::FromStr;
 use super::Kind;
 use crate::error::{Error, Result};
 use crate::model::tokenizer::printable;
+use crate::spec::ModelSpec;
 
 /// A component, seen as one node of the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +47,11 @@ pub struct Edge {
 }
 
 impl Node {
+    /// Every head of a model, in the order of the forward pass.
+    pub fn heads(spec: &ModelSpec) -> impl Iterator<Item = Node> + use<> {
+        spec.heads().map(|(layer, head)| Node::Head { layer, head })
+    }
+
     pub fn layer(self) -> Option<usize> {
         match self {
             Node::Head { layer, .. } | Node::Mlp(layer) => Some(layer),

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::{Axes, Hook};
 use crate::error::{Error, Result};
-use crate::model::spec::ModelSpec;
+use crate::spec::ModelSpec;
 
 /// One position of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -23,9 +23,9 @@ use serde_json::json;
 use crate::error::{Error, Result};
 use crate::hooks::{Letter, Node};
 use crate::model::processing::fold_ln;
-use crate::model::spec::{NormPlacement, Position};
 use crate::model::{Model, ModelSpec};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
+use crate::spec::{NormPlacement, Position};
 
 /// What to score.
 #[derive(Debug, Clone, Copy)]

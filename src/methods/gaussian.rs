@@ -49,7 +49,7 @@ impl GaussianNoise {
         if tokens.is_empty() {
             return Err(Error::invalid("`--noise` names no token of any prompt"));
         }
-        let entries = to_host(&embed(model, &tokens)?)?;
+        let entries = to_host(&embed(&model.spec, &model.weights, &tokens)?)?;
         let n = entries.len() as f64;
         let mean = entries.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         Ok((entries

@@ -26,11 +26,11 @@ use super::logits::{in_layer, provenance, roles_of, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::metric::Target;
-use crate::model::spec::{NormKind, NormPlacement, QkNorm};
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::nn::{embed::embed, linear, norm};
 use crate::run::{Logits, Progress, Request, run};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::spec::{NormKind, NormPlacement, QkNorm};
 use crate::task::{Pair, Task};
 
 /// What to measure.
@@ -152,7 +152,7 @@ pub fn head_statistics(
     let began = Instant::now();
     let sequences = sequences(model, tokenizer, config);
     let roles = roles_of(task);
-    let heads = heads_of(&model.spec);
+    let heads: Vec<(usize, usize)> = model.spec.heads().collect();
     let mut cells: Vec<Cell> = Vec::new();
     for &(layer, head) in &heads {
         cells.extend(MEASURES.iter().enumerate().map(|(i, measure)| Cell {
@@ -238,11 +238,6 @@ fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
         }),
         false => Ok(()),
     }
-}
-
-fn heads_of(spec: &ModelSpec) -> Vec<(usize, usize)> {
-    let of_layer = |layer| (0..spec.n_heads).map(move |head| (layer, head));
-    (0..spec.n_layers).flat_map(of_layer).collect()
 }
 
 fn head_cell(component: &str, layer: usize, head: usize) -> Cell {
@@ -671,7 +666,7 @@ fn circuits(
 fn read(model: &Model, layer: usize, tokens: &[u32]) -> Result<[Tensor; 3]> {
     let spec = &model.spec;
     let block = &model.weights.blocks[layer];
-    let x = embed(model, tokens)?;
+    let x = embed(&model.spec, &model.weights, tokens)?;
     let x = match &block.ln1 {
         Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
         None => x,

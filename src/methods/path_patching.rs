@@ -33,12 +33,12 @@ use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Positions, Site, Value};
 use crate::metric::Metric;
-use crate::model::spec::{Block, Mlp};
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::run::{
     BaseRun, Progress, Quiet, Readout, Sources, SweepOptions, Variant, sweep, sweep_with_capture,
 };
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::spec::{Block, Mlp};
 use crate::task::{Pair, Task};
 
 pub use paths::{Path, patch_paths, path_effects};

@@ -28,7 +28,6 @@ use super::logits::{BATCH, check_pairs, provenance, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Node, Op, Pos, Site, Value};
 use crate::metric::{Metric, Target};
-use crate::model::spec::{Mlp, NormPlacement};
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::nn::embed::unembed;
 use crate::nn::host::to_host;
@@ -38,6 +37,7 @@ use crate::run::{
     run, sweep_with_capture,
 };
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::spec::{Mlp, NormPlacement};
 use crate::task::{Pair, Task};
 
 /// What is ablated, one at a time.
@@ -776,7 +776,7 @@ impl Ablated<'_> {
 /// The token with the highest logit of each prompt.
 fn top_tokens(ends: &Ends<'_>) -> Result<Vec<u32>> {
     let normed = ends.normed.to_dtype(ends.model.dtype)?;
-    let logits = unembed(ends.model, &normed)?.to_dtype(DType::F32)?;
+    let logits = unembed(&ends.model.spec, &ends.model.weights, &normed)?.to_dtype(DType::F32)?;
     Ok(logits.argmax(1)?.to_vec1()?)
 }
 

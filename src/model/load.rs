@@ -23,9 +23,9 @@ use super::safetensors::SafeTensors;
 use super::spec::ModelSpec;
 use super::tokenizer::{self, Tokenizer};
 use super::weight_files;
-use super::weights::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
 use super::{Model, Origin};
 use crate::error::{Error, Result};
+use crate::spec::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
 
 /// Larger config files are refused; real ones have a few thousand bytes.
 pub(super) const CONFIG_LIMIT: u64 = 4 << 20;

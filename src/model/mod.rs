@@ -14,20 +14,17 @@ pub mod pickle;
 pub mod processing;
 mod random;
 pub mod safetensors;
-pub mod spec;
 pub mod tokenizer;
 pub mod weight_files;
-pub mod weights;
 
 use candle_core::{DType, Device};
 
 use crate::error::{Error, Result};
+pub use crate::spec;
+pub use crate::spec::{ModelSpec, Need, Slot, Weights};
 pub use embedded::EMBEDDED;
-use layout::{Need, Slot};
 pub use load::{LoadOptions, Loaded, load, load_parts, load_tokenizer, read_spec};
-pub use spec::ModelSpec;
 pub use tokenizer::Tokenizer;
-pub use weights::Weights;
 
 /// A transformer that can be run with hooks and edits (`crate::run`).
 #[derive(Debug, Clone)]

@@ -11,9 +11,9 @@
 use candle_core::{D, DType, Tensor};
 
 use super::spec::{Block, NormKind, NormPlacement};
-use super::weights::{NormWeights, Weights};
 use super::{Model, ModelSpec};
 use crate::error::{Error, Result};
+use crate::spec::{NormWeights, Weights};
 
 /// Moves weight and bias of every norm that stands before a matrix into that matrix: the norms before attention, before the
 /// MLP and before the unembedding. Their weights become 1 and their biases go. Under LayerNorm, whose output has mean 0

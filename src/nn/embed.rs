@@ -7,15 +7,15 @@ use super::host::{dot, host, is_host, on_host, room, simd, tensor, to_host};
 use super::linear::{Right, product};
 use super::rules::SoftcapRule;
 use crate::error::Result;
-use crate::model::Model;
+use crate::spec::{ModelSpec, Weights};
 
 /// The token embeddings, after any multiplier.
 /// # Shapes
 /// `tokens [n]`; gives `[n, d_model]`.
-pub fn embed(model: &Model, tokens: &[u32]) -> Result<Tensor> {
-    let ids = Tensor::new(tokens, &model.device)?;
-    let x = model.weights.w_e.index_select(&ids, 0)?;
-    Ok(match model.spec.embed_scale {
+pub fn embed(spec: &ModelSpec, weights: &Weights, tokens: &[u32]) -> Result<Tensor> {
+    let ids = Tensor::new(tokens, weights.w_e.device())?;
+    let x = weights.w_e.index_select(&ids, 0)?;
+    Ok(match spec.embed_scale {
         Some(scale) => (x * f64::from(scale))?,
         None => x,
     })
@@ -24,8 +24,8 @@ pub fn embed(model: &Model, tokens: &[u32]) -> Result<Tensor> {
 /// The logits of every token, f32.
 /// # Shapes
 /// `x [n, d_model]`, after the final norm; gives `[n, d_vocab]`.
-pub fn unembed(model: &Model, x: &Tensor) -> Result<Tensor> {
-    let w_u = &model.weights.w_u;
+pub fn unembed(spec: &ModelSpec, weights: &Weights, x: &Tensor) -> Result<Tensor> {
+    let w_u = &weights.w_u;
     let logits = if is_host(x) {
         let x = x.contiguous()?;
         let (n, d) = x.dims2()?;
@@ -43,15 +43,15 @@ pub fn unembed(model: &Model, x: &Tensor) -> Result<Tensor> {
     } else {
         x.matmul(&w_u.t()?)?.to_dtype(DType::F32)?
     };
-    let logits = match &model.weights.b_u {
+    let logits = match &weights.b_u {
         Some(b) => logits.broadcast_add(&b.to_dtype(DType::F32)?)?,
         None => logits,
     };
-    let logits = match model.spec.logit_scale {
+    let logits = match spec.logit_scale {
         Some(scale) => (logits * f64::from(scale))?,
         None => logits,
     };
-    Ok(match model.spec.final_softcap {
+    Ok(match spec.final_softcap {
         Some(cap) => ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?,
         None => logits,
     })
@@ -60,14 +60,17 @@ pub fn unembed(model: &Model, x: &Tensor) -> Result<Tensor> {
 /// The logits of a few tokens, each row its own.
 /// # Shapes
 /// `x [n, d_model]`, after the final norm; `columns`: for each row the tokens wanted; gives as many values for each row.
-pub fn unembed_columns(model: &Model, x: &Tensor, columns: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
-    let bias = model.weights.b_u.as_ref().map(to_host).transpose()?;
+pub fn unembed_columns(
+    spec: &ModelSpec,
+    weights: &Weights,
+    x: &Tensor,
+    columns: &[&[u32]],
+) -> Result<Vec<Vec<f32>>> {
+    let bias = weights.b_u.as_ref().map(to_host).transpose()?;
     let finish = |token: u32, product: f32| {
         let logit = product + bias.as_ref().map_or(0.0, |b| b[token as usize]);
-        let logit = logit * model.spec.logit_scale.unwrap_or(1.0);
-        model
-            .spec
-            .final_softcap
+        let logit = logit * spec.logit_scale.unwrap_or(1.0);
+        spec.final_softcap
             .map_or(logit, |cap| cap * (logit / cap).tanh())
     };
     let d = x.dim(1)?;
@@ -78,10 +81,9 @@ pub fn unembed_columns(model: &Model, x: &Tensor, columns: &[&[u32]]) -> Result<
     if wanted.is_empty() {
         return Ok(vec![Vec::new(); columns.len()]);
     }
-    let rows = model
-        .weights
+    let rows = weights
         .w_u
-        .index_select(&Tensor::new(wanted.as_slice(), &model.device)?, 0)?;
+        .index_select(&Tensor::new(wanted.as_slice(), weights.w_e.device())?, 0)?;
     let (rows, x) = (to_host(&rows)?, to_host(x)?);
     let value = |row: usize, token: u32| {
         let at = wanted.binary_search(&token).expect("collected above") * d;
@@ -104,21 +106,22 @@ pub fn unembed_columns(model: &Model, x: &Tensor, columns: &[&[u32]]) -> Result<
 /// # Shapes
 /// `dlogits`, `logits [n, d_vocab]`; gives `[n, d_model]`, f32 on the host.
 pub fn unembed_backward(
-    model: &Model,
+    spec: &ModelSpec,
+    weights: &Weights,
     dlogits: &[Vec<f32>],
     logits: &[Vec<f32>],
     rule: SoftcapRule,
 ) -> Result<Tensor> {
-    let (n, vocab) = (dlogits.len(), model.spec.d_vocab);
+    let (n, vocab) = (dlogits.len(), spec.d_vocab);
     let slopes: Vec<f32> = dlogits
         .iter()
         .zip(logits)
         .flat_map(|(dlogits, logits)| {
             let each = dlogits.iter().zip(logits);
-            each.map(|(d, &logit)| d * logit_slope(model, logit, rule))
+            each.map(|(d, &logit)| d * logit_slope(spec, logit, rule))
         })
         .collect();
-    let w_u = &model.weights.w_u;
+    let w_u = &weights.w_u;
     if !is_host(w_u) {
         let slopes = Tensor::from_vec(slopes, (n, vocab), w_u.device())?;
         return on_host(&slopes.matmul(&w_u.to_dtype(DType::F32)?)?);
@@ -134,22 +137,23 @@ pub fn unembed_backward(
 /// # Shapes
 /// `columns`, `dlogits`, `logits`: one list for each row; gives `[rows, d_model]`, f32 on the host.
 pub fn unembed_columns_backward(
-    model: &Model,
+    spec: &ModelSpec,
+    weights: &Weights,
     columns: &[&[u32]],
     dlogits: &[Vec<f32>],
     logits: &[Vec<f32>],
     rule: SoftcapRule,
 ) -> Result<Tensor> {
-    let d = model.spec.d_model;
+    let d = spec.d_model;
     let mut dx = vec![0.0; columns.len() * d];
     for (row, dx) in dx.chunks_exact_mut(d).enumerate() {
         if columns[row].is_empty() {
             continue;
         }
-        let ids = Tensor::new(columns[row], &model.device)?;
-        let rows = to_host(&model.weights.w_u.index_select(&ids, 0)?)?;
+        let ids = Tensor::new(columns[row], weights.w_e.device())?;
+        let rows = to_host(&weights.w_u.index_select(&ids, 0)?)?;
         for (i, w_u) in rows.chunks_exact(d).enumerate() {
-            let slope = dlogits[row][i] * logit_slope(model, logits[row][i], rule);
+            let slope = dlogits[row][i] * logit_slope(spec, logits[row][i], rule);
             for (dx, w) in dx.iter_mut().zip(w_u) {
                 *dx += slope * w;
             }
@@ -159,11 +163,11 @@ pub fn unembed_columns_backward(
 }
 
 /// How much a logit moves with the product that it is made of.
-fn logit_slope(model: &Model, logit: f32, rule: SoftcapRule) -> f32 {
-    let capped = model.spec.final_softcap.map_or(1.0, |cap| {
+fn logit_slope(spec: &ModelSpec, logit: f32, rule: SoftcapRule) -> f32 {
+    let capped = spec.final_softcap.map_or(1.0, |cap| {
         // Products above nine times the cap all have the logit of the largest that f32 can tell from it.
         let limit = 1.0 - f32::EPSILON / 2.0;
         softcap_slope((logit / cap).clamp(-limit, limit).atanh(), rule)
     });
-    capped * model.spec.logit_scale.unwrap_or(1.0)
+    capped * spec.logit_scale.unwrap_or(1.0)
 }

@@ -4,7 +4,7 @@
 
 use std::f64::consts::PI;
 
-use crate::model::spec::{RopeScaling, RotaryBase};
+use crate::spec::{RopeScaling, RotaryBase};
 
 /// What one base turns by in a run.
 #[derive(Debug, Clone, PartialEq)]

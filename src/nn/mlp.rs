@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::host::{exp, host, host_rows, is_host, on_host, room, simd, tensor};
 use super::rules::{ActivationRule, GateRule, Rules, ratio};
 use crate::error::Result;
-use crate::model::spec::Activation;
+use crate::spec::Activation;
 
 /// `act(pre)`, elementwise.
 pub fn forward(pre: &Tensor, activation: Activation) -> Result<Tensor> {

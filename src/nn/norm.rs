@@ -6,8 +6,7 @@ use rayon::prelude::*;
 use super::host::{dot, fold, host, is_host, on_host, room, simd, tensor};
 use super::rules::NormRule;
 use crate::error::Result;
-use crate::model::spec::NormKind;
-use crate::model::weights::NormWeights;
+use crate::spec::{NormKind, NormWeights};
 
 /// What a norm computes on the way to its output.
 pub struct Parts {

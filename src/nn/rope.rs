@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::frequencies::Frequencies;
 use super::host::{host, is_host, room, simd, tensor};
 use crate::error::Result;
-use crate::model::spec::{ModelSpec, Position, Rotary, RotaryBase, RotaryStyle};
+use crate::spec::{ModelSpec, Position, Rotary, RotaryBase, RotaryStyle};
 
 /// Cosines and sines of the positions of one run, for one base.
 #[derive(Debug, Clone)]
@@ -194,7 +194,7 @@ fn composed(x: &Tensor, positions: &[u32], table: &Table, sense: f32) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::spec::RopeScaling;
+    use crate::spec::RopeScaling;
 
     fn table(dims: usize, style: RotaryStyle) -> Table {
         let base = RotaryBase {

@@ -14,13 +14,12 @@ use super::tape::{Saved, Tape};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
-use crate::model::spec::{Block, Mlp, ModelSpec, QkNorm};
-use crate::model::weights::{BlockWeights, NormWeights};
 use crate::nn::attention::{self, Segment, Shape, Sources};
 use crate::nn::host::{on_host, tensor};
 use crate::nn::linear::{View, small_product};
 use crate::nn::rules::Rules;
 use crate::nn::{host, linear, mlp, norm, rope};
+use crate::spec::{Block, BlockWeights, Mlp, ModelSpec, NormWeights, QkNorm};
 
 /// What watches a backward pass.
 pub(crate) trait Probe {

@@ -7,7 +7,7 @@ use super::{Cache, Logits, Request, Roles, Source, Sources, walk};
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind};
 use crate::model::Model;
-use crate::model::spec::{Block, Mlp};
+use crate::spec::{Block, Mlp};
 
 /// Prompts of equal length, run once, with the stream, keys and values of every layer.
 #[derive(Debug, Clone)]

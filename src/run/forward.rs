@@ -11,10 +11,9 @@ use super::rows::{Rows, regather};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
-use crate::model::spec::{Block, Mlp, ModelSpec, QkNorm};
-use crate::model::weights::{BlockWeights, NormWeights};
 use crate::nn::attention::{self, Segment, Shape, Sources};
 use crate::nn::{linear, mlp, norm, rope};
+use crate::spec::{Block, BlockWeights, Mlp, ModelSpec, NormWeights, QkNorm};
 
 /// The places of a block where variants can join, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -690,7 +689,7 @@ pub(crate) fn embed(
     rows: &Rows,
     tap: &mut dyn Tap,
 ) -> Result<Tensor> {
-    let x = crate::nn::embed::embed(model, tokens)?;
+    let x = crate::nn::embed::embed(&model.spec, &model.weights, tokens)?;
     let x = tap.at(Hook::global(Kind::Embed), x, rows)?;
     match &model.weights.w_pos {
         None => Ok(x),

@@ -178,12 +178,14 @@ impl<'a> Measured<'a> {
         let logits: Vec<Vec<f32>> = match metric.reads() {
             Reads::Answers => {
                 let columns: Vec<&[u32]> = columns.iter().map(Vec::as_slice).collect();
-                unembed_columns(model, &normed, &columns)?
+                unembed_columns(&model.spec, &model.weights, &normed, &columns)?
             }
-            Reads::Vocabulary => to_host(&as_logits(unembed(model, &normed)?)?)?
-                .chunks_exact(vocab)
-                .map(<[f32]>::to_vec)
-                .collect(),
+            Reads::Vocabulary => {
+                to_host(&as_logits(unembed(&model.spec, &model.weights, &normed)?)?)?
+                    .chunks_exact(vocab)
+                    .map(<[f32]>::to_vec)
+                    .collect()
+            }
         };
         if let Some(index) = logits
             .iter()
@@ -250,9 +252,22 @@ impl<'a> Measured<'a> {
         let at_normed = match self.metric.reads() {
             Reads::Answers => {
                 let columns: Vec<&[u32]> = self.columns.iter().map(Vec::as_slice).collect();
-                unembed_columns_backward(model, &columns, &slopes, &self.logits, rules.softcap)?
+                unembed_columns_backward(
+                    &model.spec,
+                    &model.weights,
+                    &columns,
+                    &slopes,
+                    &self.logits,
+                    rules.softcap,
+                )?
             }
-            Reads::Vocabulary => unembed_backward(model, &slopes, &self.logits, rules.softcap)?,
+            Reads::Vocabulary => unembed_backward(
+                &model.spec,
+                &model.weights,
+                &slopes,
+                &self.logits,
+                rules.softcap,
+            )?,
         };
         final_norm(model, &at_normed, &self.answer, rules, rows, probe)
     }

@@ -156,7 +156,7 @@ pub(crate) fn run_examples(
             cache,
         });
     };
-    let mut logits = forward::as_logits(unembed(model, &normed)?)?;
+    let mut logits = forward::as_logits(unembed(&model.spec, &model.weights, &normed)?)?;
     if request.logits == Logits::All {
         logits = logits.reshape((prompts.len(), (), model.spec.d_vocab))?; // [batch, pos, d_vocab]
     }

@@ -70,10 +70,10 @@ use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op};
 use crate::metric::{Metric, Reads, Target};
 use crate::model::Model;
-use crate::model::spec::{Block, ModelSpec};
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::host::to_host;
 use crate::nn::rope;
+use crate::spec::{Block, ModelSpec};
 
 /// One variant: a prompt of the base run, and the edits that are made in it.
 #[derive(Debug, Clone, PartialEq)]
@@ -430,7 +430,7 @@ impl BaseRun {
     /// # Errors
     /// Those of the tensor product.
     pub fn logits(&self, model: &Model) -> Result<Vec<Vec<f32>>> {
-        Ok(unembed(model, &self.answer)?.to_vec2()?)
+        Ok(unembed(&model.spec, &model.weights, &self.answer)?.to_vec2()?)
     }
 }
 
@@ -734,14 +734,22 @@ pub(crate) fn read(
                 .map(|&example| readout.targets[example].columns())
                 .collect();
             let columns: Vec<&[u32]> = wanted.iter().map(Vec::as_slice).collect();
-            for (&example, logits) in examples.iter().zip(unembed_columns(model, x, &columns)?) {
+            for (&example, logits) in
+                examples
+                    .iter()
+                    .zip(unembed_columns(&model.spec, &model.weights, x, &columns)?)
+            {
                 value(example, &logits)?;
             }
         }
         Reads::Vocabulary => {
             // A few rows at a time: the vocabulary is wide.
             for (chunk, examples) in examples.chunks(64).enumerate() {
-                let logits = to_host(&unembed(model, &x.narrow(0, chunk * 64, examples.len())?)?)?;
+                let logits = to_host(&unembed(
+                    &model.spec,
+                    &model.weights,
+                    &x.narrow(0, chunk * 64, examples.len())?,
+                )?)?;
                 for (&example, logits) in
                     examples.iter().zip(logits.chunks_exact(model.spec.d_vocab))
                 {

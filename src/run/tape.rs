@@ -18,8 +18,8 @@ use super::{Roles, Sources, check_prompts};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op};
 use crate::model::Model;
-use crate::model::spec::{Mlp, ModelSpec, QkNorm};
 use crate::nn::rope;
+use crate::spec::{Mlp, ModelSpec, QkNorm};
 
 /// What a tape is asked for, besides its prompts.
 #[derive(Clone, Default)]

@@ -7,10 +7,9 @@ use candle_core::Tensor;
 use candlewick::hooks::{Hook, Kind, Ln};
 use candlewick::metric::Metric;
 use candlewick::model::Model;
-use candlewick::model::spec::{Block, Mlp};
-use candlewick::model::weights::NormWeights;
 use candlewick::nn::rules::{GateRule, Rules, SoftcapRule};
 use candlewick::run::{Cache, GradientRequest, Gradients, gradients, run_with_cache};
+use candlewick::spec::{Block, Mlp, NormWeights};
 
 use crate::models::{Pairs, every_kind};
 use crate::{MakeRules, flat, gap, variations};

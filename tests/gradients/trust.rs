@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use candlewick::hooks::{Hook, Kind};
 use candlewick::metric::Metric;
-use candlewick::model::spec::Activation;
 use candlewick::nn::rules::Rules;
 use candlewick::run::{Logits, Request, run};
+use candlewick::spec::Activation;
 
 use crate::models::Pairs;
 use crate::twin::{self, Change, Changes};

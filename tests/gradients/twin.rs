@@ -15,12 +15,11 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candlewick::hooks::{Hook, Kind, Ln};
 use candlewick::metric::{Metric, Target};
 use candlewick::model::Model;
-use candlewick::model::spec::{
-    Activation, Block, Mlp, ModelSpec, NormKind, Position, QkNorm, RopeScaling, Rotary, RotaryBase,
-    RotaryStyle,
-};
-use candlewick::model::weights::{BlockWeights, MlpWeights, NormWeights};
 use candlewick::nn::rules::{ActivationRule, GateRule, NormRule, PatternRule, Rules, SoftcapRule};
+use candlewick::spec::{
+    Activation, Block, BlockWeights, Mlp, MlpWeights, ModelSpec, NormKind, NormWeights, Position,
+    QkNorm, RopeScaling, Rotary, RotaryBase, RotaryStyle,
+};
 
 /// What stands for a masked score: finite, since zero times infinity has no gradient, and far below any score.
 pub const MASKED: f64 = -1e30;

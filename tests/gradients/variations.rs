@@ -1,7 +1,7 @@
 //! Models that combine what [`crate::models`] has one at a time: a backward pass that is right for each may be wrong for two.
 
 use candlewick::model::Model;
-use candlewick::model::spec::{
+use candlewick::spec::{
     Activation, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm, RopeScaling, Rotary,
     RotaryBase, RotaryStyle,
 };

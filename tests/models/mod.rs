@@ -9,12 +9,12 @@ use candle_core::{DType, Tensor};
 use candlewick::hooks::{Hook, Kind};
 use candlewick::metric::Target;
 use candlewick::model::Model;
-use candlewick::model::spec::{
-    Activation, Block, Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
-    RopeScaling, Rotary, RotaryBase, RotaryStyle,
-};
-use candlewick::model::weights::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
 use candlewick::run::Roles;
+use candlewick::spec::{
+    Activation, Block, BlockWeights, Encoder, EncoderWeights, Mlp, MlpWeights, ModelSpec, NormKind,
+    NormPlacement, NormWeights, Position, QkNorm, RopeScaling, Rotary, RotaryBase, RotaryStyle,
+    Weights,
+};
 
 pub const VOCAB: usize = 37;
 

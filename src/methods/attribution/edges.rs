@@ -32,7 +32,6 @@ use crate::methods::PatchSource;
 use crate::methods::exact_edges::{EdgeConfig, Reference, cell};
 use crate::methods::record::provenance;
 use crate::metric::Metric;
-use crate::model::spec::{Mlp, NormKind};
 use crate::model::{Model, Tokenizer};
 use crate::nn::host::{dot, host, on_host, simd, to_host};
 use crate::nn::linear::{Right, View, product, small_product};
@@ -43,6 +42,7 @@ use crate::run::rows::Rows;
 use crate::run::tape::Tape;
 use crate::run::{Progress, available_memory};
 use crate::scores::{Cell, Detail, ExampleScores, Scores, ScoresMeta};
+use crate::spec::{Mlp, NormKind};
 use crate::task::Task;
 
 /// Where the gradients of an edge method are taken.

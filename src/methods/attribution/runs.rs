@@ -356,7 +356,7 @@ fn first_difference(pair: &Pair) -> usize {
 fn all_logits(model: &Model, tape: &Tape) -> Result<Vec<Vec<f32>>> {
     let answer = tape.answer(model)?;
     let normed = final_norm(model, &answer, &tape.rows.last_of_each(), &mut Nobody)?;
-    let logits = to_host(&as_logits(unembed(model, &normed)?)?)?;
+    let logits = to_host(&as_logits(unembed(&model.spec, &model.weights, &normed)?)?)?;
     Ok(logits
         .chunks_exact(model.spec.d_vocab)
         .map(<[f32]>::to_vec)

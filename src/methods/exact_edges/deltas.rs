@@ -9,10 +9,10 @@ use candle_core::{D, DType, Device, Tensor};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln, Node};
 use crate::model::Model;
-use crate::model::spec::NormKind;
 use crate::nn::host::host;
 use crate::nn::linear;
 use crate::run::{BaseRun, Cache, Source};
+use crate::spec::NormKind;
 
 /// The hooks that tell what sources write.
 pub(super) const KINDS: [Kind; 4] = [Kind::Embed, Kind::Z, Kind::MlpOut, Kind::Scale(Ln::OnePost)];

@@ -8,13 +8,13 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Letter};
-use crate::model::spec::QkNorm;
 use crate::model::{Model, ModelSpec};
 use crate::nn::attention::{self, Segment, Shape, Sources};
 use crate::nn::{linear, norm, rope};
 use crate::run::BaseRun;
 use crate::run::forward::rotated;
 use crate::run::rows::{self, Rows, pick, regather};
+use crate::spec::QkNorm;
 
 /// What [`Read`] needs of the base run besides what every sweep does.
 pub(super) fn kinds(spec: &ModelSpec) -> &'static [Kind] {

@@ -20,10 +20,10 @@ use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
 use super::{BATCH, check_pairs, in_layer, provenance, roles_of, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
-use crate::model::spec::Mlp;
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::run::{Progress, Request};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::spec::Mlp;
 use crate::task::{Pair, Task};
 
 /// How far the stream is taken apart. Every choice sums to the same logit.

@@ -202,7 +202,10 @@ pub(crate) fn decode(model: &Model, x: &Tensor) -> Result<(Tensor, Tensor)> {
         Some(w) => norm::forward(x, w, model.spec.norm, model.spec.norm_eps)?,
         None => x.clone(),
     };
-    Ok((unembed(model, &normed)?.to_dtype(DType::F32)?, normed))
+    Ok((
+        unembed(&model.spec, &model.weights, &normed)?.to_dtype(DType::F32)?,
+        normed,
+    ))
 }
 
 fn cells(hooks: &[Hook], places: usize, end_only: bool) -> Vec<Cell> {
@@ -378,7 +381,12 @@ fn add_top_tokens(
         }));
         let indices: Vec<u32> = (first..cells.len() as u32).collect();
         for (example, (normed, lse)) in all.iter_mut().zip(&ends.normed[layer]) {
-            let logits = unembed_columns(model, &normed.unsqueeze(0)?, &[&order])?;
+            let logits = unembed_columns(
+                &model.spec,
+                &model.weights,
+                &normed.unsqueeze(0)?,
+                &[&order],
+            )?;
             let probs = logits[0]
                 .iter()
                 .map(|&logit| (f64::from(logit) - lse).exp());

@@ -14,10 +14,9 @@ use candle_core::{D, DType, Tensor};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
-use crate::model::spec::{NormKind, NormPlacement};
-use crate::model::weights::NormWeights;
 use crate::nn::{host::to_host, norm};
 use crate::run::{Cache, Logits, Request, walk};
+use crate::spec::{NormKind, NormPlacement, NormWeights};
 use crate::task::Pair;
 
 /// Which logit, or combination of logits, contributions are to.
@@ -231,7 +230,8 @@ impl<'a> Ends<'a> {
         }
         let coefficients: Vec<_> = pairs.iter().map(|pair| target.coefficients(pair)).collect();
         let normed = self.normed.to_dtype(self.model.dtype)?;
-        let logits = crate::nn::embed::unembed(self.model, &normed)?.to_dtype(DType::F32)?;
+        let logits = crate::nn::embed::unembed(&self.model.spec, &self.model.weights, &normed)?
+            .to_dtype(DType::F32)?;
         let logits: Vec<Vec<f32>> = logits.to_vec2()?;
         let value = |(logits, tokens): (&Vec<f32>, &Vec<(u32, f32)>)| {
             let sum: f32 = tokens.iter().map(|(t, c)| c * logits[*t as usize]).sum();

@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
 use crate::metric::{Reads, Target};
 use crate::model::Model;
-use crate::model::spec::{Mlp, ModelSpec};
 use crate::nn::embed::embed;
 use crate::nn::host::{tensor, to_host};
 use crate::nn::rules::Rules;
@@ -18,6 +17,7 @@ use crate::run::gradients::Measured;
 use crate::run::rows::Rows;
 use crate::run::tape::{Tape, TapeRequest};
 use crate::run::{Progress, logits};
+use crate::spec::{Mlp, ModelSpec};
 use crate::task::{Pair, Task};
 
 /// What one prompt's metric was found to be made of.
@@ -81,7 +81,7 @@ impl<'a> Batch<'a> {
             targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
             reference,
             length: prompts[0].len(),
-            embeddings: to_host(&embed(model, &prompts.concat())?)?,
+            embeddings: to_host(&embed(&model.spec, &model.weights, &prompts.concat())?)?,
             values: Vec::new(),
             other_values: Vec::new(),
             pairs,

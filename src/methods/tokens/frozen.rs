@@ -5,9 +5,8 @@
 
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::spec::NormKind;
-use crate::model::weights::NormWeights;
 use crate::nn::host::to_host;
+use crate::spec::{NormKind, NormWeights};
 
 pub(super) struct Write {
     post: Option<(Vec<f32>, Option<Vec<f32>>)>,

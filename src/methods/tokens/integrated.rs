@@ -33,7 +33,9 @@ impl Origin<'_> {
     fn embeddings(self, batch: &Batch<'_>) -> Result<Vec<f32>> {
         match self {
             Origin::Vector(vector) => Ok(vector.repeat(batch.length)),
-            Origin::Prompt(tokens) => to_host(&embed(batch.model, tokens)?),
+            Origin::Prompt(tokens) => {
+                to_host(&embed(&batch.model.spec, &batch.model.weights, tokens)?)
+            }
         }
     }
 }
@@ -184,7 +186,7 @@ impl Start {
     /// # Errors
     /// [`Error::Tokenizer`] for a token that the vocabulary does not have.
     pub fn new(model: &Model, tokenizer: &Tokenizer, baseline: &Baseline) -> Result<Self> {
-        let embedding = |token: u32| to_host(&embed(model, &[token])?);
+        let embedding = |token: u32| to_host(&embed(&model.spec, &model.weights, &[token])?);
         Ok(Start::Vector(match baseline {
             Baseline::Pair => return Ok(Start::Pair),
             Baseline::Zero => vec![0.0; model.spec.d_model],

@@ -24,14 +24,13 @@ use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::metric::Metric;
 use crate::model::Model;
-use crate::model::spec::{Block, Mlp};
-use crate::model::weights::{BlockWeights, NormWeights};
 use crate::nn::host::to_host;
 use crate::nn::linear;
 use crate::nn::rules::{PatternRule, Rules};
 use crate::run::backward::{Descent, Probe, Readers};
 use crate::run::gradients::Measured;
 use crate::run::rows::Rows;
+use crate::spec::{Block, BlockWeights, Mlp, NormWeights};
 
 /// The row of what biases bring.
 const BIAS: &str = "bias";

@@ -62,7 +62,11 @@ pub(super) fn decode(
             reason: format!("no tensor was named by it at positions {pass:?}"),
         });
     }
-    forward::as_logits(unembed(model, &normed.expect("asked for"))?)
+    forward::as_logits(unembed(
+        &model.spec,
+        &model.weights,
+        &normed.expect("asked for"),
+    )?)
 }
 
 /// The tap of a plain run, with what is in force of each edit in this pass.

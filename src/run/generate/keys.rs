@@ -9,8 +9,8 @@ use super::super::forward::Tap;
 use super::super::rows::Rows;
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind};
-use crate::model::spec::ModelSpec;
 use crate::nn::attention::repeat;
+use crate::spec::ModelSpec;
 
 /// Positions that there is room for beyond the first pass; the room doubles when it is used up.
 const ROOM: usize = 64;

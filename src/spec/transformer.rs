@@ -1,5 +1,7 @@
 //! `ModelSpec`: everything that distinguishes one supported transformer from another, as a plain value.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -230,6 +232,20 @@ impl ModelSpec {
         self.n_heads / self.n_kv_heads
     }
 
+    /// Every head of the model as `(layer, head)`, in the order of the forward pass.
+    pub fn heads(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let n_heads = self.n_heads;
+        (0..self.n_layers).flat_map(move |layer| (0..n_heads).map(move |head| (layer, head)))
+    }
+
+    /// The `width` layers around one, cut off at the first and the last layer. A window of even width has one more layer above
+    /// than below; of width 1 (or 0) it is the layer itself.
+    pub fn window(&self, layer: usize, width: usize) -> RangeInclusive<usize> {
+        let first = layer.saturating_sub(width.saturating_sub(1) / 2);
+        let last = (layer + width / 2).min(self.n_layers.saturating_sub(1));
+        first..=last
+    }
+
     pub fn has_pre_norm(&self) -> bool {
         matches!(
             self.norm_placement,
@@ -273,9 +289,10 @@ impl ModelSpec {
             Block::Parallel { shared_norm: false } => say("parallel".into()),
         }
         let heads = format!("{} heads of {}", self.n_heads, self.d_head);
-        say(match self.n_heads == self.n_kv_heads {
-            true => heads,
-            false => format!("{heads}, {} for keys", self.n_kv_heads),
+        say(if self.n_heads == self.n_kv_heads {
+            heads
+        } else {
+            format!("{heads}, {} for keys", self.n_kv_heads)
         });
         match self.qk_norm {
             QkNorm::None => (),
@@ -357,5 +374,65 @@ impl ModelSpec {
     /// Whether there is a stream between attention and MLP that `hook_resid_mid` could name.
     pub fn has_resid_mid(&self) -> bool {
         self.block == Block::Sequential && self.mlp != Mlp::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(n_layers: usize, n_heads: usize) -> ModelSpec {
+        ModelSpec {
+            family: "test".into(),
+            n_layers,
+            n_heads,
+            n_kv_heads: n_heads,
+            d_model: 8,
+            d_head: 4,
+            d_mlp: 0,
+            d_vocab: 5,
+            n_ctx: 6,
+            norm: NormKind::Rms,
+            norm_eps: 1e-5,
+            norm_placement: NormPlacement::None,
+            block: Block::Sequential,
+            position: Position::None,
+            attn_scale: vec![0.5; n_layers],
+            attn_softcap: None,
+            windows: vec![None; n_layers],
+            qk_norm: QkNorm::None,
+            mlp: Mlp::None,
+            activation: Activation::Relu,
+            embed_scale: None,
+            residual_multiplier: None,
+            logit_scale: None,
+            final_softcap: None,
+            tied: true,
+            encoder: None,
+        }
+    }
+
+    #[test]
+    fn heads_come_in_the_order_of_the_forward_pass() {
+        let heads: Vec<_> = spec(2, 3).heads().collect();
+        assert_eq!(heads, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
+        assert_eq!(spec(0, 3).heads().count(), 0);
+    }
+
+    #[test]
+    fn a_window_of_layers_is_cut_off_at_both_ends() {
+        let spec = spec(10, 1);
+        for (layer, width, window) in [
+            (5, 0, 5..=5),
+            (5, 1, 5..=5),
+            (5, 2, 5..=6),
+            (5, 3, 4..=6),
+            (5, 4, 4..=7),
+            (0, 5, 0..=2),
+            (9, 5, 7..=9),
+            (3, 100, 0..=9),
+        ] {
+            assert_eq!(spec.window(layer, width), window, "{width} around {layer}");
+        }
     }
 }
