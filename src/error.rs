@@ -162,6 +162,16 @@ pub enum Error {
         corrupted: usize,
     },
     #[error(
+        "prompt {index}: {role} is at {clean:?} in clean and at {corrupted:?} in corrupted; patching aligns positions, \
+             so reword one side (`candlewick tokens` shows both)"
+    )]
+    RoleMismatch {
+        index: usize,
+        role: String,
+        clean: Vec<usize>,
+        corrupted: Vec<usize>,
+    },
+    #[error(
         "prompt {index}: answer `{answer}` is {tokens} tokens; answers must be one token (a leading space often matters)"
     )]
     MultiTokenAnswer {

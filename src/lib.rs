@@ -18,5 +18,6 @@ pub mod run;
 pub mod scores;
 pub mod spec;
 pub mod task;
+pub mod text;
 
 pub use error::{Error, Result};

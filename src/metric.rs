@@ -45,7 +45,7 @@ pub enum Reads {
 }
 
 /// The tokens that a metric compares, for one example.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub answers: Vec<u32>,
     /// Empty for metrics that need none.

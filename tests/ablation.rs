@@ -10,52 +10,20 @@ use candlewick::methods::{
     AblationConfig, DirectTarget, Knockout, NodeSet, PatchConfig, PatchSource, RepairConfig,
     RepairTarget, Units, ablation, parse_sites, self_repair,
 };
-use candlewick::metric::{Metric, Target};
-use candlewick::model::load::{LoadOptions, load, load_tokenizer};
-use candlewick::model::{Model, Tokenizer};
+use candlewick::metric::Metric;
+use candlewick::model::Model;
+use candlewick::model::load::{LoadOptions, load};
 use candlewick::run::{
-    BaseRun, Quiet, Readout, Request, Roles, Sources, SweepOptions, Variant, logits, run, sweep,
+    BaseRun, Quiet, Readout, Request, Sources, SweepOptions, Variant, logits, run, sweep,
     sweep_plain, sweep_with_capture,
 };
 use candlewick::scores::{Detail, Scores};
 use candlewick::spec::Mlp;
 use candlewick::task::{Pair, Task};
+use models::task::{changed, first, task};
 
 /// f32 sums of some thirty parts of order 1, in two orders.
 const TOLERANCE: f64 = 2e-4;
-
-/// The pairs of the tiny models as a task. Its texts are never read: any tokenizer will do.
-fn task() -> Task {
-    let pairs = models::Pairs::new();
-    let one = |i: usize| Pair {
-        index: i,
-        clean: pairs.clean[i].clone(),
-        corrupted: pairs.corrupted[i].clone(),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: pairs.targets[i].clone(),
-        roles: pairs.roles[i].clone(),
-        template: 0,
-    };
-    Task {
-        name: "tiny".into(),
-        asked: pairs.clean.len(),
-        pairs: (0..pairs.clean.len()).map(one).collect(),
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-    }
-}
-
-fn tokenizer() -> Tokenizer {
-    load_tokenizer("embedded", &LoadOptions::default())
-        .expect("it is part of the library")
-        .0
-}
 
 fn config(model: &Model, sites: &str, source: PatchSource) -> AblationConfig {
     let sites = match sites {
@@ -70,7 +38,7 @@ fn config(model: &Model, sites: &str, source: PatchSource) -> AblationConfig {
 }
 
 fn ablate(model: &Model, task: &Task, config: &AblationConfig) -> Scores {
-    ablation(model, &tokenizer(), task, config, None, &Quiet).expect("ablates")
+    ablation(model, task, config, None, &Quiet).expect("ablates")
 }
 
 fn column(scores: &Scores, name: &str) -> Vec<f64> {
@@ -142,7 +110,7 @@ fn a_factor_of_one_changes_no_bit_and_a_factor_of_nothing_is_zero() {
         );
         // In a whole run there is no excuse: multiplying by one is the identity.
         let edit: Edit = "z0 *= 1".parse().expect("an edit");
-        let prompts = [task.pairs[0].clean.clone()];
+        let prompts = [task.pairs()[0].clean.clone()];
         let request = Request {
             edits: &[edit],
             ..Request::default()
@@ -163,10 +131,8 @@ fn a_factor_of_one_changes_no_bit_and_a_factor_of_nothing_is_zero() {
 
 #[test]
 fn a_mean_over_one_prompt_is_that_prompts_value() {
-    let mut task = task();
-    task.pairs.truncate(1);
-    let mut other = task.clone();
-    other.pairs[0].clean = task.pairs[0].corrupted.clone();
+    let task = first(&task(), 1);
+    let other = changed(&task, |pair| pair.clean = pair.corrupted.clone());
     for model in models::every_kind() {
         let family = &model.spec.family;
         for sites in ["z", "attn_out:pos"] {
@@ -195,12 +161,11 @@ fn a_mean_over_one_prompt_is_that_prompts_value() {
 #[test]
 fn a_mean_by_role_is_taken_over_the_positions_of_the_role() {
     // Where every position is a role of its own, the mean by role is the mean by position.
-    let mut task = task();
-    for pair in &mut task.pairs {
+    let task = changed(&task(), |pair| {
         pair.roles = (0..pair.clean.len())
             .map(|pos| (format!("P{pos}"), vec![pos]))
             .collect();
-    }
+    });
     for model in models::two_kinds() {
         let by_role = ablate(&model, &task, &config(&model, "z", PatchSource::MeanRole));
         let by_position = ablate(&model, &task, &config(&model, "z", PatchSource::Mean));
@@ -210,10 +175,9 @@ fn a_mean_by_role_is_taken_over_the_positions_of_the_role() {
             &model.spec.family,
         );
         // Where there is one role for all of them, it is the mean over all positions.
-        let mut same = task.clone();
-        for pair in &mut same.pairs {
+        let same = changed(&task, |pair| {
             pair.roles = [("ALL".to_string(), (0..pair.clean.len()).collect())].into();
-        }
+        });
         let by_role = ablate(&model, &same, &config(&model, "z", PatchSource::MeanRole));
         let of_all = ablate(&model, &same, &config(&model, "z", PatchSource::MeanAll));
         near(
@@ -227,7 +191,7 @@ fn a_mean_by_role_is_taken_over_the_positions_of_the_role() {
 #[test]
 fn knocked_out_attention_leaves_other_queries_as_they_are() {
     let task = task();
-    let prompts = [task.pairs[0].clean.clone()];
+    let prompts = [task.pairs()[0].clean.clone()];
     for model in models::every_kind() {
         let z = Hook::at(Kind::Z, 0);
         let of = |edits: &[Edit]| {
@@ -268,13 +232,13 @@ fn a_knockout_through_the_sweep_is_that_of_a_whole_run() {
         }];
         let per_head = ablate(&model, &task, &blocked);
         let heads = model.spec.n_layers * model.spec.n_heads;
-        assert_eq!(per_head.table.height(), heads * task.pairs.len());
+        assert_eq!(per_head.table.height(), heads * task.pairs().len());
         blocked.whole_layers = true;
         blocked.patch.window = 2;
         let windows = ablate(&model, &task, &blocked);
         assert_eq!(
             windows.table.height(),
-            model.spec.n_layers * task.pairs.len()
+            model.spec.n_layers * task.pairs().len()
         );
         // The window of layer 0 is layers 0 and 1.
         let edits: Vec<Edit> = (0..2.min(model.spec.n_layers))
@@ -283,7 +247,7 @@ fn a_knockout_through_the_sweep_is_that_of_a_whole_run() {
                 Edit::block(site, [Pos::FromEnd(1)], keys.clone())
             })
             .collect();
-        let pair = &task.pairs[0];
+        let pair = &task.pairs()[0];
         let request = Request {
             edits: &edits,
             roles: std::slice::from_ref(&pair.roles),
@@ -327,10 +291,9 @@ fn without_any_node_only_positions_and_biases_are_left() {
             name: "everything".into(),
             nodes: names,
         }];
-        let mut same_target = task.clone();
-        for pair in &mut same_target.pairs {
-            pair.target = task.pairs[0].target.clone();
-        }
+        let same_target = changed(&task, |pair| {
+            pair.target = task.pairs()[0].target.clone();
+        });
         let values = column(&ablate(&model, &same_target, &all), "value");
         near(
             &values[1..],
@@ -355,7 +318,7 @@ fn heads_that_only_add_up_have_no_interaction() {
         pairs.pairs = nodes(&format!("a{last}.h0,a{last}.h1,a{last}.h2"));
         let scores = ablate(&model, &task, &pairs);
         let interactions = measured(&scores, "interaction");
-        assert_eq!(interactions.len(), 3 * task.pairs.len());
+        assert_eq!(interactions.len(), 3 * task.pairs().len());
         let largest = interactions.iter().fold(0f64, |most, x| most.max(x.abs()));
         match model.spec.family.as_str() {
             "attention-only" => assert!(largest < 1e-5, "{largest}"),
@@ -431,8 +394,7 @@ fn what_cannot_be_ablated_is_refused_before_anything_runs() {
     );
     says(
         refusal(&|config| {
-            let mut other = task.clone();
-            other.pairs.iter_mut().for_each(|pair| pair.template = 5);
+            let other = changed(&task, |pair| pair.template = 5);
             config.patch.source = PatchSource::Mean;
             config.patch.reference = Some(Arc::new(other));
         }),
@@ -512,7 +474,7 @@ fn repair(model: &Model, task: &Task, units: Units) -> Scores {
         detail: Detail::PerExample,
         ..RepairConfig::default()
     };
-    self_repair(model, &tokenizer(), task, &config, &Quiet).expect("measures")
+    self_repair(model, task, &config, &Quiet).expect("measures")
 }
 
 #[test]
@@ -557,15 +519,14 @@ fn with_the_scale_frozen_the_account_closes_in_every_kind_of_model() {
 #[test]
 fn the_free_total_effect_is_that_of_a_patched_run() {
     // With two prompts each has one donor, so the free total effect is that of one edit of a whole run.
-    let mut task = task();
-    task.pairs.truncate(2);
+    let task = first(&task(), 2);
     for mut model in models::every_kind() {
         model.spec.final_softcap = None;
         let scores = repair(&model, &task, Units::Heads);
         let found = measured(&scores, "total_effect");
         let heads = model.spec.n_layers * model.spec.n_heads;
         let z = Hook::at(Kind::Z, 1);
-        let (pair, donor) = (&task.pairs[0], &task.pairs[1]);
+        let (pair, donor) = (&task.pairs()[0], &task.pairs()[1]);
         let request = Request {
             capture: &[z],
             ..Request::default()
@@ -613,11 +574,8 @@ fn the_free_total_effect_is_that_of_a_patched_run() {
 
 #[test]
 fn a_donor_of_the_same_words_changes_nothing() {
-    let mut task = task();
-    let first = task.pairs[0].clean.clone();
-    task.pairs
-        .iter_mut()
-        .for_each(|pair| pair.clean = first.clone());
+    let known = task().pairs()[0].clean.clone();
+    let task = changed(&task(), |pair| pair.clean = known.clone());
     for model in models::every_kind() {
         let scores = repair(&model, &task, Units::Attention);
         for measure in [
@@ -648,32 +606,15 @@ fn the_induction_model_needs_both_of_its_heads() {
         let mut clean: Vec<u32> = (0..7).map(|i| ((start + i * step) % 26) as u32).collect();
         let answer = clean[again + 1];
         clean.push(clean[again]);
-        Pair {
-            index,
-            corrupted: clean.clone(),
-            clean,
-            target: Target {
-                answers: vec![answer],
-                wrong: Vec::new(),
-            },
-            roles: Roles::new(),
-            ..task().pairs[0].clone()
-        }
+        Pair::new(clean.clone(), clean).answer(answer)
     };
-    let mut task = task();
-    task.pairs = (0..156).map(pair).collect();
+    // All there are.
+    let pairs = (0..78).map(pair);
+    let task = Task::new("induction", &loaded.tokenizer, Metric::TopK(1), pairs).expect("a task");
     let mut config = config(&loaded.model, "z", PatchSource::Zero);
     config.patch.metric = Metric::TopK(1);
     config.patch.detail = Detail::Mean;
-    let scores = ablation(
-        &loaded.model,
-        &loaded.tokenizer,
-        &task,
-        &config,
-        None,
-        &Quiet,
-    )
-    .expect("ablates");
+    let scores = ablation(&loaded.model, &task, &config, None, &Quiet).expect("ablates");
     let clean = scores.provenance.mean_clean;
     let left = column(&scores, "value");
     println!(

@@ -2,8 +2,6 @@
 
 mod models;
 
-use std::collections::BTreeMap;
-
 use candle_core::{D, Device, Tensor};
 use candlewick::Error;
 use candlewick::circuit::Graph;
@@ -16,8 +14,8 @@ use candlewick::methods::{
     EdgeConfig, PatchConfig, PatchSource, Reference, exact_edge_effects, parse_sites,
 };
 use candlewick::metric::Metric;
+use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
-use candlewick::model::{Model, Tokenizer};
 use candlewick::nn::rules::Rules;
 use candlewick::run::{
     GradientRequest, Quiet, Request, Source, Sources, gradients, run, run_with_cache,
@@ -27,45 +25,11 @@ use candlewick::spec::{
     Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
 };
 use candlewick::task::{Pair, Task};
+use models::task::{changed, task};
 use models::{Pairs, every_kind, two_kinds};
 
 /// Algebraic identities in f32, relative to the largest value.
 const ALGEBRA: f64 = 2e-4;
-
-fn tokenizer() -> Tokenizer {
-    let embedded = load("embedded", &LoadOptions::default()).expect("the embedded model loads");
-    embedded.tokenizer
-}
-
-fn task_of(pairs: Vec<Pair>) -> Task {
-    Task {
-        name: "random".into(),
-        asked: pairs.len(),
-        pairs,
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-    }
-}
-
-fn task() -> Task {
-    let pairs = Pairs::new();
-    let of = |i: usize| Pair {
-        index: i,
-        clean: pairs.clean[i].clone(),
-        corrupted: pairs.corrupted[i].clone(),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: pairs.targets[i].clone(),
-        roles: pairs.roles[i].clone(),
-        template: 0,
-    };
-    task_of((0..pairs.clean.len()).map(of).collect())
-}
 
 fn patch(model: &Model, sites: &str, direction: Direction) -> PatchConfig {
     let sites = parse_sites(sites, &model.spec).expect("known sites");
@@ -77,8 +41,7 @@ fn patch(model: &Model, sites: &str, direction: Direction) -> PatchConfig {
 
 /// The estimates of each pair, and their cells.
 fn nodes(model: &Model, task: &Task, config: &NodeAttributionConfig) -> (Vec<Cell>, Vec<Vec<f64>>) {
-    let (cells, examples) =
-        node_scores(model, &tokenizer(), task, config, &Quiet).expect("it attributes");
+    let (cells, examples) = node_scores(model, task, config, &Quiet).expect("it attributes");
     let base = |clean: f64, corrupted: f64| match config.patch.direction {
         Direction::Denoise => corrupted,
         _ => clean,
@@ -404,7 +367,7 @@ fn an_integral_over_the_inputs_is_complete_as_it_gets_finer() {
             },
             ..NodeAttributionConfig::atp(patch(&model, "embed:all", Direction::Noise))
         };
-        let (_, examples) = node_scores(&model, &tokenizer(), &task, &config, &Quiet).unwrap();
+        let (_, examples) = node_scores(&model, &task, &config, &Quiet).unwrap();
         for example in examples {
             assert!((example.values[0] - example.corrupted).abs() < 2e-3);
         }
@@ -423,7 +386,7 @@ fn conductance_of_a_full_cut_sums_to_the_change() {
             conductance: true,
             ..NodeAttributionConfig::atp(patch(&model, "resid_pre:all", Direction::Noise))
         };
-        let (cells, examples) = node_scores(&model, &tokenizer(), &task, &config, &Quiet).unwrap();
+        let (cells, examples) = node_scores(&model, &task, &config, &Quiet).unwrap();
         for example in examples {
             for (cell, value) in cells.iter().zip(&example.values) {
                 let gap = (value - example.corrupted).abs();
@@ -440,10 +403,7 @@ fn conductance_of_a_full_cut_sums_to_the_change() {
 
 #[test]
 fn nothing_differs_between_a_prompt_and_itself() {
-    let mut task = task();
-    for pair in &mut task.pairs {
-        pair.corrupted = pair.clean.clone();
-    }
+    let task = changed(&task(), |pair| pair.corrupted = pair.clean.clone());
     let model = &every_kind()[5];
     for config in [
         EdgeAttributionConfig::eap(Metric::LogitDiff),
@@ -575,7 +535,7 @@ fn estimates_are_exact_where_the_model_is_affine() {
     let all: Vec<_> = graph.edges().collect();
     let exact = exact_edge_effects(
         &model,
-        &task.pairs,
+        task.pairs(),
         &all,
         &EdgeConfig::new(Metric::LogitDiff),
         &Quiet,
@@ -611,7 +571,6 @@ fn estimates_are_exact_where_the_model_is_affine() {
     let (_, estimates) = nodes(&model, &task, &config);
     let exact = candlewick::methods::activation_patching(
         &model,
-        &tokenizer(),
         &task,
         &PatchConfig {
             detail: candlewick::scores::Detail::PerExample,
@@ -659,7 +618,7 @@ fn by_brute_force(model: &Model, task: &Task, cell: &Cell) -> Vec<f64> {
                 pair.corrupted.clone()
             }
         };
-        task.pairs.iter().map(of).collect()
+        task.pairs().iter().map(of).collect()
     };
     let (_, corrupted) = run_with_cache(model, &prompts(false), &[hook]).unwrap();
     let (_, clean) = run_with_cache(model, &prompts(true), &[pattern]).unwrap();
@@ -756,20 +715,13 @@ fn reference_gradients_are_reproduced() {
             ids("answer").to_vec1::<u32>().unwrap(),
             ids("wrong").to_vec1::<u32>().unwrap(),
         );
-        let pair = |i: usize| Pair {
-            index: i,
-            clean: clean[i].clone(),
-            corrupted: corrupt[i].clone(),
-            clean_text: String::new(),
-            corrupted_text: String::new(),
-            target: candlewick::metric::Target {
-                answers: vec![answer[i]],
-                wrong: vec![wrong[i]],
-            },
-            roles: BTreeMap::new(),
-            template: 0,
+        let pair = |i: usize| {
+            Pair::new(clean[i].clone(), corrupt[i].clone())
+                .answer(answer[i])
+                .wrong(wrong[i])
         };
-        let task = task_of((0..clean.len()).map(pair).collect());
+        let pairs = (0..clean.len()).map(pair);
+        let task = Task::new("tiny", &loaded.tokenizer, Metric::LogitDiff, pairs).expect("a task");
         // Reference axes end in the pair; ours begin with it.
         let check = |name: &str, config: &NodeAttributionConfig| {
             let (_, found) = nodes(model, &task, config);
@@ -867,7 +819,7 @@ fn every_method_finds_a_planted_circuit() {
     let all: Vec<_> = graph.edges().collect();
     let exact = exact_edge_effects(
         &model,
-        &task.pairs,
+        task.pairs(),
         &all,
         &EdgeConfig::new(Metric::LogitDiff),
         &Quiet,
@@ -987,8 +939,8 @@ fn what_has_no_gradient_is_refused_before_anything_runs() {
         source: PatchSource::Zero,
         ..patch(model, "z", Direction::Ablate)
     });
-    assert!(node_scores(model, &tokenizer(), &task, &star, &Quiet).is_err());
+    assert!(node_scores(model, &task, &star, &Quiet).is_err());
     let inputs = NodeAttributionConfig::atp(patch(model, "q_input", Direction::Noise));
-    let error = node_scores(model, &tokenizer(), &task, &inputs, &Quiet).unwrap_err();
+    let error = node_scores(model, &task, &inputs, &Quiet).unwrap_err();
     assert!(error.to_string().contains("eap"), "{error}");
 }

@@ -3,8 +3,6 @@
 
 mod models;
 
-use std::collections::BTreeMap;
-
 use candle_core::{DType, Tensor};
 use candlewick::Error;
 use candlewick::circuit::Graph;
@@ -19,25 +17,11 @@ use candlewick::model::load::{LoadOptions, load};
 use candlewick::run::{Quiet, Request, Source, Sources, SweepOptions, run, run_with_cache};
 use candlewick::scores::{Detail, Provenance, Scores, ScoresMeta};
 use candlewick::task::{ExpandOptions, Pair, TaskFile, expand};
+use models::task::pairs;
 use models::{Pairs, every_kind, two_kinds};
 
 /// Products of other shapes add in another order; f32 keeps about seven digits.
 const TOLERANCE: f64 = 1e-5;
-
-fn pairs() -> Vec<Pair> {
-    let pairs = Pairs::new();
-    let of = |i: usize| Pair {
-        index: i,
-        clean: pairs.clean[i].clone(),
-        corrupted: pairs.corrupted[i].clone(),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: pairs.targets[i].clone(),
-        roles: BTreeMap::new(),
-        template: 0,
-    };
-    (0..pairs.clean.len()).map(of).collect()
-}
 
 fn all_edges(model: &Model) -> Vec<Edge> {
     Graph::new(&model.spec).edges().collect()
@@ -325,7 +309,8 @@ fn the_embedded_model_gives_a_table_of_edges() {
         scores.texts("src").expect("src"),
         scores.texts("dst").expect("dst"),
     );
-    let slow = exact_edge_effects_plain(&loaded.model, &task.pairs, &edges, &config).expect("runs");
+    let slow =
+        exact_edge_effects_plain(&loaded.model, task.pairs(), &edges, &config).expect("runs");
     let found = scores.floats("score").expect("scores");
     for (row, score) in found.iter().enumerate() {
         let (example, edge) = (row / edges.len(), row % edges.len());
@@ -358,7 +343,7 @@ fn a_bf16_model_has_the_edges_of_its_f32_form_as_far_as_bf16_goes() {
         let task = expand(&file, &loaded.tokenizer, &options).expect("it expands");
         let edges: Vec<Edge> = all_edges(&loaded.model).into_iter().step_by(5).collect();
         let config = EdgeConfig::new(task.metric);
-        effects.push(fast(&loaded.model, &task.pairs, &edges, &config).remove(0));
+        effects.push(fast(&loaded.model, task.pairs(), &edges, &config).remove(0));
     }
     let largest = effects[0].iter().fold(0f64, |most, x| most.max(x.abs()));
     for (wide, narrow) in effects[0].iter().zip(&effects[1]) {

@@ -1,6 +1,5 @@
 //! Every method runs on every family, and keeps its identities there.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use candlewick::methods::{
     DlaConfig, LensConfig, Part, PatchConfig, PatchSource, activation_patching,
     direct_logit_attribution, logit_lens, parse_sites,
 };
-use candlewick::metric::{Metric, Target};
+use candlewick::metric::Metric;
 use candlewick::model::load::{LoadOptions, Loaded, load};
 use candlewick::run::Quiet;
 use candlewick::scores::{Detail, Direction, Scores};
@@ -36,7 +35,8 @@ fn fixtures() -> Vec<PathBuf> {
 }
 
 /// Two pairs of nine tokens that differ at the third and the sixth.
-fn task(vocab: u32) -> Task {
+fn task(loaded: &Loaded) -> Task {
+    let vocab = (loaded.model.spec.d_vocab as u32).min(90);
     let prompt = |seed: u32| -> Vec<u32> {
         (0..9)
             .map(|pos| 5 + (seed * 31 + pos * 17) % (vocab - 5))
@@ -48,32 +48,10 @@ fn task(vocab: u32) -> Task {
         for pos in [2, 5] {
             corrupted[pos] = 5 + (corrupted[pos] + 23) % (vocab - 5);
         }
-        Pair {
-            index: i as usize,
-            clean,
-            corrupted,
-            clean_text: String::new(),
-            corrupted_text: String::new(),
-            target: Target {
-                answers: vec![7 + i],
-                wrong: vec![20 + i],
-            },
-            roles: BTreeMap::new(),
-            template: 0,
-        }
+        Pair::new(clean, corrupted).answer(7 + i).wrong(20 + i)
     };
-    Task {
-        name: "random".into(),
-        pairs: (0..2).map(pair).collect(),
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-        asked: 2,
-    }
+    let pairs = (0..2).map(pair);
+    Task::new("random", &loaded.tokenizer, Metric::LogitDiff, pairs).expect("two pairs")
 }
 
 fn patch(loaded: &Loaded, sites: &str, direction: Direction) -> PatchConfig {
@@ -111,7 +89,7 @@ fn every_method_keeps_its_identities_on_every_family() {
             .into_owned();
         let loaded = load(folder.to_str().expect("UTF-8"), &LoadOptions::default())
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let task = task(loaded.model.spec.d_vocab.min(90) as u32);
+        let task = task(&loaded);
         patching_restores_the_clean_run(&name, &loaded, &task);
         scaling_by_one_changes_nothing(&name, &loaded, &task);
         let is_decoder = loaded.model.spec.encoder.is_none();
@@ -125,9 +103,9 @@ fn every_method_keeps_its_identities_on_every_family() {
 }
 
 fn patching_restores_the_clean_run(name: &str, loaded: &Loaded, task: &Task) {
-    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
+    let model = &loaded.model;
     let config = patch(loaded, "embed:all", Direction::Denoise);
-    let scores = activation_patching(model, tokenizer, task, &config, None, &Quiet)
+    let scores = activation_patching(model, task, &config, None, &Quiet)
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     for (value, base) in column(&scores, "value")
         .into_iter()
@@ -142,15 +120,8 @@ fn scaling_by_one_changes_nothing(name: &str, loaded: &Loaded, task: &Task) {
         source: PatchSource::Scale(1.0),
         ..patch(loaded, "z,attn_out", Direction::Ablate)
     });
-    let scores = ablation(
-        &loaded.model,
-        &loaded.tokenizer,
-        task,
-        &config,
-        None,
-        &Quiet,
-    )
-    .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let scores = ablation(&loaded.model, task, &config, None, &Quiet)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     for score in column(&scores, "score") {
         assert_eq!(score, 0.0, "{name}: heads scaled by one");
     }
@@ -166,8 +137,7 @@ fn attribution_crosses_every_border_whole(name: &str, loaded: &Loaded, task: &Ta
     let edges =
         edge_scores(model, task, &eap, &Quiet).unwrap_or_else(|error| panic!("{name}: {error}"));
     let atp = NodeAttributionConfig::atp(patch(loaded, "resid_pre:all", Direction::Noise));
-    let (cells, streams) =
-        node_scores(model, &loaded.tokenizer, task, &atp, &Quiet).expect("it attributes");
+    let (cells, streams) = node_scores(model, task, &atp, &Quiet).expect("it attributes");
     if has_scaled_bias {
         return;
     }
@@ -193,41 +163,28 @@ fn attribution_crosses_every_border_whole(name: &str, loaded: &Loaded, task: &Ta
 
 /// Components and biases sum to the logit difference (which the method itself holds to), and the lens ends at the model's logits.
 fn logits_are_taken_apart_whole(name: &str, loaded: &Loaded, task: &Task) {
-    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
+    let model = &loaded.model;
     for by in [Part::Component, Part::Head] {
         let config = DlaConfig {
             by,
             detail: Detail::PerExample,
             ..DlaConfig::default()
         };
-        direct_logit_attribution(model, tokenizer, task, &config, &Quiet)
+        direct_logit_attribution(model, task, &config, &Quiet)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    logit_lens(
-        model,
-        tokenizer,
-        task,
-        &LensConfig::new(Metric::LogitDiff),
-        &Quiet,
-    )
-    .unwrap_or_else(|error| panic!("{name}: {error}"));
+    logit_lens(model, task, &LensConfig::new(Metric::LogitDiff), &Quiet)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
 /// What takes the stream for a sum, or later positions for unseen, says so.
 fn decoders_methods_refuse(name: &str, loaded: &Loaded, task: &Task) {
-    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
+    let model = &loaded.model;
     let eap = EdgeAttributionConfig::eap(Metric::LogitDiff);
     let refusals = [
         edge_scores(model, task, &eap, &Quiet).map(drop),
-        direct_logit_attribution(model, tokenizer, task, &DlaConfig::default(), &Quiet).map(drop),
-        logit_lens(
-            model,
-            tokenizer,
-            task,
-            &LensConfig::new(Metric::LogitDiff),
-            &Quiet,
-        )
-        .map(drop),
+        direct_logit_attribution(model, task, &DlaConfig::default(), &Quiet).map(drop),
+        logit_lens(model, task, &LensConfig::new(Metric::LogitDiff), &Quiet).map(drop),
     ];
     for refusal in refusals {
         let message = refusal.expect_err("refused").to_string();

@@ -5,7 +5,6 @@ mod models;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use candlewick::Error;
@@ -15,13 +14,14 @@ use candlewick::methods::{
     TokenLensConfig, direct_logit_attribution, early_decoding, head_statistics, logit_lens,
     source_classes, token_lens,
 };
-use candlewick::metric::{Metric, Target};
-use candlewick::model::load::{LoadOptions, load, load_tokenizer};
+use candlewick::metric::Metric;
+use candlewick::model::load::{LoadOptions, load};
 use candlewick::model::{Model, ModelSpec, Origin, Tokenizer};
 use candlewick::run::{Quiet, Request, logits, run, run_with_cache};
 use candlewick::scores::{Detail, Scores};
 use candlewick::spec::{BlockWeights, Mlp, NormPlacement, Position, Weights};
 use candlewick::task::{Pair, Task};
+use models::task::{changed, pairs, task, task_of, tokenizer};
 
 /// f32 sums of some thirty parts of order 1.
 const TOLERANCE: f64 = 1e-4;
@@ -33,45 +33,6 @@ fn near(a: f64, b: f64, what: &str) {
     );
 }
 
-/// The pairs of the tiny models as a task. Its texts are never read: any tokenizer will do.
-fn task() -> Task {
-    let pairs = models::Pairs::new();
-    let one = |i: usize| Pair {
-        index: i,
-        clean: pairs.clean[i].clone(),
-        corrupted: pairs.corrupted[i].clone(),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: pairs.targets[i].clone(),
-        roles: pairs.roles[i].clone(),
-        template: 0,
-    };
-    of_pairs((0..pairs.clean.len()).map(one).collect())
-}
-
-fn of_pairs(pairs: Vec<Pair>) -> Task {
-    Task {
-        name: "tiny".into(),
-        asked: pairs.len(),
-        pairs,
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-    }
-}
-
-fn tokenizer() -> &'static Tokenizer {
-    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    TOKENIZER.get_or_init(|| {
-        let loaded = load_tokenizer("embedded", &LoadOptions::default());
-        loaded.expect("it is part of the library").0
-    })
-}
-
 fn attribute(model: &Model, task: &Task, by: Part, target: DirectTarget) -> Scores {
     let config = DlaConfig {
         by,
@@ -79,7 +40,7 @@ fn attribute(model: &Model, task: &Task, by: Part, target: DirectTarget) -> Scor
         detail: Detail::PerExample,
         ..DlaConfig::default()
     };
-    direct_logit_attribution(model, tokenizer(), task, &config, &Quiet).expect("attributes")
+    direct_logit_attribution(model, task, &config, &Quiet).expect("attributes")
 }
 
 /// The rows of a table with the table's own metric, as (component, layer, head, example) and score.
@@ -124,7 +85,7 @@ const PARTS: [Part; 5] = [
 #[test]
 fn contributions_sum_to_the_logits_in_every_kind_of_model() {
     let task = task();
-    let prompts: Vec<Vec<u32>> = task.pairs.iter().map(|pair| pair.clean.clone()).collect();
+    let prompts: Vec<Vec<u32>> = task.pairs().iter().map(|pair| pair.clean.clone()).collect();
     let fixed = DirectTarget::Tokens {
         for_: vec![5, 6],
         against: vec![9],
@@ -152,7 +113,7 @@ fn contributions_sum_to_the_logits_in_every_kind_of_model() {
                 }
                 let scores = attribute(&model, &task, by, target.clone());
                 let total = sums(&scores, |key| Some((String::new(), None, None, key.3)));
-                for (pair, row) in task.pairs.iter().zip(&rows) {
+                for (pair, row) in task.pairs().iter().zip(&rows) {
                     let answers = mean(row, &pair.target.answers);
                     let wanted = match &target {
                         DirectTarget::Difference => answers - mean(row, &pair.target.wrong),
@@ -232,10 +193,9 @@ fn finer_parts_sum_to_coarser_ones() {
 #[test]
 fn swapping_the_answers_flips_every_sign() {
     let task = task();
-    let mut swapped = task.clone();
-    for pair in &mut swapped.pairs {
+    let swapped = changed(&task, |pair| {
         std::mem::swap(&mut pair.target.answers, &mut pair.target.wrong);
-    }
+    });
     for model in models::two_kinds() {
         let there = attribute(&model, &task, Part::Head, DirectTarget::Difference);
         let back = attribute(&model, &swapped, Part::Head, DirectTarget::Difference);
@@ -270,8 +230,7 @@ fn what_a_part_writes_is_read_over_the_whole_vocabulary() {
                 ..DlaConfig::default()
             };
             let run = |config: &DlaConfig| {
-                direct_logit_attribution(&model, tokenizer(), &task, config, &Quiet)
-                    .expect("attributes")
+                direct_logit_attribution(&model, &task, config, &Quiet).expect("attributes")
             };
             let scores = run(&config);
             let written = rows_of(&scores, "written_logit");
@@ -334,20 +293,13 @@ fn direct_attribution_agrees_with_the_reference() {
         };
         let (clean, corrupted) = (ids("clean_ids"), ids("corrupt_ids"));
         let (answer, wrong) = (&ids("answer")[0], &ids("wrong")[0]);
-        let pair = |i: usize| Pair {
-            index: i,
-            clean: clean[i].clone(),
-            corrupted: corrupted[i].clone(),
-            clean_text: String::new(),
-            corrupted_text: String::new(),
-            target: Target {
-                answers: vec![answer[i]],
-                wrong: vec![wrong[i]],
-            },
-            roles: Default::default(),
-            template: 0,
+        let pair = |i: usize| {
+            Pair::new(clean[i].clone(), corrupted[i].clone())
+                .answer(answer[i])
+                .wrong(wrong[i])
         };
-        let task = of_pairs((0..clean.len()).map(pair).collect());
+        let pairs = (0..clean.len()).map(pair);
+        let task = Task::new("tiny", &loaded.tokenizer, Metric::LogitDiff, pairs).expect("a task");
         let scores = attribute(&loaded.model, &task, Part::Head, DirectTarget::Difference);
         let flat =
             |t: &Tensor| -> Vec<f32> { t.flatten_all().and_then(|t| t.to_vec1()).expect("values") };
@@ -389,15 +341,16 @@ fn direct_attribution_agrees_with_the_reference() {
 
 #[test]
 fn a_target_that_a_pair_lacks_is_refused_before_anything_runs() {
-    let mut task = task();
-    task.pairs[1].target.wrong.clear();
+    let mut pairs = pairs();
+    pairs[1].target.wrong.clear();
+    let task = Task::new("tiny", tokenizer(), Metric::LogProb, pairs).expect("answers are enough");
     let model = &models::two_kinds()[0];
     let of = |target| {
         let config = DlaConfig {
             target,
             ..DlaConfig::default()
         };
-        direct_logit_attribution(model, tokenizer(), &task, &config, &Quiet)
+        direct_logit_attribution(model, &task, &config, &Quiet)
     };
     let message = of(DirectTarget::Difference)
         .expect_err("no wrong answer")
@@ -417,15 +370,13 @@ fn a_target_that_a_pair_lacks_is_refused_before_anything_runs() {
 #[test]
 fn the_lens_at_the_last_layer_is_the_model() {
     let task = task();
-    let prompts: Vec<Vec<u32>> = task.pairs.iter().map(|pair| pair.clean.clone()).collect();
+    let prompts: Vec<Vec<u32>> = task.pairs().iter().map(|pair| pair.clean.clone()).collect();
     for model in models::every_kind() {
         let config = LensConfig {
             detail: Detail::PerExample,
             ..LensConfig::new(Metric::LogitDiff)
         };
-        let lens = |config: &LensConfig| {
-            logit_lens(&model, tokenizer(), &task, config, &Quiet).expect("looks")
-        };
+        let lens = |config: &LensConfig| logit_lens(&model, &task, config, &Quiet).expect("looks");
         let scores = lens(&config);
         let all: Vec<Vec<f32>> = logits(&model, &prompts)
             .and_then(|t| Ok(t.to_vec2()?))
@@ -444,7 +395,7 @@ fn the_lens_at_the_last_layer_is_the_model() {
                 continue;
             }
             let i = examples[row].expect("an example") as usize;
-            let target = &task.pairs[i].target;
+            let target = &task.pairs()[i].target;
             let value = |metric: Metric| {
                 metric
                     .value(&all[i], target, Some(&all[i]))
@@ -501,7 +452,7 @@ fn the_lens_uses_each_stream_s_own_scale() {
         .find(|m| m.spec.family == "llama");
     let model = model.expect("one of them");
     let hook = Hook::at(Kind::ResidPost, 0);
-    let prompt = vec![task.pairs[0].clean.clone()];
+    let prompt = vec![task.pairs()[0].clean.clone()];
     let (_, cache) = run_with_cache(&model, &prompt, &[hook]).expect("runs");
     let stream: Vec<f32> = cache
         .get(hook)
@@ -532,14 +483,14 @@ fn the_lens_uses_each_stream_s_own_scale() {
         end_only: true,
         ..config
     };
-    let scores = logit_lens(&model, tokenizer(), &task, &config, &Quiet).expect("looks");
+    let scores = logit_lens(&model, &task, &config, &Quiet).expect("looks");
     let rows = rows_of(&scores, "logit");
     let found = rows
         .iter()
         .find(|(key, _)| key.0 == "hook_resid_post" && key.1 == Some(0) && key.3 == 0);
     near(
         found.expect("a row").1,
-        logit(task.pairs[0].target.answers[0]),
+        logit(task.pairs()[0].target.answers[0]),
         "layer 0",
     );
 }
@@ -554,7 +505,7 @@ fn the_token_lens_sums_to_attention_s_output() {
             detail: Detail::PerExample,
             seed: 0,
         };
-        let scores = token_lens(&model, tokenizer(), &task, &config, &Quiet).expect("reads");
+        let scores = token_lens(&model, &task, &config, &Quiet).expect("reads");
         let target = scores.texts("target").expect("watched");
         let metric = scores.texts("metric").expect("metrics");
         let component = scores.texts("component").expect("components");
@@ -595,7 +546,7 @@ fn knockout_is_a_scaling_of_the_pattern_to_zero() {
             detail: Detail::PerExample,
             seed: 0,
         };
-        let scores = token_lens(&model, tokenizer(), &task, &config, &Quiet).expect("reads");
+        let scores = token_lens(&model, &task, &config, &Quiet).expect("reads");
         let edits: Vec<Edit> = (0..model.spec.n_layers)
             .map(|layer| {
                 format!("pattern{layer}[pos=-1; key=@S2] *= 0")
@@ -603,7 +554,7 @@ fn knockout_is_a_scaling_of_the_pattern_to_zero() {
                     .expect("an edit")
             })
             .collect();
-        let pair = &task.pairs[0];
+        let pair = &task.pairs()[0];
         let roles = [pair.roles.clone()];
         let centred = |edits: &[Edit]| {
             let request = Request {
@@ -647,7 +598,7 @@ fn source_classes_take_a_head_apart_whole() {
             percentile: 50.0,
             ..SourceConfig::new(vec!["S2".into()])
         };
-        let scores = source_classes(&model, tokenizer(), &task, &config, &Quiet).expect("classes");
+        let scores = source_classes(&model, &task, &config, &Quiet).expect("classes");
         let heads = attribute(&model, &task, Part::Head, DirectTarget::Centred);
         let target = scores.texts("target").expect("targets");
         let metric = scores.texts("metric").expect("metrics");
@@ -697,19 +648,13 @@ fn demonstrations() -> Task {
         }
         Pair {
             index: i,
-            clean,
-            corrupted,
-            clean_text: String::new(),
-            corrupted_text: String::new(),
-            target: Target {
-                answers: vec![labels[query]],
-                wrong: vec![labels[1 - query]],
-            },
             roles: Default::default(),
-            template: 0,
+            ..Pair::new(clean, corrupted)
+                .answer(labels[query])
+                .wrong(labels[1 - query])
         }
     };
-    of_pairs((0..8).map(pair).collect())
+    task_of((0..8).map(pair).collect())
 }
 
 #[test]
@@ -722,7 +667,7 @@ fn early_decoding_ends_at_the_model_and_ablates_what_it_says() {
         detail: Detail::PerExample,
         seed: 0,
     };
-    let scores = early_decoding(model, tokenizer(), &task, &config, &Quiet).expect("decodes");
+    let scores = early_decoding(model, &task, &config, &Quiet).expect("decodes");
     let target = scores.texts("target").expect("settings");
     let metric = scores.texts("metric").expect("metrics");
     let (layer, example) = (scores.integers("layer"), scores.integers("example"));
@@ -736,7 +681,7 @@ fn early_decoding_ends_at_the_model_and_ablates_what_it_says() {
         if metric[row] != Some("accuracy") || !is_last {
             continue;
         }
-        let pair = &task.pairs[example[row].expect("an example") as usize];
+        let pair = &task.pairs()[example[row].expect("an example") as usize];
         let prompt = match target[row] {
             Some("true demonstrations") => &pair.clean,
             _ => &pair.corrupted,
@@ -753,7 +698,7 @@ fn early_decoding_ends_at_the_model_and_ablates_what_it_says() {
         );
         seen += 1;
     }
-    assert_eq!(seen, 2 * task.pairs.len());
+    assert_eq!(seen, 2 * task.pairs().len());
     let ablated: Vec<&str> = scores
         .texts("src")
         .expect("sets")
@@ -762,12 +707,12 @@ fn early_decoding_ends_at_the_model_and_ablates_what_it_says() {
         .collect();
     assert_eq!(
         ablated.len(),
-        3 * task.pairs.len(),
+        3 * task.pairs().len(),
         "two draws and the chosen heads"
     );
     assert!(scores.provenance.notes[0].contains("critical layer"));
     // Prefix matching is attention to labels of the query's class less that to the other class.
-    let pair = &task.pairs[1];
+    let pair = &task.pairs()[1];
     let hook = Hook::at(Kind::Pattern, 1);
     let (_, cache) =
         run_with_cache(model, std::slice::from_ref(&pair.clean), &[hook]).expect("runs");
@@ -791,8 +736,11 @@ fn early_decoding_ends_at_the_model_and_ablates_what_it_says() {
         .iter()
         .find(|(key, _)| (key.1, key.2, key.3) == (Some(1), Some(2), 1));
     near(found.expect("a row").1, wanted, "prefix matching");
-    let mut other = task.clone();
-    other.pairs[3].target.wrong = vec![29];
+    let other = changed(&task, |pair| {
+        if pair.index == 3 {
+            pair.target.wrong = vec![29];
+        }
+    });
     assert!(matches!(
         EarlyConfig::default().check(&other),
         Err(Error::BadTask { .. })
@@ -811,8 +759,7 @@ fn every_kind_of_model_has_its_heads_labelled() {
             tokens: 3,
             ..HeadConfig::new(&model.spec)
         };
-        let scores =
-            head_statistics(&model, tokenizer(), &task, &config, &Quiet).expect("measures");
+        let scores = head_statistics(&model, &task, &config, &Quiet).expect("measures");
         let heads = model.spec.n_layers * model.spec.n_heads;
         let rows = rows_of(&scores, "induction");
         assert_eq!(rows.len(), heads, "{}", model.spec.family);
@@ -856,7 +803,7 @@ fn the_circuits_of_the_first_layer_are_what_it_computes() {
         tokens: models::VOCAB,
         ..HeadConfig::new(&model.spec)
     };
-    let scores = head_statistics(&model, tokenizer(), &task, &config, &Quiet).expect("measures");
+    let scores = head_statistics(&model, &task, &config, &Quiet).expect("measures");
     // One token attends to itself at distance zero, with nothing else to see.
     let hooks = [Kind::AttnScores, Kind::Result].map(|kind| Hook::at(kind, 0));
     let (_, cache) = run_with_cache(&model, &[vec![7]], &hooks).expect("runs");
@@ -985,8 +932,9 @@ fn the_induction_model_shows_its_two_heads() {
         samples: 64,
         ..HeadConfig::new(&model.spec)
     };
-    let empty = of_pairs(Vec::new());
-    let scores = head_statistics(&model, &tokenizer, &empty, &config, &Quiet).expect("measures");
+    let pair = Pair::new([0, 1], [0, 2]).answer(1).wrong(2);
+    let letters = Task::new("letters", &tokenizer, Metric::LogitDiff, [pair]).expect("a task");
+    let scores = head_statistics(&model, &letters, &config, &Quiet).expect("measures");
     let of = |measure: &str, layer: i64| {
         let rows = rows_of(&scores, measure);
         rows.iter()

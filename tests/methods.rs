@@ -36,15 +36,7 @@ fn patch(
         ..PatchConfig::new(sites, task.metric)
     };
     change(&mut config);
-    activation_patching(
-        &loaded.model,
-        &loaded.tokenizer,
-        task,
-        &config,
-        None,
-        &Quiet,
-    )
-    .expect("patches")
+    activation_patching(&loaded.model, task, &config, None, &Quiet).expect("patches")
 }
 
 /// The rows of a table that stand at these coordinates; `None` takes all.
@@ -92,7 +84,7 @@ fn the_first_stream_whole_restores_everything_and_breaks_everything() {
 #[test]
 fn positions_before_the_first_difference_have_no_effect_at_all() {
     let (loaded, task) = embedded(2);
-    let pair = &task.pairs[0];
+    let pair = &task.pairs()[0];
     let first = (0..pair.clean.len())
         .find(|&pos| pair.clean[pos] != pair.corrupted[pos])
         .expect("they differ");
@@ -127,7 +119,7 @@ fn positions_before_the_first_difference_have_no_effect_at_all() {
 #[test]
 fn the_role_of_one_token_is_its_position() {
     let (loaded, task) = embedded(4);
-    let s2 = task.pairs[0].roles["S2"][0] as i64;
+    let s2 = task.pairs()[0].roles["S2"][0] as i64;
     let by_pos = patch(&loaded, &task, "resid_pre", |_| {});
     let by_role = patch(&loaded, &task, "resid_pre:role", |_| {});
     let roles = by_role.texts("role").expect("roles");
@@ -344,7 +336,7 @@ fn smollm2_does_ioi_and_its_last_stream_at_the_answer_is_everything() {
             && corrupted.iter().all(|&corrupted| corrupted < -1.0),
         "{clean:?} {corrupted:?}"
     );
-    let end = task.pairs[0].clean.len() as i64 - 1;
+    let end = task.pairs()[0].clean.len() as i64 - 1;
     let whole: Vec<f64> = select(&scores, Some(29), Some(end), "value");
     for (a, b) in whole.iter().zip(&clean) {
         assert!((a - b).abs() < 1e-3, "{a} {b}");

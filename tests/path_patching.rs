@@ -9,47 +9,16 @@ use candlewick::methods::{
     exact_edge_effects, path_effects, path_patching,
 };
 use candlewick::metric::Metric;
-use candlewick::model::load::{LoadOptions, load_tokenizer};
-use candlewick::model::{Model, Tokenizer};
+
+use candlewick::model::Model;
 use candlewick::run::{Quiet, SweepOptions};
 use candlewick::scores::{Detail, Scores};
 use candlewick::spec::{Mlp, NormPlacement};
-use candlewick::task::{Pair, Task};
+use candlewick::task::Task;
+use models::task::task;
 
 /// f32 sums of some thirty parts of order 1, in two orders.
 const TOLERANCE: f64 = 2e-4;
-
-fn task() -> Task {
-    let pairs = models::Pairs::new();
-    let one = |i: usize| Pair {
-        index: i,
-        clean: pairs.clean[i].clone(),
-        corrupted: pairs.corrupted[i].clone(),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: pairs.targets[i].clone(),
-        roles: pairs.roles[i].clone(),
-        template: 0,
-    };
-    Task {
-        name: "tiny".into(),
-        asked: pairs.clean.len(),
-        pairs: (0..pairs.clean.len()).map(one).collect(),
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-    }
-}
-
-fn tokenizer() -> Tokenizer {
-    load_tokenizer("embedded", &LoadOptions::default())
-        .expect("it is part of the library")
-        .0
-}
 
 fn config(senders: &[&str], receivers: &[&str], over: Over) -> PathConfig {
     let senders = senders
@@ -68,7 +37,7 @@ fn config(senders: &[&str], receivers: &[&str], over: Over) -> PathConfig {
 }
 
 fn patch(model: &Model, task: &Task, config: &PathConfig) -> Scores {
-    path_patching(model, &tokenizer(), task, config, &Quiet).expect("patches")
+    path_patching(model, task, config, &Quiet).expect("patches")
 }
 
 fn column(scores: &Scores, name: &str) -> Vec<f64> {
@@ -172,7 +141,7 @@ fn one_sender_and_one_receiver_with_everything_frozen_are_an_exact_edge() {
         let edges: Vec<Edge> = names.iter().map(|name| name.parse().expect(name)).collect();
         let exact = exact_edge_effects(
             &model,
-            &task.pairs,
+            task.pairs(),
             &edges,
             &EdgeConfig::new(Metric::LogitDiff),
             &Quiet,
@@ -270,7 +239,7 @@ fn where_senders_and_receivers_are_patched_matters_as_it_should() {
         let scores = patch(&model, &task, &last);
         near(
             &column(&scores, "score"),
-            &vec![0.0; task.pairs.len()],
+            &vec![0.0; task.pairs().len()],
             &model.spec.family,
         );
     }

@@ -18,7 +18,8 @@ use candlewick::nn::rules::Rules;
 use candlewick::run::{GradientRequest, Quiet, Request, gradients, run};
 use candlewick::scores::Detail;
 use candlewick::spec::{Activation, NormKind};
-use candlewick::task::{ExpandOptions, Pair, Task, TaskFile, expand};
+use candlewick::task::{ExpandOptions, TaskFile, expand};
+use models::task::{first, task};
 use models::{Pairs, every_kind, two_kinds};
 
 /// Sums of products in f32, relative to the size of what is summed: logits here are of order 1 to 10.
@@ -31,32 +32,6 @@ fn tokenizer() -> &'static Tokenizer {
     &EMBEDDED.tokenizer
 }
 
-fn task() -> Task {
-    let pairs = Pairs::new();
-    let pair = |index: usize| Pair {
-        index,
-        clean: pairs.clean[index].clone(),
-        corrupted: pairs.corrupted[index].clone(),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: pairs.targets[index].clone(),
-        roles: pairs.roles[index].clone(),
-        template: 0,
-    };
-    Task {
-        name: "tiny".into(),
-        pairs: (0..pairs.clean.len()).map(pair).collect(),
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-        asked: 3,
-    }
-}
-
 fn config(method: TokenMethod) -> TokenConfig {
     TokenConfig {
         memory: 1 << 30,
@@ -65,7 +40,7 @@ fn config(method: TokenMethod) -> TokenConfig {
 }
 
 fn measure(model: &Model, config: &TokenConfig) -> TokenMeasurements {
-    token_scores(model, tokenizer(), &task(), config, &Quiet)
+    token_scores(model, &task(), config, &Quiet)
         .unwrap_or_else(|error| panic!("{} {}: {error}", model.spec.family, config.method))
 }
 
@@ -637,9 +612,7 @@ fn nothing_depends_on_what_runs_together() {
 #[test]
 fn what_cannot_be_explained_is_refused_before_anything_runs() {
     let model = two_kinds().remove(0);
-    let refused = |config: &TokenConfig| {
-        token_scores(&model, tokenizer(), &task(), config, &Quiet).unwrap_err()
-    };
+    let refused = |config: &TokenConfig| token_scores(&model, &task(), config, &Quiet).unwrap_err();
     let with = |method, metric, prompts| TokenConfig {
         prompts,
         ..TokenConfig::new(method, metric)
@@ -688,13 +661,12 @@ fn what_cannot_be_explained_is_refused_before_anything_runs() {
         let message = refused(&config(method)).to_string();
         assert!(message.contains(needle), "{message}");
     }
-    let mut alone = task();
-    alone.pairs.truncate(1);
+    let alone = first(&task(), 1);
     let method = TokenMethod::ExpectedGradients {
         draws: 3,
         reference: ReferenceSet::Clean,
     };
-    let error = token_scores(&model, tokenizer(), &alone, &config(method), &Quiet).unwrap_err();
+    let error = token_scores(&model, &alone, &config(method), &Quiet).unwrap_err();
     assert!(error.to_string().contains("more pairs"), "{error}");
 }
 
@@ -717,8 +689,7 @@ fn every_method_makes_a_table_of_the_embedded_model() {
                 prompts,
                 ..TokenConfig::new(method.clone(), task.metric)
             };
-            let scores = token_attribution(&EMBEDDED.model, tokenizer(), &task, &config, &Quiet)
-                .expect("runs");
+            let scores = token_attribution(&EMBEDDED.model, &task, &config, &Quiet).expect("runs");
             let score = scores.floats("score").expect("a column");
             assert!(
                 score.iter().all(|s| s.is_some_and(f64::is_finite)),

@@ -28,7 +28,7 @@ pub fn ablate(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
         ..PatchConfig::new(sites, task.metric)
     });
     let one_by_one = |upto: usize| -> Result<f64> {
-        let pairs = &task.pairs[..upto.min(task.pairs.len())];
+        let pairs = &task.pairs()[..upto.min(task.pairs().len())];
         let (took, done) = time(|| -> Result<()> {
             for pair in pairs {
                 run::logits(model, std::slice::from_ref(&pair.clean))?;
@@ -41,16 +41,16 @@ pub fn ablate(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
     // Before and after, since another process may start or end in between.
     one_by_one(4)?;
     let before = one_by_one(20)?;
-    let (took, done) = time(|| ablation(model, tokenizer, &task, &config, None, &Quiet));
+    let (took, done) = time(|| ablation(model, &task, &config, None, &Quiet));
     done?;
     let after = one_by_one(20)?;
     let heads = model.spec.n_layers * model.spec.n_heads;
-    let each = took.wall / (task.pairs.len() * heads) as f64;
+    let each = took.wall / (task.pairs().len() * heads) as f64;
     println!(
         "mean ablation of {heads} heads over {} prompts of {} tokens: {:.1} s, {:.2} ms a head and prompt; a whole forward of one \
          prompt {:.2} ms before and {:.2} ms after; 1/{:.1} of a forward (target 1/5)\n",
-        task.pairs.len(),
-        task.pairs[0].clean.len(),
+        task.pairs().len(),
+        task.pairs()[0].clean.len(),
         took.wall,
         1e3 * each,
         1e3 * before,

@@ -1,7 +1,5 @@
 //! One backward pass and what is made of it: times as multiples of a forward, and memory.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 use candlewick::circuit::Graph;
 use candlewick::hooks::{Hook, Kind};
@@ -24,10 +22,14 @@ const REPEATS: usize = 5;
 
 /// SmolLM2, eight pairs of about sixteen tokens.
 pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
-    let random = task(model, 16, PAIRS);
-    let prompts: Vec<Vec<u32>> = random.pairs.iter().map(|pair| pair.clean.clone()).collect();
+    let random = task(model, tokenizer, 16, PAIRS)?;
+    let prompts: Vec<Vec<u32>> = random
+        .pairs()
+        .iter()
+        .map(|pair| pair.clean.clone())
+        .collect();
     let targets: Vec<Target> = random
-        .pairs
+        .pairs()
         .iter()
         .map(|pair| pair.target.clone())
         .collect();
@@ -107,7 +109,7 @@ pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
         ("differ from the first token", &random),
         ("IOI, S2 differs", &ioi),
     ] {
-        let clean: Vec<Vec<u32>> = task.pairs.iter().map(|pair| pair.clean.clone()).collect();
+        let clean: Vec<Vec<u32>> = task.pairs().iter().map(|pair| pair.clean.clone()).collect();
         println!("pairs that {name}: {} tokens", clean[0].len());
         let line = |method: &str, target: &str, work: &dyn Fn() -> Result<()>| -> Result<()> {
             let (ours, theirs) = interleaved(REPEATS, work, || forward(&clean))?;
@@ -125,7 +127,7 @@ pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
             edges(EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 5))
         })?;
         let nodes = |config: NodeAttributionConfig| -> Result<()> {
-            node_scores(model, tokenizer, task, &config, &Quiet)?;
+            node_scores(model, task, &config, &Quiet)?;
             Ok(())
         };
         let patch = || -> Result<PatchConfig> {
@@ -148,7 +150,7 @@ pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
 }
 
 /// A model shaped as Llama 3.2 1B: the peak beside the dense tensor of differences.
-pub fn memory(small: &ModelSpec) -> Result<()> {
+pub fn memory(small: &ModelSpec, tokenizer: &Tokenizer) -> Result<()> {
     let spec = ModelSpec {
         n_layers: 16,
         n_heads: 32,
@@ -170,10 +172,10 @@ pub fn memory(small: &ModelSpec) -> Result<()> {
         ..small.clone()
     };
     let model = Model::random(spec, 1)?;
-    let task = task(&model, 16, PAIRS);
+    let task = task(&model, tokenizer, 16, PAIRS)?;
     let graph = Graph::new(&model.spec);
     let dense = (PAIRS * 16 * graph.n_src() * model.spec.d_model * 4) as f64 / (1 << 20) as f64;
-    let prompts: Vec<Vec<u32>> = task.pairs.iter().map(|pair| pair.clean.clone()).collect();
+    let prompts: Vec<Vec<u32>> = task.pairs().iter().map(|pair| pair.clean.clone()).collect();
     run::logits(&model, &prompts)?;
     let (forward, _) = time(|| run::logits(&model, &prompts));
     let before = peak_memory();
@@ -200,36 +202,18 @@ pub fn memory(small: &ModelSpec) -> Result<()> {
 }
 
 /// Random prompts, the pairs of which differ everywhere.
-fn task(model: &Model, length: usize, pairs: usize) -> Task {
+fn task(model: &Model, tokenizer: &Tokenizer, length: usize, pairs: usize) -> Result<Task> {
     let vocab = model.spec.d_vocab as u32;
-    let prompt = |seed: u32| {
+    let prompt = |seed: u32| -> Vec<u32> {
         (0..length as u32)
             .map(|pos| (seed * 7919 + pos * 977 + 13) % vocab)
             .collect()
     };
-    let pair = |i: usize| Pair {
-        index: i,
-        clean: prompt(2 * i as u32 + 1),
-        corrupted: prompt(2 * i as u32 + 2),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: Target {
-            answers: vec![10 + i as u32],
-            wrong: vec![100 + i as u32],
-        },
-        roles: BTreeMap::new(),
-        template: 0,
+    let pair = |i: usize| {
+        Pair::new(prompt(2 * i as u32 + 1), prompt(2 * i as u32 + 2))
+            .answer(10 + i as u32)
+            .wrong(100 + i as u32)
     };
-    Task {
-        name: "random".into(),
-        pairs: (0..pairs).map(pair).collect(),
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-        asked: pairs,
-    }
+    let pairs = (0..pairs).map(pair);
+    Ok(Task::new("random", tokenizer, Metric::LogitDiff, pairs)?)
 }

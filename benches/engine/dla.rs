@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use candlewick::methods::{DlaConfig, Part, direct_logit_attribution};
-use candlewick::metric::{Metric, Target};
+use candlewick::metric::Metric;
 use candlewick::model::{Model, Tokenizer};
 use candlewick::run::{self, Quiet};
 use candlewick::task::{Pair, Task};
@@ -13,8 +13,8 @@ const TIMES: usize = 15;
 /// The whole method, from prompts to the table with its intervals, against the logits of the same prompts.
 pub fn attributions(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
     let (prompts, length) = (8, 16);
-    let task = task(prompts, length);
-    let clean: Vec<Vec<u32>> = task.pairs.iter().map(|pair| pair.clean.clone()).collect();
+    let task = task(tokenizer, prompts, length)?;
+    let clean: Vec<Vec<u32>> = task.pairs().iter().map(|pair| pair.clean.clone()).collect();
     let config = DlaConfig {
         by: Part::Head,
         ..DlaConfig::default()
@@ -22,7 +22,7 @@ pub fn attributions(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
     let (ours, forward) = super::interleaved(
         TIMES,
         || {
-            let scores = direct_logit_attribution(model, tokenizer, &task, &config, &Quiet)?;
+            let scores = direct_logit_attribution(model, &task, &config, &Quiet)?;
             assert!(scores.table.height() > model.spec.n_layers * model.spec.n_heads);
             Ok(())
         },
@@ -37,34 +37,12 @@ pub fn attributions(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
 }
 
 /// Prompts of ordinary tokens; what they say does not matter to the time.
-fn task(prompts: usize, length: usize) -> Task {
+fn task(tokenizer: &Tokenizer, prompts: usize, length: usize) -> Result<Task> {
     let pair = |i: usize| {
         let token = |pos: usize| (1000 + (i * 7919 + pos * 104_729) % 40_000) as u32;
-        let clean: Vec<u32> = (0..length).map(token).collect();
-        Pair {
-            index: i,
-            corrupted: clean.clone(),
-            clean,
-            clean_text: String::new(),
-            corrupted_text: String::new(),
-            target: Target {
-                answers: vec![2000],
-                wrong: vec![3000],
-            },
-            roles: Default::default(),
-            template: 0,
-        }
+        let prompt: Vec<u32> = (0..length).map(token).collect();
+        Pair::new(prompt.clone(), prompt).answer(2000).wrong(3000)
     };
-    Task {
-        name: "bench".into(),
-        pairs: (0..prompts).map(pair).collect(),
-        dropped: Vec::new(),
-        metric: Metric::LogitDiff,
-        seed: 0,
-        bos: false,
-        chat: false,
-        source: String::new(),
-        corruption: "given".into(),
-        asked: prompts,
-    }
+    let pairs = (0..prompts).map(pair);
+    Ok(Task::new("bench", tokenizer, Metric::LogitDiff, pairs)?)
 }

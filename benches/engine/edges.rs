@@ -1,12 +1,10 @@
 //! Exact patching of every edge, beside as many whole forward passes of our own.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 use candlewick::circuit::Graph;
 use candlewick::hooks::Edge;
 use candlewick::methods::{EdgeConfig, exact_edge_effects, exact_edge_effects_plain};
-use candlewick::metric::{Metric, Target};
+use candlewick::metric::Metric;
 use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
 use candlewick::run::{self, Quiet};
@@ -30,7 +28,7 @@ pub fn edges() -> Result<()> {
         ..ExpandOptions::default()
     };
     let task = expand(&TaskFile::open("embedded")?, &loaded.tokenizer, &options)?;
-    every_edge("embedded", &loaded.model, &task.pairs)?;
+    every_edge("embedded", &loaded.model, task.pairs())?;
     let gpt2 = Model::random(gpt2_small(), 1)?;
     every_edge("random, shaped as GPT-2 small", &gpt2, &[pair()])
 }
@@ -103,19 +101,7 @@ fn pair() -> Pair {
     for pos in [2, 10] {
         corrupted[pos] += 131;
     }
-    Pair {
-        index: 0,
-        clean,
-        corrupted,
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: Target {
-            answers: vec![10],
-            wrong: vec![20],
-        },
-        roles: BTreeMap::new(),
-        template: 0,
-    }
+    Pair::new(clean, corrupted).answer(10).wrong(20)
 }
 
 fn gpt2_small() -> ModelSpec {

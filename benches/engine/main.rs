@@ -83,7 +83,7 @@ fn main() -> Result<()> {
         attribution::attribution(model, tokenizer)?;
     }
     if wanted("attribution-memory") {
-        attribution::memory(&model.spec)?;
+        attribution::memory(&model.spec, tokenizer)?;
     }
     if wanted("dla") {
         dla::attributions(model, tokenizer)?;

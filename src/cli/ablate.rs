@@ -152,7 +152,7 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
     let config = match &asked {
         Asked::Ablation(config) => config,
         Asked::Repair(config) => {
-            let scores = self_repair(&model, &tokenizer, &task, config, &progress)?;
+            let scores = self_repair(&model, &task, config, &progress)?;
             return show::finish(scores, &out, &args.output, ctx);
         }
     };
@@ -160,14 +160,7 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
     for warning in parts.warnings() {
         ctx.warn(warning);
     }
-    let ablated = ablation(
-        &model,
-        &tokenizer,
-        &task,
-        config,
-        Some(&mut parts),
-        &progress,
-    );
+    let ablated = ablation(&model, &task, config, Some(&mut parts), &progress);
     let mut scores = match ablated {
         Ok(scores) => scores,
         Err(error) => {
@@ -289,7 +282,7 @@ fn reference(
         pairs: None,
         corruption: None,
         metric: None,
-        n_pairs: args.task.n_pairs.or(Some(task.pairs.len() as u32)),
+        n_pairs: args.task.n_pairs.or(Some(task.pairs().len() as u32)),
         ..args.task.clone()
     };
     let reference = open_task(&of_reference, tokenizer, spec.n_ctx, false)?;

@@ -62,6 +62,10 @@ pub struct TaskArgs {
         conflicts_with = "pairs"
     )]
     pub template: Vec<usize>,
+    /// Keep pairs whose prompts differ in length, or whose roles are not at the same positions, where the tokens of every role
+    /// correspond one to one [default: they are dropped]. Methods that compare position by position refuse such pairs.
+    #[arg(long)]
+    pub unequal_lengths: bool,
     /// Wraps the prompts in the tokenizer's own chat template.
     #[arg(long)]
     pub chat_template: bool,

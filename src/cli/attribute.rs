@@ -12,7 +12,7 @@ use candlewick::methods::tokens::{Baseline, TokenConfig, TokenMethod};
 use candlewick::methods::{
     EdgeConfig, PatchConfig, PatchSource, Reference, attribution, exact_edges, parse_sites, tokens,
 };
-use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, Model, ModelSpec, load, load_tokenizer};
 use candlewick::nn::rules::Rules;
 use candlewick::run::{Progress, SweepOptions};
 use candlewick::scores::{Detail, Direction, Scores, check_writable};
@@ -215,7 +215,7 @@ pub fn run(args: AttributeArgs, ctx: &Context) -> anyhow::Result<()> {
     };
     let progress = ctx.progress();
     let model = load(&args.model.model, &options)?.model;
-    let found = work.run(&args, &model, &tokenizer, &task, &progress)?;
+    let found = work.run(&args, &model, &task, &progress)?;
 
     let mut scores = found.scores;
     if let Some(theirs) = &theirs {
@@ -458,7 +458,6 @@ impl Work {
         &self,
         args: &AttributeArgs,
         model: &Model,
-        tokenizer: &Tokenizer,
         task: &Task,
         progress: &dyn Progress,
     ) -> anyhow::Result<Found> {
@@ -471,17 +470,11 @@ impl Work {
                         _ => 0,
                     },
                 });
-                attribution::attribute_nodes(model, tokenizer, task, config, verify, progress)?
+                attribution::attribute_nodes(model, task, config, verify, progress)?
             }
             Work::Edges(config) => {
-                let (scores, estimates) = attribution::attribute_edges(
-                    model,
-                    tokenizer,
-                    task,
-                    config,
-                    args.verify,
-                    progress,
-                )?;
+                let (scores, estimates) =
+                    attribution::attribute_edges(model, task, config, args.verify, progress)?;
                 let graph = Some(estimates.scored_graph()?);
                 return Ok(Found { scores, graph });
             }
@@ -500,10 +493,8 @@ impl Work {
                 return Ok(Found { scores, graph });
             }
             Work::Tokens(config, removal) => match args.verify {
-                None => tokens::token_attribution(model, tokenizer, task, config, progress)?,
-                Some(k) => {
-                    verify::verified_tokens(model, tokenizer, task, config, removal, k, progress)?
-                }
+                None => tokens::token_attribution(model, task, config, progress)?,
+                Some(k) => verify::verified_tokens(model, task, config, removal, k, progress)?,
             },
         };
         Ok(Found {

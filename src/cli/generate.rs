@@ -147,11 +147,11 @@ fn prompts(
         let mut task = args.task.clone();
         task.n_pairs = task.n_pairs.or(Some(PROMPTS));
         let task = open_task(&task, tokenizer, n_ctx, args.model.model == EMBEDDED)?;
-        let pairs = task.pairs.into_iter().map(|pair| Prompt {
+        let pairs = task.into_pairs().into_iter().map(|pair| Prompt {
+            corrupted: pair.is_aligned().then_some(pair.corrupted),
             text: pair.clean_text,
             tokens: pair.clean,
             roles: pair.roles,
-            corrupted: Some(pair.corrupted),
         });
         return Ok(pairs.collect());
     }

@@ -73,10 +73,10 @@ pub fn run(args: HeadsArgs, ctx: &Context) -> anyhow::Result<()> {
         },
         seed: task.seed,
     };
-    config.check(&spec, &tokenizer)?;
+    config.check(&spec, &task)?;
     let progress = ctx.progress();
     let model = load(&args.model.model, &options)?.model;
-    let scores = head_statistics(&model, &tokenizer, &task, &config, &progress)?;
+    let scores = head_statistics(&model, &task, &config, &progress)?;
     show::finish(scores, &out, &args.output, ctx)
 }
 

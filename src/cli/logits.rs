@@ -126,7 +126,7 @@ pub fn run(args: LogitsArgs, ctx: &Context) -> anyhow::Result<()> {
     let asked = asked(&args, &tokenizer, &spec, &task)?;
     let progress = ctx.progress();
     let model = load(&args.model.model, &options)?.model;
-    let scores = measure(&asked, &model, &tokenizer, &task, &progress)?;
+    let scores = measure(&asked, &model, &task, &progress)?;
     show::finish(scores, &out, &args.output, ctx)
 }
 
@@ -245,15 +245,14 @@ pub fn tokens(texts: &[String], tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32
 fn measure(
     asked: &Asked,
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     progress: &dyn Progress,
 ) -> candlewick::Result<Scores> {
     match asked {
-        Asked::Direct(config) => direct_logit_attribution(model, tokenizer, task, config, progress),
-        Asked::Classes(config) => source_classes(model, tokenizer, task, config, progress),
-        Asked::Lens(config) => logit_lens(model, tokenizer, task, config, progress),
-        Asked::Token(config) => token_lens(model, tokenizer, task, config, progress),
-        Asked::Early(config) => early_decoding(model, tokenizer, task, config, progress),
+        Asked::Direct(config) => direct_logit_attribution(model, task, config, progress),
+        Asked::Classes(config) => source_classes(model, task, config, progress),
+        Asked::Lens(config) => logit_lens(model, task, config, progress),
+        Asked::Token(config) => token_lens(model, task, config, progress),
+        Asked::Early(config) => early_decoding(model, task, config, progress),
     }
 }

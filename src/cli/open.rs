@@ -57,6 +57,7 @@ pub fn open_task(
         corruption: args.corruption.clone(),
         max_tokens: Some(n_ctx),
         templates,
+        unequal: args.unequal_lengths,
         metric: args.metric.as_deref().map(str::parse).transpose()?,
     };
     if let Some(path) = &args.pairs {

@@ -124,21 +124,14 @@ pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
     let progress = ctx.progress();
     let model = load(&args.model.model, &options)?.model;
     if args.dry_run {
-        return print_plan(&plan_patching(&model, &tokenizer, &task, &config)?, &model);
+        return print_plan(&plan_patching(&model, &task, &config)?, &model);
     }
 
     let mut parts = PartStore::open_or_create(&out, &config.fingerprint(&model, &task))?;
     for warning in parts.warnings() {
         ctx.warn(warning);
     }
-    let patched = activation_patching(
-        &model,
-        &tokenizer,
-        &task,
-        &config,
-        Some(&mut parts),
-        &progress,
-    );
+    let patched = activation_patching(&model, &task, &config, Some(&mut parts), &progress);
     let mut scores = match patched {
         Ok(scores) => scores,
         Err(error) => {

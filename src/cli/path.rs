@@ -120,9 +120,9 @@ pub fn run(args: PathArgs, ctx: &Context) -> anyhow::Result<()> {
         }
         Asked::Paths(paths) => {
             let metric = task.metric;
-            patch_paths(&model, &tokenizer, &task, paths, metric, detail, &progress)?
+            patch_paths(&model, &task, paths, metric, detail, &progress)?
         }
-        Asked::Sweep(config) => path_patching(&model, &tokenizer, &task, config, &progress)?,
+        Asked::Sweep(config) => path_patching(&model, &task, config, &progress)?,
     };
     show::finish(scores, &out, &args.output, ctx)
 }

@@ -67,7 +67,7 @@ pub fn run(args: ScaleArgs, ctx: &Context) -> anyhow::Result<()> {
                 writeln!(out, "{}", as_json(row))?;
             }
         }
-        false => write_table(&rows, task.pairs.len(), &mut out)?,
+        false => write_table(&rows, task.pairs().len(), &mut out)?,
     }
     Ok(out.flush()?)
 }

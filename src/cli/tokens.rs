@@ -36,9 +36,9 @@ pub fn run(args: TokensArgs) -> anyhow::Result<()> {
     let is_embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, is_embedded)?;
     let shown = if args.json {
-        render_json(&task, &tokenizer, args.limit) + "\n"
+        render_json(&task, args.limit) + "\n"
     } else {
-        render(&task, &tokenizer, args.limit)
+        render(&task, args.limit)
     };
     Ok(io::stdout().lock().write_all(shown.as_bytes())?)
 }

@@ -11,8 +11,8 @@ use std::str::FromStr;
 
 use super::Kind;
 use crate::error::{Error, Result};
-use crate::model::tokenizer::printable;
 use crate::spec::ModelSpec;
+use crate::text::shortened;
 
 /// A component, seen as one node of the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -259,13 +259,9 @@ impl FromStr for Edge {
 
 /// Names may come from files: what is repeated of them is short and printable.
 fn unreadable(what: &'static str, text: &str, reason: &str) -> Error {
-    let mut shown: String = text.chars().take(60).collect();
-    if text.chars().nth(60).is_some() {
-        shown.push_str("...");
-    }
     Error::Parse {
         what,
-        text: printable(&shown),
+        text: shortened(text),
         reason: reason.into(),
     }
 }

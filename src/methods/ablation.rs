@@ -22,7 +22,7 @@ use super::activation_patching::{PatchConfig, Patched, SiteSet, patch_every_cell
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Node, Pos, Positions, Site};
-use crate::model::{Model, ModelSpec, Tokenizer};
+use crate::model::{Model, ModelSpec};
 use crate::run::Progress;
 use crate::scores::{Cell, Direction, PartStore, Scores};
 use crate::task::Task;
@@ -253,7 +253,6 @@ fn places(positions: &Positions) -> String {
 /// Those of [`AblationConfig::check`], before anything runs; [`Error::Interrupted`].
 pub fn ablation(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &AblationConfig,
     parts: Option<&mut PartStore>,
@@ -261,7 +260,7 @@ pub fn ablation(
 ) -> Result<Scores> {
     config.check(&model.spec, task)?;
     let patching = config.patching(&model.spec)?;
-    let mut patched = patch_every_cell(model, tokenizer, task, &patching, parts, progress)?;
+    let mut patched = patch_every_cell(model, task, &patching, parts, progress)?;
     add_interactions(&mut patched);
     let provenance = &mut patched.provenance;
     provenance.notes.extend(notes(config, &model.spec));

@@ -24,7 +24,7 @@ use super::sites::{Along, Extent, Sites, fits};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Pos, Positions, Site};
 use crate::metric::Metric;
-use crate::model::{Model, ModelSpec, Tokenizer};
+use crate::model::{Model, ModelSpec};
 use crate::run::{
     BaseRun, Logits, Plan, Progress, Readout, Request, Source, Sources, SweepOptions, Variant,
     plan, run, sweep,
@@ -112,12 +112,6 @@ impl PatchConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        if task.pairs.is_empty() {
-            return Err(Error::EmptyTask {
-                task: task.name.clone(),
-                reason: "it has none".into(),
-            });
-        }
         task.check_metric(self.metric)?;
         let range = |what: &'static str, values: &[usize], limit: usize| match values
             .iter()
@@ -152,7 +146,7 @@ impl PatchConfig {
                     "Gaussian noise is a corruption for `denoise` and `noise`, with a finite scale and at least one sample",
                 ));
             }
-            task.pairs
+            task.pairs()
                 .iter()
                 .try_for_each(|pair| noise.positions_in(pair).map(drop))?;
         }
@@ -179,16 +173,7 @@ impl PatchConfig {
                 known: "none; sweep by position instead".into(),
             });
         }
-        for pair in &task.pairs {
-            if pair.clean.len() != pair.corrupted.len() {
-                return Err(Error::LengthMismatch {
-                    index: pair.index,
-                    clean: pair.clean.len(),
-                    corrupted: pair.corrupted.len(),
-                });
-            }
-        }
-        Ok(())
+        task.check_aligned()
     }
 
     /// The reference prompts have to align with the task's own where means are taken by position.
@@ -196,17 +181,12 @@ impl PatchConfig {
         let Some(reference) = &self.reference else {
             return Ok(());
         };
-        if reference.pairs.is_empty() {
-            return Err(Error::EmptyTask {
-                task: reference.name.clone(),
-                reason: "it has none, and means are to be taken over its prompts".into(),
-            });
-        }
+        reference.check_aligned()?;
         let is_like = |pair: &&Pair| {
             let same = |other: &Pair| group_of(other) == group_of(pair);
-            !reference.pairs.iter().any(same)
+            !reference.pairs().iter().any(same)
         };
-        match task.pairs.iter().find(is_like) {
+        match task.pairs().iter().find(is_like) {
             Some(pair) if self.source == PatchSource::Mean => Err(Error::invalid(format!(
                 "pair {} is of template {} and has {} tokens, and no prompt of the reference task `{}` is like that, so positions do \
                  not align; take means by role or over all positions (`--by mean-role`, `--by mean-all`)",
@@ -222,10 +202,10 @@ impl PatchConfig {
     /// Lawful but doubtful results, each with a remedy.
     pub(super) fn warnings(&self, task: &Task, scores: &[ExampleScores]) -> Vec<String> {
         let mut warnings = Vec::new();
-        if task.pairs.len() < task.asked {
+        if task.pairs().len() < task.asked {
             warnings.push(format!(
                 "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
-                task.pairs.len(),
+                task.pairs().len(),
                 task.asked
             ));
         }
@@ -289,13 +269,12 @@ impl PatchConfig {
 /// Those of [`PatchConfig::check`], before anything runs; [`Error::Interrupted`].
 pub fn activation_patching(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &PatchConfig,
     parts: Option<&mut PartStore>,
     progress: &dyn Progress,
 ) -> Result<Scores> {
-    let patched = patch_every_cell(model, tokenizer, task, config, parts, progress)?;
+    let patched = patch_every_cell(model, task, config, parts, progress)?;
     patched.assemble("activation_patching", config)
 }
 
@@ -323,7 +302,6 @@ impl Patched {
 /// [`activation_patching`] up to its table.
 pub(super) fn patch_every_cell(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &PatchConfig,
     mut parts: Option<&mut PartStore>,
@@ -331,7 +309,7 @@ pub(super) fn patch_every_cell(
 ) -> Result<Patched> {
     config.check(&model.spec, task)?;
     let began = Instant::now();
-    let patching = Patching::new(model, tokenizer, task, config)?;
+    let patching = Patching::new(model, task, config)?;
     let done = parts
         .as_ref()
         .map(|parts| parts.finished())
@@ -341,7 +319,7 @@ pub(super) fn patch_every_cell(
         .filter(|batch| {
             !batch
                 .iter()
-                .all(|&pair| done.contains(&task.pairs[pair].index))
+                .all(|&pair| done.contains(&task.pairs()[pair].index))
         })
         .collect();
     let per_pair = patching.cells.len() as u64;
@@ -388,14 +366,13 @@ fn group_of(pair: &Pair) -> (usize, usize) {
 /// Indices in the result count along `chosen`.
 pub(super) fn patch_chosen(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &PatchConfig,
     chosen: &[usize],
     progress: &dyn Progress,
 ) -> Result<Vec<ExampleScores>> {
     config.check(&model.spec, task)?;
-    let mut patching = Patching::new(model, tokenizer, task, config)?;
+    let mut patching = Patching::new(model, task, config)?;
     // The engine wants each example's cells in order.
     let mut order: Vec<usize> = (0..chosen.len()).collect();
     order.sort_by_key(|&i| chosen[i]);
@@ -403,7 +380,7 @@ pub(super) fn patch_chosen(
     patching.cells = order.iter().map(|&i| all[chosen[i]].clone()).collect();
     let before = |start: usize| order.iter().filter(|&&i| chosen[i] < start).count();
     patching.starts = patching.starts.iter().map(|&start| before(start)).collect();
-    progress.start("verifying", (task.pairs.len() * chosen.len()) as u64);
+    progress.start("verifying", (task.pairs().len() * chosen.len()) as u64);
     let mut examples = Vec::new();
     for batch in patching.batches() {
         for mut scores in patching.batch(&batch, progress)? {
@@ -424,14 +401,13 @@ pub(super) fn patch_chosen(
 /// sweep would have.
 pub(super) fn patch_together(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &PatchConfig,
     sets: &[(usize, Vec<usize>)],
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
     config.check(&model.spec, task)?;
-    let patching = Patching::new(model, tokenizer, task, config)?;
+    let patching = Patching::new(model, task, config)?;
     let sites_of = |cell: usize| {
         let index = patching.starts.partition_point(|&start| start <= cell) - 1;
         &config.sites[index]
@@ -498,7 +474,7 @@ fn kept(parts: Option<&PartStore>, task: &Task) -> String {
         Some(parts) => format!(
             "{} of {} pairs are finished and kept; the same command goes on from there",
             parts.finished().len(),
-            task.pairs.len()
+            task.pairs().len()
         ),
         None => "nothing was asked to be kept".into(),
     }
@@ -518,21 +494,16 @@ pub struct PatchPlan {
 /// Plans without patching: one forward pass a template tells sizes and speed.
 /// # Errors
 /// Those of [`PatchConfig::check`].
-pub fn plan_patching(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    task: &Task,
-    config: &PatchConfig,
-) -> Result<PatchPlan> {
+pub fn plan_patching(model: &Model, task: &Task, config: &PatchConfig) -> Result<PatchPlan> {
     config.check(&model.spec, task)?;
-    let patching = Patching::new(model, tokenizer, task, config)?;
+    let patching = Patching::new(model, task, config)?;
     let mut total = PatchPlan {
-        pairs: task.pairs.len(),
+        pairs: task.pairs().len(),
         ..PatchPlan::default()
     };
     let mut by_length: BTreeMap<(usize, usize), (Plan, f64, usize)> = BTreeMap::new();
     for batch in patching.batches() {
-        let pair = &task.pairs[batch[0]];
+        let pair = &task.pairs()[batch[0]];
         let key = (pair.template, pair.clean.len());
         if let std::collections::btree_map::Entry::Vacant(entry) = by_length.entry(key) {
             let began = Instant::now();
@@ -581,7 +552,7 @@ pub fn plan_patching(
 /// The roles that any pair has, in the order of their first position.
 pub(super) fn roles_of(task: &Task) -> Vec<String> {
     let mut first: BTreeMap<&String, usize> = BTreeMap::new();
-    for pair in &task.pairs {
+    for pair in task.pairs() {
         for (role, positions) in pair
             .roles
             .iter()
@@ -613,7 +584,6 @@ fn has_places(site: &Site, pair: &Pair) -> bool {
 /// A checked run in progress.
 struct Patching<'a> {
     model: &'a Model,
-    tokenizer: &'a Tokenizer,
     task: &'a Task,
     config: &'a PatchConfig,
     /// All cells of all sweeps, and where each sweep's begin.
@@ -631,15 +601,10 @@ struct Patching<'a> {
 }
 
 impl<'a> Patching<'a> {
-    fn new(
-        model: &'a Model,
-        tokenizer: &'a Tokenizer,
-        task: &'a Task,
-        config: &'a PatchConfig,
-    ) -> Result<Self> {
+    fn new(model: &'a Model, task: &'a Task, config: &'a PatchConfig) -> Result<Self> {
         let roles = roles_of(task);
         let length = task
-            .pairs
+            .pairs()
             .iter()
             .map(|pair| pair.clean.len())
             .max()
@@ -667,7 +632,6 @@ impl<'a> Patching<'a> {
         kinds.dedup();
         let mut patching = Patching {
             model,
-            tokenizer,
             task,
             config,
             cells,
@@ -712,7 +676,7 @@ impl<'a> Patching<'a> {
     fn batches(&self) -> Vec<Vec<usize>> {
         let longest = self
             .task
-            .pairs
+            .pairs()
             .iter()
             .map(|pair| pair.clean.len())
             .max()
@@ -736,7 +700,7 @@ impl<'a> Patching<'a> {
     }
 
     fn pairs(&self, batch: &[usize]) -> Vec<&'a Pair> {
-        batch.iter().map(|&pair| &self.task.pairs[pair]).collect()
+        batch.iter().map(|&pair| &self.task.pairs()[pair]).collect()
     }
 
     fn hooks(&self) -> Vec<Hook> {
@@ -825,10 +789,7 @@ impl<'a> Patching<'a> {
                 example: pair.index,
                 clean: mean(clean, i),
                 corrupted: mean(corrupted, i),
-                tokens: base.prompts[i * copies]
-                    .iter()
-                    .map(|&token| self.tokenizer.token(token))
-                    .collect(),
+                tokens: self.task.texts(&base.prompts[i * copies]),
                 roles: pair.roles.clone(),
                 ..ExampleScores::default()
             })
@@ -918,7 +879,7 @@ impl<'a> Patching<'a> {
                 return Ok((Sources::default().with("mean", source), Op::Mean));
             }
             PatchSource::Mean | PatchSource::MeanAll => {
-                let pair = &self.task.pairs[batch[0]];
+                let pair = &self.task.pairs()[batch[0]];
                 let mean = self.means.of(pair).cloned().ok_or_else(|| {
                     Error::invalid("no reference prompt has this template and length")
                 })?;
@@ -944,7 +905,7 @@ impl<'a> Patching<'a> {
             PatchSource::Resample => {
                 let prompts: Vec<_> = batch
                     .iter()
-                    .map(|&pair| self.task.pairs[self.donors[pair]].clean.clone())
+                    .map(|&pair| self.task.pairs()[self.donors[pair]].clean.clone())
                     .collect();
                 let hooks = self.hooks();
                 let request = Request {
@@ -968,11 +929,11 @@ impl<'a> Patching<'a> {
 
     /// A seeded permutation without fixed points inside each group of pairs that align position by position.
     fn draw_donors(&self) -> Result<Vec<usize>> {
-        let mut donors: Vec<usize> = (0..self.task.pairs.len()).collect();
+        let mut donors: Vec<usize> = (0..self.task.pairs().len()).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
         for group in self.task.batches(usize::MAX) {
             if group.len() < 2 {
-                let pair = &self.task.pairs[group[0]];
+                let pair = &self.task.pairs()[group[0]];
                 return Err(Error::invalid(format!(
                     "resampling takes values from another pair of the same template and length, and pair {} (template {}, {} tokens) \
                      has none; use more pairs (`--n-pairs`), or `--source mean`",

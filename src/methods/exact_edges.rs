@@ -20,7 +20,7 @@
 //! let task = expand(&TaskFile::open("embedded")?, &loaded.tokenizer, &options)?;
 //! let edges: Vec<Edge> = vec!["input->a0.h1<v>".parse()?, "m0->logits".parse()?];
 //! let config = EdgeConfig::new(task.metric);
-//! let effects = exact_edge_effects(&loaded.model, &task.pairs, &edges, &config, &Quiet)?;
+//! let effects = exact_edge_effects(&loaded.model, task.pairs(), &edges, &config, &Quiet)?;
 //! assert_eq!((effects.len(), effects[0].len()), (2, 2)); // [pairs][edges]
 //! # Ok::<(), candlewick::Error>(())
 //! ```
@@ -44,7 +44,7 @@ use candle_core::Tensor;
 use serde_json::json;
 
 use crate::circuit::Graph;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Pos, Site, Value};
 use crate::methods::record::provenance;
 use crate::metric::Metric;
@@ -122,15 +122,9 @@ pub fn exact_edges(
     progress: &dyn Progress,
 ) -> Result<EdgeMeasurements> {
     model.spec.check_decoder("edges")?;
-    if task.pairs.is_empty() {
-        return Err(Error::EmptyTask {
-            task: task.name.clone(),
-            reason: "it has none".into(),
-        });
-    }
     task.check_metric(config.metric)?;
     let all: Arc<[u32]> = (0..edges.len() as u32).collect();
-    let measured = measure(model, &task.pairs, edges, config, progress)?;
+    let measured = measure(model, task.pairs(), edges, config, progress)?;
     let example = |(pair, one): (&Pair, Measured)| ExampleScores {
         example: pair.index,
         clean: one.clean,
@@ -146,7 +140,7 @@ pub fn exact_edges(
     };
     Ok(EdgeMeasurements {
         cells: edges.iter().map(cell).collect(),
-        examples: task.pairs.iter().zip(measured).map(example).collect(),
+        examples: task.pairs().iter().zip(measured).map(example).collect(),
     })
 }
 

@@ -39,7 +39,7 @@ impl GaussianNoise {
     /// Standard deviation of all embedding entries of the chosen tokens, over all pairs.
     pub(crate) fn sigma(&self, model: &Model, task: &Task) -> Result<f64> {
         let mut tokens = Vec::new();
-        for pair in &task.pairs {
+        for pair in task.pairs() {
             tokens.extend(
                 self.positions_in(pair)?
                     .into_iter()

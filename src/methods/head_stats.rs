@@ -24,8 +24,7 @@ use serde_json::json;
 
 use super::logits::{in_layer, provenance, roles_of, unmeasured};
 use crate::error::{Error, Result};
-use crate::hooks::{Hook, Kind};
-use crate::metric::Target;
+use crate::hooks::{Hook, Kind, Roles};
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::nn::{embed::embed, linear, norm};
 use crate::run::{Logits, Progress, Request, run};
@@ -66,7 +65,8 @@ impl HeadConfig {
 
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Invalid`]: what cannot be run as asked, before anything is.
-    pub fn check(&self, spec: &ModelSpec, tokenizer: &Tokenizer) -> Result<()> {
+    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        let tokenizer = task.tokenizer();
         let length = 2 * self.block + usize::from(tokenizer.adds_bos());
         if self.block < 2 || length > spec.n_ctx || self.samples == 0 {
             return Err(Error::invalid(format!(
@@ -143,14 +143,13 @@ const COPIES: f64 = 0.5;
 /// Those of [`HeadConfig::check`].
 pub fn head_statistics(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &HeadConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
-    config.check(&model.spec, tokenizer)?;
+    config.check(&model.spec, task)?;
     let began = Instant::now();
-    let sequences = sequences(model, tokenizer, config);
+    let sequences = sequences(model, task.tokenizer(), config);
     let roles = roles_of(task);
     let heads: Vec<(usize, usize)> = model.spec.heads().collect();
     let mut cells: Vec<Cell> = Vec::new();
@@ -169,18 +168,18 @@ pub fn head_statistics(
             }));
         }
     }
-    progress.start("measuring", (sequences.len() + task.pairs.len()) as u64);
+    progress.start("measuring", (sequences.len() + task.pairs().len()) as u64);
     let mut all = Vec::new();
     for (index, sequence) in sequences.iter().enumerate() {
         stop_if_asked(progress)?;
-        all.push(on_repeated(model, tokenizer, sequence, index, config)?);
+        all.push(on_repeated(model, task, sequence, index, config)?);
         progress.advance(1);
     }
     let first_role = heads.len() * MEASURES.len();
     for batch in task.batches(super::logits::BATCH) {
         stop_if_asked(progress)?;
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs[pair]).collect();
-        for mut example in on_task(model, tokenizer, &pairs, &roles, first_role)? {
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
+        for mut example in on_task(model, task, &pairs, &roles, first_role)? {
             example.example += sequences.len();
             all.push(example);
         }
@@ -200,7 +199,7 @@ pub fn head_statistics(
         false => config.from.clone(),
     };
     for &(layer, head) in &config.circuits {
-        for row in circuits(model, tokenizer, layer, head, &from, config.tokens)? {
+        for row in circuits(model, task, layer, head, &from, config.tokens)? {
             // A fact about weights: it has one value, whatever the prompts.
             let example = &mut all[0];
             let next = cells.len() as u32;
@@ -273,7 +272,7 @@ fn sequences(model: &Model, tokenizer: &Tokenizer, config: &HeadConfig) -> Vec<V
 /// The statistics of every head on one sequence.
 fn on_repeated(
     model: &Model,
-    tokenizer: &Tokenizer,
+    task: &Task,
     sequence: &[u32],
     index: usize,
     config: &HeadConfig,
@@ -308,21 +307,13 @@ fn on_repeated(
     }
     let unread = Pair {
         index,
-        clean: sequence.to_vec(),
-        corrupted: sequence.to_vec(),
-        clean_text: String::new(),
-        corrupted_text: String::new(),
-        target: Target {
-            answers: Vec::new(),
-            wrong: Vec::new(),
-        },
-        roles: BTreeMap::new(),
-        template: 0,
+        roles: Roles::new(),
+        ..Pair::new(sequence, sequence)
     };
     Ok(ExampleScores {
         cells: (0..values.len() as u32).collect(),
         values,
-        ..unmeasured(&unread, tokenizer, 0.0)
+        ..unmeasured(task, &unread, 0.0)
     })
 }
 
@@ -436,7 +427,7 @@ fn centred(t: &Tensor, spec: &ModelSpec) -> Result<Tensor> {
 /// Cells from `first` on: `[measure][layer][head][role]`, the measures of [`AT_ROLES`].
 fn on_task(
     model: &Model,
-    tokenizer: &Tokenizer,
+    task: &Task,
     pairs: &[&Pair],
     roles: &[String],
     first: usize,
@@ -502,7 +493,7 @@ fn on_task(
         ExampleScores {
             cells: Arc::from(cells),
             values,
-            ..unmeasured(pair, tokenizer, 0.0)
+            ..unmeasured(task, pair, 0.0)
         }
     };
     Ok(pairs.iter().zip(measured).map(one).collect())
@@ -586,7 +577,7 @@ fn class(head: usize, means: &[f64], roles: &[String], first_role: usize) -> Str
 
 /// The tokens at the roles of the first pair, each once.
 fn tokens_of_roles(task: &Task) -> Vec<u32> {
-    let Some(pair) = task.pairs.first() else {
+    let Some(pair) = task.pairs().first() else {
         return Vec::new();
     };
     let mut positions: Vec<usize> = pair.roles.values().flatten().copied().collect();
@@ -606,7 +597,7 @@ const ROWS: usize = 4096;
 /// The strongest entries of a head's OV and QK circuits from each of some tokens.
 fn circuits(
     model: &Model,
-    tokenizer: &Tokenizer,
+    task: &Task,
     layer: usize,
     head: usize,
     from: &[u32],
@@ -650,8 +641,8 @@ fn circuits(
             order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
             rows.extend(order.iter().take(tokens).map(|&token| {
                 let cell = Cell {
-                    src: Some(tokenizer.token(source)),
-                    dst: Some(tokenizer.token(token)),
+                    src: Some(task.text(source)),
+                    dst: Some(task.text(token)),
                     measure: Some(measure.into()),
                     ..head_cell(component, layer, head)
                 };

@@ -28,12 +28,12 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
 use super::ablation::site_of;
-use super::logits::{BATCH, check_pairs, provenance, unmeasured};
+use super::logits::{BATCH, provenance, unmeasured};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Positions, Site, Value};
 use crate::metric::Metric;
-use crate::model::{Model, ModelSpec, Tokenizer};
+use crate::model::{Model, ModelSpec};
 use crate::run::{
     BaseRun, Progress, Quiet, Readout, Sources, SweepOptions, Variant, sweep, sweep_with_capture,
 };
@@ -103,7 +103,7 @@ impl PathConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        check_pairs(task)?;
+        task.check_aligned()?;
         task.check_metric(self.metric)?;
         let graph = Graph::new(spec);
         self.senders
@@ -117,14 +117,7 @@ impl PathConfig {
                 "nothing receives; name a receiver such as `a3.h0<q>` or `logits`",
             ));
         }
-        for pair in &task.pairs {
-            if pair.clean.len() != pair.corrupted.len() {
-                return Err(Error::LengthMismatch {
-                    index: pair.index,
-                    clean: pair.clean.len(),
-                    corrupted: pair.corrupted.len(),
-                });
-            }
+        for pair in task.pairs() {
             for positions in [&self.at_senders, &self.at_receivers] {
                 positions.resolve(pair.clean.len(), &pair.roles)?;
             }
@@ -217,7 +210,6 @@ fn names<T: ToString>(list: &[T]) -> String {
 /// Those of [`PathConfig::check`], before anything runs; [`Error::Interrupted`].
 pub fn path_patching(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &PathConfig,
     progress: &dyn Progress,
@@ -228,10 +220,10 @@ pub fn path_patching(
     let rows = config.rows();
     let cells: Vec<Cell> = rows.iter().map(|row| row.cell.clone()).collect();
     let all: Arc<[u32]> = (0..cells.len() as u32).collect();
-    let mut examples: Vec<ExampleScores> = Vec::with_capacity(task.pairs.len());
-    progress.start("patching paths", (task.pairs.len() * rows.len()) as u64);
+    let mut examples: Vec<ExampleScores> = Vec::with_capacity(task.pairs().len());
+    progress.start("patching paths", (task.pairs().len() * rows.len()) as u64);
     for batch in task.batches(BATCH) {
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs[pair]).collect();
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
         let runs = Runs::new(model, &pairs, config.metric, &config.sweep)?;
         let values = runs.patch(&rows, config, progress)?;
         for ((i, pair), values) in pairs.iter().enumerate().zip(values) {
@@ -239,7 +231,7 @@ pub fn path_patching(
                 corrupted: runs.corrupted_metric[i],
                 cells: Arc::clone(&all),
                 values,
-                ..unmeasured(pair, tokenizer, runs.clean_metric[i])
+                ..unmeasured(task, pair, runs.clean_metric[i])
             });
         }
     }

@@ -37,7 +37,7 @@ pub(super) fn provenance(
         task_text: task.source.clone(),
         bos: task.bos,
         chat: task.chat,
-        prompts: task.pairs.iter().map(prompt).collect(),
+        prompts: task.pairs().iter().map(prompt).collect(),
         dropped: task.dropped.len(),
         warnings,
         ..Provenance::default()

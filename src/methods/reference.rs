@@ -24,7 +24,7 @@ pub(super) fn reference_means(
     };
     let means = over.means(model, hooks, by_position, batches)?;
     let of = |pair: &Pair| Some(((pair.template, pair.clean.len()), means.of(pair)?.clone()));
-    Ok(task.pairs.iter().filter_map(of).collect())
+    Ok(task.pairs().iter().filter_map(of).collect())
 }
 
 /// The prompts that means are taken over: one side of every pair of a task.
@@ -46,7 +46,7 @@ impl ReferenceSet<'_> {
     ) -> Result<Means> {
         let mut sums: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
         for batch in batches {
-            let pair = &self.task.pairs[batch[0]];
+            let pair = &self.task.pairs()[batch[0]];
             let of = match by_position {
                 true => (pair.template, pair.clean.len()),
                 false => (0, 0),
@@ -66,7 +66,7 @@ impl ReferenceSet<'_> {
             let cache = self.run(model, hooks, &batch)?;
             let mut rows: BTreeMap<Vec<String>, Vec<u32>> = BTreeMap::new();
             for (i, &pair) in batch.iter().enumerate() {
-                for (pos, roles) in roles_of_positions(&self.task.pairs[pair])
+                for (pos, roles) in roles_of_positions(&self.task.pairs()[pair])
                     .into_iter()
                     .enumerate()
                 {
@@ -92,7 +92,7 @@ impl ReferenceSet<'_> {
 
     fn run(&self, model: &Model, hooks: &[Hook], batch: &[usize]) -> Result<Cache> {
         let prompt = |&pair: &usize| {
-            let pair = &self.task.pairs[pair];
+            let pair = &self.task.pairs()[pair];
             match self.corrupted {
                 true => pair.corrupted.clone(),
                 false => pair.clean.clone(),

@@ -109,7 +109,7 @@ impl Share {
 
 /// The class of the greedy next token of every clean prompt, for each head and factor.
 /// # Errors
-/// Those of [`ScalingConfig::check`]; [`Error::EmptyTask`]; [`Error::Interrupted`].
+/// Those of [`ScalingConfig::check`]; [`Error::Interrupted`].
 pub fn scaling(
     model: &Model,
     task: &Task,
@@ -117,12 +117,6 @@ pub fn scaling(
     progress: &dyn Progress,
 ) -> Result<Vec<Scaled>> {
     let heads = config.check(&model.spec)?;
-    if task.pairs.is_empty() {
-        return Err(Error::EmptyTask {
-            task: task.name.clone(),
-            reason: "it has no pairs".into(),
-        });
-    }
     let mut rows = Vec::with_capacity(heads.len() * config.factors.len());
     progress.start("scaling", (heads.len() * config.factors.len()) as u64);
     for &(layer, head) in &heads {
@@ -150,11 +144,11 @@ fn at_factor(model: &Model, task: &Task, layer: usize, head: usize, factor: f32)
     let (mut answers, mut wrong) = (0, 0);
     for batch in task.batches(BATCH) {
         let prompts: Vec<Vec<u32>> = (batch.iter())
-            .map(|&pair| task.pairs[pair].clean.clone())
+            .map(|&pair| task.pairs()[pair].clean.clone())
             .collect();
         let generation = generate(model, &prompts, &request, &Quiet)?;
         for (&pair, tokens) in batch.iter().zip(&generation.tokens) {
-            let target = &task.pairs[pair].target;
+            let target = &task.pairs()[pair].target;
             if target.answers.contains(&tokens[0]) {
                 answers += 1;
             } else if target.wrong.contains(&tokens[0]) {
@@ -162,7 +156,7 @@ fn at_factor(model: &Model, task: &Task, layer: usize, head: usize, factor: f32)
             }
         }
     }
-    let n = task.pairs.len();
+    let n = task.pairs().len();
     Ok(Scaled {
         layer,
         head,
@@ -221,7 +215,7 @@ mod tests {
             let edit = format!("z{}[head={}] *= {}", row.layer, row.head, row.factor);
             let edits = [edit.parse().expect("an edit")];
             let (mut answers, mut wrong) = (0, 0);
-            for pair in &task.pairs {
+            for pair in task.pairs() {
                 let request = Request {
                     edits: &edits,
                     ..Request::default()

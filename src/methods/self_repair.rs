@@ -24,11 +24,11 @@ use serde_json::json;
 
 use super::logits::dla::{check_target, head_readers};
 use super::logits::readout::{DirectTarget, Ends, every_layer, rowwise_dot};
-use super::logits::{BATCH, check_pairs, provenance, unmeasured};
+use super::logits::{BATCH, provenance, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Node, Op, Pos, Site, Value};
 use crate::metric::{Metric, Target};
-use crate::model::{Model, ModelSpec, Tokenizer};
+use crate::model::{Model, ModelSpec};
 use crate::nn::embed::unembed;
 use crate::nn::host::to_host;
 use crate::nn::norm;
@@ -95,7 +95,7 @@ impl RepairConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        check_pairs(task)?;
+        task.check_aligned()?;
         if let RepairTarget::Of(target) = &self.target {
             check_target(target, spec, task)?;
         }
@@ -105,11 +105,11 @@ impl RepairConfig {
                 reason: "its blocks have no MLP".into(),
             });
         }
-        if self.donors == 0 || task.pairs.len() < 2 {
+        if self.donors == 0 || task.pairs().len() < 2 {
             return Err(Error::invalid(format!(
                 "values are taken from other prompts: {} donors of {} prompts are too few; use at least one donor and two prompts",
                 self.donors,
-                task.pairs.len()
+                task.pairs().len()
             )));
         }
         match self.layers.iter().find(|&&layer| layer >= spec.n_layers) {
@@ -159,7 +159,6 @@ struct Unit {
 /// Those of [`RepairConfig::check`], before anything runs; [`Error::Interrupted`].
 pub fn self_repair(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &RepairConfig,
     progress: &dyn Progress,
@@ -170,9 +169,9 @@ pub fn self_repair(
     let repair = Repair::new(model, task, config)?;
     let mut cells = repair.cells();
     let all_cells: Arc<[u32]> = (0..cells.len() as u32).collect();
-    let mut examples: Vec<ExampleScores> = Vec::with_capacity(task.pairs.len());
+    let mut examples: Vec<ExampleScores> = Vec::with_capacity(task.pairs().len());
     let mut worst = 0f64;
-    progress.start("ablating", (task.pairs.len() * repair.units.len()) as u64);
+    progress.start("ablating", (task.pairs().len() * repair.units.len()) as u64);
     for batch in task.batches(BATCH) {
         let (rows, residual) = repair.batch(&batch, progress)?;
         worst = worst.max(residual);
@@ -180,7 +179,7 @@ pub fn self_repair(
             examples.push(ExampleScores {
                 cells: Arc::clone(&all_cells),
                 values,
-                ..unmeasured(&task.pairs[pair], tokenizer, 0.0)
+                ..unmeasured(task, &task.pairs()[pair], 0.0)
             });
         }
     }
@@ -257,7 +256,7 @@ impl<'a> Repair<'a> {
         };
         let layers = (0..spec.n_layers).filter(is_chosen);
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        let n = task.pairs.len();
+        let n = task.pairs().len();
         let mut repair = Repair {
             model,
             task,
@@ -300,7 +299,7 @@ impl<'a> Repair<'a> {
         let hooks = every_layer(self.model, self.kind());
         for batch in self.task.batches(BATCH) {
             let prompts: Vec<_> = (batch.iter())
-                .map(|&pair| self.task.pairs[pair].clean.clone())
+                .map(|&pair| self.task.pairs()[pair].clean.clone())
                 .collect();
             let request = Request {
                 capture: &hooks,
@@ -403,7 +402,7 @@ impl<'a> Repair<'a> {
     fn clean(&self, batch: &[usize]) -> Result<CleanRun> {
         let (model, spec) = (self.model, &self.model.spec);
         let prompts: Vec<Vec<u32>> = (batch.iter())
-            .map(|&pair| self.task.pairs[pair].clean.clone())
+            .map(|&pair| self.task.pairs()[pair].clean.clone())
             .collect();
         let mut capture = [
             every_layer(model, Kind::AttnOut),
@@ -421,7 +420,7 @@ impl<'a> Repair<'a> {
         let mut ends = Ends::run(model, &prompts, &request)?;
         let mut pairs: Vec<Pair> = batch
             .iter()
-            .map(|&pair| self.task.pairs[pair].clone())
+            .map(|&pair| self.task.pairs()[pair].clone())
             .collect();
         let target = match &self.config.target {
             RepairTarget::Of(target) => target.clone(),

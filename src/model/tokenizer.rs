@@ -5,8 +5,10 @@
 //! that a result can record whether it was there. Truncation, padding and BPE dropout, which a `tokenizer.json` may ask for, are
 //! switched off: they would change ids without a word.
 
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
@@ -15,6 +17,7 @@ use tokenizers::models::ModelWrapper;
 use super::checkpoint::{check_not_a_stand_in, read_at_most};
 use crate::error::{Error, Result};
 use crate::panics::caught;
+pub use crate::text::printable;
 
 /// How many template instructions a chat template may run; a real one takes a few hundred.
 const CHAT_FUEL: u64 = 200_000;
@@ -25,9 +28,10 @@ const CHAT_TEMPLATE_LIMIT: usize = 1 << 20;
 pub(super) const FILE_LIMIT: u64 = 256 << 20;
 
 /// A tokenizer, and what its files say about BOS and chat.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    /// Shared: a clone costs nothing.
+    inner: Arc<tokenizers::Tokenizer>,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
@@ -83,20 +87,15 @@ impl Tokenizer {
                 "it asks for a BOS token in front but names none; set `bos_token` in tokenizer_config.json",
             ));
         }
-        if let Some(template) = &chat_template
-            && template.len() > CHAT_TEMPLATE_LIMIT
-        {
-            return Err(broken(format!(
-                "its chat template has {} bytes, we read at most {CHAT_TEMPLATE_LIMIT}; remove it from tokenizer_config.json",
-                template.len()
-            )));
+        if let Some(template) = &chat_template {
+            check_chat_template(template)?;
         }
         let decoder = serde_json::to_value(inner.get_decoder()).unwrap_or_default();
         let byte_level = std::iter::once(&decoder)
             .chain(decoder["decoders"].as_array().into_iter().flatten())
             .any(|one| one["type"] == "ByteLevel");
         Ok(Tokenizer {
-            inner,
+            inner: Arc::new(inner),
             bos,
             eos: None,
             add_bos,
@@ -128,13 +127,8 @@ impl Tokenizer {
         if let Some(template) = read_if_there(&dir.join("chat_template.jinja"))? {
             let template = String::from_utf8(template)
                 .map_err(|_| broken("chat_template.jinja is not UTF-8"))?;
-            tokenizer = Self::new(
-                tokenizer.inner,
-                tokenizer.bos,
-                tokenizer.add_bos,
-                Some(template),
-            )?
-            .with_eos(tokenizer.eos);
+            check_chat_template(&template)?;
+            tokenizer.chat_template = Some(template);
         }
         Ok(tokenizer)
     }
@@ -339,21 +333,25 @@ impl Tokenizer {
     }
 }
 
-/// A text that may go to a terminal: control characters (escape sequences begin with one), line and paragraph separators, and
-/// the invisible characters that reorder or hide text are written as `\n`, `\u{1b}`.
-pub fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        let invisible = matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
-        if c.is_control() || invisible {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
+/// A vocabulary of many thousand tokens says nothing to a reader.
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("tokens", &self.vocab_size())
+            .field("bos", &self.bos)
+            .field("add_bos", &self.add_bos)
+            .finish_non_exhaustive()
     }
-    shown
+}
+
+fn check_chat_template(template: &str) -> Result<()> {
+    if template.len() > CHAT_TEMPLATE_LIMIT {
+        return Err(broken(format!(
+            "its chat template has {} bytes, we read at most {CHAT_TEMPLATE_LIMIT}; remove it from tokenizer_config.json",
+            template.len()
+        )));
+    }
+    Ok(())
 }
 
 fn broken(reason: impl ToString) -> Error {

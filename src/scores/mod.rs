@@ -14,16 +14,15 @@ mod parquet;
 pub mod parts;
 mod provenance;
 mod text;
-mod visible;
 
 use polars::prelude::DataFrame;
 
+pub use crate::text::{visible, width as visible_width};
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
 pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};
 pub use parts::PartStore;
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
-pub use visible::{visible, visible_width};
 
 /// A table of scores and where it comes from.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,14 +5,15 @@
 //! for those that one of them cannot use, and two corruptions of a task have the same clean prompts. Candidates are drawn until
 //! enough of them are usable, or until it is clear that they never will be.
 
-use std::collections::HashMap;
-
+use super::checked::{MAX_PAIRS, Repeats, Task};
+use super::file::{Kind, TaskFile, bad};
+use super::fill::{Change, draft, frames, stream};
+use super::options::ExpandOptions;
+use super::pair::{Dropped, Pair};
+use super::repeated;
+use super::tokenise::{Candidate, DerivedRole, Setting, tokenise};
 use crate::error::Result;
 use crate::model::Tokenizer;
-use crate::task::file::{Kind, TaskFile, bad};
-use crate::task::fill::{Change, draft, frames, stream};
-use crate::task::tokenise::{Candidate, DerivedRole, Setting, tokenise};
-use crate::task::{Dropped, ExpandOptions, MAX_PAIRS, Pair, Task, repeated};
 
 /// Drawing stops after so many unusable candidates in a row ...
 const PATIENCE: usize = 1_000;
@@ -46,6 +47,7 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
                 chat: options.chat,
                 max_tokens: options.max_tokens,
                 needs_wrong: metric.needs_wrong(),
+                unequal: options.unequal,
                 derived_roles: &derived_roles,
             };
             let frames = frames(file)?;
@@ -65,19 +67,15 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
             })?
         }
     };
-    Task {
-        name: file.name.clone(),
-        pairs,
-        dropped,
-        metric,
+    Ok(Task {
         seed,
         bos,
         chat: options.chat,
         source: file.text.clone(),
         corruption: corruption.to_owned(),
         asked,
-    }
-    .unless_empty()
+        ..Task::of_numbered(file.name.clone(), tokenizer, metric, pairs, dropped)?
+    })
 }
 
 /// The templates to draw from, in turn: those named, or all.
@@ -99,7 +97,7 @@ fn collect(
     mut candidate: impl FnMut(usize) -> Result<Candidate>,
 ) -> Result<(Vec<Pair>, Vec<Dropped>)> {
     let (mut pairs, mut dropped) = (Vec::new(), Vec::new());
-    let mut seen: HashMap<(Vec<u32>, Vec<u32>), usize> = HashMap::new();
+    let mut seen = Repeats::default();
     let mut in_vain = 0;
     for index in 0..asked
         .saturating_mul(ATTEMPTS_PER_PAIR)
@@ -111,15 +109,9 @@ fn collect(
         in_vain += 1;
         match candidate(index)? {
             Err(drop) => dropped.push(drop),
-            Ok(pair) => match seen.get(&(pair.clean.clone(), pair.corrupted.clone())) {
-                Some(first) => dropped.push(Dropped {
-                    index,
-                    clean_text: pair.clean_text,
-                    corrupted_text: pair.corrupted_text,
-                    reason: format!("repeated: the same as pair {first}"),
-                }),
+            Ok(pair) => match seen.reason(&pair) {
+                Some(reason) => dropped.push(Dropped::of(pair, reason)),
                 None => {
-                    seen.insert((pair.clean.clone(), pair.corrupted.clone()), index);
                     pairs.push(pair);
                     in_vain = 0;
                 }
@@ -222,7 +214,7 @@ mod tests {
     #[test]
     fn a_template_becomes_prompts_with_roles_and_answers() {
         let task = expand(&small(""), &words(), &asked(4)).unwrap();
-        let (abba, baba) = (&task.pairs[0], &task.pairs[1]);
+        let (abba, baba) = (&task.pairs()[0], &task.pairs()[1]);
         let io = abba.clean[1];
         assert_eq!(abba.target.answers, [io]);
         assert_eq!(abba.target.wrong, [abba.clean[3]]);
@@ -241,7 +233,11 @@ mod tests {
     fn the_seed_decides_and_corruptions_share_their_clean_prompts() {
         let file = small("");
         let task = expand(&file, &words(), &asked(10)).unwrap();
-        assert_eq!(task, expand(&file, &words(), &asked(10)).unwrap());
+        let again = expand(&file, &words(), &asked(10)).unwrap();
+        assert_eq!(
+            (task.pairs(), &task.dropped),
+            (again.pairs(), &again.dropped)
+        );
         let other = expand(
             &file,
             &words(),
@@ -257,17 +253,17 @@ mod tests {
             ..asked(10)
         };
         let abc = expand(&file, &words(), &with_abc).unwrap();
-        for flipped in &task.pairs {
-            let Some(replaced) = abc.pairs.iter().find(|pair| pair.index == flipped.index) else {
+        for flipped in task.pairs() {
+            let Some(replaced) = abc.pairs().iter().find(|pair| pair.index == flipped.index) else {
                 continue;
             };
             assert_eq!(flipped.clean, replaced.clean);
             assert_ne!(flipped.corrupted, replaced.corrupted);
         }
         assert!(
-            abc.pairs
+            abc.pairs()
                 .iter()
-                .filter(|pair| task.pairs.iter().any(|other| other.index == pair.index))
+                .filter(|pair| task.pairs().iter().any(|other| other.index == pair.index))
                 .count()
                 > 5
         );
@@ -285,8 +281,8 @@ mod tests {
             expand(&file, &poorer, &asked(8)).unwrap(),
         );
         assert!(some.dropped.iter().any(|d| d.reason.contains("`Ed`")));
-        for pair in &some.pairs {
-            if let Some(same) = all.pairs.iter().find(|other| other.index == pair.index) {
+        for pair in some.pairs() {
+            if let Some(same) = all.pairs().iter().find(|other| other.index == pair.index) {
                 assert_eq!(same.clean_text, pair.clean_text);
             }
         }
@@ -296,7 +292,7 @@ mod tests {
     fn a_small_task_ends_when_all_pairs_are_drawn() {
         // Two templates, five names: 2 * 5 * 4 different pairs.
         let task = expand(&small(""), &words(), &asked(1000)).unwrap();
-        assert_eq!(task.pairs.len(), 40);
+        assert_eq!(task.pairs().len(), 40);
         assert!(task.dropped.iter().all(|d| d.kind() == "repeated"));
         assert_eq!(task.asked, 1000);
     }
@@ -388,7 +384,7 @@ mod tests {
             list: "spaced".into(),
         });
         let task = expand(&file, &words(), &asked(10)).unwrap();
-        for pair in &task.pairs {
+        for pair in task.pairs() {
             let io = pair.clean[pair.roles["IO"][0]];
             assert!(
                 pair.target.answers.iter().all(|&id| id > io)
@@ -414,7 +410,7 @@ mod tests {
                 let task = expand(&file, &tokenizer, &options)
                     .unwrap_or_else(|e| panic!("{name} {corruption:?}: {e}"));
                 assert!(
-                    task.pairs.len() >= 50,
+                    task.pairs().len() >= 50,
                     "{name} {corruption:?}: {:?}",
                     task.drop_counts()
                 );
@@ -428,7 +424,7 @@ mod tests {
         let file = TaskFile::open("greater_than").unwrap();
         for (digits, templates, answers) in [(r"\d", [2, 3], 10), (r"\d\d?", [0, 1], 100)] {
             let task = expand(&file, &tokenizer_for(&file, digits), &asked(20)).unwrap();
-            for pair in &task.pairs {
+            for pair in task.pairs() {
                 assert!(templates.contains(&pair.template));
                 assert_eq!(pair.target.columns().len(), answers);
             }
@@ -448,8 +444,8 @@ mod tests {
             let file = TaskFile::open(name).unwrap();
             let task =
                 expand(&file, &tokenizer, &asked(100)).unwrap_or_else(|e| panic!("{name}: {e}"));
-            eprintln!("{}", crate::task::render(&task, &tokenizer, 2));
-            assert!(task.pairs.len() >= 50, "{name}: {:?}", task.drop_counts());
+            eprintln!("{}", crate::task::render(&task, 2));
+            assert!(task.pairs().len() >= 50, "{name}: {:?}", task.drop_counts());
         }
         if tokenizer.has_chat_template() {
             let options = ExpandOptions {
@@ -457,7 +453,7 @@ mod tests {
                 ..asked(20)
             };
             let task = expand(&TaskFile::open("ioi").unwrap(), &tokenizer, &options).unwrap();
-            eprintln!("{}", crate::task::render(&task, &tokenizer, 1));
+            eprintln!("{}", crate::task::render(&task, 1));
             assert!(task.roles().contains(&"S2".to_owned()));
         }
     }

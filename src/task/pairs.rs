@@ -10,14 +10,16 @@ use std::path::Path;
 
 use polars::prelude::{Column, DataFrame, DataType, StringChunked};
 
+use super::checked::{MAX_PAIRS, Task};
+use super::file::one_line;
+use super::options::ExpandOptions;
+use super::pair::{Dropped, Pair};
+use super::template::Prompt;
+use super::tokenise::{Draft, Setting, tokenise};
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::Tokenizer;
 use crate::parquet;
-use crate::task::file::one_line;
-use crate::task::template::Prompt;
-use crate::task::tokenise::{Draft, Setting, tokenise};
-use crate::task::{Dropped, ExpandOptions, MAX_PAIRS, Pair, Task};
 
 /// Larger files are refused.
 const FILE_LIMIT: u64 = 256 << 20;
@@ -34,7 +36,7 @@ struct Row {
     wrong: Vec<String>,
 }
 
-/// Reads pairs from a file and makes a task of them; `Pair::index` is the row. Without a metric in the options it is
+/// Reads pairs from a file and makes a task of them; `Pair::index` is the row, and a row that repeats another is dropped. Without a metric in the options it is
 /// `logit_diff` if every row has a wrong answer, else `log_prob`.
 /// # Errors
 /// [`Error::Missing`], [`Error::Read`], [`Error::Malformed`] for the file; [`Error::EmptyTask`] if no row is usable;
@@ -71,6 +73,7 @@ pub fn from_pairs_file(
         chat: options.chat,
         max_tokens: options.max_tokens,
         needs_wrong: metric.needs_wrong(),
+        unequal: options.unequal,
         derived_roles: &[],
     };
     let asked = rows.len();
@@ -90,19 +93,14 @@ pub fn from_pairs_file(
             Err(drop) => dropped.push(drop),
         }
     }
-    Task {
-        name,
-        pairs,
-        dropped,
-        metric,
+    Ok(Task {
         seed: options.seed.unwrap_or(0),
         bos,
         chat: options.chat,
         source: path.display().to_string(),
-        corruption: "given".into(),
         asked,
-    }
-    .unless_empty()
+        ..Task::of_numbered(name, tokenizer, metric, pairs, dropped)?
+    })
 }
 
 impl Row {
@@ -441,15 +439,30 @@ mod tests {
             (task.name.as_str(), task.metric, task.corruption.as_str()),
             ("mine", Metric::LogitDiff, "given")
         );
-        assert_eq!(task.pairs.len(), 2);
-        assert_eq!(task.pairs[0].target.answers, [6, 7]);
-        assert_eq!(task.pairs[0].target.wrong, [10]);
-        assert_eq!(task.pairs[1].clean, [0, 2, 4, 8, 6]);
-        assert_eq!(task.pairs[1].roles["END"], [4]);
+        assert_eq!(task.pairs().len(), 2);
+        assert_eq!(task.pairs()[0].target.answers, [6, 7]);
+        assert_eq!(task.pairs()[0].target.wrong, [10]);
+        assert_eq!(task.pairs()[1].clean, [0, 2, 4, 8, 6]);
+        assert_eq!(task.pairs()[1].roles["END"], [4]);
         assert_eq!(
             (task.dropped[0].index, task.dropped[0].kind()),
             (2, "lengths differ")
         );
+    }
+
+    #[test]
+    fn a_row_that_repeats_another_is_dropped_and_counted() {
+        let rows = [
+            "Al met,Bo met,he,it",
+            "Al saw,Bo saw,he,it",
+            "Al met,Bo met,he,it",
+            "Al met,Bo met,they,it",
+        ];
+        let csv = format!("clean,corrupted,answer,wrong\n{}\n", rows.join("\n"));
+        let task = task("mine.csv", csv.as_bytes()).unwrap();
+        let kept: Vec<usize> = task.pairs().iter().map(|pair| pair.index).collect();
+        assert_eq!((kept, task.asked), (vec![0, 1, 3], 4));
+        assert_eq!(task.dropped[0].reason, "repeated: as pair 0");
     }
 
     #[test]
@@ -458,8 +471,8 @@ mod tests {
                      {\"clean\": \"Al saw\", \"corrupted\": \"Bo saw\", \"answer\": \"he\", \"wrong\": null}\n";
         let task = task("mine.jsonl", jsonl.as_bytes()).unwrap();
         assert_eq!(task.metric, Metric::LogProb);
-        assert_eq!(task.pairs[0].target.answers, [6, 7]);
-        assert_eq!(task.pairs[1].index, 1);
+        assert_eq!(task.pairs()[0].target.answers, [6, 7]);
+        assert_eq!(task.pairs()[1].index, 1);
     }
 
     #[test]
@@ -482,11 +495,11 @@ mod tests {
         ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
         let read = task("mine.parquet", &bytes).unwrap();
         assert_eq!(read.metric, Metric::LogProb);
-        assert_eq!(read.pairs[0].target.answers, [6, 7]);
+        assert_eq!(read.pairs()[0].target.answers, [6, 7]);
         assert_eq!(
             (
-                read.pairs[0].target.wrong.len(),
-                read.pairs[1].target.wrong.len()
+                read.pairs()[0].target.wrong.len(),
+                read.pairs()[1].target.wrong.len()
             ),
             (1, 0)
         );

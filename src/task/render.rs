@@ -5,10 +5,12 @@
 //! the terminal as a control sequence.
 
 use std::fmt::Write;
+use std::ops::Range;
 
-use crate::model::Tokenizer;
-use crate::model::tokenizer::printable;
-use crate::task::{Pair, Task};
+use super::checked::Task;
+use super::pair::Pair;
+use crate::hooks::Roles;
+use crate::text::{Align, padded, printable, visible, width};
 
 /// Columns that a row of tokens may fill before it goes on below.
 const WIDTH: usize = 100;
@@ -16,7 +18,7 @@ const WIDTH: usize = 100;
 const ANSWERS: usize = 8;
 
 /// The first `limit` pairs and dropped pairs of a task, and how many there are of each.
-pub fn render(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
+pub fn render(task: &Task, limit: usize) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
         out.push_str(text.trim_end());
@@ -31,14 +33,14 @@ pub fn render(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
             .collect::<Vec<_>>()
             .join(", ")
     ));
-    for pair in task.pairs.iter().take(limit) {
+    for pair in task.pairs().iter().take(limit) {
         line(String::new());
-        pair_lines(pair, tokenizer).into_iter().for_each(&mut line);
+        pair_lines(pair, task).into_iter().for_each(&mut line);
     }
-    if task.pairs.len() > limit {
+    if task.pairs().len() > limit {
         line(format!(
             "\n... and {} more pairs (`--limit`)",
-            task.pairs.len() - limit
+            task.pairs().len() - limit
         ));
     }
     if !task.dropped.is_empty() {
@@ -63,21 +65,17 @@ pub fn render(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
 }
 
 /// The same for programs: one JSON object, with the text of every token, and up to `limit` pairs and dropped pairs.
-pub fn render_json(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
-    let texts = |ids: &[u32]| {
-        ids.iter()
-            .map(|&id| tokenizer.token(id))
-            .collect::<Vec<_>>()
-    };
+pub fn render_json(task: &Task, limit: usize) -> String {
     let pair = |pair: &Pair| {
         serde_json::json!({
             "index": pair.index,
             "template": pair.template,
-            "clean": {"text": pair.clean_text, "ids": pair.clean, "tokens": texts(&pair.clean)},
-            "corrupted": {"text": pair.corrupted_text, "ids": pair.corrupted, "tokens": texts(&pair.corrupted)},
+            "clean": {"text": pair.clean_text, "ids": pair.clean, "tokens": task.texts(&pair.clean)},
+            "corrupted": {"text": pair.corrupted_text, "ids": pair.corrupted, "tokens": task.texts(&pair.corrupted)},
             "roles": pair.roles,
-            "answers": {"ids": pair.target.answers, "tokens": texts(&pair.target.answers)},
-            "wrong": {"ids": pair.target.wrong, "tokens": texts(&pair.target.wrong)},
+            "corrupted_roles": pair.shifted_roles,
+            "answers": {"ids": pair.target.answers, "tokens": task.texts(&pair.target.answers)},
+            "wrong": {"ids": pair.target.wrong, "tokens": task.texts(&pair.target.wrong)},
         })
     };
     let whole = serde_json::json!({
@@ -89,10 +87,10 @@ pub fn render_json(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
         "chat": task.chat,
         "roles": task.roles(),
         "n_asked": task.asked,
-        "n_pairs": task.pairs.len(),
+        "n_pairs": task.pairs().len(),
         "n_dropped": task.dropped.len(),
         "drop_counts": task.drop_counts().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-        "pairs": task.pairs.iter().take(limit).map(pair).collect::<Vec<_>>(),
+        "pairs": task.pairs().iter().take(limit).map(pair).collect::<Vec<_>>(),
         "dropped": &task.dropped[..task.dropped.len().min(limit)],
     });
     // JSON escapes only the lower control characters; a terminal obeys the upper ones as well.
@@ -108,22 +106,23 @@ pub fn render_json(task: &Task, tokenizer: &Tokenizer, limit: usize) -> String {
 }
 
 fn summary(task: &Task) -> String {
-    let lengths: Vec<usize> = task.pairs.iter().map(|pair| pair.clean.len()).collect();
+    let lengths: Vec<usize> = task.pairs().iter().map(|pair| pair.clean.len()).collect();
     let (shortest, longest) = (
         lengths.iter().min().unwrap_or(&0),
         lengths.iter().max().unwrap_or(&0),
     );
-    let pairs = match task.pairs.len() {
+    let pairs = match task.pairs().len() {
         1 => "1 pair".to_string(),
         several => format!("{several} pairs"),
     };
     let mut text = format!("task {}: {pairs}", printable(&task.name));
-    if task.pairs.len() < task.asked {
+    if task.pairs().len() < task.asked {
         let _ = write!(text, " of {} asked for", task.asked);
     }
-    let tokens = match shortest == longest {
-        true => format!("{shortest} tokens"),
-        false => format!("{shortest} to {longest} tokens"),
+    let tokens = if shortest == longest {
+        format!("{shortest} tokens")
+    } else {
+        format!("{shortest} to {longest} tokens")
     };
     let _ = write!(
         text,
@@ -141,103 +140,117 @@ fn summary(task: &Task) -> String {
     text
 }
 
-fn pair_lines(pair: &Pair, tokenizer: &Tokenizer) -> Vec<String> {
+fn pair_lines(pair: &Pair, task: &Task) -> Vec<String> {
     let mut lines = vec![format!("pair {} (template {})", pair.index, pair.template)];
-    let columns: Vec<Vec<String>> = (0..pair.clean.len())
-        .map(|pos| {
-            let roles: Vec<&str> = pair
-                .roles
-                .iter()
-                .filter(|(_, at)| at.contains(&pos))
-                .map(|(role, _)| role.as_str())
-                .collect();
-            let (clean, corrupted) = (pair.clean[pos], pair.corrupted[pos]);
-            vec![
-                pos.to_string(),
-                visible(&tokenizer.token(clean)),
-                visible(&tokenizer.token(corrupted)),
-                if clean == corrupted {
-                    String::new()
-                } else {
-                    "^".repeat(3)
-                },
-                printable(&roles.join(" ")),
-            ]
-        })
-        .collect();
-    for wrapped in wrap(&columns) {
-        for (row, name) in ["", "clean", "corrupted", "", "role"]
-            .into_iter()
-            .enumerate()
-        {
-            let mut text = format!("  {name:<11}");
-            for column in wrapped {
-                let _ = write!(
-                    text,
-                    "{}{} ",
-                    column[row],
-                    " ".repeat(width(column) - columns_of(&column[row]))
-                );
-            }
-            // A row without marks says nothing.
-            if text.trim() != name {
-                lines.push(text);
-            }
+    let (clean, corrupted) = (texts_of(&pair.clean, task), texts_of(&pair.corrupted, task));
+    if pair.is_aligned() {
+        let marks = pair.clean.iter().zip(&pair.corrupted);
+        let marks = marks
+            .map(|(clean, corrupted)| if clean == corrupted { "" } else { "^^^" }.to_owned())
+            .collect();
+        let roles = roles_below(&pair.roles, clean.len());
+        let rows = [
+            ("clean", clean),
+            ("corrupted", corrupted),
+            ("", marks),
+            ("role", roles),
+        ];
+        lines.extend(token_lines(&rows));
+    } else {
+        // Nothing stands above its like, so each prompt has its own positions and roles.
+        let sides = [
+            ("clean", clean, &pair.roles),
+            ("corrupted", corrupted, pair.corrupted_roles()),
+        ];
+        for (side, tokens, roles) in sides {
+            let roles = roles_below(roles, tokens.len());
+            lines.extend(token_lines(&[(side, tokens), ("role", roles)]));
         }
     }
     lines.push(format!(
         "  answer     {}",
-        answers(&pair.target.answers, tokenizer)
+        answers(&pair.target.answers, task)
     ));
     lines.push(format!(
         "  wrong      {}",
-        answers(&pair.target.wrong, tokenizer)
+        answers(&pair.target.wrong, task)
     ));
     lines
 }
 
-/// The columns in rows that fit the width.
-fn wrap(columns: &[Vec<String>]) -> Vec<&[Vec<String>]> {
-    let mut rows = Vec::new();
+fn texts_of(tokens: &[u32], task: &Task) -> Vec<String> {
+    let texts = task.texts(tokens).into_iter();
+    texts.map(|text| visible(&text)).collect()
+}
+
+/// The names of the roles at each position.
+fn roles_below(roles: &Roles, length: usize) -> Vec<String> {
+    (0..length)
+        .map(|pos| {
+            let here: Vec<&str> = roles
+                .iter()
+                .filter(|(_, at)| at.contains(&pos))
+                .map(|(role, _)| role.as_str())
+                .collect();
+            printable(&here.join(" "))
+        })
+        .collect()
+}
+
+/// Rows of one cell a position under a row of the positions, in stretches that fit the width.
+fn token_lines(rows: &[(&str, Vec<String>)]) -> Vec<String> {
+    let length = rows.first().map_or(0, |(_, cells)| cells.len());
+    let positions: Vec<String> = (0..length).map(|pos| pos.to_string()).collect();
+    let rows: Vec<(&str, &[String])> = std::iter::once(("", positions.as_slice()))
+        .chain(rows.iter().map(|(name, cells)| (*name, cells.as_slice())))
+        .collect();
+    let widths: Vec<usize> = (0..length)
+        .map(|pos| {
+            rows.iter()
+                .map(|(_, cells)| width(&cells[pos]))
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut lines = Vec::new();
+    for stretch in stretches(&widths) {
+        for (name, cells) in &rows {
+            let mut line = format!("  {name:<11}");
+            for pos in stretch.clone() {
+                line += &padded(&cells[pos], widths[pos] + 1, Align::Left);
+            }
+            // A row without marks says nothing.
+            if line.trim() != *name {
+                lines.push(line);
+            }
+        }
+    }
+    lines
+}
+
+/// The columns in stretches that fit the width, each at least one column.
+fn stretches(widths: &[usize]) -> Vec<Range<usize>> {
+    let mut stretches = Vec::new();
     let (mut start, mut filled) = (0, 0);
-    for (at, column) in columns.iter().enumerate() {
-        let wide = width(column) + 1;
-        if filled + wide > WIDTH && at > start {
-            rows.push(&columns[start..at]);
+    for (at, width) in widths.iter().enumerate() {
+        if filled + width + 1 > WIDTH && at > start {
+            stretches.push(start..at);
             (start, filled) = (at, 0);
         }
-        filled += wide;
+        filled += width + 1;
     }
-    rows.push(&columns[start..]);
-    rows
+    stretches.push(start..widths.len());
+    stretches
 }
 
-fn width(column: &[String]) -> usize {
-    column
-        .iter()
-        .map(|cell| columns_of(cell))
-        .max()
-        .unwrap_or(0)
-}
-
-/// Characters stand for columns; wide scripts come out a little crooked, which does no harm.
-fn columns_of(text: &str) -> usize {
-    text.chars().count()
-}
-
-/// A token with its spaces shown, since a space in front makes it another token.
-fn visible(token: &str) -> String {
-    token.replace(' ', "·")
-}
-
-fn answers(ids: &[u32], tokenizer: &Tokenizer) -> String {
+fn answers(ids: &[u32], task: &Task) -> String {
     if ids.is_empty() {
         return "none".into();
     }
     let mut shown: Vec<String> = ids
         .iter()
         .take(ANSWERS)
-        .map(|&id| format!("`{}` ({id})", visible(&tokenizer.token(id))))
+        .map(|&id| format!("`{}` ({id})", visible(&task.text(id))))
         .collect();
     if ids.len() > ANSWERS {
         shown.push(format!("and {} more", ids.len() - ANSWERS));
@@ -248,6 +261,7 @@ fn answers(ids: &[u32], tokenizer: &Tokenizer) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Tokenizer;
     use crate::model::tokenizer::tests::{byte_level, word_level};
     use crate::task::{ExpandOptions, from_pairs_file};
 
@@ -265,7 +279,7 @@ mod tests {
             "clean,corrupted,answer,wrong\nAl met,Bo met,he,it\nAl met,Bo,he,it\n",
             &tokenizer,
         );
-        let shown = render(&task, &tokenizer, 10);
+        let shown = render(&task, 10);
         let expected = "\
 task mine: 1 pair of 2 asked for, 3 tokens, corruption given, metric logit_diff, seed 0, BOS in front, no chat template
 roles: END
@@ -289,13 +303,32 @@ dropped 1:
     }
 
     #[test]
+    fn prompts_of_unequal_length_stand_apart_with_roles_of_their_own() {
+        let tokenizer = word_level(["Al", "Bo", "met", "he", "it"]);
+        let pair = Pair::new([0, 2, 4], [0, 4, 3, 4]).answer(5);
+        let pair = pair.shifted_role("NAME", [1], [2]);
+        let task = Task::new("mine", &tokenizer, crate::metric::Metric::LogProb, [pair]).unwrap();
+        let shown = render(&task, 1);
+        let expected = "
+             0   1    2
+  clean      <s> Al   met
+  role           NAME END
+             0   1   2    3
+  corrupted  <s> met Bo   met
+  role               NAME END
+  answer     `he` (5)
+";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
     fn no_control_character_of_a_prompt_reaches_the_terminal() {
         let tokenizer = byte_level(None);
         let task = task(
             "clean,corrupted,answer\na\u{1b}[31mb,a\u{1b}[32mb,!\n\u{1b}]0;x,y,!\n",
             &tokenizer,
         );
-        let shown = render(&task, &tokenizer, 10);
+        let shown = render(&task, 10);
         assert!(shown.contains("\\u{1b}"));
         assert!(
             shown.chars().all(|c| c == '\n' || !c.is_control()),
@@ -310,7 +343,7 @@ dropped 1:
         let csv = format!(
             "clean,corrupted,answer,wrong\nAl {long},Bo {long},he,it\nAl met,Bo met,he,it\n"
         );
-        let shown = render(&task(&csv, &tokenizer), &tokenizer, 1);
+        let shown = render(&task(&csv, &tokenizer), 1);
         assert!(
             shown.lines().all(|line| line.chars().count() < 130),
             "{shown}"

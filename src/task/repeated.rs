@@ -5,17 +5,15 @@
 //! came. Two corruptions: `successor` puts another token in the place of that first `r(m)`, which the model should then say
 //! instead; `first` changes the token before it, so that the last token was never seen and nothing follows from it.
 
-use std::collections::BTreeMap;
-
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::file::{RepeatedTokens, TaskFile, bad};
+use super::options::ExpandOptions;
+use super::pair::Pair;
+use super::tokenise::Candidate;
 use crate::error::Result;
-use crate::metric::Target;
 use crate::model::Tokenizer;
-use crate::task::file::{RepeatedTokens, TaskFile, bad};
-use crate::task::tokenise::Candidate;
-use crate::task::{ExpandOptions, Pair};
 
 pub(super) struct Source<'a> {
     tokenizer: &'a Tokenizer,
@@ -119,23 +117,20 @@ impl<'a> Source<'a> {
             Corrupted::Successor => corrupted[successor] = other,
             Corrupted::First => corrupted[first] = other,
         }
-        let roles = BTreeMap::from([
-            ("FIRST".to_owned(), vec![first]),
-            ("SUCCESSOR".to_owned(), vec![successor]),
-            ("END".to_owned(), vec![clean.len() - 1]),
-        ]);
+        let (clean_text, corrupted_text) = (
+            self.tokenizer.decode(&clean)?,
+            self.tokenizer.decode(&corrupted)?,
+        );
+        let pair = Pair::new(clean, corrupted)
+            .role("FIRST", [first])
+            .role("SUCCESSOR", [successor])
+            .answer(r[repeated])
+            .wrong(other);
         Ok(Ok(Pair {
             index,
-            clean_text: self.tokenizer.decode(&clean)?,
-            corrupted_text: self.tokenizer.decode(&corrupted)?,
-            clean,
-            corrupted,
-            target: Target {
-                answers: vec![r[repeated]],
-                wrong: vec![other],
-            },
-            roles,
-            template: 0,
+            clean_text,
+            corrupted_text,
+            ..pair
         }))
     }
 }
@@ -186,8 +181,8 @@ mod tests {
     #[test]
     fn the_answer_followed_the_last_token_when_it_first_came() {
         let task = task("successor", BosChoice::Yes);
-        assert_eq!(task.pairs.len(), 5);
-        for pair in &task.pairs {
+        assert_eq!(task.pairs().len(), 5);
+        for pair in task.pairs() {
             assert_eq!((pair.clean.len(), pair.clean[0]), (7, 0));
             assert_eq!(pair.clean[1..3], pair.clean[5..7]);
             assert_eq!(pair.target.answers, [pair.clean[3]]);
@@ -214,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_other_corruption_removes_the_first_occurrence() {
-        for pair in task("first", BosChoice::No).pairs {
+        for pair in task("first", BosChoice::No).pairs() {
             let last = pair.corrupted[5];
             assert_eq!(pair.corrupted.iter().filter(|&&id| id == last).count(), 1);
             assert_eq!(pair.clean.iter().filter(|&&id| id == last).count(), 2);

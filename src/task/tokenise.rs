@@ -1,15 +1,15 @@
 //! One pair of texts to one pair of token sequences, or the reason why not. Everything that makes a pair unusable for patching
 //! is decided here, for generated pairs and the user's own alike.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::pair::{Dropped, END, Pair};
+use super::template::Prompt;
 use crate::error::Result;
+use crate::hooks::Roles;
 use crate::metric::Target;
 use crate::model::Tokenizer;
 use crate::model::tokenizer::{Encoded, printable};
-use crate::task::template::Prompt;
-use crate::task::{Dropped, Pair};
 
 /// A pair of prompts before any tokenizer saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub(super) struct Setting<'a> {
     pub chat: bool,
     pub max_tokens: Option<usize>,
     pub needs_wrong: bool,
+    /// Whether prompts may differ in length, and roles in position, as long as the tokens of roles correspond one to one.
+    pub unequal: bool,
     /// Roles such as `S1+1`.
     pub derived_roles: &'a [DerivedRole],
 }
@@ -101,7 +103,7 @@ fn pair(
     if let Err(reason) = check_prompts(clean, corrupted, setting) {
         return Ok(Err(reason));
     }
-    let roles = match roles(clean, corrupted, setting) {
+    let (here, there) = match roles(clean, corrupted, setting) {
         Ok(roles) => roles,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -132,7 +134,9 @@ fn pair(
         clean_text: clean.prompt.text.clone(),
         corrupted_text: corrupted.prompt.text.clone(),
         target: Target { answers, wrong },
-        roles,
+        shifted_roles: (clean.encoded.ids.len() != corrupted.encoded.ids.len() || here != there)
+            .then_some(there),
+        roles: here,
         template: draft.template,
     }))
 }
@@ -162,7 +166,7 @@ fn check_prompts(clean: &Framed, corrupted: &Framed, setting: &Setting) -> Resul
             }
         }
     }
-    if clean_ids.len() != corrupted_ids.len() {
+    if !setting.unequal && clean_ids.len() != corrupted_ids.len() {
         return Err(format!(
             "lengths differ: clean has {} tokens, corrupted has {}",
             clean_ids.len(),
@@ -175,53 +179,45 @@ fn check_prompts(clean: &Framed, corrupted: &Framed, setting: &Setting) -> Resul
     Ok(())
 }
 
-/// The token positions of every role, which must be the same in both prompts.
-fn roles(
-    clean: &Framed,
-    corrupted: &Framed,
-    setting: &Setting,
-) -> Result<BTreeMap<String, Vec<usize>>, String> {
-    let length = clean.encoded.ids.len();
-    let mut roles = BTreeMap::from([("END".to_owned(), vec![length - 1])]);
-    for ((role, here), (_, there)) in clean.prompt.roles.iter().zip(&corrupted.prompt.roles) {
-        let (here, there) = (
-            covering(&clean.encoded, here),
-            covering(&corrupted.encoded, there),
+/// The token positions of every role in each prompt, which must be the same unless the setting allows otherwise, and then as many.
+fn roles(clean: &Framed, corrupted: &Framed, setting: &Setting) -> Result<(Roles, Roles), String> {
+    let [mut here, mut there] = [clean, corrupted].map(|framed| {
+        let last = framed.encoded.ids.len() - 1;
+        Roles::from([(END.to_owned(), vec![last])])
+    });
+    for ((role, clean_span), (_, corrupted_span)) in
+        clean.prompt.roles.iter().zip(&corrupted.prompt.roles)
+    {
+        let (at, other) = (
+            covering(&clean.encoded, clean_span),
+            covering(&corrupted.encoded, corrupted_span),
         );
-        if here != there {
+        if at != other && !setting.unequal {
             return Err(format!(
-                "roles misaligned: {role} is at {here:?} in clean and {there:?} in corrupted"
+                "roles misaligned: {role} is at {at:?} in clean and {other:?} in corrupted"
             ));
         }
-        if here.is_empty() {
+        if at.is_empty() || other.is_empty() {
             return Err(format!("role without token: no token is inside {role}"));
         }
-        roles.insert(role.clone(), here);
+        here.insert(role.clone(), at);
+        there.insert(role.clone(), other);
     }
     for derived in setting.derived_roles {
-        let Some(base) = roles.get(&derived.base) else {
-            return Err(format!(
-                "role without token: {} counts from {}, which is not there",
-                derived.name, derived.base
-            ));
-        };
-        let from = if derived.offset < 0 {
-            base.first()
-        } else {
-            base.last()
-        };
-        let at = from
-            .and_then(|&from| from.checked_add_signed(derived.offset))
-            .filter(|&at| at < length);
-        let Some(at) = at else {
-            return Err(format!(
-                "role without token: {} lies outside the prompt",
-                derived.name
-            ));
-        };
-        roles.insert(derived.name.clone(), vec![at]);
+        let at = derived.position(&here, clean.encoded.ids.len())?;
+        let other = derived.position(&there, corrupted.encoded.ids.len())?;
+        here.insert(derived.name.clone(), vec![at]);
+        there.insert(derived.name.clone(), vec![other]);
     }
-    Ok(roles)
+    for (role, at) in &here {
+        let (clean, corrupted) = (at.len(), there[role].len());
+        if clean != corrupted {
+            return Err(format!(
+                "roles not one to one: {role} is {clean} tokens in clean and {corrupted} in corrupted"
+            ));
+        }
+    }
+    Ok((here, there))
 }
 
 /// The tokens that share a byte with a range of the text.
@@ -281,6 +277,24 @@ fn answer_tokens(
 }
 
 impl DerivedRole {
+    /// Its token in a prompt of `length` tokens.
+    fn position(&self, roles: &Roles, length: usize) -> Result<usize, String> {
+        let Some(base) = roles.get(&self.base) else {
+            return Err(format!(
+                "role without token: {} counts from {}, which is not there",
+                self.name, self.base
+            ));
+        };
+        let from = if self.offset < 0 {
+            base.first()
+        } else {
+            base.last()
+        };
+        from.and_then(|&from| from.checked_add_signed(self.offset))
+            .filter(|&at| at < length)
+            .ok_or_else(|| format!("role without token: {} lies outside the prompt", self.name))
+    }
+
     /// Reads `S1+1`, `IO-1`.
     pub fn parse(name: &str) -> Option<Self> {
         let at = name.rfind(['+', '-'])?;
@@ -330,6 +344,7 @@ mod tests {
             chat: false,
             max_tokens: Some(6),
             needs_wrong: true,
+            unequal: false,
             derived_roles,
         }
     }
@@ -459,6 +474,49 @@ mod tests {
     }
 
     #[test]
+    fn prompts_of_unequal_length_are_kept_on_request_where_roles_correspond() {
+        let tokenizer = word_level(["then", "Mary", "John", "ran", "he", "she"]);
+        let derived = [DerivedRole::parse("NAME+1").unwrap()];
+        let mut setting = setting(&tokenizer, &derived);
+        setting.unequal = true;
+        let kept =
+            |clean, corrupted| tokenise(draft(clean, corrupted, &[" she"], &[" he"]), &setting);
+        let pair = kept("then Mary ran", "John ran").unwrap().unwrap();
+        assert_eq!((pair.clean.len(), pair.corrupted.len()), (4, 3));
+        assert_eq!(
+            (&pair.roles["NAME"], &pair.roles["NAME+1"]),
+            (&vec![2], &vec![3])
+        );
+        let there = pair.corrupted_roles();
+        assert_eq!(
+            (&there["NAME"], &there["NAME+1"], &there["END"]),
+            (&vec![1], &vec![2], &vec![2])
+        );
+        let moved = kept("Mary ran then", "then John ran").unwrap().unwrap();
+        assert_eq!(
+            (&moved.roles["NAME"], &moved.corrupted_roles()["NAME"]),
+            (&vec![1], &vec![2])
+        );
+        // What would be kept anyway is not marked.
+        let aligned = kept("then Mary ran", "then John ran").unwrap().unwrap();
+        assert_eq!(aligned.shifted_roles, None);
+
+        let bytes = byte_level(None);
+        let uneven = Setting {
+            tokenizer: &bytes,
+            bos: false,
+            max_tokens: None,
+            derived_roles: &[],
+            ..setting
+        };
+        let dropped = tokenise(draft("x Al", "x Bob", &[" "], &["."]), &uneven);
+        assert_eq!(
+            dropped.unwrap().unwrap_err().reason,
+            "roles not one to one: NAME is 2 tokens in clean and 3 in corrupted"
+        );
+    }
+
+    #[test]
     fn a_chat_template_moves_the_roles_and_the_answer_loses_its_space() {
         let config = r#"{"bos_token": "<|end|>", "chat_template": "<|end|>[{{ messages[0]['content'] | trim }}]{{ '\\n' }}"}"#;
         let tokenizer = byte_level(Some(config));
@@ -468,6 +526,7 @@ mod tests {
             chat: true,
             max_tokens: None,
             needs_wrong: false,
+            unequal: false,
             derived_roles: &[],
         };
         let pair = tokenise(draft(" Al", " Bo", &[" x"], &[]), &setting)

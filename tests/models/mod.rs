@@ -16,6 +16,8 @@ use candlewick::spec::{
     Weights,
 };
 
+pub mod task;
+
 pub const VOCAB: usize = 37;
 
 /// A pre-norm Llama without any extra; the others say how they differ from it.

@@ -32,7 +32,7 @@ use crate::methods::PatchSource;
 use crate::methods::exact_edges::{EdgeConfig, Reference, cell};
 use crate::methods::record::provenance;
 use crate::metric::Metric;
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::nn::host::{dot, host, on_host, simd, to_host};
 use crate::nn::linear::{Right, View, product, small_product};
 use crate::nn::norm;
@@ -115,12 +115,6 @@ impl EdgeAttributionConfig {
     /// # Errors
     /// What cannot be estimated as asked, before anything runs.
     pub fn check(&self, task: &Task) -> Result<()> {
-        if task.pairs.is_empty() {
-            return Err(Error::EmptyTask {
-                task: task.name.clone(),
-                reason: "it has none".into(),
-            });
-        }
         task.check_metric(self.metric)?;
         let at_base = self.path == EdgePath::Along(Path::Base);
         check_metric(self.metric, self.reference.direction(), at_base)?;
@@ -136,15 +130,7 @@ impl EdgeAttributionConfig {
                  `eap-ig-activations`",
             ));
         }
-        for pair in &task.pairs {
-            if pair.clean.len() != pair.corrupted.len() {
-                return Err(Error::LengthMismatch {
-                    index: pair.index,
-                    clean: pair.clean.len(),
-                    corrupted: pair.corrupted.len(),
-                });
-            }
-        }
+        task.check_aligned()?;
         if self.by_position && task.batches(usize::MAX).len() > 1 {
             return Err(Error::invalid(
                 "scores by position need prompts of one template and one length; take one (`--template 0`)",
@@ -205,7 +191,7 @@ impl EdgeScores {
     }
 
     /// Cells and measurements, ready for [`Scores::assemble`]; edges by row, then by column, then by position.
-    pub fn examples(&self, task: &Task, tokenizer: &Tokenizer) -> (Vec<Cell>, Vec<ExampleScores>) {
+    pub fn examples(&self, task: &Task) -> (Vec<Cell>, Vec<ExampleScores>) {
         let (n_dst, size) = (self.graph.n_dst(), self.graph.n_src() * self.graph.n_dst());
         let mut cells = Vec::new();
         let mut places = Vec::new();
@@ -219,16 +205,12 @@ impl EdgeScores {
         }
         let all: Arc<[u32]> = (0..cells.len() as u32).collect();
         let of = |example: &EdgeExample| {
-            let pair = &task.pairs[example.pair];
+            let pair = &task.pairs()[example.pair];
             ExampleScores {
                 example: example.example,
                 clean: example.clean,
                 corrupted: example.corrupted,
-                tokens: pair
-                    .clean
-                    .iter()
-                    .map(|&token| tokenizer.token(token))
-                    .collect(),
+                tokens: task.texts(&pair.clean),
                 roles: pair.roles.clone(),
                 cells: Arc::clone(&all),
                 values: places
@@ -251,7 +233,6 @@ impl EdgeScores {
 /// What cannot be estimated as asked, before anything runs; [`Error::NoGradient`]; [`Error::Interrupted`].
 pub fn attribute_edges(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &EdgeAttributionConfig,
     verify: Option<usize>,
@@ -262,7 +243,7 @@ pub fn attribute_edges(
     }
     let began = Instant::now();
     let estimates = edge_scores(model, task, config, progress)?;
-    let (cells, examples) = estimates.examples(task, tokenizer);
+    let (cells, examples) = estimates.examples(task);
     let meta = ScoresMeta {
         method: config.method.clone(),
         metric: config.metric.to_string(),
@@ -320,8 +301,8 @@ pub fn edge_scores(
         Reference::Mean => PatchSource::Mean,
     };
     let memory = config.memory.unwrap_or_else(|| {
-        let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
-        let rows = config.batch.min(task.pairs.len()) * longest.unwrap_or(0);
+        let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
+        let rows = config.batch.min(task.pairs().len()) * longest.unwrap_or(0);
         let dense = 4 * rows * graph.n_src() * spec.d_model;
         (dense / 4).max(256 << 20).min(available_memory() / 4)
     });
@@ -336,9 +317,9 @@ pub fn edge_scores(
         batch: config.batch,
     };
     let means = setting.means()?;
-    progress.start("attributing", task.pairs.len() as u64);
+    progress.start("attributing", task.pairs().len() as u64);
     let positions = match config.by_position {
-        true => task.pairs[0].clean.len(),
+        true => task.pairs()[0].clean.len(),
         false => 1,
     };
     // Readers' gradients, and the differences of what is written.

@@ -24,7 +24,7 @@ use crate::methods::PatchConfig;
 use crate::methods::activation_patching::{PatchSource, roles_of};
 use crate::methods::record::provenance;
 use crate::methods::sites::{Along, Extent, fits};
-use crate::model::{Model, ModelSpec, Tokenizer};
+use crate::model::{Model, ModelSpec};
 use crate::nn::host::{dot, host, on_host, simd};
 use crate::nn::rules::Rules;
 use crate::run::Progress;
@@ -160,7 +160,6 @@ pub struct VerifyOptions {
 /// What cannot be estimated as asked, before anything runs; [`Error::NoGradient`]; [`Error::Interrupted`].
 pub fn attribute_nodes(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &NodeAttributionConfig,
     verify: Option<VerifyOptions>,
@@ -172,7 +171,7 @@ pub fn attribute_nodes(
         super::verify::check(verify.k, cells)?;
     }
     let began = Instant::now();
-    let (cells, examples) = node_scores(model, tokenizer, task, config, progress)?;
+    let (cells, examples) = node_scores(model, task, config, progress)?;
     let patch = &config.patch;
     let meta = ScoresMeta {
         method: config.method.clone(),
@@ -198,11 +197,7 @@ pub fn attribute_nodes(
         scores.add_contribution(cells.len(), &examples)?;
     }
     if let Some(VerifyOptions { k, bound_draws }) = verify {
-        let subject = Subject {
-            model,
-            tokenizer,
-            task,
-        };
+        let subject = Subject { model, task };
         let mut found = verify_nodes(subject, config, &cells, &examples, k, progress)?;
         if bound_draws > 0 {
             let (n, draws) = (cells.len(), bound_draws);
@@ -218,7 +213,6 @@ pub fn attribute_nodes(
 /// Those of [`attribute_nodes`].
 pub fn node_scores(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &NodeAttributionConfig,
     progress: &dyn Progress,
@@ -237,7 +231,7 @@ pub fn node_scores(
         batch: patch.batch,
     };
     let means = setting.means()?;
-    progress.start("attributing", task.pairs.len() as u64);
+    progress.start("attributing", task.pairs().len() as u64);
     let mut keep = Vec::new();
     if config.qk_fix {
         keep = (0..model.spec.n_layers)
@@ -263,10 +257,7 @@ pub fn node_scores(
                 example: pair.index,
                 clean: runs.clean[i],
                 corrupted: runs.corrupted[i],
-                tokens: runs.base.prompts[i]
-                    .iter()
-                    .map(|&token| tokenizer.token(token))
-                    .collect(),
+                tokens: task.texts(&runs.base.prompts[i]),
                 roles: pair.roles.clone(),
                 values: values.collect(),
                 cells: Arc::from(here),
@@ -292,7 +283,7 @@ struct Places {
 impl Places {
     fn new(model: &Model, task: &Task, patch: &PatchConfig) -> Self {
         let roles = roles_of(task);
-        let lengths = task.pairs.iter().map(|pair| pair.clean.len());
+        let lengths = task.pairs().iter().map(|pair| pair.clean.len());
         let extent = Extent {
             length: lengths.max().unwrap_or(0),
             roles: &roles,

@@ -56,7 +56,7 @@ pub(super) fn check_metric(metric: Metric, direction: Direction, at_base: bool) 
 impl Setting<'_> {
     /// Pairs that run together: as many as memory allows.
     pub fn batches(&self, per_row: usize) -> Vec<Vec<usize>> {
-        let longest = self.task.pairs.iter().map(|pair| pair.clean.len()).max();
+        let longest = self.task.pairs().iter().map(|pair| pair.clean.len()).max();
         let bytes = 4 * longest.unwrap_or(1) * (self.row_width() + per_row);
         let room = (self.memory / bytes.max(1)).clamp(1, self.batch.max(1));
         self.task.batches(room)
@@ -119,7 +119,7 @@ impl<'a> Runs<'a> {
         keep: &[Hook],
     ) -> Result<Self> {
         let model = setting.model;
-        let pairs: Vec<&Pair> = batch.iter().map(|&i| &setting.task.pairs[i]).collect();
+        let pairs: Vec<&Pair> = batch.iter().map(|&i| &setting.task.pairs()[i]).collect();
         let clean_is_base = setting.direction != Direction::Denoise;
         let prompts = |clean: bool| -> Vec<Vec<u32>> {
             let of = |pair: &&Pair| match clean {

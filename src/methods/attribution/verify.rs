@@ -21,7 +21,7 @@ use crate::methods::PatchConfig;
 use crate::methods::activation_patching::{patch_chosen, patch_together};
 use crate::methods::exact_edges::{EdgeConfig, exact_edge_effects};
 use crate::methods::tokens::{TokenConfig, token_attribution_with};
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::run::Progress;
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores};
 use crate::task::Task;
@@ -286,11 +286,10 @@ fn verification(
     }
 }
 
-/// What is verified: a model, its tokenizer and a task.
+/// What is verified: a model and a task.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     pub model: &'a Model,
-    pub tokenizer: &'a Tokenizer,
     pub task: &'a Task,
 }
 
@@ -353,22 +352,17 @@ pub fn verify_tokens(
 /// Those of both.
 pub fn verified_tokens(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &TokenConfig,
     removal: &PatchConfig,
     k: usize,
     progress: &dyn Progress,
 ) -> Result<Scores> {
-    let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
+    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
     check(k, longest.unwrap_or(0))?;
-    let (mut scores, measured) = token_attribution_with(model, tokenizer, task, config, progress)?;
+    let (mut scores, measured) = token_attribution_with(model, task, config, progress)?;
     let (cells, examples) = (&measured.cells, &measured.examples);
-    let subject = Subject {
-        model,
-        tokenizer,
-        task,
-    };
+    let subject = Subject { model, task };
     let found = verify_tokens(subject, removal, cells, examples, k, progress)?;
     found.add_to(&mut scores, cells, examples, config.detail)?;
     Ok(scores)
@@ -382,13 +376,9 @@ fn effects_of(
     examples: &[ExampleScores],
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
-    let Subject {
-        model,
-        tokenizer,
-        task,
-    } = subject;
+    let Subject { model, task } = subject;
     let indices: Vec<usize> = chosen.iter().map(|&(cell, _)| cell).collect();
-    let measured = patch_chosen(model, tokenizer, task, patch, &indices, progress)?;
+    let measured = patch_chosen(model, task, patch, &indices, progress)?;
     let mut effects = vec![vec![f64::NAN; examples.len()]; chosen.len()];
     for (at, example) in examples.iter().enumerate() {
         let Some(exact) = measured
@@ -430,7 +420,7 @@ pub fn verify_edges(
     }
     let chosen = choose(&estimates, k, seed)?;
     let wanted: Vec<Edge> = chosen.iter().map(|&(edge, _)| edges[edge]).collect();
-    let by_pair = exact_edge_effects(model, &task.pairs, &wanted, config, progress)?;
+    let by_pair = exact_edge_effects(model, task.pairs(), &wanted, config, progress)?;
     let effects = (0..wanted.len())
         .map(|edge| {
             scores
@@ -459,11 +449,7 @@ pub fn false_negative_bound(
     progress: &dyn Progress,
 ) -> Result<Option<Bound>> {
     const RISK: f64 = 0.01;
-    let Subject {
-        model,
-        tokenizer,
-        task,
-    } = subject;
+    let Subject { model, task } = subject;
     if draws < 8 {
         return Err(Error::invalid(
             "a bound on what was missed needs at least 8 joint patches",
@@ -477,12 +463,12 @@ pub fn false_negative_bound(
     let mut rng = ChaCha8Rng::seed_from_u64(patch.seed ^ 0x6a09_e667);
     let sets: Vec<(usize, Vec<usize>)> = (0..draws)
         .map(|_| {
-            let pair = rng.random_range(0..task.pairs.len());
+            let pair = rng.random_range(0..task.pairs().len());
             let set = rest.iter().copied().filter(|_| rng.random_bool(0.5));
             (pair, set.collect())
         })
         .collect();
-    let effects = patch_together(model, tokenizer, task, patch, &sets, progress)?;
+    let effects = patch_together(model, task, patch, &sets, progress)?;
     let mut bound = 0f64;
     for &cell in &rest {
         let (mut with, mut without) = (Vec::new(), Vec::new());

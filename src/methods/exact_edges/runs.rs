@@ -6,24 +6,14 @@ use candle_core::Tensor;
 
 use super::deltas::{self, Deltas};
 use super::{EdgeConfig, Reference, heads};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hooks::{Kind, Node};
 use crate::model::Model;
 use crate::run::{BaseRun, MeanOf, Readout, Source, Sources};
 use crate::task::Pair;
 
 pub(super) fn check_pairs(pairs: &[Pair]) -> Result<()> {
-    match pairs
-        .iter()
-        .find(|pair| pair.clean.len() != pair.corrupted.len())
-    {
-        None => Ok(()),
-        Some(pair) => Err(Error::LengthMismatch {
-            index: pair.index,
-            clean: pair.clean.len(),
-            corrupted: pair.corrupted.len(),
-        }),
-    }
+    pairs.iter().try_for_each(Pair::check_aligned)
 }
 
 /// Indices of pairs that run together: one template and one length, as many as memory allows.

@@ -17,10 +17,10 @@ use candle_core::{DType, Tensor};
 use serde_json::json;
 
 use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
-use super::{BATCH, check_pairs, in_layer, provenance, roles_of, unmeasured};
+use super::{BATCH, in_layer, provenance, roles_of, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
-use crate::model::{Model, ModelSpec, Tokenizer};
+use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, Request};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::spec::Mlp;
@@ -74,7 +74,6 @@ impl DlaConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        check_pairs(task)?;
         check_target(&self.target, spec, task)?;
         if self.by == Part::Neuron && spec.mlp == Mlp::None {
             return Err(Error::HookAbsent {
@@ -112,7 +111,7 @@ pub(crate) fn check_target(target: &DirectTarget, spec: &ModelSpec, task: &Task)
             None => Ok(()),
         };
     }
-    for pair in &task.pairs {
+    for pair in task.pairs() {
         let lacks = match (&pair.target.answers[..], &pair.target.wrong[..]) {
             ([], _) => "an answer",
             (_, []) if target.needs_wrong() => "a wrong answer",
@@ -138,7 +137,6 @@ pub(crate) fn check_target(target: &DirectTarget, spec: &ModelSpec, task: &Task)
 /// Those of [`DlaConfig::check`]; [`Error::Incomplete`] if contributions do not sum to the logit.
 pub fn direct_logit_attribution(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &DlaConfig,
     progress: &dyn Progress,
@@ -149,18 +147,18 @@ pub fn direct_logit_attribution(
     config.check(&model.spec, task)?;
     let began = Instant::now();
     let (mut cells, shares) = cells(config, model, task);
-    let mut all: Vec<ExampleScores> = Vec::with_capacity(task.pairs.len());
+    let mut all: Vec<ExampleScores> = Vec::with_capacity(task.pairs().len());
     let mut kept = Vec::new();
     let mut worst = 0f64;
     let mut capped = 0f64;
-    progress.start("attributing", task.pairs.len() as u64);
+    progress.start("attributing", task.pairs().len() as u64);
     for batch in task.batches(BATCH) {
         if progress.cancelled() {
             return Err(Error::Interrupted {
                 kept: "nothing was asked to be kept".into(),
             });
         }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs[pair]).collect();
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
         let mut ends = run_batch(model, config.by, &pairs)?;
         let readout = ends.readout(&config.target, &pairs)?;
         let columns = contributions(&mut ends, &readout, config.by, task, &pairs)?;
@@ -168,7 +166,7 @@ pub fn direct_logit_attribution(
         capped += after_cap.iter().flatten().sum::<f64>();
         for (i, pair) in pairs.iter().enumerate() {
             let total = readout.total[i];
-            let mut example = unmeasured(pair, tokenizer, total);
+            let mut example = unmeasured(task, pair, total);
             let present: Vec<(u32, f64)> = (columns.iter().enumerate())
                 .filter_map(|(cell, column)| Some((cell as u32, column.as_ref()?[i])))
                 .collect();
@@ -198,7 +196,7 @@ pub fn direct_logit_attribution(
     progress.finish();
     if config.writes > 0 {
         let parts = strongest(&cells, &all, config.writes);
-        let written = written(model, tokenizer, &mut kept, &parts, config.tokens)?;
+        let written = written(model, task, &mut kept, &parts, config.tokens)?;
         add_written(&mut cells, &mut all, written);
     }
     all.sort_by_key(|example| example.example);
@@ -308,7 +306,7 @@ fn cells(config: &DlaConfig, model: &Model, task: &Task) -> (Vec<Cell>, bool) {
     if Kind::PosEmbed.absent(spec).is_none() {
         cells.push(outside(Kind::PosEmbed.name()));
     }
-    let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
+    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
     let longest = longest.unwrap_or(0);
     let groups = groups_of(task);
     for layer in 0..spec.n_layers {
@@ -382,7 +380,7 @@ fn contributions(
     for hook in embeddings {
         columns.push(Some(rowwise_dot(&ends.at_end(hook)?, reader)?));
     }
-    let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
+    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
     let groups = groups_of(task);
     for layer in 0..model.spec.n_layers {
         match by {
@@ -617,7 +615,7 @@ fn strongest(cells: &[Cell], all: &[ExampleScores], n: usize) -> Vec<Writer> {
 /// For each part, the tokens whose logits it raises and lowers most on average, less what it does to all of them.
 fn written(
     model: &Model,
-    tokenizer: &Tokenizer,
+    task: &Task,
     runs: &mut [Ends<'_>],
     parts: &[Writer],
     tokens: usize,
@@ -652,7 +650,7 @@ fn written(
             .to_vec2()?;
         let row = |&token: &u32| Cell {
             src: Some(node(part)),
-            dst: Some(tokenizer.token(token)),
+            dst: Some(task.text(token)),
             measure: Some("written_logit".into()),
             ..part.cell.clone()
         };

@@ -14,11 +14,11 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::readout::every_layer;
-use super::{BATCH, check_pairs, in_layer, provenance, unmeasured};
+use super::{BATCH, in_layer, provenance, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::metric::{Metric, Reads, Target};
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::{host::to_host, norm};
 use crate::run::{Logits, Progress, Request, run};
@@ -58,10 +58,9 @@ impl LensConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, task: &Task) -> Result<()> {
-        check_pairs(task)?;
         task.check_metric(self.metric)?;
         match task
-            .pairs
+            .pairs()
             .iter()
             .find(|pair| pair.target.answers.is_empty())
         {
@@ -88,7 +87,6 @@ impl LensConfig {
 /// Those of [`LensConfig::check`].
 pub fn logit_lens(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &LensConfig,
     progress: &dyn Progress,
@@ -99,29 +97,29 @@ pub fn logit_lens(
     config.check(task)?;
     let began = Instant::now();
     let hooks = streams(model);
-    let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
+    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
     let places = if config.end_only {
         1
     } else {
         longest.unwrap_or(1)
     };
     let mut cells = cells(&hooks, places, config.end_only);
-    let mut all: Vec<ExampleScores> = Vec::with_capacity(task.pairs.len());
+    let mut all: Vec<ExampleScores> = Vec::with_capacity(task.pairs().len());
     let mut ends = Ends::new(hooks.len(), model.spec.d_vocab);
-    progress.start("looking through the lens", task.pairs.len() as u64);
+    progress.start("looking through the lens", task.pairs().len() as u64);
     for batch in task.batches(BATCH) {
         if progress.cancelled() {
             return Err(Error::Interrupted {
                 kept: "nothing was asked to be kept".into(),
             });
         }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs[pair]).collect();
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
         let readings = read_batch(model, &hooks, &pairs, config, &mut ends)?;
         for (pair, readings) in pairs.iter().zip(readings) {
             let last = readings.len() / hooks.len();
             // At the last layer and position the lens is the model.
             let clean = readings[readings.len() - 1].metric;
-            let mut example = unmeasured(pair, tokenizer, clean);
+            let mut example = unmeasured(task, pair, clean);
             let cell = |layer: usize, place: usize| (layer * places + place) * (MEASURES.len() + 1);
             let (mut indices, mut values) = (Vec::new(), Vec::new());
             for (i, reading) in readings.iter().enumerate() {
@@ -137,7 +135,7 @@ pub fn logit_lens(
     progress.finish();
     add_top_tokens(
         model,
-        tokenizer,
+        task,
         &hooks,
         &ends,
         config.tokens,
@@ -360,7 +358,7 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
 /// Rows for the tokens that are likeliest on average after each layer.
 fn add_top_tokens(
     model: &Model,
-    tokenizer: &Tokenizer,
+    task: &Task,
     hooks: &[Hook],
     ends: &Ends,
     tokens: usize,
@@ -375,7 +373,7 @@ fn add_top_tokens(
         let first = cells.len() as u32;
         cells.extend(order.iter().map(|&token| Cell {
             src: Some(hook.to_string()),
-            dst: Some(tokenizer.token(token)),
+            dst: Some(task.text(token)),
             measure: Some("top_prob".into()),
             ..in_layer(hook.kind.name(), hook.layer.unwrap_or(0))
         }));

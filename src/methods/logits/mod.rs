@@ -18,8 +18,7 @@ pub mod token_lens;
 
 pub(super) use super::activation_patching::roles_of;
 use super::record;
-use crate::error::{Error, Result};
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::scores::{Cell, ExampleScores, Provenance};
 use crate::task::{Pair, Task};
 
@@ -33,25 +32,13 @@ pub use token_lens::{TokenLensConfig, token_lens};
 /// Prompts that run together, at most.
 pub(crate) const BATCH: usize = 16;
 
-/// # Errors
-/// [`Error::EmptyTask`].
-pub(crate) fn check_pairs(task: &Task) -> Result<()> {
-    match task.pairs.is_empty() {
-        true => Err(Error::EmptyTask {
-            task: task.name.clone(),
-            reason: "it has none".into(),
-        }),
-        false => Ok(()),
-    }
-}
-
 /// An example that nothing was measured on yet: its labels, and the metric of its clean run.
-pub(crate) fn unmeasured(pair: &Pair, tokenizer: &Tokenizer, clean: f64) -> ExampleScores {
+pub(crate) fn unmeasured(task: &Task, pair: &Pair, clean: f64) -> ExampleScores {
     ExampleScores {
         example: pair.index,
         clean,
         corrupted: clean,
-        tokens: pair.clean.iter().map(|&id| tokenizer.token(id)).collect(),
+        tokens: task.texts(&pair.clean),
         roles: pair.roles.clone(),
         ..ExampleScores::default()
     }
@@ -74,10 +61,10 @@ pub(crate) fn provenance(
     seconds: f64,
 ) -> Provenance {
     let mut warnings = Vec::new();
-    if task.pairs.len() < task.asked {
+    if task.pairs().len() < task.asked {
         warnings.push(format!(
             "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
-            task.pairs.len(),
+            task.pairs().len(),
             task.asked
         ));
     }

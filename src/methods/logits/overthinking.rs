@@ -25,10 +25,10 @@ use serde_json::json;
 
 use super::lens::{decode, streams};
 use super::readout::every_layer;
-use super::{BATCH, check_pairs, in_layer, provenance, unmeasured};
+use super::{BATCH, in_layer, provenance, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Pos, Site};
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::run::{Logits, Progress, Request, run};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::task::{Pair, Task};
@@ -78,7 +78,6 @@ const LEAST_GAP: f64 = 0.02;
 /// [`Error::BadTask`] if the pairs do not share one set of labels, or a prompt shows none of them.
 pub fn early_decoding(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &EarlyConfig,
     progress: &dyn Progress,
@@ -90,7 +89,7 @@ pub fn early_decoding(
     let shown = shown_labels(task, &labels)?;
     let began = Instant::now();
     let hooks = streams(model);
-    let n = task.pairs.len();
+    let n = task.pairs().len();
     let passes = 2 * (2 + config.controls) as u64;
     progress.start("decoding", passes * n as u64);
     let decoded =
@@ -120,7 +119,7 @@ pub fn early_decoding(
                 let inputs = run[layer].iter().enumerate();
                 inputs.map(|(i, one)| read(i, one)).collect::<Vec<f64>>()
             };
-            let truth_of = |i: usize| index_of(&labels, task.pairs[i].target.answers[0]);
+            let truth_of = |i: usize| index_of(&labels, task.pairs()[i].target.answers[0]);
             let is = |yes: bool| f64::from(u8::from(yes));
             add(
                 "accuracy",
@@ -196,7 +195,7 @@ pub fn early_decoding(
         direction: Direction::Direct,
         seed: config.seed,
     };
-    let (cells, examples) = table.finish(task, tokenizer, &truth[last], &labels);
+    let (cells, examples) = table.finish(task, &truth[last], &labels);
     Scores::assemble(&cells, &examples, &meta, config.detail, provenance)
 }
 
@@ -264,15 +263,14 @@ impl Decoded {
 
 /// The labels, ascending by id.
 fn labels(task: &Task) -> Result<Vec<u32>> {
-    check_pairs(task)?;
     let of = |pair: &Pair| {
         let mut labels = pair.target.columns();
         labels.sort_unstable();
         labels.dedup();
         labels
     };
-    let first = of(&task.pairs[0]);
-    for pair in &task.pairs {
+    let first = of(&task.pairs()[0]);
+    for pair in task.pairs() {
         if pair.target.answers.len() != 1 || of(pair) != first || first.len() < 2 {
             return Err(Error::BadTask {
                 task: task.name.clone(),
@@ -323,7 +321,7 @@ fn shown_labels(task: &Task, labels: &[u32]) -> Result<Vec<Shown>> {
             }),
         }
     };
-    task.pairs.iter().map(one).collect()
+    task.pairs().iter().map(one).collect()
 }
 
 fn index_of(labels: &[u32], id: u32) -> usize {
@@ -342,7 +340,7 @@ fn decode_all(
     edits: &[Edit],
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<Decoded>>> {
-    let mut decoded: Vec<Vec<Option<Decoded>>> = vec![vec![None; task.pairs.len()]; hooks.len()];
+    let mut decoded: Vec<Vec<Option<Decoded>>> = vec![vec![None; task.pairs().len()]; hooks.len()];
     for batch in task.batches(BATCH) {
         if progress.cancelled() {
             return Err(Error::Interrupted {
@@ -351,7 +349,7 @@ fn decode_all(
         }
         let prompts = batch
             .iter()
-            .map(|&pair| setting.prompt(&task.pairs[pair]).to_vec());
+            .map(|&pair| setting.prompt(&task.pairs()[pair]).to_vec());
         let prompts: Vec<Vec<u32>> = prompts.collect();
         let request = Request {
             edits,
@@ -399,7 +397,7 @@ fn calibrated(inputs: &[Decoded], labels: &[u32], task: &Task) -> Vec<f64> {
             std::cmp::Ordering::Less => 0.0,
         }
     };
-    inputs.iter().zip(&task.pairs).map(right).collect()
+    inputs.iter().zip(task.pairs()).map(right).collect()
 }
 
 /// For each head and pair: attention from the last position to labels of the query's class, less that to the others (over K-1).
@@ -413,9 +411,12 @@ fn prefix_matching(
 ) -> Result<Vec<Vec<f64>>> {
     let spec = &model.spec;
     let capture = every_layer(model, Kind::Pattern);
-    let mut scores = vec![vec![0.0; task.pairs.len()]; spec.n_layers * spec.n_heads];
+    let mut scores = vec![vec![0.0; task.pairs().len()]; spec.n_layers * spec.n_heads];
     for batch in task.batches(BATCH) {
-        let prompts: Vec<Vec<u32>> = batch.iter().map(|&i| task.pairs[i].clean.clone()).collect();
+        let prompts: Vec<Vec<u32>> = batch
+            .iter()
+            .map(|&i| task.pairs()[i].clean.clone())
+            .collect();
         let length = prompts[0].len();
         let request = Request {
             capture: &capture,
@@ -427,7 +428,7 @@ fn prefix_matching(
             let pattern = cache.get(hook)?.narrow(2, length - 1, 1)?.squeeze(2)?;
             let pattern: Vec<Vec<Vec<f32>>> = pattern.to_vec3()?; // [batch, n_heads, key]
             for (&pair, heads) in batch.iter().zip(pattern) {
-                let truth = index_of(labels, task.pairs[pair].target.answers[0]);
+                let truth = index_of(labels, task.pairs()[pair].target.answers[0]);
                 for (head, row) in heads.iter().enumerate() {
                     let at = |pos: usize, label: usize| match label == truth {
                         true => f64::from(row[pos]),
@@ -529,7 +530,6 @@ impl Table {
     fn finish(
         self,
         task: &Task,
-        tokenizer: &Tokenizer,
         truth: &[Decoded],
         labels: &[u32],
     ) -> (Vec<Cell>, Vec<ExampleScores>) {
@@ -538,9 +538,9 @@ impl Table {
         let one = |((pair, values), right): ((&Pair, Vec<f64>), f64)| ExampleScores {
             cells: Arc::clone(&cells),
             values,
-            ..unmeasured(pair, tokenizer, right)
+            ..unmeasured(task, pair, right)
         };
-        let pairs = task.pairs.iter().zip(self.values).zip(right);
+        let pairs = task.pairs().iter().zip(self.values).zip(right);
         (self.cells, pairs.map(one).collect())
     }
 }

@@ -16,10 +16,10 @@ use serde_json::json;
 
 use super::dla::{by_group, sources};
 use super::readout::{Ends, every_layer, rowwise_dot};
-use super::{BATCH, check_pairs, in_layer, provenance, roles_of, unmeasured};
+use super::{BATCH, in_layer, provenance, roles_of, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::run::{Progress, Request};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::task::{Pair, Task};
@@ -56,7 +56,6 @@ impl SourceConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, task: &Task) -> Result<()> {
-        check_pairs(task)?;
         let known = roles_of(task);
         if let Some(role) = (self.subject.iter().chain(&self.relation)).find(|r| !known.contains(r))
         {
@@ -79,7 +78,7 @@ impl SourceConfig {
             )));
         }
         match task
-            .pairs
+            .pairs()
             .iter()
             .find(|pair| pair.target.answers.is_empty())
         {
@@ -141,7 +140,6 @@ impl SourceClass {
 /// Those of [`SourceConfig::check`].
 pub fn source_classes(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &SourceConfig,
     progress: &dyn Progress,
@@ -154,15 +152,15 @@ pub fn source_classes(
     let spec = &model.spec;
     let n_heads = spec.n_layers * spec.n_heads;
     let mut all: Vec<ExampleScores> = Vec::new();
-    progress.start("attributing", task.pairs.len() as u64);
+    progress.start("attributing", task.pairs().len() as u64);
     for batch in task.batches(BATCH) {
         if progress.cancelled() {
             return Err(Error::Interrupted {
                 kept: "nothing was asked to be kept".into(),
             });
         }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs[pair]).collect();
-        all.extend(measure(model, tokenizer, task, config, &pairs)?);
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
+        all.extend(measure(model, task, config, &pairs)?);
         progress.advance(pairs.len() as u64);
     }
     progress.finish();
@@ -224,9 +222,9 @@ pub fn source_classes(
     });
     let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
     if task
-        .pairs
+        .pairs()
         .iter()
-        .any(|pair| pair.template != task.pairs[0].template)
+        .any(|pair| pair.template != task.pairs()[0].template)
     {
         provenance.warnings.push(
             "the pairs come from several templates: if these are several relations, take one at a time (`--template 0`), \
@@ -257,7 +255,6 @@ fn cell_of(model: &Model, head: usize) -> Cell {
 /// The rows of one batch: for each target every head by group, then all MLPs together.
 fn measure(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &SourceConfig,
     pairs: &[&Pair],
@@ -308,7 +305,7 @@ fn measure(
         let readout = ends.readout_of(&coefficients, true)?;
         if index == 0 {
             let clean = pairs.iter().zip(&readout.total);
-            let new = |(pair, &total): (&&Pair, &f64)| (unmeasured(pair, tokenizer, total), vec![]);
+            let new = |(pair, &total): (&&Pair, &f64)| (unmeasured(task, pair, total), vec![]);
             examples = clean.map(new).collect();
         }
         let mut columns = Vec::with_capacity(per_target);
@@ -359,7 +356,7 @@ fn watched(target: &str, pair: &Pair, task: &Task, config: &SourceConfig) -> Vec
     if target == "answer" {
         return pair.target.answers.clone();
     }
-    let mut tokens: Vec<u32> = (task.pairs.iter().filter(wanted))
+    let mut tokens: Vec<u32> = (task.pairs().iter().filter(wanted))
         .flat_map(|other| other.target.answers.iter().copied())
         .filter(|token| !pair.target.answers.contains(token))
         .collect();

@@ -15,10 +15,10 @@ use serde_json::json;
 
 use super::dla::{OTHER, attention_bias, by_role, has_attention_bias, sources};
 use super::readout::{Ends, Readout, every_layer, rowwise_dot};
-use super::{BATCH, check_pairs, in_layer, provenance, roles_of, unmeasured};
+use super::{BATCH, in_layer, provenance, roles_of, unmeasured};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site};
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::run::{Progress, Request};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::task::{Pair, Task};
@@ -38,7 +38,6 @@ impl TokenLensConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, model_vocab: usize, task: &Task) -> Result<()> {
-        check_pairs(task)?;
         if roles_of(task).is_empty() {
             return Err(Error::UnknownRole {
                 role: "any".into(),
@@ -54,7 +53,7 @@ impl TokenLensConfig {
             });
         }
         match task
-            .pairs
+            .pairs()
             .iter()
             .find(|pair| pair.target.answers.is_empty())
         {
@@ -79,7 +78,6 @@ impl TokenLensConfig {
 /// Those of [`TokenLensConfig::check`].
 pub fn token_lens(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &TokenLensConfig,
     progress: &dyn Progress,
@@ -90,27 +88,27 @@ pub fn token_lens(
     config.check(model.spec.d_vocab, task)?;
     let began = Instant::now();
     let roles = roles_of(task);
-    let targets = targets(task, tokenizer, config);
+    let targets = targets(task, config);
     let cells: Vec<Cell> = match config.knockout {
         false => lens_cells(model, &roles, &targets),
         true => knockout_cells(model, &roles, &targets),
     };
-    let mut all = Vec::with_capacity(task.pairs.len());
-    progress.start("reading", task.pairs.len() as u64);
+    let mut all = Vec::with_capacity(task.pairs().len());
+    progress.start("reading", task.pairs().len() as u64);
     for batch in task.batches(BATCH) {
         if progress.cancelled() {
             return Err(Error::Interrupted {
                 kept: "nothing was asked to be kept".into(),
             });
         }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs[pair]).collect();
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
         let columns = match config.knockout {
             false => lens(model, &roles, &targets, &pairs)?,
             true => knockout(model, &roles, &targets, &pairs)?,
         };
         debug_assert_eq!(columns.rows.len(), cells.len());
         for (i, pair) in pairs.iter().enumerate() {
-            let mut example = unmeasured(pair, tokenizer, columns.clean[i]);
+            let mut example = unmeasured(task, pair, columns.clean[i]);
             let present = (columns.rows.iter().enumerate())
                 .filter_map(|(cell, column)| Some((cell as u32, column.as_ref()?[i])));
             let (indices, values): (Vec<u32>, Vec<f64>) = present.unzip();
@@ -165,12 +163,16 @@ impl Watched {
     }
 }
 
-fn targets(task: &Task, tokenizer: &Tokenizer, config: &TokenLensConfig) -> Vec<Watched> {
+fn targets(task: &Task, config: &TokenLensConfig) -> Vec<Watched> {
     let mut targets = vec![Watched::Answers];
-    if task.pairs.iter().all(|pair| !pair.target.wrong.is_empty()) {
+    if task
+        .pairs()
+        .iter()
+        .all(|pair| !pair.target.wrong.is_empty())
+    {
         targets.push(Watched::Wrong);
     }
-    let token = |&id: &u32| Watched::Token(id, tokenizer.token(id));
+    let token = |&id: &u32| Watched::Token(id, task.text(id));
     targets.extend(config.watch.iter().map(token));
     targets
 }

@@ -19,9 +19,9 @@ use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Node, Op, Pos, Site, Value};
 use crate::methods::ablation::site_of;
-use crate::methods::logits::{BATCH, check_pairs, provenance, unmeasured};
+use crate::methods::logits::{BATCH, provenance, unmeasured};
 use crate::metric::Metric;
-use crate::model::{Model, ModelSpec, Tokenizer};
+use crate::model::{Model, ModelSpec};
 use crate::nn::host::to_host;
 use crate::run::{Progress, Quiet, SweepOptions, Variant, sweep, sweep_with_capture};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
@@ -89,7 +89,6 @@ pub fn path_effects(
 /// Those of [`path_effects`].
 pub fn patch_paths(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     paths: &[Path],
     metric: Metric,
@@ -116,9 +115,9 @@ pub fn patch_paths(
         corrupted: one.corrupted,
         cells: Arc::clone(&all),
         values: one.values,
-        ..unmeasured(pair, tokenizer, one.clean)
+        ..unmeasured(task, pair, one.clean)
     };
-    let examples: Vec<ExampleScores> = task.pairs.iter().zip(measured).map(example).collect();
+    let examples: Vec<ExampleScores> = task.pairs().iter().zip(measured).map(example).collect();
     let names: Vec<String> = paths.iter().map(Path::to_string).collect();
     let settings = json!({ "paths": names, "corruption": task.corruption });
     let provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
@@ -158,23 +157,15 @@ fn measure(
     options: &SweepOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<Measured>> {
-    check_pairs(task)?;
+    task.check_aligned()?;
     sets.iter()
         .flatten()
         .try_for_each(|path| path.check(&model.spec))?;
     task.check_metric(metric)?;
-    let uneven = |pair: &&Pair| pair.clean.len() != pair.corrupted.len();
-    if let Some(pair) = task.pairs.iter().find(uneven) {
-        return Err(Error::LengthMismatch {
-            index: pair.index,
-            clean: pair.clean.len(),
-            corrupted: pair.corrupted.len(),
-        });
-    }
-    progress.start("patching paths", (task.pairs.len() * sets.len()) as u64);
-    let mut measured = vec![Measured::default(); task.pairs.len()];
+    progress.start("patching paths", (task.pairs().len() * sets.len()) as u64);
+    let mut measured = vec![Measured::default(); task.pairs().len()];
     for batch in task.batches(BATCH) {
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs[pair]).collect();
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
         let runs = Runs::new(model, &pairs, metric, options)?;
         for (i, &pair) in batch.iter().enumerate() {
             measured[pair].clean = runs.clean_metric[i];

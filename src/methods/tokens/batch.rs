@@ -62,7 +62,7 @@ impl<'a> Batch<'a> {
         config: &'a TokenConfig,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let pairs: Vec<&Pair> = indices.iter().map(|&i| &task.pairs[i]).collect();
+        let pairs: Vec<&Pair> = indices.iter().map(|&i| &task.pairs()[i]).collect();
         let clean: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
         let corrupted: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.corrupted.clone()).collect();
         let reference = match config.metric.needs_reference() {

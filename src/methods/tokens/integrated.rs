@@ -163,7 +163,7 @@ fn references<'a>(task: &'a Task, pair: &Pair, set: ReferenceSet) -> Result<Vec<
         ReferenceSet::Corrupted => other.corrupted.as_slice(),
         ReferenceSet::Clean => other.clean.as_slice(),
     };
-    let found: Vec<&[u32]> = task.pairs.iter().filter(fits).map(prompt).collect();
+    let found: Vec<&[u32]> = task.pairs().iter().filter(fits).map(prompt).collect();
     match found.is_empty() {
         false => Ok(found),
         true => Err(Error::invalid(format!(

@@ -29,7 +29,7 @@ use serde_json::json;
 use super::record;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::nn::rules::Rules;
 use crate::run::{Progress, available_memory};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
@@ -81,12 +81,6 @@ impl TokenConfig {
     /// # Errors
     /// What cannot be run as asked, before anything is.
     pub fn check(&self, task: &Task) -> Result<()> {
-        if task.pairs.is_empty() {
-            return Err(Error::EmptyTask {
-                task: task.name.clone(),
-                reason: "it has none".into(),
-            });
-        }
         self.method.check()?;
         task.check_metric(self.metric)?;
         if self.method != TokenMethod::AltiRollout {
@@ -105,16 +99,7 @@ impl TokenConfig {
                 ),
             });
         }
-        for pair in &task.pairs {
-            if pair.clean.len() != pair.corrupted.len() {
-                return Err(Error::LengthMismatch {
-                    index: pair.index,
-                    clean: pair.clean.len(),
-                    corrupted: pair.corrupted.len(),
-                });
-            }
-        }
-        Ok(())
+        task.check_aligned()
     }
 }
 
@@ -164,24 +149,22 @@ pub struct TokenMeasurements {
 /// [`Error::Interrupted`].
 pub fn token_attribution(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &TokenConfig,
     progress: &dyn Progress,
 ) -> Result<Scores> {
-    Ok(token_attribution_with(model, tokenizer, task, config, progress)?.0)
+    Ok(token_attribution_with(model, task, config, progress)?.0)
 }
 
 /// [`token_attribution`] with the measurements behind the table.
 pub(super) fn token_attribution_with(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &TokenConfig,
     progress: &dyn Progress,
 ) -> Result<(Scores, TokenMeasurements)> {
     let began = Instant::now();
-    let measured = token_scores(model, tokenizer, task, config, progress)?;
+    let measured = token_scores(model, task, config, progress)?;
     let meta = ScoresMeta {
         method: config.method.name().into(),
         metric: config.metric.to_string(),
@@ -221,7 +204,6 @@ fn unit(config: &TokenConfig) -> String {
 /// Those of [`token_attribution`].
 pub fn token_scores(
     model: &Model,
-    tokenizer: &Tokenizer,
     task: &Task,
     config: &TokenConfig,
     progress: &dyn Progress,
@@ -229,13 +211,13 @@ pub fn token_scores(
     config.check(task)?;
     let start = match &config.method {
         TokenMethod::IntegratedGradients { baseline, .. } => {
-            Some(Start::new(model, tokenizer, baseline)?)
+            Some(Start::new(model, task.tokenizer(), baseline)?)
         }
         _ => None,
     };
-    let longest = task.pairs.iter().map(|pair| pair.clean.len()).max();
+    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
     let longest = longest.expect("checked to have a pair");
-    let steps = task.pairs.len() * config.method.passes();
+    let steps = task.pairs().len() * config.method.passes();
     progress.start(config.method.name(), steps as u64);
     let mut cells = Cells::new(longest);
     let mut all: Vec<(usize, ExampleScores, Option<Completeness>)> = Vec::new();
@@ -250,7 +232,7 @@ pub fn token_scores(
         let (shares, rows) = run(&batch, start.as_ref())?;
         unmixed += rows;
         for (i, shares) in shares.iter().enumerate() {
-            let example = cells.example(&batch, i, shares, tokenizer);
+            let example = cells.example(&batch, i, shares);
             all.push((indices[i], example, completeness(&batch, i, shares)));
         }
     }
@@ -325,13 +307,7 @@ impl Cells {
         }
     }
 
-    fn example(
-        &mut self,
-        batch: &Batch<'_>,
-        i: usize,
-        shares: &Shares,
-        tokenizer: &Tokenizer,
-    ) -> ExampleScores {
+    fn example(&mut self, batch: &Batch<'_>, i: usize, shares: &Shares) -> ExampleScores {
         if self.all.len() == self.longest {
             // Every prompt has the same kinds of rows, so the first one tells which there are.
             if !shares.positions.is_empty() {
@@ -358,12 +334,11 @@ impl Cells {
             Prompts::Clean => (own, other),
             Prompts::Corrupted => (other, own),
         };
-        let token = |&token: &u32| tokenizer.token(token);
         ExampleScores {
             example: pair.index,
             clean,
             corrupted,
-            tokens: batch.prompts[i].iter().map(token).collect(),
+            tokens: batch.task.texts(&batch.prompts[i]),
             roles: pair.roles.clone(),
             cells: Arc::from(cells.collect::<Vec<u32>>()),
             values: values.copied().collect(),
@@ -411,10 +386,10 @@ fn provenance(
 /// Lawful but doubtful results, each with a remedy.
 fn warnings(task: &Task, config: &TokenConfig, measured: &TokenMeasurements) -> Vec<String> {
     let mut warnings = Vec::new();
-    if task.pairs.len() < task.asked {
+    if task.pairs().len() < task.asked {
         warnings.push(format!(
             "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
-            task.pairs.len(),
+            task.pairs().len(),
             task.asked
         ));
     }
@@ -459,7 +434,7 @@ fn warnings(task: &Task, config: &TokenConfig, measured: &TokenMeasurements) -> 
         ));
     }
     let groups: BTreeSet<(usize, usize)> = task
-        .pairs
+        .pairs()
         .iter()
         .map(|pair| (pair.template, pair.clean.len()))
         .collect();

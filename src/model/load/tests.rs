@@ -497,15 +497,18 @@ fn the_embedded_model_does_its_task_on_fresh_prompts() {
         ..ExpandOptions::default()
     };
     let task = expand(&TaskFile::open(EMBEDDED).unwrap(), &tokenizer, &options).unwrap();
-    assert_eq!(task.pairs.len(), 200);
+    assert_eq!(task.pairs().len(), 200);
     let mut right = 0;
     for batch in task.batches(64) {
-        let prompts: Vec<Vec<u32>> = batch.iter().map(|&i| task.pairs[i].clean.clone()).collect();
+        let prompts: Vec<Vec<u32>> = batch
+            .iter()
+            .map(|&i| task.pairs()[i].clean.clone())
+            .collect();
         let logits = crate::run::logits(&model, &prompts).unwrap();
         let logits: Vec<Vec<f32>> = logits.to_vec2().unwrap();
         for (row, &i) in logits.iter().zip(&batch) {
             let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
-            right += usize::from(best == Some(task.pairs[i].target.answers[0] as usize));
+            right += usize::from(best == Some(task.pairs()[i].target.answers[0] as usize));
         }
     }
     // models/embedded/README.md measured 99.1% and more of 2,000.
@@ -534,7 +537,7 @@ fn every_shipped_task_has_pairs_under_the_tokenizer_of_a_real_gguf() {
         };
         let task = expand(&TaskFile::open(name).unwrap(), &tokenizer, &options)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(task.pairs.len() >= 50, "{name}: {:?}", task.drop_counts());
+        assert!(task.pairs().len() >= 50, "{name}: {:?}", task.drop_counts());
     }
     let chat = ExpandOptions {
         n_pairs: Some(10),
@@ -542,7 +545,7 @@ fn every_shipped_task_has_pairs_under_the_tokenizer_of_a_real_gguf() {
         ..ExpandOptions::default()
     };
     let task = expand(&TaskFile::open("ioi").unwrap(), &tokenizer, &chat).unwrap();
-    assert!(task.pairs[0].clean_text.contains("<|im_start|>user"));
+    assert!(task.pairs()[0].clean_text.contains("<|im_start|>user"));
     assert!(task.roles().contains(&"S2".to_string()));
 }
 

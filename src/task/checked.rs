@@ -1,0 +1,589 @@
+//! A task that was checked: what a method runs on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sha2::{Digest, Sha256};
+
+use super::pair::{Dropped, Pair};
+use crate::error::{Error, Result};
+use crate::hooks::Roles;
+use crate::metric::Metric;
+use crate::model::Tokenizer;
+
+/// More pairs than this are refused: a task lives in memory, and nobody reads the mean of more.
+pub const MAX_PAIRS: usize = 100_000;
+
+/// A task under one tokenizer: what a method runs on.
+///
+/// It has at least one pair. In each of them the prompts have tokens, all ids are in the vocabulary, every role has
+/// tokens inside both prompts, as many in one as in the other, no answer is also wrong, and there is what the metric needs. Prompts
+/// of a pair have equal length unless the pair says where its roles are in each ([`Pair::shifted_roles`]).
+#[derive(Debug, Clone)]
+pub struct Task {
+    pub name: String,
+    pub(super) pairs: Vec<Pair>,
+    pub(super) tokenizer: Tokenizer,
+    pub dropped: Vec<Dropped>,
+    pub metric: Metric,
+    pub seed: u64,
+    /// Whether a BOS token was put in front of every prompt.
+    pub bos: bool,
+    /// The chat template was applied.
+    pub chat: bool,
+    /// The task file as it was read, for the provenance.
+    pub source: String,
+    /// Which corruption made the corrupted prompts; `given` for the user's own pairs.
+    pub corruption: String,
+    /// How many pairs were asked for; there can be fewer.
+    pub asked: usize,
+}
+
+impl Task {
+    /// A task of one's own token ids. The pairs are numbered in the order given; a pair that is there twice is dropped.
+    ///
+    /// ```no_run
+    /// # use candlewick::metric::Metric;
+    /// # use candlewick::task::{Pair, Task};
+    /// # let tokenizer: candlewick::model::Tokenizer = unimplemented!();
+    /// let pair = Pair::new([1, 5, 9], [1, 6, 9]).role("NAME", [1]).answer(5).wrong(6);
+    /// let task = Task::new("names", &tokenizer, Metric::LogitDiff, [pair])?;
+    /// # Ok::<(), candlewick::Error>(())
+    /// ```
+    /// # Errors
+    /// [`Error::EmptyTask`] without a pair; [`Error::BadTask`] naming a pair that is not as a [`Task`] promises, or for more than
+    /// [`MAX_PAIRS`]; [`Error::LengthMismatch`] for prompts of unequal length without [`Pair::shifted_role`]s;
+    /// [`Error::BadMetric`] for a pair without what the metric needs.
+    pub fn new(
+        name: impl Into<String>,
+        tokenizer: &Tokenizer,
+        metric: Metric,
+        pairs: impl IntoIterator<Item = Pair>,
+    ) -> Result<Self> {
+        let numbered = pairs.into_iter().enumerate();
+        let pairs: Vec<Pair> = numbered
+            .map(|(index, pair)| Pair { index, ..pair })
+            .collect();
+        Task::of_numbered(name.into(), tokenizer, metric, pairs, Vec::new())
+    }
+
+    /// The same task with other pairs, which keep their numbers.
+    /// # Errors
+    /// As [`Task::new`]; [`Error::BadTask`] if the numbers do not ascend.
+    pub fn with_pairs(&self, pairs: impl IntoIterator<Item = Pair>) -> Result<Self> {
+        let pairs = pairs.into_iter().collect();
+        let checked = Task::of_numbered(
+            self.name.clone(),
+            &self.tokenizer,
+            self.metric,
+            pairs,
+            vec![],
+        )?;
+        Ok(Task {
+            pairs: checked.pairs,
+            asked: checked.asked,
+            dropped: checked.dropped,
+            ..self.clone()
+        })
+    }
+
+    /// The one way to a task: checks every pair, and drops those that are there twice. `dropped` are pairs that did not become
+    /// tokens.
+    pub(super) fn of_numbered(
+        name: String,
+        tokenizer: &Tokenizer,
+        metric: Metric,
+        pairs: Vec<Pair>,
+        mut dropped: Vec<Dropped>,
+    ) -> Result<Self> {
+        let asked = pairs.len() + dropped.len();
+        if pairs.len() > MAX_PAIRS {
+            return Err(Error::BadTask {
+                task: name,
+                reason: format!(
+                    "it has {} pairs, at most {MAX_PAIRS} are taken; split it",
+                    pairs.len()
+                ),
+            });
+        }
+        let mut kept: Vec<Pair> = Vec::with_capacity(pairs.len());
+        let mut seen = Repeats::default();
+        for mut pair in pairs {
+            check(&name, &pair, tokenizer)?;
+            if kept.last().is_some_and(|last| last.index >= pair.index) {
+                return Err(Error::BadTask {
+                    task: name,
+                    reason: format!(
+                        "pair {} comes after one of the same or a larger number; number pairs in ascending order",
+                        pair.index
+                    ),
+                });
+            }
+            if let Some(reason) = seen.reason(&pair) {
+                dropped.push(Dropped::of(pair, reason));
+                continue;
+            }
+            for (text, tokens) in [
+                (&mut pair.clean_text, &pair.clean),
+                (&mut pair.corrupted_text, &pair.corrupted),
+            ] {
+                if text.is_empty() {
+                    *text = tokenizer.decode(tokens)?;
+                }
+            }
+            kept.push(pair);
+        }
+        dropped.sort_by_key(|dropped| dropped.index);
+        let task = Task {
+            name,
+            pairs: kept,
+            tokenizer: tokenizer.clone(),
+            dropped,
+            metric,
+            seed: 0,
+            bos: false,
+            chat: false,
+            source: String::new(),
+            corruption: "given".into(),
+            asked,
+        };
+        task.check_not_empty()?;
+        task.check_metric(metric)?;
+        Ok(task)
+    }
+
+    /// The pairs, at least one, by ascending number.
+    pub fn pairs(&self) -> &[Pair] {
+        &self.pairs
+    }
+
+    pub fn into_pairs(self) -> Vec<Pair> {
+        self.pairs
+    }
+
+    /// What its token ids are ids of.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// One token as text, e.g. ` Mary`, safe to show; an id outside the vocabulary shows as `[id]`.
+    pub fn text(&self, token: u32) -> String {
+        self.tokenizer.token(token)
+    }
+
+    /// Each token of a prompt as text.
+    pub fn texts(&self, tokens: &[u32]) -> Vec<String> {
+        tokens.iter().map(|&token| self.text(token)).collect()
+    }
+
+    /// Whether the prompts of every pair can be compared position by position.
+    pub fn is_aligned(&self) -> bool {
+        self.pairs.iter().all(Pair::is_aligned)
+    }
+
+    /// Refuses a task with pairs that do not align position by position: what every method asks that puts activations of one
+    /// prompt at the same positions of the other.
+    /// # Errors
+    /// [`Error::LengthMismatch`], [`Error::RoleMismatch`], naming the first such pair.
+    pub fn check_aligned(&self) -> Result<()> {
+        self.pairs.iter().try_for_each(Pair::check_aligned)
+    }
+
+    /// Indices into `pairs`, in batches that need no padding: one template and one length of either
+    /// prompt each, at most `max_pairs` long.
+    pub fn batches(&self, max_pairs: usize) -> Vec<Vec<usize>> {
+        let mut groups: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
+        for (i, pair) in self.pairs.iter().enumerate() {
+            let key = (pair.template, pair.clean.len(), pair.corrupted.len());
+            groups.entry(key).or_default().push(i);
+        }
+        groups
+            .values()
+            .flat_map(|group| group.chunks(max_pairs.max(1)).map(<[usize]>::to_vec))
+            .collect()
+    }
+
+    /// The roles that every pair has.
+    pub fn roles(&self) -> Vec<String> {
+        let mut pairs = self.pairs.iter();
+        let Some(first) = pairs.next() else {
+            return Vec::new();
+        };
+        let mut common: BTreeSet<&String> = first.roles.keys().collect();
+        for pair in pairs {
+            common.retain(|role| pair.roles.contains_key(*role));
+        }
+        common.into_iter().cloned().collect()
+    }
+
+    /// The token positions of a role in the clean prompt of one pair.
+    /// # Errors
+    /// [`Error::UnknownRole`] if the pair does not have it.
+    pub fn positions(&self, pair: usize, role: &str) -> Result<&[usize]> {
+        self.pairs
+            .get(pair)
+            .and_then(|pair| pair.roles.get(role))
+            .map(Vec::as_slice)
+            .ok_or_else(|| Error::UnknownRole {
+                role: role.to_owned(),
+                known: self.roles().join(", "),
+            })
+    }
+
+    /// Checks that every pair has what a metric needs.
+    /// # Errors
+    /// [`Error::BadMetric`] naming the first pair that does not.
+    pub fn check_metric(&self, metric: Metric) -> Result<()> {
+        for pair in &self.pairs {
+            pair.check_metric(metric)
+                .map_err(|lacks| Error::BadMetric {
+                    metric: metric.to_string(),
+                    reason: format!(
+                        "needs {lacks}, and pair {} of task `{}` has none; add it, or choose `--metric kl`",
+                        pair.index, self.name
+                    ),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// SHA-256 over all token ids and targets, and how pairs are numbered and their positions named: two runs with one hash
+    /// measured the same places of the same prompts.
+    pub fn token_hash(&self) -> String {
+        let mut hash = Hasher(Sha256::new());
+        for pair in &self.pairs {
+            hash.numbers([pair.index, pair.template]);
+            for ids in [
+                &pair.clean,
+                &pair.corrupted,
+                &pair.target.answers,
+                &pair.target.wrong,
+            ] {
+                hash.numbers(ids.iter().map(|&id| id as usize));
+            }
+            for roles in [&pair.roles, pair.corrupted_roles()] {
+                hash.roles(roles);
+            }
+        }
+        hash.hex()
+    }
+
+    /// How often each kind of reason made a pair unusable, most frequent first.
+    pub fn drop_counts(&self) -> Vec<(String, usize)> {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for dropped in &self.dropped {
+            *counts.entry(dropped.kind()).or_default() += 1;
+        }
+        let mut counts: Vec<(String, usize)> = counts
+            .into_iter()
+            .map(|(kind, n)| (kind.to_owned(), n))
+            .collect();
+        counts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        counts
+    }
+
+    fn check_not_empty(&self) -> Result<()> {
+        if !self.pairs.is_empty() {
+            return Ok(());
+        }
+        let reason = match self.dropped.first() {
+            None => "it has no pairs at all".to_owned(),
+            Some(first) => {
+                let counts: Vec<String> = self
+                    .drop_counts()
+                    .iter()
+                    .map(|(kind, n)| format!("{n} x {kind}"))
+                    .collect();
+                format!(
+                    "{}; the first was dropped for: {}",
+                    counts.join(", "),
+                    first.reason
+                )
+            }
+        };
+        Err(Error::EmptyTask {
+            task: self.name.clone(),
+            reason,
+        })
+    }
+}
+
+/// Pairs that were seen before: the same tokens and answers.
+#[derive(Default)]
+pub(super) struct Repeats(HashMap<[Vec<u32>; 4], usize>);
+
+impl Repeats {
+    /// Remembers a pair, or says which earlier one it repeats.
+    pub fn reason(&mut self, pair: &Pair) -> Option<String> {
+        let target = &pair.target;
+        let key = [&pair.clean, &pair.corrupted, &target.answers, &target.wrong];
+        match self.0.entry(key.map(Vec::clone)) {
+            std::collections::hash_map::Entry::Occupied(first) => {
+                Some(format!("repeated: as pair {}", first.get()))
+            }
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(pair.index);
+                None
+            }
+        }
+    }
+}
+
+/// Hashes lists so that no two different sequences of lists give the same bytes.
+struct Hasher(Sha256);
+
+impl Hasher {
+    fn numbers<Numbers>(&mut self, numbers: Numbers)
+    where
+        Numbers: IntoIterator<Item = usize, IntoIter: ExactSizeIterator>,
+    {
+        let numbers = numbers.into_iter();
+        self.0.update((numbers.len() as u64).to_le_bytes());
+        for number in numbers {
+            self.0.update((number as u64).to_le_bytes());
+        }
+    }
+
+    fn roles(&mut self, roles: &Roles) {
+        self.0.update((roles.len() as u64).to_le_bytes());
+        for (role, positions) in roles {
+            self.numbers(role.bytes().map(usize::from));
+            self.numbers(positions.iter().copied());
+        }
+    }
+
+    fn hex(self) -> String {
+        let bytes = self.0.finalize();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn check(task: &str, pair: &Pair, tokenizer: &Tokenizer) -> Result<()> {
+    if pair.shifted_roles.is_none() && !pair.clean.is_empty() && !pair.corrupted.is_empty() {
+        pair.check_aligned()?;
+    }
+    pair.check(tokenizer).map_err(|reason| Error::BadTask {
+        task: task.to_owned(),
+        reason: format!("pair {}: {reason}", pair.index),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tokenizer::tests::word_level;
+
+    /// A pair of `length` tokens that is unlike those of other numbers.
+    fn pair(index: usize, template: usize, length: usize) -> Pair {
+        let mut clean = vec![1; length];
+        clean[0] = 2 + index as u32;
+        let corrupted = vec![1; length];
+        let pair = Pair::new(clean, corrupted).answer(3).template(template);
+        Pair {
+            index,
+            ..pair.role(format!("R{template}"), [0])
+        }
+    }
+
+    fn tokenizer() -> Tokenizer {
+        word_level(["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"])
+    }
+
+    fn task(pairs: impl IntoIterator<Item = Pair>) -> Result<Task> {
+        Task::new("test", &tokenizer(), Metric::LogProb, pairs)
+    }
+
+    #[test]
+    fn batches_hold_one_template_and_one_length() {
+        let pairs = [
+            pair(0, 0, 5),
+            pair(1, 1, 5),
+            pair(2, 0, 5),
+            pair(3, 0, 6),
+            pair(4, 0, 5),
+        ];
+        let one = task(pairs.clone()).unwrap();
+        assert_eq!(one.batches(2), [vec![0, 2], vec![4], vec![3], vec![1]]);
+        assert_eq!(one.batches(0).len(), 5);
+        let longer = Pair::new([2, 1, 1, 1, 1], [1; 6])
+            .answer(3)
+            .shifted_role("R", [0], [1]);
+        let two = task([pairs[2].clone(), longer]).unwrap();
+        assert_eq!(two.batches(2), [vec![0], vec![1]]);
+    }
+
+    #[test]
+    fn roles_are_those_of_every_pair() {
+        let task = task([pair(0, 0, 5), pair(1, 1, 5)]).unwrap();
+        assert_eq!(task.roles(), ["END"]);
+        assert_eq!(task.positions(0, "END").unwrap(), [4]);
+        let refused = task.positions(0, "S2").unwrap_err().to_string();
+        assert!(refused.contains("it has: END"));
+    }
+
+    #[test]
+    fn the_hash_depends_on_what_is_measured_and_not_on_how_it_is_shown() {
+        let first = pair(0, 0, 5);
+        let hash = |pair: Pair| task([pair]).unwrap().token_hash();
+        let known = hash(first.clone());
+        assert_eq!(known.len(), 64);
+        let shown = Pair {
+            clean_text: "shown otherwise".into(),
+            ..first.clone()
+        };
+        assert_eq!(hash(shown), known);
+        let renamed = Pair {
+            roles: first
+                .roles
+                .iter()
+                .map(|(role, at)| (role.to_lowercase(), at.clone()))
+                .collect(),
+            ..first.clone()
+        };
+        for other in [
+            first.clone().wrong(4),
+            first.clone().role("S1", [1]),
+            first.clone().role("END", [3]),
+            first.clone().shifted_role("END", [4], [3]),
+            first.clone().template(1),
+            renamed,
+        ] {
+            assert_ne!(hash(other), known);
+        }
+        let one = task([first]).unwrap();
+        let numbered = one
+            .with_pairs([Pair {
+                index: 7,
+                ..pair(0, 0, 5)
+            }])
+            .unwrap();
+        assert_ne!(numbered.token_hash(), known);
+    }
+
+    #[test]
+    fn what_a_task_promises_is_checked_pair_by_pair() {
+        let good = || Pair::new([2, 1, 1], [3, 1, 1]).answer(4).wrong(5);
+        for (bad, says) in [
+            (Pair::new([], [3]), "empty prompt"),
+            (
+                Pair::new([2, 99], [3, 1]),
+                "99 is not in the vocabulary, whose largest id is 11",
+            ),
+            (good().wrong(12), "12 is not in the vocabulary"),
+            (good().wrong(4), "answer is also wrong: `c`"),
+            (
+                good().role("S", [3]),
+                "S is at 3 in clean, which has 3 tokens",
+            ),
+            (good().role("S", [1, 1]), "role out of order"),
+            (good().role("S", []), "no token of clean is inside S"),
+            (
+                good().shifted_role("S", [0, 1], [1]),
+                "S is 2 tokens in clean and 1 in corrupted",
+            ),
+            (
+                good().shifted_role("S", [0], [3]),
+                "S is at 3 in corrupted, which has 3 tokens",
+            ),
+        ] {
+            let refused = task([good(), bad]).unwrap_err();
+            assert!(matches!(refused, Error::BadTask { .. }));
+            let message = refused.to_string();
+            assert!(
+                message.contains("pair 1: ") && message.contains(says),
+                "{message}"
+            );
+        }
+        let unmarked = Pair::new([2, 1], [3, 1, 1]).answer(4);
+        assert!(matches!(
+            task([unmarked]),
+            Err(Error::LengthMismatch {
+                index: 0,
+                clean: 2,
+                corrupted: 3
+            })
+        ));
+        assert!(matches!(task([]), Err(Error::EmptyTask { .. })));
+        let one = task([pair(3, 0, 4)]).unwrap();
+        let backwards = one.with_pairs([pair(3, 0, 4), pair(1, 0, 4)]).unwrap_err();
+        assert!(backwards.to_string().contains("pair 1 comes after"));
+    }
+
+    #[test]
+    fn unequal_lengths_are_lawful_where_roles_correspond_and_refused_by_position() {
+        let shifted = Pair::new([2, 1, 1], [1, 3, 1, 1])
+            .answer(4)
+            .shifted_role("S", [0], [1]);
+        assert_eq!(shifted.corrupted_roles()["END"], [3]);
+        let both = task([pair(0, 0, 3), shifted]).unwrap();
+        assert!(!both.is_aligned());
+        assert!(matches!(
+            both.check_aligned(),
+            Err(Error::LengthMismatch {
+                index: 1,
+                clean: 3,
+                corrupted: 4
+            })
+        ));
+        let moved = Pair::new([2, 1, 1], [1, 3, 1])
+            .answer(4)
+            .shifted_role("S", [0], [1]);
+        let refused = task([moved]).unwrap().check_aligned().unwrap_err();
+        assert!(
+            matches!(&refused, Error::RoleMismatch { role, .. } if role == "S"),
+            "{refused}"
+        );
+        let same = Pair::new([2, 1, 1], [3, 1, 1])
+            .answer(4)
+            .shifted_role("S", [0], [0]);
+        assert!(task([same]).unwrap().is_aligned());
+    }
+
+    #[test]
+    fn a_pair_that_is_there_twice_is_dropped_and_counted() {
+        let twice = [
+            pair(0, 0, 5),
+            pair(1, 0, 5),
+            pair(0, 0, 5),
+            pair(1, 0, 5).wrong(4),
+        ];
+        let task = task(twice).unwrap();
+        let kept: Vec<usize> = task.pairs().iter().map(|pair| pair.index).collect();
+        assert_eq!((kept, task.asked), (vec![0, 1, 3], 4));
+        assert_eq!(task.drop_counts(), [("repeated".to_owned(), 1)]);
+        assert_eq!(task.dropped[0].reason, "repeated: as pair 0");
+        assert_eq!(task.pairs()[0].clean_text, "a <unk> <unk> <unk> <unk>");
+    }
+
+    #[test]
+    fn a_metric_that_a_pair_cannot_serve_is_named() {
+        let task = task([pair(0, 0, 5)]).unwrap();
+        assert!(task.check_metric(Metric::LogProb).is_ok());
+        let refused = task.check_metric(Metric::LogitDiff).unwrap_err();
+        assert!(refused.to_string().contains("pair 0"));
+        let built = Task::new("test", &tokenizer(), Metric::LogitDiff, [pair(0, 0, 5)]);
+        assert!(matches!(built, Err(Error::BadMetric { .. })));
+    }
+
+    #[test]
+    fn an_empty_task_tells_its_reasons() {
+        let none = task([]).unwrap_err().to_string();
+        assert!(none.contains("no pairs at all"));
+        let reasons = [
+            "lengths differ: 5 and 6 tokens",
+            "lengths differ: 5 and 7 tokens",
+            "repeated: as pair 0",
+        ];
+        let dropped = reasons.map(|reason| Dropped {
+            index: 0,
+            clean_text: String::new(),
+            corrupted_text: String::new(),
+            reason: reason.into(),
+        });
+        let empty = Task::of_numbered("x".into(), &tokenizer(), Metric::Kl, vec![], dropped.into());
+        let message = empty.unwrap_err().to_string();
+        assert!(
+            message.contains("2 x lengths differ, 1 x repeated") && message.contains("5 and 6"),
+            "{message}"
+        );
+    }
+}

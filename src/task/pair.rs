@@ -1,0 +1,259 @@
+//! One prompt pair under a tokenizer, and everything that makes it usable.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::hooks::Roles;
+use crate::metric::{Metric, Target};
+use crate::model::Tokenizer;
+
+/// The role of the last token, which every prompt has.
+pub const END: &str = "END";
+
+/// One prompt pair, tokenised. Most pairs have prompts of equal length with every role at the same positions, and can then be
+/// compared position by position; those with [`shifted_roles`](Pair::shifted_roles) only role by role.
+///
+/// A pair of one's own token ids is built up from [`Pair::new`]; [`Task::new`](super::Task::new) checks it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// Index of the pair in the task as written (before any was dropped): the `example` of result rows.
+    pub index: usize,
+    pub clean: Vec<u32>,
+    pub corrupted: Vec<u32>,
+    pub clean_text: String,
+    pub corrupted_text: String,
+    pub target: Target,
+    /// Token positions of each role (`IO`, `S1`, `S2`, `END`, ...) in the clean prompt, ascending.
+    pub roles: Roles,
+    /// Token positions of the same roles in the corrupted prompt, as many of each, where the prompts do not align position by
+    /// position. `None`: they are those of the clean prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shifted_roles: Option<Roles>,
+    /// Which template made it; pairs of one template and length align position by position.
+    pub template: usize,
+}
+
+/// A pair that was not usable, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Dropped {
+    pub index: usize,
+    pub clean_text: String,
+    pub corrupted_text: String,
+    /// The kind of reason, a colon, and the values seen.
+    pub reason: String,
+}
+
+impl Pair {
+    /// A pair of token ids with nothing but the role `END`, at the last token. Add the answers, and roles where there are any. For
+    /// methods that run only clean prompts (ablations, read-outs) the corrupted prompt may be the same.
+    pub fn new(clean: impl Into<Vec<u32>>, corrupted: impl Into<Vec<u32>>) -> Self {
+        let (clean, corrupted) = (clean.into(), corrupted.into());
+        Pair {
+            index: 0,
+            roles: end_of(&clean),
+            clean,
+            corrupted,
+            clean_text: String::new(),
+            corrupted_text: String::new(),
+            target: Target::default(),
+            shifted_roles: None,
+            template: 0,
+        }
+    }
+
+    /// With one more token that counts as right.
+    pub fn answer(mut self, token: u32) -> Self {
+        self.target.answers.push(token);
+        self
+    }
+
+    /// With one more token that a right one is compared with.
+    pub fn wrong(mut self, token: u32) -> Self {
+        self.target.wrong.push(token);
+        self
+    }
+
+    /// With a role, at the same positions in both prompts.
+    pub fn role(self, name: impl Into<String>, positions: impl Into<Vec<usize>>) -> Self {
+        let (name, positions) = (name.into(), positions.into());
+        let shifted = self.shifted_roles.is_some().then(|| positions.clone());
+        let mut pair = self;
+        if let (Some(roles), Some(positions)) = (&mut pair.shifted_roles, shifted) {
+            roles.insert(name.clone(), positions);
+        }
+        pair.roles.insert(name, positions);
+        pair
+    }
+
+    /// With a role that stands elsewhere in the corrupted prompt, token for token. The prompts may then differ in length, and
+    /// only methods that compare role by role take the pair.
+    pub fn shifted_role(
+        mut self,
+        name: impl Into<String>,
+        clean: impl Into<Vec<usize>>,
+        corrupted: impl Into<Vec<usize>>,
+    ) -> Self {
+        let name = name.into();
+        let shifted = self.shifted_roles.get_or_insert_with(|| {
+            let mut roles = self.roles.clone();
+            roles.extend(end_of(&self.corrupted));
+            roles
+        });
+        shifted.insert(name.clone(), corrupted.into());
+        self.roles.insert(name, clean.into());
+        self
+    }
+
+    /// As one of several templates: pairs of one template align with each other.
+    pub fn template(self, template: usize) -> Self {
+        Pair { template, ..self }
+    }
+
+    /// Token positions of each role in the corrupted prompt.
+    pub fn corrupted_roles(&self) -> &Roles {
+        self.shifted_roles.as_ref().unwrap_or(&self.roles)
+    }
+
+    /// Whether position `i` of one prompt is position `i` of the other.
+    pub fn is_aligned(&self) -> bool {
+        self.check_aligned().is_ok()
+    }
+
+    /// Refuses a pair that does not align position by position.
+    /// # Errors
+    /// [`Error::LengthMismatch`]; [`Error::RoleMismatch`] if a role stands elsewhere in the corrupted prompt.
+    pub fn check_aligned(&self) -> Result<()> {
+        if self.clean.len() != self.corrupted.len() {
+            return Err(Error::LengthMismatch {
+                index: self.index,
+                clean: self.clean.len(),
+                corrupted: self.corrupted.len(),
+            });
+        }
+        let there = self.corrupted_roles();
+        let shifted = self
+            .roles
+            .iter()
+            .find(|(role, at)| there.get(*role) != Some(*at));
+        match shifted {
+            None => Ok(()),
+            Some((role, at)) => Err(Error::RoleMismatch {
+                index: self.index,
+                role: role.clone(),
+                clean: at.clone(),
+                corrupted: there.get(role).cloned().unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// What a metric asks of a pair.
+    /// # Errors
+    /// What the pair lacks: `an answer`, `a wrong answer`.
+    pub(super) fn check_metric(&self, metric: Metric) -> Result<(), &'static str> {
+        if self.target.answers.is_empty() && !metric.needs_reference() {
+            return Err("an answer");
+        }
+        if self.target.wrong.is_empty() && metric.needs_wrong() {
+            return Err("a wrong answer");
+        }
+        Ok(())
+    }
+
+    /// Everything that holds for the pair of any task.
+    /// # Errors
+    /// Why it is not usable: the kind of reason, a colon, and the values seen.
+    pub(super) fn check(&self, tokenizer: &Tokenizer) -> Result<(), String> {
+        for (side, tokens) in [("clean", &self.clean), ("corrupted", &self.corrupted)] {
+            if tokens.is_empty() {
+                return Err(format!("empty prompt: {side} has no tokens"));
+            }
+        }
+        let Target { answers, wrong } = &self.target;
+        let ids = self.clean.iter().chain(&self.corrupted);
+        let most = tokenizer.max_id();
+        if let Some(id) = ids.chain(answers).chain(wrong).find(|&&id| id > most) {
+            return Err(format!(
+                "no such token: {id} is not in the vocabulary, whose largest id is {most}"
+            ));
+        }
+        if let Some(&both) = answers.iter().find(|id| wrong.contains(id)) {
+            return Err(format!(
+                "answer is also wrong: `{}` stands on both sides",
+                tokenizer.token(both)
+            ));
+        }
+        if self.shifted_roles.is_none() && self.clean.len() != self.corrupted.len() {
+            return Err(self.lengths_differ());
+        }
+        check_positions("clean", &self.roles, self.clean.len())?;
+        check_positions("corrupted", self.corrupted_roles(), self.corrupted.len())?;
+        self.check_one_to_one()
+    }
+
+    fn lengths_differ(&self) -> String {
+        format!(
+            "lengths differ: clean has {} tokens, corrupted has {}",
+            self.clean.len(),
+            self.corrupted.len()
+        )
+    }
+
+    /// Both prompts must have the same roles, and as many tokens of each, so that one token stands for one.
+    fn check_one_to_one(&self) -> Result<(), String> {
+        let there = self.corrupted_roles();
+        for role in self.roles.keys().chain(there.keys()) {
+            let count = |roles: &Roles| roles.get(role).map_or(0, Vec::len);
+            let (clean, corrupted) = (count(&self.roles), count(there));
+            if clean != corrupted {
+                return Err(format!(
+                    "roles not one to one: {role} is {clean} tokens in clean and {corrupted} in corrupted"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Dropped {
+    /// A pair that was tokenised and is not used.
+    pub(super) fn of(pair: Pair, reason: String) -> Self {
+        Dropped {
+            index: pair.index,
+            clean_text: pair.clean_text,
+            corrupted_text: pair.corrupted_text,
+            reason,
+        }
+    }
+
+    /// The reason without the values seen: what drops are counted by.
+    pub fn kind(&self) -> &str {
+        self.reason.split(':').next().unwrap_or(&self.reason)
+    }
+}
+
+fn end_of(tokens: &[u32]) -> Roles {
+    BTreeMap::from([(END.to_owned(), vec![tokens.len().saturating_sub(1)])])
+}
+
+fn check_positions(side: &str, roles: &Roles, length: usize) -> Result<(), String> {
+    for (role, at) in roles {
+        if at.is_empty() {
+            return Err(format!(
+                "role without token: no token of {side} is inside {role}"
+            ));
+        }
+        if !at.is_sorted_by(|a, b| a < b) {
+            return Err(format!(
+                "role out of order: {role} is at {at:?} in {side}; give each position once, ascending"
+            ));
+        }
+        if let Some(outside) = at.iter().find(|&&at| at >= length) {
+            return Err(format!(
+                "role outside the prompt: {role} is at {outside} in {side}, which has {length} tokens"
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Text that is safe to show, and tables of it.
+//!
+//! Prompts, tokens, names in files and messages of other libraries come from anyone. What is shown of them must not move a cursor,
+//! change a colour, hide, or reverse the reading direction: such characters are written as escapes.
+
+use std::fmt::Write;
+
+use unicode_width::UnicodeWidthStr;
+
+/// So many marks may stand on one character; more would climb into the lines above.
+const MARKS: usize = 4;
+/// Longer names and values from files are cut where a message repeats them.
+const SHORT: usize = 80;
+
+/// A token or a label: [`printable`], and spaces at its ends written as `·`, since a space in front makes it another token.
+pub fn visible(text: &str) -> String {
+    let inner = text.trim_matches(' ');
+    let leading = if inner.is_empty() {
+        text.len()
+    } else {
+        text.len() - text.trim_start_matches(' ').len()
+    };
+    let trailing = text.len() - leading - inner.len();
+    format!(
+        "{}{}{}",
+        "·".repeat(leading),
+        printable(inner),
+        "·".repeat(trailing)
+    )
+}
+
+/// Running text: every character that cannot be seen is written as an escape (`\n`, `\u{1b}`), spaces stay as they are. Marks
+/// such as accents stay where there is a character for them to stand on.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut marks = MARKS;
+    for c in text.chars() {
+        let is_mark = is_mark(c);
+        if is_hidden(c) || is_mark && marks == MARKS {
+            shown.extend(c.escape_default());
+            marks = MARKS;
+        } else {
+            shown.push(c);
+            marks = if is_mark {
+                marks + 1
+            } else if c == ' ' {
+                MARKS
+            } else {
+                0
+            };
+        }
+    }
+    shown
+}
+
+/// A message that may run over several lines, as one.
+pub fn one_line(text: &str) -> String {
+    printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// A name or a value from a file that a message repeats: [`one_line`], cut after 80 characters.
+pub fn shortened(text: &str) -> String {
+    clipped(text, SHORT)
+}
+
+/// [`one_line`], cut after `most` characters with `...` behind them.
+pub fn clipped(text: &str, most: usize) -> String {
+    let line = one_line(text);
+    match line.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
+/// Columns that a text takes on a terminal, once it is [`visible`] or [`printable`].
+pub fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// At which side of its column a cell stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    Left,
+    Right,
+}
+
+/// A cell filled with spaces to a width.
+pub fn padded(cell: &str, to: usize, align: Align) -> String {
+    let gap = " ".repeat(to.saturating_sub(width(cell)));
+    match align {
+        Align::Left => format!("{cell}{gap}"),
+        Align::Right => format!("{gap}{cell}"),
+    }
+}
+
+/// A table: two spaces between columns, none at the ends of lines, each line ended. The last of `align` holds for all columns after
+/// it, and where it is empty all stand at the left. Rows may differ in length.
+pub fn aligned<Row: AsRef<[Cell]>, Cell: AsRef<str>>(rows: &[Row], align: &[Align]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        let row = row.as_ref();
+        widths.resize(widths.len().max(row.len()), 0);
+        for (most, cell) in widths.iter_mut().zip(row) {
+            *most = width(cell.as_ref()).max(*most);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .as_ref()
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &to))| {
+                let align = align.get(column).or(align.last()).unwrap_or(&Align::Left);
+                padded(cell.as_ref(), to, *align)
+            })
+            .collect();
+        writeln!(text, "{}", cells.join("  ").trim_end()).expect("a String takes all");
+    }
+    text
+}
+
+/// Controls, and what a terminal shows as nothing: joiners, fillers, direction overrides, line and paragraph separators.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0e}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A character that takes no column of its own, such as an accent.
+fn is_mark(c: char) -> bool {
+    c.encode_utf8(&mut [0; 4]).width() == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_written_as_an_escape() {
+        for (text, shown) in [
+            (" Mary", "·Mary"),
+            ("a b", "a b"),
+            ("  ", "··"),
+            ("", ""),
+            ("a\n\t", "a\\n\\t"),
+            ("\x1b[31m", "\\u{1b}[31m"),
+            ("\u{9b}2J", "\\u{9b}2J"),
+            ("\u{202e}evil\u{200b}", "\\u{202e}evil\\u{200b}"),
+            ("日本", "日本"),
+        ] {
+            assert_eq!(visible(text), shown);
+        }
+        assert_eq!(printable(" a\u{7f} "), " a\\u{7f} ");
+    }
+
+    #[test]
+    fn marks_stay_on_a_character_and_never_pile_up() {
+        let acute = '\u{301}';
+        assert_eq!(printable("e\u{301}"), "e\u{301}");
+        assert_eq!(printable("नमस्ते"), "नमस्ते");
+        assert_eq!(printable("\u{301}e"), "\\u{301}e");
+        assert_eq!(printable(" \u{301}"), " \\u{301}");
+        let pile: String = std::iter::once('e').chain([acute; 40]).collect();
+        assert_eq!(printable(&pile).matches(acute).count(), MARKS);
+    }
+
+    #[test]
+    fn messages_become_one_short_line() {
+        assert_eq!(one_line("a\n  b\x07"), "a b\\u{7}");
+        assert_eq!(shortened("a\nb"), "a b");
+        let cut = shortened(&"é".repeat(100));
+        assert_eq!(cut.chars().count(), SHORT + 3);
+        assert!(cut.ends_with("é..."));
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["head", "score"], vec!["日本", "-1.5", "x"], vec!["a"]];
+        let table = aligned(&rows, &[Align::Left, Align::Right]);
+        assert_eq!(table, "head  score\n日本   -1.5  x\na\n");
+        assert_eq!(aligned(&rows[..2], &[]), "head  score\n日本  -1.5   x\n");
+        assert_eq!(aligned::<Vec<&str>, &str>(&[], &[]), "");
+    }
+}

@@ -1,0 +1,61 @@
+//! The pairs of the tiny models as a task. Its texts are never read: the embedded model's tokenizer will do.
+
+use std::sync::LazyLock;
+
+use candlewick::metric::Metric;
+use candlewick::model::Tokenizer;
+use candlewick::model::load::{LoadOptions, load_tokenizer};
+use candlewick::task::{Pair, Task};
+
+use super::Pairs;
+
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+    let loaded = load_tokenizer("embedded", &LoadOptions::default());
+    loaded.expect("it is part of the library").0
+});
+
+pub fn tokenizer() -> &'static Tokenizer {
+    &TOKENIZER
+}
+
+/// Three pairs of ten tokens; roles `S1` and `S2`.
+pub fn pairs() -> Vec<Pair> {
+    let Pairs {
+        clean,
+        corrupted,
+        targets,
+        roles,
+    } = Pairs::new();
+    let prompts = clean.into_iter().zip(corrupted);
+    let pairs = prompts.zip(targets.into_iter().zip(roles)).enumerate();
+    pairs
+        .map(|(index, ((clean, corrupted), (target, roles)))| Pair {
+            index,
+            target,
+            roles,
+            ..Pair::new(clean, corrupted)
+        })
+        .collect()
+}
+
+pub fn task() -> Task {
+    task_of(pairs())
+}
+
+/// A task of these pairs, measured by the logit difference.
+pub fn task_of(pairs: Vec<Pair>) -> Task {
+    Task::new("tiny", tokenizer(), Metric::LogitDiff, pairs).expect("a task of tiny pairs")
+}
+
+/// The same task with every pair changed.
+pub fn changed(task: &Task, change: impl FnMut(&mut Pair)) -> Task {
+    let mut pairs = task.pairs().to_vec();
+    pairs.iter_mut().for_each(change);
+    task.with_pairs(pairs).expect("still a task")
+}
+
+/// The first pairs of a task.
+pub fn first(task: &Task, n: usize) -> Task {
+    let pairs = task.pairs()[..n].to_vec();
+    task.with_pairs(pairs).expect("still a task")
+}
