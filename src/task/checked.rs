@@ -7,17 +7,18 @@ use sha2::{Digest, Sha256};
 use super::pair::{Dropped, Pair};
 use crate::error::{Error, Result};
 use crate::hooks::Roles;
-use crate::metric::Metric;
+use crate::metric::{Metric, Target};
 use crate::model::Tokenizer;
+use crate::spec::ModelSpec;
 
 /// More pairs than this are refused: a task lives in memory, and nobody reads the mean of more.
 pub const MAX_PAIRS: usize = 100_000;
 
 /// A task under one tokenizer: what a method runs on.
 ///
-/// It has at least one pair. In each of them the prompts have tokens, all ids are in the vocabulary, every role has
-/// tokens inside both prompts, as many in one as in the other, no answer is also wrong, and there is what the metric needs. Prompts
-/// of a pair have equal length unless the pair says where its roles are in each ([`Pair::shifted_roles`]).
+/// It has at least one pair. In each of them the prompts have tokens, every role has tokens inside both prompts, as many in one as
+/// in the other, no answer is also wrong, and there is what the metric needs. Prompts of a pair have equal length unless the pair
+/// says where its roles are in each ([`Pair::shifted_roles`]). Whether a model has its tokens: [`Task::check_fits`].
 #[derive(Debug, Clone)]
 pub struct Task {
     pub name: String,
@@ -173,6 +174,39 @@ impl Task {
     /// Each token of a prompt as text.
     pub fn texts(&self, tokens: &[u32]) -> Vec<String> {
         tokens.iter().map(|&token| self.text(token)).collect()
+    }
+
+    /// Refuses a task that was made for another model: whether it fits one can be said before any weight is read.
+    /// # Errors
+    /// [`Error::OutOfRange`] for a token of a prompt or an answer that the embedding has no row for; [`Error::TooLong`].
+    pub fn check_fits(&self, spec: &ModelSpec) -> Result<()> {
+        for pair in &self.pairs {
+            let Target { answers, wrong } = &pair.target;
+            for (side, tokens) in [
+                ("clean", &pair.clean),
+                ("corrupted", &pair.corrupted),
+                ("answer", answers),
+                ("wrong", wrong),
+            ] {
+                if let Some(token) = tokens.iter().find(|&&id| id as usize >= spec.d_vocab) {
+                    return Err(Error::OutOfRange {
+                        hook: "the vocabulary of the model".into(),
+                        what: "token",
+                        value: format!("{token} ({side} of pair {})", pair.index),
+                        limit: format!("{} tokens", spec.d_vocab),
+                    });
+                }
+            }
+            let tokens = pair.clean.len().max(pair.corrupted.len());
+            if tokens > spec.n_ctx {
+                return Err(Error::TooLong {
+                    index: pair.index,
+                    tokens,
+                    limit: spec.n_ctx,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether the prompts of every pair can be compared position by position.
@@ -464,11 +498,6 @@ mod tests {
         let good = || Pair::new([2, 1, 1], [3, 1, 1]).answer(4).wrong(5);
         for (bad, says) in [
             (Pair::new([], [3]), "empty prompt"),
-            (
-                Pair::new([2, 99], [3, 1]),
-                "99 is not in the vocabulary, whose largest id is 11",
-            ),
-            (good().wrong(12), "12 is not in the vocabulary"),
             (good().wrong(4), "answer is also wrong: `c`"),
             (
                 good().role("S", [3]),
@@ -506,6 +535,25 @@ mod tests {
         let one = task([pair(3, 0, 4)]).unwrap();
         let backwards = one.with_pairs([pair(3, 0, 4), pair(1, 0, 4)]).unwrap_err();
         assert!(backwards.to_string().contains("pair 1 comes after"));
+    }
+
+    #[test]
+    fn a_task_of_another_model_is_refused() {
+        let mut spec = crate::model::read_spec("embedded", &Default::default()).unwrap();
+        (spec.d_vocab, spec.n_ctx) = (6, 4);
+        assert!(task([pair(0, 0, 4)]).unwrap().check_fits(&spec).is_ok());
+        let longer = task([pair(0, 0, 5)]).unwrap().check_fits(&spec);
+        assert!(matches!(
+            longer,
+            Err(Error::TooLong {
+                index: 0,
+                tokens: 5,
+                limit: 4
+            })
+        ));
+        let beyond = task([pair(0, 0, 4).wrong(6)]).unwrap().check_fits(&spec);
+        let message = beyond.unwrap_err().to_string();
+        assert!(message.contains("6 (wrong of pair 0)"), "{message}");
     }
 
     #[test]
