@@ -2,9 +2,10 @@
 //! ([`crate::parquet`] sees to that), or simply another table.
 
 use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use polars::prelude::{Column as Filled, CompatLevel, DataFrame, DataType, PolarsError, SchemaExt};
+use polars::prelude::{Column as Filled, CompatLevel, DataFrame, DataType, SchemaExt};
 use polars_io::parquet::write::{KeyValueMetadata, ParquetWriter};
 use polars_parquet::write::schema_to_metadata_key;
 
@@ -15,21 +16,16 @@ use crate::error::{Error, Result};
 use crate::parquet;
 
 impl Scores {
-    /// Writes the table with its provenance: beside `path`, flushed, and renamed into place.
-    /// # Errors
-    /// [`Error::Missing`] or [`Error::Write`] if the place cannot be written or the disk is full; nothing is left behind.
-    pub fn write_parquet(&self, path: &Path) -> Result<()> {
+    /// Writes the table alone, with its provenance: beside `path`, flushed, and renamed into place.
+    pub(super) fn write_own_parquet(&self, path: &Path) -> Result<()> {
         let note = serde_json::to_string(&self.provenance).expect("provenance has only text keys");
         write_whole(path, |file| {
             write_table(&self.table, FOOTER_KEY, note, path, file)
         })
     }
 
-    /// Reads a table that [`Scores::write_parquet`] wrote.
-    /// # Errors
-    /// [`Error::Missing`], [`Error::Read`]; [`Error::Malformed`] if the file is no parquet file, damaged, or not a table of
-    /// scores (its footer says nothing of us, or a column is missing or of another type).
-    pub fn read_parquet(path: &Path) -> Result<Scores> {
+    /// Reads the table alone.
+    pub(super) fn read_own_parquet(path: &Path) -> Result<Scores> {
         let malformed = |reason: String| Error::Malformed {
             path: path.to_path_buf(),
             format: "scores",
@@ -63,6 +59,18 @@ impl Scores {
     }
 }
 
+/// What a file says of its making, if it is one of ours.
+pub(super) fn provenance_of(path: &Path) -> Option<Provenance> {
+    let mut note = None;
+    // Nothing is read but the footer: the file as a whole may be large.
+    let _ = parquet::read(path, "scores", |footer| {
+        let ours = footer.notes.iter().find(|(name, _)| name == FOOTER_KEY);
+        note = ours.map(|(_, text)| text.clone());
+        Err(String::new())
+    });
+    serde_json::from_str(&note?).ok()
+}
+
 /// A column that was read, if it has its type; indices of older files have no sign.
 fn fitting(column: Column, found: &Filled) -> Result<Filled, String> {
     let expected = column.dtype();
@@ -94,19 +102,50 @@ pub(super) fn write_table(
     ];
     let notes = KeyValueMetadata::from_static(notes);
     let mut table = table.clone();
-    let written = ParquetWriter::new(std::io::BufWriter::new(file))
+    let mut out = Remembering {
+        out: BufWriter::new(file),
+        error: None,
+    };
+    let written = ParquetWriter::new(&mut out)
         .with_key_value_metadata(Some(notes))
         .finish(&mut table);
-    match written {
-        Ok(_) => Ok(()),
-        Err(PolarsError::IO { error, .. }) => {
-            let source = std::io::Error::new(error.kind(), error.to_string());
-            Err(Error::Write {
-                path: path.to_path_buf(),
-                source,
-            })
-        }
-        Err(error) => Err(error.into()),
+    let flushed = out.flush();
+    match (out.error, written, flushed) {
+        // What parquet makes of a full disk helps nobody.
+        (Some(source), ..) | (None, Ok(_), Err(source)) => Err(Error::Write {
+            path: path.to_path_buf(),
+            source,
+        }),
+        (None, Ok(_), Ok(())) => Ok(()),
+        (None, Err(error), _) => Err(error.into()),
+    }
+}
+
+/// A writer that remembers what the system said when it failed.
+struct Remembering<W> {
+    out: W,
+    error: Option<io::Error>,
+}
+
+impl<W: Write> Remembering<W> {
+    fn remember<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let kind = error.kind();
+            self.error.get_or_insert(error);
+            kind.into()
+        })
+    }
+}
+
+impl<W: Write> Write for Remembering<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes);
+        self.remember(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.out.flush();
+        self.remember(flushed)
     }
 }
 
@@ -211,6 +250,22 @@ mod tests {
         assert!(back.table.equals_missing(&scores().table), "{}", back.table);
         assert_eq!(back.table.schema(), scores().table.schema());
         assert_eq!(back.provenance, scores().provenance);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_said_in_the_systems_words_with_what_to_do() {
+        // The device that is always full.
+        let mut full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let path = Path::new("scores.parquet");
+        let table = scores().table;
+        let error = write_table(&table, FOOTER_KEY, "{}".into(), path, &mut full).unwrap_err();
+        let message = error.to_string();
+        assert!(matches!(error, Error::Write { .. }), "{message}");
+        assert!(message.contains("no room is left"), "{message}");
     }
 
     #[test]
