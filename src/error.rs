@@ -17,12 +17,20 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    #[error("cannot write `{}`: {source}; choose another path with `--out`", path.display())]
+    #[error("cannot write `{}`: {}", path.display(), unwritten(source))]
     Write {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
+    #[error("`{}` does not say its format: end the name in `.parquet`, `.csv` or `.jsonl`", path.display())]
+    NoFormat { path: PathBuf },
+    #[error("`{}` was not written by candlewick, and stays as it is; choose another name, or replace it with `--force`", path.display())]
+    NotOurs { path: PathBuf },
+    #[error("`{}` holds other results ({made}); choose another name, or replace them with `--force`", path.display())]
+    OtherResults { path: PathBuf, made: String },
+    #[error("`{}` is for other programs, and is not read back; make it again{made} with a name that ends in `.parquet`", path.display())]
+    NotReadBack { path: PathBuf, made: String },
     #[error("`{}` is not a readable {format} file: {reason}", path.display())]
     Malformed {
         path: PathBuf,
@@ -222,6 +230,19 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
     #[error("table: {0}")]
     Polars(#[from] polars::error::PolarsError),
+}
+
+/// Why a file was not written, and what to do about it.
+fn unwritten(source: &std::io::Error) -> String {
+    use std::io::ErrorKind::{IsADirectory, PermissionDenied, QuotaExceeded, StorageFull};
+    match source.kind() {
+        StorageFull | QuotaExceeded => {
+            "no room is left on that disk; make some, or choose another place".into()
+        }
+        PermissionDenied => "permission denied; choose another place, or change whose it is".into(),
+        IsADirectory => "it is a folder; name a file in it".into(),
+        _ => format!("{source}; choose another place"),
+    }
 }
 
 impl Error {

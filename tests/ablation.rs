@@ -38,7 +38,8 @@ fn config(model: &Model, sites: &str, source: PatchSource) -> AblationConfig {
 }
 
 fn ablate(model: &Model, task: &Task, config: &AblationConfig) -> Scores {
-    ablation(model, task, config, None, &Quiet).expect("ablates")
+    let ablated = ablation(model, task, config, None, &Quiet).expect("ablates");
+    ablated.with_sides().expect("tables of one shape")
 }
 
 fn column(scores: &Scores, name: &str) -> Vec<f64> {
@@ -474,7 +475,8 @@ fn repair(model: &Model, task: &Task, units: Units) -> Scores {
         detail: Detail::PerExample,
         ..RepairConfig::default()
     };
-    self_repair(model, task, &config, &Quiet).expect("measures")
+    let repair = self_repair(model, task, &config, &Quiet).expect("measures");
+    repair.with_sides().expect("tables of one shape")
 }
 
 #[test]

@@ -40,7 +40,14 @@ fn attribute(model: &Model, task: &Task, by: Part, target: DirectTarget) -> Scor
         detail: Detail::PerExample,
         ..DlaConfig::default()
     };
-    direct_logit_attribution(model, task, &config, &Quiet).expect("attributes")
+    whole(direct_logit_attribution(model, task, &config, &Quiet))
+}
+
+/// A table with what was measured beside its own metric.
+fn whole(scores: candlewick::Result<Scores>) -> Scores {
+    scores
+        .and_then(|scores| scores.with_sides())
+        .expect("measures")
 }
 
 /// The rows of a table with the table's own metric, as (component, layer, head, example) and score.
@@ -229,9 +236,8 @@ fn what_a_part_writes_is_read_over_the_whole_vocabulary() {
                 tokens: vocab,
                 ..DlaConfig::default()
             };
-            let run = |config: &DlaConfig| {
-                direct_logit_attribution(&model, &task, config, &Quiet).expect("attributes")
-            };
+            let run =
+                |config: &DlaConfig| whole(direct_logit_attribution(&model, &task, config, &Quiet));
             let scores = run(&config);
             let written = rows_of(&scores, "written_logit");
             // Half are most promoted, half most suppressed; an odd one in the middle is in neither.
@@ -376,7 +382,7 @@ fn the_lens_at_the_last_layer_is_the_model() {
             detail: Detail::PerExample,
             ..LensConfig::new(Metric::LogitDiff)
         };
-        let lens = |config: &LensConfig| logit_lens(&model, &task, config, &Quiet).expect("looks");
+        let lens = |config: &LensConfig| whole(logit_lens(&model, &task, config, &Quiet));
         let scores = lens(&config);
         let all: Vec<Vec<f32>> = logits(&model, &prompts)
             .and_then(|t| Ok(t.to_vec2()?))
@@ -483,7 +489,7 @@ fn the_lens_uses_each_stream_s_own_scale() {
         end_only: true,
         ..config
     };
-    let scores = logit_lens(&model, &task, &config, &Quiet).expect("looks");
+    let scores = whole(logit_lens(&model, &task, &config, &Quiet));
     let rows = rows_of(&scores, "logit");
     let found = rows
         .iter()
@@ -505,7 +511,7 @@ fn the_token_lens_sums_to_attention_s_output() {
             detail: Detail::PerExample,
             seed: 0,
         };
-        let scores = token_lens(&model, &task, &config, &Quiet).expect("reads");
+        let scores = whole(token_lens(&model, &task, &config, &Quiet));
         let target = scores.texts("target").expect("watched");
         let metric = scores.texts("metric").expect("metrics");
         let component = scores.texts("component").expect("components");
@@ -546,7 +552,7 @@ fn knockout_is_a_scaling_of_the_pattern_to_zero() {
             detail: Detail::PerExample,
             seed: 0,
         };
-        let scores = token_lens(&model, &task, &config, &Quiet).expect("reads");
+        let scores = whole(token_lens(&model, &task, &config, &Quiet));
         let edits: Vec<Edit> = (0..model.spec.n_layers)
             .map(|layer| {
                 format!("pattern{layer}[pos=-1; key=@S2] *= 0")
@@ -598,7 +604,7 @@ fn source_classes_take_a_head_apart_whole() {
             percentile: 50.0,
             ..SourceConfig::new(vec!["S2".into()])
         };
-        let scores = source_classes(&model, &task, &config, &Quiet).expect("classes");
+        let scores = whole(source_classes(&model, &task, &config, &Quiet));
         let heads = attribute(&model, &task, Part::Head, DirectTarget::Centred);
         let target = scores.texts("target").expect("targets");
         let metric = scores.texts("metric").expect("metrics");
@@ -667,7 +673,7 @@ fn early_decoding_ends_at_the_model_and_ablates_what_it_says() {
         detail: Detail::PerExample,
         seed: 0,
     };
-    let scores = early_decoding(model, &task, &config, &Quiet).expect("decodes");
+    let scores = whole(early_decoding(model, &task, &config, &Quiet));
     let target = scores.texts("target").expect("settings");
     let metric = scores.texts("metric").expect("metrics");
     let (layer, example) = (scores.integers("layer"), scores.integers("example"));
@@ -759,7 +765,7 @@ fn every_kind_of_model_has_its_heads_labelled() {
             tokens: 3,
             ..HeadConfig::new(&model.spec)
         };
-        let scores = head_statistics(&model, &task, &config, &Quiet).expect("measures");
+        let scores = whole(head_statistics(&model, &task, &config, &Quiet));
         let heads = model.spec.n_layers * model.spec.n_heads;
         let rows = rows_of(&scores, "induction");
         assert_eq!(rows.len(), heads, "{}", model.spec.family);
@@ -803,7 +809,7 @@ fn the_circuits_of_the_first_layer_are_what_it_computes() {
         tokens: models::VOCAB,
         ..HeadConfig::new(&model.spec)
     };
-    let scores = head_statistics(&model, &task, &config, &Quiet).expect("measures");
+    let scores = whole(head_statistics(&model, &task, &config, &Quiet));
     // One token attends to itself at distance zero, with nothing else to see.
     let hooks = [Kind::AttnScores, Kind::Result].map(|kind| Hook::at(kind, 0));
     let (_, cache) = run_with_cache(&model, &[vec![7]], &hooks).expect("runs");
@@ -934,7 +940,7 @@ fn the_induction_model_shows_its_two_heads() {
     };
     let pair = Pair::new([0, 1], [0, 2]).answer(1).wrong(2);
     let letters = Task::new("letters", &tokenizer, Metric::LogitDiff, [pair]).expect("a task");
-    let scores = head_statistics(&model, &letters, &config, &Quiet).expect("measures");
+    let scores = whole(head_statistics(&model, &letters, &config, &Quiet));
     let of = |measure: &str, layer: i64| {
         let rows = rows_of(&scores, measure);
         rows.iter()

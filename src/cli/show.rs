@@ -110,7 +110,8 @@ pub fn print(
 ) -> anyhow::Result<()> {
     if args.csv || args.json {
         let top = args.top.map(|n| scores.top(n));
-        let rows = top.as_ref().unwrap_or(scores);
+        let whole = scores.with_sides()?;
+        let rows = top.as_ref().unwrap_or(&whole);
         if args.csv {
             rows.to_csv(out)
         } else {

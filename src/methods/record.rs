@@ -18,10 +18,14 @@ pub(super) fn provenance(
 ) -> Provenance {
     let prompt = |pair: &Pair| PromptTokens {
         example: pair.index,
+        template: pair.template,
+        clean_text: pair.clean_text.clone(),
+        corrupted_text: pair.corrupted_text.clone(),
         clean: pair.clean.clone(),
         corrupted: pair.corrupted.clone(),
         answers: pair.target.answers.clone(),
         wrong: pair.target.wrong.clone(),
+        roles: pair.roles.clone(),
     };
     settings["corruption"] = json!(task.corruption);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -39,6 +43,7 @@ pub(super) fn provenance(
         chat: task.chat,
         prompts: task.pairs().iter().map(prompt).collect(),
         dropped: task.dropped.len(),
+        drops: task.drop_counts(),
         warnings,
         ..Provenance::default()
     }

@@ -7,7 +7,8 @@ use crate::scores::{Scores, visible, visible_width};
 
 /// Lines under the heatmap; empty for methods whose grid says it all.
 pub fn summary(scores: &Scores) -> String {
-    let rows = rows(scores);
+    let whole = scores.with_sides();
+    let rows = rows(whole.as_ref().unwrap_or(scores));
     match scores.provenance.method.as_str() {
         "direct_logit_attribution" => written(&rows),
         "logit_lens" => lens(&rows, &scores.provenance.metric),

@@ -1,29 +1,20 @@
-//! From measurements to the table.
-//!
-//! Cells are taken in blocks, and each example keeps a cursor into its own ascending list, so that the table is built
-//! without a copy of all measurements. Inside a block, cells with the same examples form one group: its means and
-//! bootstrap intervals are matrix products ([`super::interval`]).
-//!
-//! The normalised effect is a ratio of means over the same examples, never a mean of ratios: denoising
-//! `(patched - corrupted) / (clean - corrupted)`, noising `(patched - clean) / (corrupted - clean)`.
+//! From measurements to the table, and to the table of side quantities beside it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use polars::prelude::*;
+use polars::prelude::DataFrame;
 
-use super::Scores;
 use super::cell::{Cell, Detail, ExampleScores, ScoresMeta};
-use super::interval::Bootstrap;
+use super::column::Column;
 use super::provenance::{Baseline, Provenance};
+use super::report::TaskReport;
+use super::rows::Rows;
+use super::{MEASURES, Scores};
 use crate::error::{Error, Result};
 
-/// Below this difference of clean and corrupted metric a normalised value would be noise.
-const LEAST_GAP: f64 = 1e-6;
-/// Cells aggregated at once: bounds the memory of the bootstrap to some tens of megabytes.
-const BLOCK: usize = 2048;
-
 impl Scores {
-    /// Builds the table from what was measured.
+    /// Builds the table from what was measured. Cells with a `measure` of their own go to the table of side quantities, so that
+    /// a site and an example have one row.
     /// # Units
     /// `value` and `score` are in the metric's unit; `score` is the metric with the change minus the metric without, and
     /// `base` names the run that was changed; `normalised` has no unit.
@@ -37,43 +28,32 @@ impl Scores {
         provenance: Provenance,
     ) -> Result<Scores> {
         check(cells, examples)?;
+        let report = TaskReport::of(examples, meta, provenance.drops.clone())?;
         let mut provenance = describe(examples, meta, provenance);
-        let rows = match detail {
-            Detail::PerExample => per_example(examples, meta),
-            Detail::Mean => aggregated(cells, examples, meta)?,
-        };
-        if detail == Detail::Mean {
-            let counts = || rows.examples.iter().copied();
-            provenance.examples_per_row = counts().min().zip(counts().max());
+        provenance.warnings.extend(report.no_gap_warning());
+        provenance.warnings.extend(doubled(cells, meta));
+        let rows = Rows::new(cells, examples, meta, detail, report.has_gap())?;
+        provenance.examples_per_row = rows.examples_per_row();
+        // Without prompts there is no task to do well.
+        provenance.report = (!provenance.prompts.is_empty()).then_some(report);
+        let is_side = |cell: &Cell| cell.metric(meta) != meta.metric;
+        let table = table(&rows, |cell| !is_side(cell))?;
+        let mut sides = Vec::new();
+        if cells.iter().any(is_side) {
+            let side = Scores {
+                table: self::table(&rows, is_side)?,
+                provenance: provenance.of_side(MEASURES),
+                sides: Vec::new(),
+            };
+            provenance.sides.push(MEASURES.into());
+            sides.push((MEASURES.to_string(), side));
         }
-        let gap = (provenance.mean_clean - provenance.mean_corrupted).abs();
-        let normalise = rows.normalised.iter().any(Option::is_some) && gap >= LEAST_GAP;
-        if gap < LEAST_GAP && meta.direction.ends(0.0, 0.0).1.is_some() {
-            provenance.warnings.push(format!(
-                "the mean {} is {} on clean and {} on corrupted prompts, too close to normalise by; scores are raw, \
-                 and the corruption may not touch what the metric measures",
-                meta.metric, provenance.mean_clean, provenance.mean_corrupted
-            ));
-        }
-        let table = table(cells, examples, meta, detail, rows, normalise)?;
-        Ok(Scores { table, provenance })
+        Ok(Scores {
+            table,
+            provenance,
+            sides,
+        })
     }
-}
-
-/// The rows of a table, one entry a row in every list.
-#[derive(Default)]
-struct Rows {
-    cell: Vec<u32>,
-    /// Index into the examples of the row's labels: the row's own example, or the first one aggregated.
-    label: Vec<usize>,
-    /// How many examples stand behind the row.
-    examples: Vec<usize>,
-    token: Vec<Option<String>>,
-    role: Vec<Option<String>>,
-    value: Vec<f64>,
-    score: Vec<f64>,
-    normalised: Vec<Option<f64>>,
-    interval: Vec<Option<(f64, f64)>>,
 }
 
 fn check(cells: &[Cell], examples: &[ExampleScores]) -> Result<()> {
@@ -99,6 +79,22 @@ fn check(cells: &[Cell], examples: &[ExampleScores]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A warning if two cells have one key: their rows could not be told apart. (The measurements are right all the same, and are
+/// not thrown away.)
+fn doubled(cells: &[Cell], meta: &ScoresMeta) -> Option<String> {
+    let mut known: HashMap<_, usize> = HashMap::with_capacity(cells.len());
+    let doubled = cells.iter().enumerate().find_map(|(index, cell)| {
+        let before = known.insert(cell.key(meta), index)?;
+        Some((before, index))
+    });
+    doubled.map(|(first, second)| {
+        format!(
+            "cells {first} and {second} are one site ({}), so their rows cannot be told apart; please report the command",
+            cells[second]
+        )
+    })
 }
 
 fn describe(examples: &[ExampleScores], meta: &ScoresMeta, provenance: Provenance) -> Provenance {
@@ -127,286 +123,16 @@ fn describe(examples: &[ExampleScores], meta: &ScoresMeta, provenance: Provenanc
     }
 }
 
-fn per_example(examples: &[ExampleScores], meta: &ScoresMeta) -> Rows {
-    let mut rows = Rows::default();
-    for (label, example) in examples.iter().enumerate() {
-        let (base, full) = meta.direction.ends(example.clean, example.corrupted);
-        for (&cell, &value) in example.cells.iter().zip(&example.values) {
-            rows.cell.push(cell);
-            rows.label.push(label);
-            rows.examples.push(1);
-            rows.value.push(value);
-            rows.score.push(value - base);
-            rows.normalised.push(normalised(value - base, base, full));
-            rows.interval.push(None);
-        }
-    }
-    rows
-}
-
-fn aggregated(cells: &[Cell], examples: &[ExampleScores], meta: &ScoresMeta) -> Result<Rows> {
-    let mut rows = Rows::default();
-    let mut bootstrap = Bootstrap::new(meta.seed);
-    let mut cursors = vec![0; examples.len()];
-    for first in (0..cells.len()).step_by(BLOCK) {
-        let last = cells.len().min(first + BLOCK);
-        // Who has each cell of the block, and what was measured there.
-        let mut having: Vec<(Vec<usize>, Vec<f64>)> = vec![Default::default(); last - first];
-        for (index, example) in examples.iter().enumerate() {
-            let cursor = &mut cursors[index];
-            while let Some(&cell) = example
-                .cells
-                .get(*cursor)
-                .filter(|&&cell| (cell as usize) < last)
-            {
-                let (who, values) = &mut having[cell as usize - first];
-                who.push(index);
-                values.push(example.values[*cursor]);
-                *cursor += 1;
-            }
-        }
-        let mut groups: BTreeMap<&[usize], Vec<usize>> = BTreeMap::new();
-        for (offset, (who, _)) in having
-            .iter()
-            .enumerate()
-            .filter(|(_, (who, _))| !who.is_empty())
-        {
-            groups.entry(who).or_default().push(offset);
-        }
-        let mut block: Vec<(usize, Aggregate)> = Vec::new();
-        for (who, offsets) in groups {
-            let values: Vec<&[f64]> = offsets
-                .iter()
-                .map(|&offset| having[offset].1.as_slice())
-                .collect();
-            block.extend(offsets.into_iter().zip(aggregate(
-                examples,
-                who,
-                &values,
-                meta,
-                &mut bootstrap,
-            )?));
-        }
-        block.sort_by_key(|(offset, _)| *offset);
-        for (offset, row) in block {
-            let who = &having[offset].0;
-            let (token, role) = shared_labels(&cells[first + offset], examples, who);
-            rows.cell.push((first + offset) as u32);
-            rows.label.push(who[0]);
-            rows.examples.push(who.len());
-            rows.token.push(token);
-            rows.role.push(role);
-            rows.value.push(row.value);
-            rows.score.push(row.score);
-            rows.normalised.push(row.normalised);
-            rows.interval.push(row.interval);
-        }
-    }
-    Ok(rows)
-}
-
-struct Aggregate {
-    value: f64,
-    score: f64,
-    normalised: Option<f64>,
-    interval: Option<(f64, f64)>,
-}
-
-/// The aggregates of cells that the same examples (`who`) have; `values` has a row for each cell.
-fn aggregate(
-    examples: &[ExampleScores],
-    who: &[usize],
-    values: &[&[f64]],
-    meta: &ScoresMeta,
-    bootstrap: &mut Bootstrap,
-) -> Result<Vec<Aggregate>> {
-    let n = who.len() as f64;
-    let ends: Vec<_> = who
-        .iter()
-        .map(|&e| {
-            meta.direction
-                .ends(examples[e].clean, examples[e].corrupted)
-        })
-        .collect();
-    let base = ends.iter().map(|(base, _)| base).sum::<f64>() / n;
-    let full = ends
-        .iter()
-        .map(|(_, full)| *full)
-        .sum::<Option<f64>>()
-        .map(|sum| sum / n);
-    let scores: Vec<f64> = values
-        .iter()
-        .flat_map(|row| row.iter().zip(&ends).map(|(value, (base, _))| value - base))
-        .collect();
-    let intervals = match who.len() {
-        1 => vec![None; values.len()],
-        examples => bootstrap
-            .intervals(&scores, examples)?
-            .into_iter()
-            .map(Some)
-            .collect(),
-    };
-    let rows = values.iter().zip(scores.chunks(who.len())).zip(intervals);
-    Ok(rows
-        .map(|((values, scores), interval)| {
-            let score = scores.iter().sum::<f64>() / n;
-            let value = values.iter().sum::<f64>() / n;
-            Aggregate {
-                value,
-                score,
-                normalised: normalised(score, base, full),
-                interval,
-            }
-        })
-        .collect())
-}
-
-fn normalised(score: f64, base: f64, full: Option<f64>) -> Option<f64> {
-    let gap = full? - base;
-    (gap.abs() >= LEAST_GAP).then(|| score / gap)
-}
-
-/// The token and the role of a cell, where all its examples agree on them.
-fn shared_labels(
-    cell: &Cell,
-    examples: &[ExampleScores],
-    who: &[usize],
-) -> (Option<String>, Option<String>) {
-    let shared = |label: &dyn Fn(&ExampleScores) -> Option<String>| {
-        let first = label(&examples[who[0]])?;
-        who.iter()
-            .all(|&e| label(&examples[e]).as_deref() == Some(&first))
-            .then_some(first)
-    };
-    (
-        shared(&|e| token_at(cell, e)),
-        cell.role.clone().or_else(|| shared(&|e| role_at(cell, e))),
-    )
-}
-
-fn index_of(cell: &Cell, example: &ExampleScores) -> Option<usize> {
-    match cell.pos? {
-        pos @ 0.. => Some(pos as usize),
-        pos => example
-            .tokens
-            .len()
-            .checked_sub(pos.unsigned_abs() as usize),
-    }
-}
-
-fn token_at(cell: &Cell, example: &ExampleScores) -> Option<String> {
-    example.tokens.get(index_of(cell, example)?).cloned()
-}
-
-/// The roles of a position, joined by commas if it has several.
-fn role_at(cell: &Cell, example: &ExampleScores) -> Option<String> {
-    let pos = index_of(cell, example)?;
-    let roles: Vec<&str> = example
-        .roles
-        .iter()
-        .filter(|(_, at)| at.contains(&pos))
-        .map(|(role, _)| role.as_str())
-        .collect();
-    (!roles.is_empty()).then(|| roles.join(","))
-}
-
-fn table(
-    cells: &[Cell],
-    examples: &[ExampleScores],
-    meta: &ScoresMeta,
-    detail: Detail,
-    rows: Rows,
-    normalise: bool,
-) -> Result<DataFrame> {
-    let height = rows.cell.len();
-    let cell = |row: usize| &cells[rows.cell[row] as usize];
-    let mut columns: Vec<Column> = Vec::new();
-    let constant = |name: &str, text: &str| {
-        let scalar = Scalar::new(DataType::String, AnyValue::StringOwned(text.into()));
-        Column::new_scalar(name.into(), scalar, height)
-    };
-    columns.push(constant("method", &meta.method));
-    let measures =
-        (0..height).map(|row| Some(cell(row).measure.as_deref().unwrap_or(&meta.metric)));
-    columns.push(StringChunked::from_iter_options("metric".into(), measures).into_column());
-    columns.push(constant("direction", &meta.direction.to_string()));
-    columns.push(
-        texts("component", height, |row| Some(&cell(row).component))
-            .expect("every cell has a component"),
-    );
-    columns.extend(numbers("layer", height, |row| cell(row).layer));
-    columns.extend(numbers("head", height, |row| cell(row).head));
-    if (0..height).any(|row| cell(row).pos.is_some()) {
-        columns.push(
-            Int32Chunked::from_iter_options("pos".into(), (0..height).map(|row| cell(row).pos))
-                .into_column(),
-        );
-    }
-    columns.extend(numbers("key", height, |row| cell(row).key));
-    match detail {
-        Detail::Mean => {
-            columns.extend(texts("token", height, |row| rows.token[row].as_deref()));
-            columns.extend(texts("role", height, |row| rows.role[row].as_deref()));
-        }
-        Detail::PerExample => {
-            let example = |row: usize| &examples[rows.label[row]];
-            let role = |row: usize| {
-                cell(row)
-                    .role
-                    .clone()
-                    .or_else(|| role_at(cell(row), example(row)))
-            };
-            columns.extend(texts("token", height, |row| {
-                token_at(cell(row), example(row))
-            }));
-            columns.extend(texts("role", height, role));
-        }
-    }
-    columns.extend(numbers("neuron", height, |row| cell(row).neuron));
-    columns.extend(texts("src", height, |row| cell(row).src.as_deref()));
-    columns.extend(texts("dst", height, |row| cell(row).dst.as_deref()));
-    columns.extend(texts("target", height, |row| cell(row).target.as_deref()));
-    columns.extend(texts("class", height, |row| cell(row).class.as_deref()));
-    if detail == Detail::PerExample {
-        columns.extend(numbers("example", height, |row| {
-            Some(examples[rows.label[row]].example as u32)
-        }));
-    }
-    columns.push(Column::new("value".into(), &rows.value));
-    columns.push(Column::new("score".into(), &rows.score));
-    if normalise {
-        columns.push(Column::new("normalised".into(), &rows.normalised));
-    }
-    columns.push(constant("base", meta.direction.base()));
-    if rows.interval.iter().any(Option::is_some) {
-        let end =
-            |of: fn((f64, f64)) -> f64| rows.interval.iter().map(|i| i.map(of)).collect::<Vec<_>>();
-        columns.push(Column::new("ci_low".into(), end(|(low, _)| low)));
-        columns.push(Column::new("ci_high".into(), end(|(_, high)| high)));
-    }
-    Ok(DataFrame::new(height, columns)?)
-}
-
-/// A column of numbers, or none if no row has one.
-fn numbers(name: &str, height: usize, of: impl Fn(usize) -> Option<u32>) -> Option<Column> {
-    (0..height)
-        .any(|row| of(row).is_some())
-        .then(|| UInt32Chunked::from_iter_options(name.into(), (0..height).map(of)).into_column())
-}
-
-/// A column of text, or none if no row has one.
-fn texts<S: AsRef<str>>(
-    name: &str,
-    height: usize,
-    of: impl Fn(usize) -> Option<S>,
-) -> Option<Column> {
-    (0..height)
-        .any(|row| of(row).is_some())
-        .then(|| StringChunked::from_iter_options(name.into(), (0..height).map(of)).into_column())
+fn table(rows: &Rows, keep: impl Fn(&Cell) -> bool) -> Result<DataFrame> {
+    let kept = || rows.iter().filter(|row| keep(row.cell));
+    let height = kept().count();
+    let columns = Column::ALL.iter().map(|column| column.fill(height, kept));
+    Ok(DataFrame::new(height, columns.collect())?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
@@ -438,6 +164,7 @@ mod tests {
             roles: BTreeMap::from([("IO".to_string(), vec![1])]),
             cells: Arc::from(cells),
             values: values.to_vec(),
+            ..ExampleScores::default()
         }
     }
 
@@ -520,33 +247,65 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_apply_to_no_row_are_absent() {
-        let names = |detail| {
+    fn every_table_has_the_same_columns_and_nulls_where_they_do_not_apply() {
+        for (direction, detail) in [
+            (Direction::Denoise, Detail::Mean),
+            (Direction::Denoise, Detail::PerExample),
+            (Direction::Direct, Detail::Mean),
+        ] {
             let examples = [example(3, 1.0, 0.0, &[0], &[0.5])];
-            let scores = assembled(&[cell(0, 1)], &examples, Direction::Denoise, detail);
-            scores
-                .table
-                .get_column_names()
-                .iter()
-                .map(|name| name.to_string())
-                .collect::<Vec<_>>()
+            let scores = assembled(&[cell(0, 1)], &examples, direction, detail);
+            let schema = scores.table.schema().clone();
+            let expected = Column::ALL.iter().map(|c| (c.name().into(), c.dtype()));
+            assert_eq!(*schema, expected.collect());
+            let per_example = detail == Detail::PerExample;
+            assert_eq!(scores.integers("example").is_some(), per_example);
+            assert_eq!(scores.integers("n"), Some(vec![Some(1)]));
+            assert_eq!(scores.floats("contribution").is_none(), per_example);
+            let is_direct = direction == Direction::Direct;
+            assert_eq!(scores.floats("normalised").is_none(), is_direct);
+            for name in ["head", "template", "ci_low", "exact"] {
+                let column = scores.table.column(name).unwrap();
+                assert_eq!(column.null_count(), 1, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_interval_of_a_share_is_that_of_the_ratio() {
+        // Scores and gaps rise together, so that their ratio is a half in every resample, however the two means vary.
+        let pairs = [(1.0, 0.5), (2.0, 1.0), (4.0, 2.0), (8.0, 4.0)];
+        let examples: Vec<ExampleScores> = (pairs.iter().enumerate())
+            .map(|(i, (clean, value))| example(i, *clean, 0.0, &[0], &[*value]))
+            .collect();
+        let scores = assembled(&[cell(0, 0)], &examples, Direction::Denoise, Detail::Mean);
+        let of = |name| column(&scores, name)[0].unwrap();
+        assert!(of("ci_high") - of("ci_low") > 1.0);
+        for name in ["normalised", "normalised_low", "normalised_high"] {
+            assert!((of(name) - 0.5).abs() < 1e-12, "{name}");
+        }
+    }
+
+    #[test]
+    fn other_quantities_of_a_site_go_to_a_table_beside_it() {
+        let entropy = Cell {
+            measure: Some("entropy".into()),
+            ..cell(0, 0)
         };
-        let shared = [
-            "method",
-            "metric",
-            "direction",
-            "component",
-            "layer",
-            "pos",
-            "token",
-            "role",
-        ];
-        let measured = ["value", "score", "normalised", "base"];
-        assert_eq!(names(Detail::Mean), [&shared[..], &measured].concat());
-        assert_eq!(
-            names(Detail::PerExample),
-            [&shared[..], &["example"], &measured].concat()
-        );
+        let examples = [example(0, 1.0, 0.0, &[0, 1], &[0.5, 7.0])];
+        let cells = [cell(0, 0), entropy.clone()];
+        let scores = assembled(&cells, &examples, Direction::Denoise, Detail::Mean);
+        assert_eq!(column(&scores, "value"), [Some(0.5)]);
+        let side = scores.side(MEASURES).unwrap();
+        assert_eq!(side.texts("metric").unwrap(), [Some("entropy")]);
+        assert_eq!(column(side, "value"), [Some(7.0)]);
+        assert_eq!(side.provenance.side.as_deref(), Some(MEASURES));
+        let whole = scores.with_sides().unwrap();
+        assert_eq!(column(&whole, "value"), [Some(0.5), Some(7.0)]);
+        assert!(scores.warnings().is_empty());
+        let twice = [entropy.clone(), entropy];
+        let scores = assembled(&twice, &examples, Direction::Denoise, Detail::Mean);
+        assert!(scores.warnings()[0].contains("cells 0 and 1 are one site (resid_pre 0 @0)"));
     }
 
     #[test]
@@ -563,7 +322,7 @@ mod tests {
 
     #[test]
     fn blocks_and_groups_keep_the_order_of_the_cells() {
-        let cells: Vec<Cell> = (0..BLOCK as u32 + 10).map(|layer| cell(layer, 0)).collect();
+        let cells: Vec<Cell> = (0..3000).map(|layer| cell(layer, 0)).collect();
         let all: Vec<u32> = (0..cells.len() as u32).collect();
         let even: Vec<u32> = all.iter().copied().filter(|i| i % 2 == 0).collect();
         let values = |cells: &[u32]| cells.iter().map(|&i| i as f64).collect::<Vec<_>>();

@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::visible;
+
 /// What was changed in one variant: the coordinates of a cell. Those that do not apply are `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cell {
+    /// The template of the pairs that have it, where rows by position are kept apart by template.
+    #[serde(default)]
+    pub template: Option<u32>,
     /// The hook without its layer (`hook_resid_pre`, `attn.hook_z`), or the name of a bundle.
     pub component: String,
     pub layer: Option<u32>,
@@ -23,12 +29,86 @@ pub struct Cell {
     /// Ends of an edge.
     pub src: Option<String>,
     pub dst: Option<String>,
-    /// What the value is, where a table measures several things; the table's own metric if `None`.
+    /// What the value is, if it is not the table's own metric: such a side quantity goes to a table beside it.
     pub measure: Option<String>,
     /// What a read-out watches, where one table watches several tokens: `answer`, `wrong`, a token.
     pub target: Option<String>,
     /// What the part was found to be.
     pub class: Option<String>,
+}
+
+impl Cell {
+    /// What its value is.
+    pub fn metric<'a>(&'a self, meta: &'a ScoresMeta) -> &'a str {
+        self.measure.as_deref().unwrap_or(&meta.metric)
+    }
+
+    /// What tells its rows from those of all other cells: everything but what was found out about it.
+    pub(super) fn key<'a>(&'a self, meta: &'a ScoresMeta) -> impl Eq + Hash + use<'a> {
+        (
+            self.metric(meta),
+            self.template,
+            &self.component,
+            self.layer,
+            self.head,
+            self.pos,
+            self.key,
+            &self.role,
+            self.neuron,
+            &self.src,
+            &self.dst,
+            &self.target,
+        )
+    }
+
+    /// Its position in the prompt of an example, from 0.
+    fn position_in(&self, example: &ExampleScores) -> Option<usize> {
+        match self.pos? {
+            pos @ 0.. => Some(pos as usize),
+            pos => (example.tokens.len()).checked_sub(pos.unsigned_abs() as usize),
+        }
+    }
+
+    /// The token at its position in the prompt of an example.
+    pub(super) fn token_in<'a>(&self, example: &'a ExampleScores) -> Option<&'a str> {
+        let token = example.tokens.get(self.position_in(example)?)?;
+        Some(token)
+    }
+
+    /// The roles of its position in the prompt of an example, joined by commas if there are several.
+    pub(super) fn role_in(&self, example: &ExampleScores) -> Option<String> {
+        let position = self.position_in(example)?;
+        let here = example
+            .roles
+            .iter()
+            .filter(|(_, at)| at.contains(&position));
+        let roles: Vec<&str> = here.map(|(role, _)| role.as_str()).collect();
+        (!roles.is_empty()).then(|| roles.join(","))
+    }
+}
+
+/// A cell in few words, safe to show: `z 3.1 @4`, `a0.h1->m3`.
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(src), Some(dst)) = (&self.src, &self.dst) {
+            return f.write_str(&visible(&format!("{src}->{dst}")));
+        }
+        let component = self.component.replace("attn.", "").replace("hook_", "");
+        f.write_str(&visible(&component))?;
+        if let Some(layer) = self.layer {
+            write!(f, " {layer}")?;
+        }
+        if let Some(unit) = self.head.or(self.neuron) {
+            write!(f, ".{unit}")?;
+        }
+        if let Some(pos) = self.pos {
+            write!(f, " @{pos}")?;
+        }
+        if let Some(role) = &self.role {
+            write!(f, " @{}", visible(role))?;
+        }
+        Ok(())
+    }
 }
 
 /// Everything measured for one pair.
@@ -39,6 +119,10 @@ pub struct ExampleScores {
     /// The metric of the two runs without a change.
     pub clean: f64,
     pub corrupted: f64,
+    /// Whether the clean run prefers the answer to the wrong answer, where there is one and somebody looked.
+    pub beats: Option<bool>,
+    /// Whether the answer is the clean run's likeliest token, where somebody looked.
+    pub top1: Option<bool>,
     /// Text of each token of the base prompt, for labels.
     pub tokens: Vec<String>,
     /// Positions of each role in this prompt, for labels.

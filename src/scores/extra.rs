@@ -1,8 +1,8 @@
-//! Columns that some methods add to their table after it is made.
+//! Columns that some methods fill after their table is made.
 
-use polars::prelude::*;
+use polars::prelude::{Column as Filled, IntoColumn, NewChunkedArray, StringChunked};
 
-use super::{Detail, ExampleScores, Scores};
+use super::{Column, Detail, ExampleScores, Scores};
 use crate::error::Result;
 
 /// Which cell each row of a table is, and whose it is where rows are not aggregated.
@@ -30,40 +30,21 @@ pub(crate) fn rows(
 }
 
 impl Scores {
-    /// Adds a column of numbers, one for each row; those that a row does not have stay empty.
-    pub(crate) fn add_floats(&mut self, name: &str, values: &[Option<f64>]) -> Result<()> {
-        self.table.with_column(Column::new(name.into(), values))?;
+    /// Fills a column of numbers, one for each row.
+    /// # Errors
+    /// [`crate::Error::Polars`] if there are not as many as rows.
+    pub(crate) fn set_floats(&mut self, column: Column, values: &[Option<f64>]) -> Result<()> {
+        self.table
+            .with_column(Filled::new(column.name().into(), values))?;
         Ok(())
     }
 
-    /// Adds a column of text.
-    pub(crate) fn add_texts(&mut self, name: &str, values: &[Option<&str>]) -> Result<()> {
-        let column = StringChunked::from_iter_options(name.into(), values.iter().copied());
-        self.table.with_column(column.into_column())?;
+    /// Fills a column of text, one for each row.
+    /// # Errors
+    /// Those of [`Scores::set_floats`].
+    pub(crate) fn set_texts(&mut self, column: Column, values: &[Option<&str>]) -> Result<()> {
+        let texts = StringChunked::from_iter_options(column.name().into(), values.iter().copied());
+        self.table.with_column(texts.into_column())?;
         Ok(())
-    }
-
-    /// Adds `contribution` to an aggregated table: the mean over examples of the score's size. The mean of signed scores can hide
-    /// what helps some examples and hurts others.
-    pub(crate) fn add_contribution(
-        &mut self,
-        n_cells: usize,
-        examples: &[ExampleScores],
-    ) -> Result<()> {
-        let (mut sums, mut counts) = (vec![0.0; n_cells], vec![0usize; n_cells]);
-        let direction = self.provenance.direction;
-        for example in examples {
-            let (base, _) = direction.ends(example.clean, example.corrupted);
-            for (&cell, value) in example.cells.iter().zip(&example.values) {
-                sums[cell as usize] += (value - base).abs();
-                counts[cell as usize] += 1;
-            }
-        }
-        let mean = |cell: usize| sums[cell] / counts[cell] as f64;
-        let values: Vec<Option<f64>> = rows(n_cells, examples, Detail::Mean)
-            .into_iter()
-            .map(|(cell, _)| Some(mean(cell as usize)))
-            .collect();
-        self.add_floats("contribution", &values)
     }
 }

@@ -93,7 +93,7 @@ fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
         .ok_or_else(|| refuse(io::ErrorKind::InvalidInput, "it names no file"))?;
     let folder = parent(&target);
     if !folder.is_dir() {
-        let hint = "make it, or choose another path with `--out`".to_string();
+        let hint = "make it, or choose another place".to_string();
         return Err(Error::Missing { path: folder, hint });
     }
     let beside = folder.join(name);

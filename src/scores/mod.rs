@@ -2,41 +2,80 @@
 //!
 //! A row is one cell (a site or an edge), aggregated over examples or for one example. [`Cell`] and [`ExampleScores`] are what
 //! an engine measures; [`Scores::assemble`] makes the table, with one sign everywhere: `score` is the metric with the change
-//! minus the metric without. [`Provenance`] travels in the parquet footer. A column that applies to no row is absent.
+//! minus the metric without. [`Provenance`] travels in the parquet footer. Every table has the columns of [`Column::ALL`], null
+//! where they do not apply, and one row for a site and an example: quantities beside the table's own metric are tables of their
+//! own ([`Scores::sides`]).
 //! Left out on purpose: any drawing (`crate::plot` does that).
 
 mod assemble;
 mod cell;
+mod column;
 mod extra;
 mod file;
 mod interval;
+pub mod leftover;
+mod output;
 mod parquet;
 pub mod parts;
 mod provenance;
+mod report;
+mod rows;
+pub mod statistics;
 mod text;
 
 use polars::prelude::DataFrame;
 
+use crate::error::Result;
+
 pub use crate::text::{visible, width as visible_width};
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
+pub use column::{Column, ColumnType};
 pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};
+pub use output::{OutFormat, check_out, provenance_path, side_path, write_out};
 pub use parts::PartStore;
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
+pub use report::{Estimate, Share, TaskReport};
+
+/// The kind of the side table that holds what a method measures beside its own metric: several quantities, told apart by the
+/// column `metric`.
+pub const MEASURES: &str = "measures";
 
 /// A table of scores and where it comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// Columns, where they apply: `method, metric, direction, component, layer, head, pos, key, token, role, neuron, src,
-    /// dst, target, class, example, value, score, normalised, base, ci_low, ci_high, contribution, exact, checked`.
+    /// The columns of [`Column::ALL`].
     pub table: DataFrame,
     pub provenance: Provenance,
+    /// Tables of other quantities, by their kind: files `NAME.KIND.parquet` beside `NAME.parquet`.
+    pub sides: Vec<(String, Scores)>,
 }
 
 impl Scores {
     /// What a reader should know before believing the numbers.
     pub fn warnings(&self) -> &[String] {
         &self.provenance.warnings
+    }
+
+    /// The side table of a kind.
+    pub fn side(&self, kind: &str) -> Option<&Scores> {
+        let found = self.sides.iter().find(|(name, _)| name == kind);
+        found.map(|(_, scores)| scores)
+    }
+
+    /// This table with the rows of its side tables after its own.
+    /// # Errors
+    /// [`crate::Error::Polars`] if a table was given other columns.
+    pub fn with_sides(&self) -> Result<Scores> {
+        let mut table = self.table.clone();
+        for (_, side) in &self.sides {
+            table.vstack_mut(&side.table)?;
+        }
+        Ok(Scores {
+            table,
+            provenance: self.provenance.clone(),
+            sides: Vec::new(),
+        })
     }
 
     /// The strongest rows, by magnitude of `score`; of equals, the earlier first. Where a table measures several things, which
@@ -63,32 +102,29 @@ impl Scores {
         Scores {
             table,
             provenance: self.provenance.clone(),
+            sides: Vec::new(),
         }
     }
 
-    /// The floats of a column, if it is there.
-    pub fn floats(&self, column: &str) -> Option<Vec<Option<f64>>> {
-        Some(self.table.column(column).ok()?.f64().ok()?.iter().collect())
-    }
-
-    /// The whole numbers of a column (`layer`, `head`, `pos`, ...), if it is there.
-    pub fn integers(&self, column: &str) -> Option<Vec<Option<i64>>> {
+    /// A column, if it applies to any row.
+    fn applying(&self, column: &str) -> Option<&polars::prelude::Column> {
         let column = self.table.column(column).ok()?;
-        match column.i32() {
-            Ok(values) => Some(values.iter().map(|v| v.map(i64::from)).collect()),
-            Err(_) => Some(
-                column
-                    .u32()
-                    .ok()?
-                    .iter()
-                    .map(|v| v.map(i64::from))
-                    .collect(),
-            ),
-        }
+        (column.null_count() < column.len()).then_some(column)
     }
 
-    /// The texts of a column, if it is there.
+    /// The floats of a column; `None` if it applies to no row.
+    pub fn floats(&self, column: &str) -> Option<Vec<Option<f64>>> {
+        Some(self.applying(column)?.f64().ok()?.iter().collect())
+    }
+
+    /// The whole numbers of a column (`layer`, `head`, `pos`, ...); `None` if it applies to no row.
+    pub fn integers(&self, column: &str) -> Option<Vec<Option<i64>>> {
+        let values = self.applying(column)?.i32().ok()?;
+        Some(values.iter().map(|value| value.map(i64::from)).collect())
+    }
+
+    /// The texts of a column; `None` if it applies to no row.
     pub fn texts(&self, column: &str) -> Option<Vec<Option<&str>>> {
-        Some(self.table.column(column).ok()?.str().ok()?.iter().collect())
+        Some(self.applying(column)?.str().ok()?.iter().collect())
     }
 }

@@ -2,81 +2,30 @@
 //! ([`crate::parquet`] sees to that), or simply another table.
 
 use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use polars::prelude::*;
+use polars::prelude::{Column as Filled, CompatLevel, DataFrame, DataType, SchemaExt};
 use polars_io::parquet::write::{KeyValueMetadata, ParquetWriter};
+use polars_parquet::write::schema_to_metadata_key;
 
-use super::Scores;
 use super::file::{stage, write_whole};
 use super::provenance::{FOOTER_KEY, Provenance};
+use super::{Column, Scores};
 use crate::error::{Error, Result};
 use crate::parquet;
 
-/// The columns a table may have, in order, with their types; those marked `true` must be there.
-const COLUMNS: [(&str, Kind, bool); 25] = [
-    ("method", Kind::Text, true),
-    ("metric", Kind::Text, true),
-    ("direction", Kind::Text, true),
-    ("component", Kind::Text, true),
-    ("layer", Kind::Index, false),
-    ("head", Kind::Index, false),
-    ("pos", Kind::Signed, false),
-    ("key", Kind::Index, false),
-    ("token", Kind::Text, false),
-    ("role", Kind::Text, false),
-    ("neuron", Kind::Index, false),
-    ("src", Kind::Text, false),
-    ("dst", Kind::Text, false),
-    ("target", Kind::Text, false),
-    ("class", Kind::Text, false),
-    ("example", Kind::Index, false),
-    ("value", Kind::Float, true),
-    ("score", Kind::Float, true),
-    ("normalised", Kind::Float, false),
-    ("base", Kind::Text, true),
-    ("ci_low", Kind::Float, false),
-    ("ci_high", Kind::Float, false),
-    ("contribution", Kind::Float, false),
-    ("exact", Kind::Float, false),
-    ("checked", Kind::Text, false),
-];
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
-    Text,
-    Index,
-    Signed,
-    Float,
-}
-
-impl Kind {
-    fn dtype(self) -> DataType {
-        match self {
-            Kind::Text => DataType::String,
-            Kind::Index => DataType::UInt32,
-            Kind::Signed => DataType::Int32,
-            Kind::Float => DataType::Float64,
-        }
-    }
-}
-
 impl Scores {
-    /// Writes the table with its provenance: beside `path`, flushed, and renamed into place.
-    /// # Errors
-    /// [`Error::Missing`] or [`Error::Write`] if the place cannot be written or the disk is full; nothing is left behind.
-    pub fn write_parquet(&self, path: &Path) -> Result<()> {
+    /// Writes the table alone, with its provenance: beside `path`, flushed, and renamed into place.
+    pub(super) fn write_own_parquet(&self, path: &Path) -> Result<()> {
         let note = serde_json::to_string(&self.provenance).expect("provenance has only text keys");
         write_whole(path, |file| {
             write_table(&self.table, FOOTER_KEY, note, path, file)
         })
     }
 
-    /// Reads a table that [`Scores::write_parquet`] wrote.
-    /// # Errors
-    /// [`Error::Missing`], [`Error::Read`]; [`Error::Malformed`] if the file is no parquet file, damaged, or not a table of
-    /// scores (its footer says nothing of us, or a column is missing or of another type).
-    pub fn read_parquet(path: &Path) -> Result<Scores> {
+    /// Reads the table alone.
+    pub(super) fn read_own_parquet(path: &Path) -> Result<Scores> {
         let malformed = |reason: String| Error::Malformed {
             path: path.to_path_buf(),
             format: "scores",
@@ -85,33 +34,59 @@ impl Scores {
         let (table, note) = read_table(path, FOOTER_KEY, "scores")?;
         let provenance: Provenance = serde_json::from_str(&note)
             .map_err(|error| malformed(format!("its provenance cannot be read ({error})")))?;
-        for (name, kind, required) in COLUMNS {
+        let names = table.get_column_names();
+        if let Some(other) = names.iter().find(|name| Column::from_name(name).is_none()) {
+            let other = super::visible(other);
+            return Err(malformed(format!("column `{other}` is not one of ours")));
+        }
+        let columns = Column::ALL.iter().map(|&column| {
+            let name = column.name();
             match table.column(name) {
-                Err(_) if required => return Err(malformed(format!("column `{name}` is missing"))),
-                Ok(column) if *column.dtype() != kind.dtype() => {
-                    let (found, expected) = (column.dtype(), kind.dtype());
-                    return Err(malformed(format!(
-                        "column `{name}` is {found}, a table of scores has {expected}"
-                    )));
+                Ok(found) => fitting(column, found).map_err(malformed),
+                Err(_) if column.is_required() => {
+                    Err(malformed(format!("column `{name}` is missing")))
                 }
-                _ => {}
+                // A file of a version that did not have it.
+                Err(_) => Ok(column.empty(table.height())),
             }
-        }
-        if let Some(other) = table
-            .get_column_names()
-            .iter()
-            .find(|n| !COLUMNS.iter().any(|(known, ..)| *known == n.as_str()))
-        {
-            return Err(malformed(format!(
-                "column `{}` is not one of ours",
-                super::visible(other)
-            )));
-        }
-        Ok(Scores { table, provenance })
+        });
+        let table = DataFrame::new(table.height(), columns.collect::<Result<_>>()?)?;
+        Ok(Scores {
+            table,
+            provenance,
+            sides: Vec::new(),
+        })
     }
 }
 
-/// Writes a table with one note in the footer, next to the arrow schema that other readers look for.
+/// What a file says of its making, if it is one of ours.
+pub(super) fn provenance_of(path: &Path) -> Option<Provenance> {
+    let mut note = None;
+    // Nothing is read but the footer: the file as a whole may be large.
+    let _ = parquet::read(path, "scores", |footer| {
+        let ours = footer.notes.iter().find(|(name, _)| name == FOOTER_KEY);
+        note = ours.map(|(_, text)| text.clone());
+        Err(String::new())
+    });
+    serde_json::from_str(&note?).ok()
+}
+
+/// A column that was read, if it has its type; indices of older files have no sign.
+fn fitting(column: Column, found: &Filled) -> Result<Filled, String> {
+    let expected = column.dtype();
+    if *found.dtype() == expected {
+        return Ok(found.clone());
+    }
+    let is_index = *found.dtype() == DataType::UInt32 && expected == DataType::Int32;
+    let signed = is_index.then(|| found.cast(&expected).ok()).flatten();
+    signed.ok_or_else(|| {
+        let (name, found) = (column.name(), found.dtype());
+        format!("column `{name}` is {found}, a table of scores has {expected}")
+    })
+}
+
+/// Writes a table with one note in the footer, next to the arrow schema that other readers look for. It names text
+/// `large_string`: the `string_view` that polars would name is unknown to pyarrow before 16, and later ones cannot filter it.
 pub(super) fn write_table(
     table: &DataFrame,
     key: &str,
@@ -119,21 +94,58 @@ pub(super) fn write_table(
     path: &Path,
     file: &mut File,
 ) -> Result<()> {
-    let notes = KeyValueMetadata::from_static(vec![(key.to_string(), note)]);
+    let schema = table.schema().to_arrow(CompatLevel::oldest());
+    let schema = schema_to_metadata_key(&schema);
+    let notes = vec![
+        (schema.key, schema.value.unwrap_or_default()),
+        (key.to_string(), note),
+    ];
+    let notes = KeyValueMetadata::from_static(notes);
     let mut table = table.clone();
-    let written = ParquetWriter::new(std::io::BufWriter::new(file))
+    let mut out = Remembering {
+        out: BufWriter::new(file),
+        error: None,
+    };
+    let written = ParquetWriter::new(&mut out)
         .with_key_value_metadata(Some(notes))
         .finish(&mut table);
-    match written {
-        Ok(_) => Ok(()),
-        Err(PolarsError::IO { error, .. }) => {
-            let source = std::io::Error::new(error.kind(), error.to_string());
-            Err(Error::Write {
-                path: path.to_path_buf(),
-                source,
-            })
-        }
-        Err(error) => Err(error.into()),
+    let flushed = out.flush();
+    match (out.error, written, flushed) {
+        // What parquet makes of a full disk helps nobody.
+        (Some(source), ..) | (None, Ok(_), Err(source)) => Err(Error::Write {
+            path: path.to_path_buf(),
+            source,
+        }),
+        (None, Ok(_), Ok(())) => Ok(()),
+        (None, Err(error), _) => Err(error.into()),
+    }
+}
+
+/// A writer that remembers what the system said when it failed.
+struct Remembering<W> {
+    out: W,
+    error: Option<io::Error>,
+}
+
+impl<W: Write> Remembering<W> {
+    fn remember<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let kind = error.kind();
+            self.error.get_or_insert(error);
+            kind.into()
+        })
+    }
+}
+
+impl<W: Write> Write for Remembering<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes);
+        self.remember(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.out.flush();
+        self.remember(flushed)
     }
 }
 
@@ -240,6 +252,40 @@ mod tests {
         assert_eq!(back.provenance, scores().provenance);
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_said_in_the_systems_words_with_what_to_do() {
+        // The device that is always full.
+        let mut full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let path = Path::new("scores.parquet");
+        let table = scores().table;
+        let error = write_table(&table, FOOTER_KEY, "{}".into(), path, &mut full).unwrap_err();
+        let message = error.to_string();
+        assert!(matches!(error, Error::Write { .. }), "{message}");
+        assert!(message.contains("no room is left"), "{message}");
+    }
+
+    #[test]
+    fn a_file_of_an_older_version_is_read_with_what_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("old.parquet");
+        let mut old = scores().table.drop("n").unwrap();
+        old = old.drop("template").unwrap();
+        let unsigned = old.column("layer").unwrap().cast(&DataType::UInt32);
+        old.with_column(unsigned.unwrap()).unwrap();
+        write_whole(&path, |file| {
+            write_table(&old, FOOTER_KEY, r#"{"metric":"m"}"#.into(), &path, file)
+        })
+        .unwrap();
+        let read = Scores::read_parquet(&path).unwrap();
+        assert_eq!(read.table.schema(), scores().table.schema());
+        assert_eq!(read.integers("layer"), scores().integers("layer"));
+        assert_eq!(read.integers("n"), None);
+    }
+
     #[test]
     fn the_same_table_gives_the_same_bytes() {
         let folder = tempfile::tempdir().unwrap();
@@ -270,12 +316,12 @@ mod tests {
         );
         let mut other = whole.clone();
         other
-            .with_column(Column::new("score".into(), vec!["x"; other.height()]))
+            .with_column(Filled::new("score".into(), vec!["x"; other.height()]))
             .unwrap();
         assert!(write(&other, FOOTER_KEY, "{}").contains("column `score` is str"));
         let mut other = whole.clone();
         other
-            .with_column(Column::new("extra".into(), vec![1u32; other.height()]))
+            .with_column(Filled::new("extra".into(), vec![1u32; other.height()]))
             .unwrap();
         assert!(write(&other, FOOTER_KEY, "{}").contains("column `extra` is not one of ours"));
     }

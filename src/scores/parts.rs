@@ -378,6 +378,7 @@ fn read_part(path: &Path) -> Result<Vec<ExampleScores>> {
             roles: about.roles,
             cells: cells.by_ref().take(about.rows).collect::<Arc<[u32]>>(),
             values: values.by_ref().take(about.rows).collect(),
+            ..ExampleScores::default()
         })
         .collect();
     if cells.next().is_some() || hash(&batch) != note.hash {
@@ -437,6 +438,7 @@ mod tests {
             roles: BTreeMap::from([("END".into(), vec![1])]),
             cells: Arc::from([0, 2, 5]),
             values: vec![0.5 + example as f64, f64::MIN_POSITIVE, -7.0],
+            ..ExampleScores::default()
         }
     }
 

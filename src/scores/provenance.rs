@@ -1,8 +1,11 @@
 //! What a table of scores knows of its own making: enough to judge it and to make it again.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::cell::Direction;
+use super::report::{TaskReport, finite_or_nan};
 use crate::model::Origin;
 
 /// The provenance of a table, kept as JSON in the parquet footer under [`FOOTER_KEY`].
@@ -14,6 +17,8 @@ pub struct Provenance {
     pub version: String,
     /// The arguments that make the table again, program first.
     pub command: Vec<String>,
+    /// The folder that it was run in: what relative paths of the command start from.
+    pub folder: String,
     /// Seconds since 1970, UTC.
     pub created: u64,
     /// How long the measurement took.
@@ -39,17 +44,29 @@ pub struct Provenance {
     pub bos: bool,
     pub chat: bool,
     pub prompts: Vec<PromptTokens>,
+    /// The text of every token id in `prompts`, as far as it is known.
+    pub token_texts: BTreeMap<u32, String>,
     /// Pairs of the task that were not usable.
     pub dropped: usize,
+    /// The same, counted by the kind of reason.
+    pub drops: Vec<(String, usize)>,
 
+    /// How well the model does the task.
+    pub report: Option<TaskReport>,
     /// Mean metric of the clean and the corrupted runs.
+    #[serde(deserialize_with = "finite_or_nan")]
     pub mean_clean: f64,
+    #[serde(deserialize_with = "finite_or_nan")]
     pub mean_corrupted: f64,
     pub baselines: Vec<Baseline>,
     /// Examples behind the table.
     pub examples: usize,
     /// Fewest and most examples behind one aggregated row (prompts of different lengths share only some positions).
     pub examples_per_row: Option<(usize, usize)>,
+    /// Kinds of the tables that belong beside this one: `measures` stands in `NAME.measures.parquet`.
+    pub sides: Vec<String>,
+    /// The kind of this table, if it is such a side table.
+    pub side: Option<String>,
     /// What else was found that has no row: how well sums close, what is left out.
     pub notes: Vec<String>,
     /// What a reader should know before believing the numbers.
@@ -59,20 +76,44 @@ pub struct Provenance {
 /// Key of the provenance in the parquet footer.
 pub const FOOTER_KEY: &str = "candlewick";
 
-/// The token ids of one pair.
+/// One pair as the model saw it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PromptTokens {
     pub example: usize,
+    /// Which template of the task made it.
+    pub template: usize,
+    /// The prompts as text, without what the tokenizer puts in front.
+    pub clean_text: String,
+    pub corrupted_text: String,
     pub clean: Vec<u32>,
     pub corrupted: Vec<u32>,
     pub answers: Vec<u32>,
     pub wrong: Vec<u32>,
+    /// Positions of each role, the same in both prompts.
+    pub roles: BTreeMap<String, Vec<usize>>,
 }
 
 /// The metric of one pair without any change.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Baseline {
     pub example: usize,
+    #[serde(deserialize_with = "finite_or_nan")]
     pub clean: f64,
+    #[serde(deserialize_with = "finite_or_nan")]
     pub corrupted: f64,
+}
+
+impl Provenance {
+    /// That of a table beside this one, which holds prompts and baselines for both.
+    pub(super) fn of_side(&self, kind: &str) -> Provenance {
+        Provenance {
+            side: Some(kind.into()),
+            sides: Vec::new(),
+            prompts: Vec::new(),
+            token_texts: BTreeMap::new(),
+            baselines: Vec::new(),
+            ..self.clone()
+        }
+    }
 }

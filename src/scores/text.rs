@@ -3,13 +3,10 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use polars::prelude::{AnyValue, Column};
+use polars::prelude::{AnyValue, Column as Filled};
 use serde_json::{Map, Value};
 
-use super::{Direction, Scores, visible, visible_width};
-
-/// Columns that every row of a table shares: said once, above it.
-const SHARED: [&str; 3] = ["method", "direction", "base"];
+use super::{Column, Direction, Scores, visible, visible_width};
 
 impl Scores {
     /// Writes the table as CSV (RFC 4180). Text that a spreadsheet would run as a formula (it begins with `=`, `+`, `-`, `@`,
@@ -82,12 +79,17 @@ impl Scores {
         text
     }
 
-    /// Whether a column tells rows apart: not what all rows share, nor the value where it is the score itself.
-    fn is_shown(&self, name: &str, column: &Column) -> bool {
-        match name {
-            "metric" => column.n_unique().is_ok_and(|n| n > 1),
-            "value" => self.provenance.direction != Direction::Direct,
-            name => !SHARED.contains(&name),
+    /// Whether a column tells a person something: not what applies to no row or is the same in all of them, nor the value
+    /// where it is the score itself.
+    fn is_shown(&self, name: &str, column: &Filled) -> bool {
+        if column.null_count() == column.len() {
+            return false;
+        }
+        match Column::from_name(name) {
+            Some(Column::Method | Column::Direction | Column::Base | Column::Contribution) => false,
+            Some(Column::Metric | Column::N) => column.n_unique().is_ok_and(|n| n > 1),
+            Some(Column::Value) => self.provenance.direction != Direction::Direct,
+            _ => true,
         }
     }
 
@@ -136,7 +138,6 @@ fn plain(value: &AnyValue) -> String {
     match value {
         AnyValue::Null => String::new(),
         AnyValue::Float64(number) => number.to_string(),
-        AnyValue::UInt32(number) => number.to_string(),
         AnyValue::Int32(number) => number.to_string(),
         other => other.str_value().into_owned(),
     }
@@ -147,7 +148,6 @@ fn json(value: &AnyValue) -> Value {
         AnyValue::Null => Value::Null,
         // JSON knows no NaN and no infinity: `From<f64>` makes them null.
         AnyValue::Float64(number) => Value::from(*number),
-        AnyValue::UInt32(number) => Value::from(*number),
         AnyValue::Int32(number) => Value::from(*number),
         other => Value::from(other.str_value().into_owned()),
     }
@@ -208,7 +208,7 @@ mod tests {
         ] {
             let csv = csv_of(&scores(token, 0.25));
             assert!(
-                csv.contains(&format!(",0,{written},0.25,")),
+                csv.contains(&format!(",0,,{written},,")),
                 "{token:?}: {csv}"
             );
         }

@@ -217,6 +217,7 @@ impl EdgeScores {
                     .iter()
                     .map(|&place| example.clean + f64::from(example.scores[place]))
                     .collect(),
+                ..ExampleScores::default()
             }
         };
         let examples = self.examples.iter().map(of).collect();
@@ -263,9 +264,6 @@ pub fn attribute_edges(
     let seconds = began.elapsed().as_secs_f64();
     let provenance = provenance(model, task, settings, seconds, Vec::new());
     let mut table = Scores::assemble(&cells, &examples, &meta, config.detail, provenance)?;
-    if config.detail == Detail::Mean {
-        table.add_contribution(cells.len(), &examples)?;
-    }
     if let Some(k) = verify {
         let mut exact = EdgeConfig::new(config.metric);
         exact.reference = config.reference;

@@ -31,7 +31,7 @@ use crate::run::Progress;
 use crate::run::backward::Probe;
 use crate::run::rows::Rows;
 use crate::run::tape::Tape;
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{Cell, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::task::Task;
 
 /// Which nodes, and how their effects are estimated.
@@ -193,9 +193,6 @@ pub fn attribute_nodes(
     );
     let provenance = provenance(model, task, settings, seconds, warnings);
     let mut scores = Scores::assemble(&cells, &examples, &meta, patch.detail, provenance)?;
-    if patch.detail == Detail::Mean {
-        scores.add_contribution(cells.len(), &examples)?;
-    }
     if let Some(VerifyOptions { k, bound_draws }) = verify {
         let subject = Subject { model, task };
         let mut found = verify_nodes(subject, config, &cells, &examples, k, progress)?;
@@ -261,6 +258,7 @@ pub fn node_scores(
                 roles: pair.roles.clone(),
                 values: values.collect(),
                 cells: Arc::from(here),
+                ..ExampleScores::default()
             });
         }
         progress.advance(batch.len() as u64);

@@ -23,7 +23,7 @@ use crate::methods::exact_edges::{EdgeConfig, exact_edge_effects};
 use crate::methods::tokens::{TokenConfig, token_attribution_with};
 use crate::model::Model;
 use crate::run::Progress;
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores};
+use crate::scores::{Cell, Column, Detail, Direction, ExampleScores, Scores};
 use crate::task::Task;
 
 /// One site or edge, estimated and measured: means over pairs.
@@ -122,8 +122,8 @@ impl Verification {
                 Some(if checked.random { "random" } else { "top" })
             })
             .collect();
-        scores.add_floats("exact", &exact)?;
-        scores.add_texts("checked", &drawn)?;
+        scores.set_floats(Column::Exact, &exact)?;
+        scores.set_texts(Column::Checked, &drawn)?;
         scores.provenance.notes.push(self.line(cells));
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Verification {
         }
         let worst: Vec<String> = (self.worst(3).iter())
             .map(|checked| {
-                let name = name(&cells[checked.cell]);
+                let name = &cells[checked.cell];
                 format!("{name} {:.3} for {:.3}", checked.estimate, checked.exact)
             })
             .collect();
@@ -159,27 +159,6 @@ impl Verification {
         }
         line
     }
-}
-
-/// A cell in few words: `z 3.1 @4`, `a0.h1->m3`.
-fn name(cell: &Cell) -> String {
-    if let (Some(src), Some(dst)) = (&cell.src, &cell.dst) {
-        return format!("{src}->{dst}");
-    }
-    let mut name = cell.component.replace("attn.", "").replace("hook_", "");
-    if let Some(layer) = cell.layer {
-        name += &format!(" {layer}");
-    }
-    if let Some(unit) = cell.head.or(cell.neuron) {
-        name += &format!(".{unit}");
-    }
-    if let Some(pos) = cell.pos {
-        name += &format!(" @{pos}");
-    }
-    if let Some(role) = &cell.role {
-        name += &format!(" @{}", crate::scores::visible(role));
-    }
-    name
 }
 
 impl fmt::Display for Bound {

@@ -342,6 +342,7 @@ impl Cells {
             roles: pair.roles.clone(),
             cells: Arc::from(cells.collect::<Vec<u32>>()),
             values: values.copied().collect(),
+            ..ExampleScores::default()
         }
     }
 }
