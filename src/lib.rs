@@ -14,6 +14,8 @@ pub mod nn;
 mod panics;
 mod parquet;
 pub mod plot;
+#[cfg(test)]
+mod rooms;
 pub mod run;
 pub mod scores;
 pub mod spec;

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     if is_closed_pipe(&error) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", one_line(&error));
+    eprintln!("error: {}", with_causes(&error));
     match error.downcast_ref::<Error>() {
         Some(Error::Interrupted { .. }) => ExitCode::from(130),
         _ => ExitCode::FAILURE,
@@ -42,7 +42,7 @@ fn report(panic: &PanicHookInfo) {
         .map_or(String::new(), |at| format!(" at {at}"));
     let version = env!("CARGO_PKG_VERSION");
     let repository = env!("CARGO_PKG_REPOSITORY");
-    let line = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = candlewick::text::one_line(what);
     // A broken stderr is no reason to panic again.
     let _ = writeln!(
         io::stderr(),
@@ -60,7 +60,7 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// The message and its causes, but not a cause that the message quotes already.
-fn one_line(error: &anyhow::Error) -> String {
+fn with_causes(error: &anyhow::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -70,8 +70,5 @@ fn one_line(error: &anyhow::Error) -> String {
         }
         cause = error.source();
     }
-    line.split('\n')
-        .map(str::trim_end)
-        .collect::<Vec<_>>()
-        .join(" ")
+    candlewick::text::one_line(&line)
 }

@@ -13,6 +13,7 @@ use polars_io::parquet::read::{FileMetadata, ParallelStrategy, ParquetReader};
 
 use crate::error::{Error, Result};
 use crate::panics::caught;
+use crate::text::one_line;
 
 /// What a file says about itself.
 #[derive(Debug)]
@@ -143,8 +144,4 @@ fn implausible(metadata: &FileMetadata, columns: &[String], bytes: &[u8]) -> Opt
         }
     }
     None
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

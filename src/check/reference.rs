@@ -116,7 +116,7 @@ impl Content {
                 Some(("norm", hook)) => Content::Norm(hook.parse()?),
                 _ => {
                     return Err(Error::UnknownHook {
-                        name: crate::model::families::shortened(name),
+                        name: crate::text::shortened(name),
                         nearest: "full/<hook>, norm/<hook>, logits_all, logits_last, ids".into(),
                     });
                 }

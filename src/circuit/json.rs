@@ -23,8 +23,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Node};
-use crate::model::tokenizer::printable;
 use crate::scores::write_whole;
+use crate::text::clipped;
 
 /// The largest file that is read: the edges of a model of 80 layers and 64 heads take about 3 GB, those of any smaller much less.
 const FILE_LIMIT: u64 = 4 << 30;
@@ -192,7 +192,7 @@ impl ScoredGraph {
     fn parse(text: &str, graph: Graph) -> Result<Self, String> {
         let text = without_nan(text);
         let file: Contents =
-            serde_json::from_str(&text).map_err(|error| one_line(&error.to_string()))?;
+            serde_json::from_str(&text).map_err(|error| clipped(&error.to_string(), 300))?;
         file.cfg.check(&graph)?;
         let mut scored = ScoredGraph::new(graph);
         let said = |error: Error| error.to_string();
@@ -296,14 +296,6 @@ fn push_part(out: &mut String, part: &str, inside: bool) {
     }
 }
 
-/// What a file may make a message repeat: one printable line, not too long.
-fn one_line(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let shown: String = line.chars().take(300).collect();
-    let more = if shown.len() < line.len() { "..." } else { "" };
-    format!("{}{more}", printable(&shown))
-}
-
 #[derive(serde::Deserialize)]
 struct Contents {
     cfg: Config,
@@ -374,7 +366,7 @@ impl Entry {
             Some(_) => Err(format!(
                 "`{}` is in the circuit by single neurons (`neurons`), and only whole nodes and edges are read here; \
                  export the circuit without neurons",
-                one_line(name)
+                clipped(name, 300)
             )),
         }
     }

@@ -10,7 +10,7 @@ use candlewick::check::{
 };
 use candlewick::hooks::Kind;
 use candlewick::model::{LoadOptions, Loaded, ModelSpec, load, load_tokenizer, read_spec};
-use candlewick::scores::visible;
+use candlewick::text::visible;
 use clap::Args;
 
 use super::args::{DTypeChoice, DeviceChoice, ModelArgs};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candlewick::model::hub::{self, Freshness, Located};
 use candlewick::model::{LoadOptions, read_spec};
-use candlewick::scores::visible;
+use candlewick::text::visible;
 use clap::Args;
 
 use super::Context;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use candlewick::hooks::{Edit, Hook, Op};
-use candlewick::model::tokenizer::printable;
 use candlewick::model::{EMBEDDED, Model, Tokenizer, load, load_tokenizer};
 use candlewick::run::{
     GenerateRequest, MeanOf, Progress, Roles, Sampling, Source, Sources, check_room, generate,
     run_with_cache,
 };
+use candlewick::text::printable;
 use candlewick::{Error, task};
 use clap::Args;
 use serde_json::json;

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use candlewick::Error;
 use candlewick::hooks::{Axes, Hook, Kind, Ln};
 use candlewick::model::{ModelSpec, read_spec};
+use candlewick::text::{Align, aligned, visible};
 use clap::Args;
 use serde_json::json;
 
@@ -79,7 +80,7 @@ fn print_json(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::R
 fn print_table(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::Result<()> {
     let about = format!(
         "{}: family {}, {} layers, {} heads ({} for keys), d_model {}, d_head {}, d_mlp {}, {} tokens, {} positions",
-        candlewick::scores::visible(&args.model.model),
+        visible(&args.model.model),
         spec.family,
         spec.n_layers,
         spec.n_heads,
@@ -107,27 +108,20 @@ fn print_table(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::
             meaning(kind).to_string(),
         ]
     }));
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].len());
-        cells.max().unwrap_or(0)
-    };
-    let absent_names = absent.iter().map(|&kind| name(kind, args.layer).len());
-    let names = absent_names.max().unwrap_or(0).max(width(0));
-    let (shorts, shapes) = (width(1), width(2));
-    for [name, short, shape, meaning] in &rows {
-        writeln!(
-            out,
-            "{name:names$}  {short:shorts$}  {shape:shapes$}  {meaning}"
-        )?;
+    write!(out, "{}", aligned(&rows, &[Align::Left]))?;
+    if absent.is_empty() {
+        return Ok(());
     }
-    if !absent.is_empty() {
-        writeln!(out, "\nnot in this model:")?;
-    }
-    for kind in absent {
+    let reasons = absent.into_iter().map(|kind| {
         let reason = kind.absent(spec).unwrap_or_default();
-        writeln!(out, "{:names$}  {reason}", name(kind, args.layer))?;
-    }
-    Ok(())
+        [name(kind, args.layer), reason.to_string()]
+    });
+    let reasons: Vec<[String; 2]> = reasons.collect();
+    write!(
+        out,
+        "\nnot in this model:\n{}",
+        aligned(&reasons, &[Align::Left])
+    )
 }
 
 fn name(kind: Kind, layer: Option<usize>) -> String {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use candlewick::model::families;
 use candlewick::model::hub::{CachedModel, HubSettings, cached_models};
-use candlewick::scores::visible;
+use candlewick::text::visible;
 use clap::Args;
 
 /// List the families that candlewick reads, and the models in the Hugging Face cache.

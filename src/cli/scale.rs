@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use candlewick::hooks::Node;
 use candlewick::methods::{Scaled, ScalingConfig, Share, scaling};
 use candlewick::model::{EMBEDDED, load, load_tokenizer};
+use candlewick::text::{Align, aligned};
 use clap::Args;
 use serde_json::json;
 
@@ -97,11 +98,7 @@ fn write_table(rows: &[Scaled], n: usize, out: &mut impl Write) -> io::Result<()
         out,
         "the most probable next token of {n} prompts, in percent, with Wilson 95% intervals\n"
     )?;
-    writeln!(
-        out,
-        "{:<8}{:>7}  {:>16}  {:>16}  {:>16}",
-        "head", "factor", "answer", "wrong", "other"
-    )?;
+    let mut lines = vec![["head", "factor", "answer", "wrong", "other"].map(String::from)];
     let percent = |share: Share| {
         let [at, low, high] = [share.fraction, share.low, share.high].map(|x| 100.0 * x);
         format!("{at:.0} [{low:.0}, {high:.0}]")
@@ -112,12 +109,13 @@ fn write_table(rows: &[Scaled], n: usize, out: &mut impl Write) -> io::Result<()
             head: row.head,
         };
         let [answer, wrong, other] = [row.answer, row.wrong, row.other].map(percent);
-        let name = node.to_string();
-        writeln!(
-            out,
-            "{name:<8}{:>7}  {answer:>16}  {wrong:>16}  {other:>16}",
-            row.factor
-        )?;
+        lines.push([
+            node.to_string(),
+            row.factor.to_string(),
+            answer,
+            wrong,
+            other,
+        ]);
     }
-    Ok(())
+    write!(out, "{}", aligned(&lines, &[Align::Left, Align::Right]))
 }

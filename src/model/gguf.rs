@@ -12,8 +12,8 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 
 use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hash_of, map};
-use super::families::shortened;
 use crate::error::{Error, Result};
+use crate::text::shortened;
 
 /// ggml's own limit on axes.
 const MOST_DIMS: u32 = 4;

@@ -5,19 +5,17 @@
 //! SentencePiece tables, which have scores and no merges, are in `sentence_piece.rs`.
 
 mod sentence_piece;
+mod tokens;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::hex;
-use super::families::shortened;
 use super::gguf::Gguf;
 use super::tokenizer::Tokenizer;
-use crate::error::{Error, Result};
-
-// Kinds of tokens in `tokenizer.ggml.token_type`.
-const CONTROL: f64 = 3.0;
-const USER_DEFINED: f64 = 4.0;
+use crate::error::Result;
+use crate::text::shortened;
+use tokens::{CONTROL, USER_DEFINED, added_token, refused};
 
 /// Contractions, a letter run with one character in front, digits, punctuation, line ends, spaces (GPT-4's rule);
 /// `{digits}` is how many digits stay together.
@@ -187,13 +185,6 @@ fn rule(pre: &str) -> Result<Rule> {
 }
 
 /// A token that is found in the text as it is, before anything else is done to it.
-fn added_token(id: usize, content: &str, special: bool) -> Value {
-    json!({
-        "id": id, "content": content, "special": special,
-        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-    })
-}
-
 fn byte_level(use_regex: bool) -> Value {
     json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex,
@@ -202,10 +193,6 @@ fn byte_level(use_regex: bool) -> Value {
 
 fn split(pattern: &str) -> Value {
     json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
-}
-
-fn refused(reason: String) -> Error {
-    Error::Tokenizer { reason }
 }
 
 #[cfg(test)]

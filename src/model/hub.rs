@@ -5,96 +5,22 @@
 
 mod cache;
 mod download;
+mod located;
+mod repo;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::embedded::EMBEDDED;
-use super::families;
-use super::load::LoadOptions;
+use super::options::LoadOptions;
 use super::weight_files::Format;
 use crate::error::{Error, Result};
+use crate::text::shortened;
+use cache::files_below;
 pub use cache::{CachedModel, cached_models};
-use cache::{cached_summary, files_below, in_cache};
 use download::download;
-
-/// The branch of a hub model if none is named.
-const DEFAULT_REVISION: &str = "main";
-
-/// Where a model was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Located {
-    /// The model that is part of the library.
-    Embedded,
-    Gguf(PathBuf),
-    /// One weight file of a folder, whose config.json and tokenizer.json belong to it.
-    WeightFile(PathBuf),
-    /// `revision` is the commit, if the folder is a snapshot of a hub model.
-    Folder {
-        path: PathBuf,
-        revision: Option<String>,
-    },
-}
-
-/// How much of a model is needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    Config,
-    /// And the tokenizer.
-    Tokenizer,
-    /// And the weights.
-    Weights,
-}
-
-/// What the environment says about the hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubSettings {
-    /// The folder of `models--org--name` folders.
-    pub cache: PathBuf,
-    pub offline: bool,
-    pub token: Option<String>,
-    pub endpoint: Option<String>,
-}
-
-impl HubSettings {
-    /// From `HF_HUB_CACHE`, `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_ENDPOINT`.
-    pub fn from_env() -> Self {
-        Self::from_vars(|name| env::var(name).ok())
-    }
-
-    /// The same from any source of variables.
-    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
-        let set = |name: &str| var(name).filter(|value| !value.is_empty());
-        let home = match set("HF_HOME") {
-            Some(home) => PathBuf::from(home),
-            None => {
-                let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-                let user = set("HOME").or_else(|| set("USERPROFILE"));
-                let in_home =
-                    || PathBuf::from(user.unwrap_or_else(|| ".".to_string())).join(".cache");
-                cache.unwrap_or_else(in_home).join("huggingface")
-            }
-        };
-        let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
-        let token_path = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-        let token = set("HF_TOKEN").or_else(|| fs::read_to_string(token_path).ok());
-        let offline = set("HF_HUB_OFFLINE").is_some_and(|value| {
-            matches!(
-                value.to_ascii_lowercase().as_str(),
-                "1" | "true" | "yes" | "on"
-            )
-        });
-        HubSettings {
-            cache: cache.map_or_else(|| home.join("hub"), PathBuf::from),
-            offline,
-            token: token
-                .map(|token| token.trim().to_string())
-                .filter(|token| !token.is_empty()),
-            endpoint: set("HF_ENDPOINT"),
-        }
-    }
-}
+pub use located::{HubSettings, Located, Wanted};
+use repo::HubModel;
 
 /// Finds a model: [`EMBEDDED`], an existing path, or else a hub id.
 /// # Errors
@@ -117,7 +43,7 @@ pub fn locate_with(
     if let (true, Some(revision)) = (is_local, &options.revision) {
         return Err(Error::invalid(format!(
             "`--revision {}` is for hub models, and `{id}` is none; leave it out",
-            families::shortened(revision)
+            shortened(revision)
         )));
     }
     if id == EMBEDDED {
@@ -233,89 +159,6 @@ fn fetched(located: Located, freshness: Freshness) -> Fetched {
         located,
         files,
         freshness,
-    }
-}
-
-/// A model on the hub at a revision, and where the cache keeps it.
-struct HubModel<'a> {
-    id: &'a str,
-    /// Branch, tag or commit.
-    revision: &'a str,
-    is_named: bool,
-    folder: PathBuf,
-    settings: &'a HubSettings,
-}
-
-impl<'a> HubModel<'a> {
-    fn new(id: &'a str, options: &'a LoadOptions, settings: &'a HubSettings) -> Result<Self> {
-        let Some(folder) = repo_folder(id) else {
-            return Err(Error::Missing {
-                path: PathBuf::from(id),
-                hint: "give a model folder, a `.gguf` file or a hub id such as `org/name`"
-                    .to_string(),
-            });
-        };
-        let revision = options.revision.as_deref().unwrap_or(DEFAULT_REVISION);
-        check_revision(revision)?;
-        Ok(HubModel {
-            id,
-            revision,
-            is_named: options.revision.is_some(),
-            folder: settings.cache.join(folder),
-            settings,
-        })
-    }
-
-    fn cached(&self, wanted: Wanted) -> Result<Option<Located>> {
-        in_cache(&self.folder, self.revision, wanted)
-    }
-
-    fn not_cached(&self, reason: String) -> Error {
-        Error::NotCached {
-            model: match self.is_named {
-                false => self.id.to_string(),
-                true => format!("{}@{}", self.id, self.revision),
-            },
-            cached: cached_summary(self.settings),
-            reason,
-        }
-    }
-}
-
-/// The cache folder of a hub id, or `None` if the text cannot be one.
-fn repo_folder(id: &str) -> Option<String> {
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && part.len() <= 96
-            && !part.starts_with(['.', '-'])
-            && !part.contains("--")
-            && !part.contains("..")
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    let parts: Vec<&str> = id.split('/').collect();
-    let is_file = id.ends_with(".gguf") || id.ends_with(".safetensors");
-    // The oldest models of the hub, such as `gpt2`, have no owner.
-    let is_id = !is_file && parts.len() <= 2 && parts.iter().all(|part| is_part(part));
-    is_id.then(|| format!("models--{}", parts.join("--")))
-}
-
-/// A revision becomes a path in the cache: nothing may leave it.
-fn check_revision(revision: &str) -> Result<()> {
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    match revision.len() <= 256 && revision.split('/').all(is_part) {
-        true => Ok(()),
-        false => Err(Error::invalid(format!(
-            "`{}` is no revision; give a branch, a tag or a commit",
-            families::shortened(revision)
-        ))),
     }
 }
 

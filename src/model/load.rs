@@ -19,6 +19,8 @@ use super::gguf_tokenizer;
 use super::hub::{self, Located, Wanted};
 use super::layout::{Layout, Need, Piece, Slot, Stored};
 use super::numbers;
+use super::options::CONFIG_LIMIT;
+pub use super::options::LoadOptions;
 use super::safetensors::SafeTensors;
 use super::spec::ModelSpec;
 use super::tokenizer::{self, Tokenizer};
@@ -26,34 +28,6 @@ use super::weight_files;
 use super::{Model, Origin};
 use crate::error::{Error, Result};
 use crate::spec::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
-
-/// Larger config files are refused; real ones have a few thousand bytes.
-pub(super) const CONFIG_LIMIT: u64 = 4 << 20;
-
-/// How to load.
-#[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// Branch, tag or commit of a hub model; `main` if none.
-    pub revision: Option<String>,
-    pub device: Device,
-    pub dtype: DType,
-    /// Never ask the network, whatever `HF_HUB_OFFLINE` says.
-    pub offline: bool,
-    /// Let the downloader draw its own bars on stderr.
-    pub show_download_progress: bool,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        LoadOptions {
-            revision: None,
-            device: Device::Cpu,
-            dtype: DType::F32,
-            offline: false,
-            show_download_progress: false,
-        }
-    }
-}
 
 /// A model and the tokenizer that belongs to it.
 #[derive(Debug, Clone)]
@@ -412,7 +386,7 @@ fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result
         extra.sort_unstable();
         let shown = extra
             .iter()
-            .map(|name| format!("`{}`", families::shortened(name)));
+            .map(|name| format!("`{}`", crate::text::shortened(name)));
         return Err(Error::ExtraTensors {
             family,
             count: extra.len(),

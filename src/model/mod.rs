@@ -10,6 +10,7 @@ pub mod hub;
 pub mod layout;
 pub mod load;
 mod numbers;
+mod options;
 pub mod pickle;
 pub mod processing;
 mod random;
@@ -23,7 +24,8 @@ use crate::error::{Error, Result};
 pub use crate::spec;
 pub use crate::spec::{ModelSpec, Need, Slot, Weights};
 pub use embedded::EMBEDDED;
-pub use load::{LoadOptions, Loaded, load, load_parts, load_tokenizer, read_spec};
+pub use load::{Loaded, load, load_parts, load_tokenizer, read_spec};
+pub use options::LoadOptions;
 pub use tokenizer::Tokenizer;
 
 /// A transformer that can be run with hooks and edits (`crate::run`).

@@ -14,8 +14,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hash_of, map};
-use super::families::shortened;
 use crate::error::{Error, Result};
+use crate::text::shortened;
 use machine::{Id, Pickle, Value};
 
 /// Larger pickles are refused; a thousand tensors take 150 kB.

@@ -13,8 +13,8 @@ use serde::de::{MapAccess, Visitor};
 use super::checkpoint::{
     Bytes, Checkpoint, Float, check_not_a_pickle, decode_floats, hash_of, map,
 };
-use super::families::shortened;
 use crate::error::{Error, Result};
+use crate::text::shortened;
 
 /// The format's own limit on a header.
 const MOST_HEADER: u64 = 100_000_000;

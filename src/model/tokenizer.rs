@@ -17,7 +17,8 @@ use tokenizers::models::ModelWrapper;
 use super::checkpoint::{check_not_a_stand_in, read_at_most};
 use crate::error::{Error, Result};
 use crate::panics::caught;
-pub use crate::text::printable;
+use crate::text::printable;
+use crate::text::shortened;
 
 /// How many template instructions a chat template may run; a real one takes a few hundred.
 const CHAT_FUEL: u64 = 200_000;
@@ -167,7 +168,7 @@ impl Tokenizer {
             match (self.inner.get_model(), self.unknown()) {
                 (ModelWrapper::WordLevel(_), None) => broken(format!(
                     "`{}` has a word that is no token, and there is none for unknown words; tokens are {}, {}, ...",
-                    printable(&super::families::shortened(text)),
+                    printable(&shortened(text)),
                     self.token(0),
                     self.token(1)
                 )),

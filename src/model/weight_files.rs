@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::checkpoint::{Checkpoint, map};
-use super::families::shortened;
 use super::pickle::StateDict;
 use super::safetensors::SafeTensors;
 use crate::error::{Error, Result};
+use crate::text::shortened;
 
 /// How weights are stored in a model folder, in the order in which we look for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

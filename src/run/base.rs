@@ -126,7 +126,7 @@ fn needs(start: Kind, block: Block) -> Vec<Kind> {
         Block::Sequential => Kind::ResidMid,
         Block::Parallel { .. } => Kind::AttnOut,
     };
-    match super::sweep::stage_of(start) {
+    match Stage::of(start) {
         None | Some(Stage::ResidPre) => vec![],
         Some(Stage::Qkv) => vec![Kind::Q, Kind::K],
         Some(Stage::Z) => vec![Kind::Z],

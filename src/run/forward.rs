@@ -30,6 +30,37 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// The stage of a block at which a variant that edits this hook can start; `None` for hooks outside of blocks.
+    pub(crate) fn of(kind: Kind) -> Option<Stage> {
+        Some(match kind {
+            Kind::Embed | Kind::PosEmbed | Kind::Scale(Ln::Final) | Kind::Normalized(Ln::Final) => {
+                return None;
+            }
+            Kind::ResidPre | Kind::Scale(Ln::One) | Kind::Normalized(Ln::One) => Stage::ResidPre,
+            Kind::QInput | Kind::KInput | Kind::VInput => Stage::ResidPre,
+            Kind::Q
+            | Kind::K
+            | Kind::V
+            | Kind::RotQ
+            | Kind::RotK
+            | Kind::AttnScores
+            | Kind::Pattern => Stage::Qkv,
+            Kind::Z | Kind::Result | Kind::Scale(Ln::OnePost) | Kind::Normalized(Ln::OnePost) => {
+                Stage::Z
+            }
+            Kind::AttnOut => Stage::AttnOut,
+            Kind::ResidMid | Kind::MlpIn | Kind::Scale(Ln::Two) | Kind::Normalized(Ln::Two) => {
+                Stage::ResidMid
+            }
+            Kind::MlpPre | Kind::MlpPreLinear => Stage::ResidMid,
+            Kind::MlpPost | Kind::Scale(Ln::TwoPost) | Kind::Normalized(Ln::TwoPost) => {
+                Stage::MlpPost
+            }
+            Kind::MlpOut => Stage::MlpOut,
+            Kind::ResidPost => Stage::ResidPost,
+        })
+    }
+
     /// What the rows that join here take from the base run, as it was after the base run's own edits.
     pub(crate) fn takes(self, block: Block) -> &'static [Kind] {
         match self {

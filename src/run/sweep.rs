@@ -134,35 +134,6 @@ pub struct Plan {
     pub wave_bytes: usize,
 }
 
-/// The stage of a block at which a variant that edits this hook can start; `None` for hooks outside of blocks.
-pub(crate) fn stage_of(kind: Kind) -> Option<Stage> {
-    Some(match kind {
-        Kind::Embed | Kind::PosEmbed | Kind::Scale(Ln::Final) | Kind::Normalized(Ln::Final) => {
-            return None;
-        }
-        Kind::ResidPre | Kind::Scale(Ln::One) | Kind::Normalized(Ln::One) => Stage::ResidPre,
-        Kind::QInput | Kind::KInput | Kind::VInput => Stage::ResidPre,
-        Kind::Q
-        | Kind::K
-        | Kind::V
-        | Kind::RotQ
-        | Kind::RotK
-        | Kind::AttnScores
-        | Kind::Pattern => Stage::Qkv,
-        Kind::Z | Kind::Result | Kind::Scale(Ln::OnePost) | Kind::Normalized(Ln::OnePost) => {
-            Stage::Z
-        }
-        Kind::AttnOut => Stage::AttnOut,
-        Kind::ResidMid | Kind::MlpIn | Kind::Scale(Ln::Two) | Kind::Normalized(Ln::Two) => {
-            Stage::ResidMid
-        }
-        Kind::MlpPre | Kind::MlpPreLinear => Stage::ResidMid,
-        Kind::MlpPost | Kind::Scale(Ln::TwoPost) | Kind::Normalized(Ln::TwoPost) => Stage::MlpPost,
-        Kind::MlpOut => Stage::MlpOut,
-        Kind::ResidPost => Stage::ResidPost,
-    })
-}
-
 /// Where a variant joins the walk. The order is that of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Start {
@@ -172,7 +143,7 @@ enum Start {
 }
 
 fn start_of(hook: Hook) -> Start {
-    match (stage_of(hook.kind), hook.layer) {
+    match (Stage::of(hook.kind), hook.layer) {
         (Some(stage), Some(layer)) => Start::Block(layer, stage),
         _ if matches!(hook.kind, Kind::Embed | Kind::PosEmbed) => Start::Embed,
         _ => Start::Final,

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use polars::prelude::{AnyValue, Column as Filled};
 use serde_json::{Map, Value};
 
-use super::{Column, Direction, Scores, visible, visible_width};
+use super::{Column, Direction, Scores};
+use crate::text::{Align, aligned, visible};
 
 impl Scores {
     /// Writes the table as CSV (RFC 4180). Text that a spreadsheet would run as a formula (it begins with `=`, `+`, `-`, `@`,
@@ -42,7 +43,7 @@ impl Scores {
 
     /// The rows as an aligned table, without the columns that all rows share, each line ended; numbers to four places.
     pub fn to_text(&self) -> String {
-        let columns: Vec<(Vec<String>, bool)> = self
+        let columns: Vec<(Vec<String>, Align)> = self
             .table
             .columns()
             .iter()
@@ -53,30 +54,24 @@ impl Scores {
                 let texts = std::iter::once(column.name().to_string())
                     .chain(rows)
                     .collect();
-                (texts, column.dtype().is_primitive_numeric())
+                let align = if column.dtype().is_primitive_numeric() {
+                    Align::Right
+                } else {
+                    Align::Left
+                };
+                (texts, align)
             })
             .collect();
-        let mut text = String::new();
-        for row in 0..=self.table.height() {
-            let mut line = String::new();
-            for (texts, to_the_right) in &columns {
-                let width = texts
+        let rows: Vec<Vec<&str>> = (0..=self.table.height())
+            .map(|row| {
+                columns
                     .iter()
-                    .map(|text| visible_width(text))
-                    .max()
-                    .unwrap_or(0);
-                let gap = " ".repeat(width - visible_width(&texts[row]));
-                let (before, after) = if *to_the_right {
-                    (gap.as_str(), "")
-                } else {
-                    ("", gap.as_str())
-                };
-                line.push_str(&format!("{before}{}{after}  ", texts[row]));
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
+                    .map(|(texts, _)| texts[row].as_str())
+                    .collect()
+            })
+            .collect();
+        let align: Vec<Align> = columns.iter().map(|(_, align)| *align).collect();
+        aligned(&rows, &align)
     }
 
     /// Whether a column tells a person something: not what applies to no row or is the same in all of them, nor the value

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::checkpoint::read_at_most;
+use crate::text::one_line;
 
 /// Larger task files are refused; a list of ten thousand words has a tenth of it.
 const FILE_LIMIT: u64 = 4 << 20;
@@ -380,11 +381,6 @@ pub(super) fn bad(task: &str, reason: impl Into<String>) -> Error {
         task: task.to_owned(),
         reason: reason.into(),
     }
-}
-
-/// Foreign messages may run over several lines; an error of ours is one.
-pub(super) fn one_line(message: &str) -> String {
-    crate::model::tokenizer::printable(&message.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

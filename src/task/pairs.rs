@@ -11,7 +11,6 @@ use std::path::Path;
 use polars::prelude::{Column, DataFrame, DataType, StringChunked};
 
 use super::checked::{MAX_PAIRS, Task};
-use super::file::one_line;
 use super::options::ExpandOptions;
 use super::pair::{Dropped, Pair};
 use super::template::Prompt;
@@ -20,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::Tokenizer;
 use crate::parquet;
+use crate::text::one_line;
 
 /// Larger files are refused.
 const FILE_LIMIT: u64 = 256 << 20;

@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::hooks::Roles;
 use crate::metric::Target;
 use crate::model::Tokenizer;
-use crate::model::tokenizer::{Encoded, printable};
+use crate::model::tokenizer::Encoded;
+use crate::text::printable;
 
 /// A pair of prompts before any tokenizer saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::model::gguf::{self, Gguf};
 use crate::model::spec::{Activation, ModelSpec, Position, RopeScaling};
+use crate::text::shortened;
 
 /// Keys that no value of changes the logits: training, generation, classification heads, bookkeeping.
 const HARMLESS: &[&str] = &[
@@ -324,13 +325,4 @@ fn in_range(key: &str, value: usize, most: usize) -> Result<()> {
         key: key.to_string(),
         reason: format!("{value} is not between 1 and {most}"),
     })
-}
-
-/// A value short enough for one line.
-pub fn shortened(text: &str) -> String {
-    const MOST: usize = 80;
-    match text.char_indices().nth(MOST) {
-        None => text.to_string(),
-        Some((end, _)) => format!("{}...", &text[..end]),
-    }
 }

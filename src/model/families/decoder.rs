@@ -130,7 +130,7 @@ pub fn windows(
                 return bad("a layer slides, but no `sliding_window` is in force".into());
             }
             _ => {
-                let kind = super::shortened(kind);
+                let kind = crate::text::shortened(kind);
                 return bad(format!(
                     "`{kind}` is not handled; we have full_attention, sliding_attention"
                 ));

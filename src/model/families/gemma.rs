@@ -176,7 +176,7 @@ impl Config {
             Some((key, value)) => Err(Error::UnhandledConfig {
                 family: family.to_string(),
                 key: key.to_string(),
-                value: super::shortened(&value),
+                value: crate::text::shortened(&value),
             }),
         }
     }

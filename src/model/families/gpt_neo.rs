@@ -4,13 +4,14 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled, shortened};
+use super::config::{activation, parse, refuse_unhandled};
 use super::decoder::{self, Sizes};
 use super::rope::RopeSettings;
 use super::{Description, Family};
 use crate::error::{Error, Result};
 use crate::model::layout::{Layout, Piece, Slot};
 use crate::model::spec::{ModelSpec, Position};
+use crate::text::shortened;
 
 pub const FAMILY: Family = Family {
     name: "gpt_neo",

@@ -4,13 +4,14 @@
 //! found by the spec and by what the first block has: fused products and biases have no key, they are there or not.
 
 use super::Description;
-use super::config::{check_layers, head_width, refuse_unhandled_gguf, shortened};
+use super::config::{check_layers, head_width, refuse_unhandled_gguf};
 use super::decoder::Sizes;
 use super::rope::RopeSettings;
 use crate::error::{Error, Result};
 use crate::model::gguf::Gguf;
 use crate::model::layout::{Layout, Piece, Slot, Take};
 use crate::model::spec::{Mlp, ModelSpec, NormKind, Position, QkNorm, RopeScaling, RotaryBase};
+use crate::text::shortened;
 
 /// Keys that every architecture may have and that are read here.
 const HANDLED: &[&str] = &[

@@ -22,14 +22,13 @@ mod rope;
 pub mod starcoder2;
 pub mod transformer_lens;
 
-pub(crate) use config::shortened;
-
 use serde::Deserialize;
 
 use super::gguf::Gguf;
 use super::layout::Layout;
 use super::spec::ModelSpec;
 use crate::error::{Error, Result};
+use crate::text::shortened;
 
 /// What a family says of one model.
 #[derive(Debug, Clone, PartialEq)]

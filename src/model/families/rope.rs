@@ -3,9 +3,9 @@
 
 use serde_json::{Map, Value};
 
-use super::config::shortened;
 use crate::error::{Error, Result};
 use crate::model::spec::{RopeScaling, RotaryBase};
+use crate::text::shortened;
 
 /// What Hugging Face assumes where no base is written.
 const DEFAULT_THETA: f64 = 10_000.0;

@@ -192,7 +192,7 @@ fn spec(config: &Config, shapes: &Shapes) -> Result<ModelSpec> {
         return Err(Error::UnhandledConfig {
             family: NAME.to_string(),
             key: "attention_dir".to_string(),
-            value: super::shortened(direction),
+            value: crate::text::shortened(direction),
         });
     }
     let activation = match (&config.act_fn, has_mlp) {
@@ -264,7 +264,7 @@ fn norm(config: &Config, shapes: &Shapes) -> Result<(NormKind, NormPlacement)> {
             "normalization_type",
             format!(
                 "{}, but there {} `blocks.0.ln1.w` and {} `blocks.0.ln1.b`",
-                super::shortened(said.unwrap_or("nothing")),
+                crate::text::shortened(said.unwrap_or("nothing")),
                 if has_weight { "is" } else { "is no" },
                 if has_bias { "is" } else { "is no" },
             ),
@@ -313,7 +313,7 @@ fn position(
             KEY,
             format!(
                 "`{}`; we have `standard` (with `pos_embed.W_pos`), `rotary` and `none` (both without)",
-                super::shortened(other)
+                crate::text::shortened(other)
             ),
         )),
     }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{CONTROL, USER_DEFINED, added_token, refused};
+use super::tokens::{CONTROL, USER_DEFINED, added_token, refused};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{DEFAULT_REVISION, HubSettings, Located, Wanted};
+use super::located::{DEFAULT_REVISION, HubSettings, Located, Wanted};
 use crate::error::Result;
 use crate::model::checkpoint::read_at_most;
 use crate::model::families;
-use crate::model::load::CONFIG_LIMIT;
+use crate::model::options::CONFIG_LIMIT;
 use crate::model::weight_files;
 
 /// A hub model in the cache.

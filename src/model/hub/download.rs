@@ -1,8 +1,9 @@
 //! From the hub into its cache, through the `hf-hub` crate, which writes files beside and renames them when they are whole.
 
-use super::{HubModel, Located, Wanted};
+use super::located::{Located, Wanted};
+use super::repo::HubModel;
 use crate::error::Result;
-use crate::model::load::LoadOptions;
+use crate::model::options::LoadOptions;
 
 #[cfg(not(feature = "hub"))]
 const NO_HUB: &str = "this build has no cargo feature `hub`; and there is no such path";
@@ -27,8 +28,11 @@ mod with_hub {
     use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
     use hf_hub::{Cache, Repo, RepoType};
 
-    use super::super::in_cache;
-    use super::{HubModel, LoadOptions, Located, Result, Wanted};
+    use crate::error::Result;
+    use crate::model::hub::cache::in_cache;
+    use crate::model::hub::located::{Located, Wanted};
+    use crate::model::hub::repo::HubModel;
+    use crate::model::options::LoadOptions;
     use crate::model::weight_files::{Format, shard_names};
 
     /// Small files beside the weights.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::model::families::shortened;
+use crate::text::shortened;
 
 const END: &[u8; 4] = b"PK\x05\x06";
 const END_64_LOCATOR: &[u8; 4] = b"PK\x06\x07";

@@ -10,7 +10,7 @@ use super::super::rows::Rows;
 use super::super::{Cache, EditTap, Logits, Roles, after_last_attention, forward, normed_rows};
 use super::in_force::in_force;
 use super::keys::{DecodeTap, Keys};
-use super::{Batch, GenerateRequest};
+use super::request::{Batch, GenerateRequest};
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
 use crate::model::Model;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::GenerateRequest;
+use super::request::GenerateRequest;
 use crate::error::{Error, Result};
 use crate::hooks::{Axes, Edit, Op, Pos, Positions, Roles, Value};
 use crate::model::ModelSpec;

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::super::{Progress, Request, first_not_finite, run_examples};
-use super::in_force::in_force;
-use super::{Batch, GenerateRequest, Generation, check, choose_tokens};
-use crate::error::{Error, Result};
-use crate::hooks::Edit;
+use super::super::{Progress, run_examples};
+use super::request::{Batch, GenerateRequest, Generation};
+use super::steps::{check, choose_tokens};
+use super::whole::{edits_so_far, whole_run};
+use crate::error::Result;
 use crate::model::Model;
 
 /// [`generate`](super::generate) without kept keys and values: each token from a whole forward pass over all tokens before it.
@@ -33,52 +33,4 @@ pub fn generate_plain(
         Ok(Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?)
     };
     choose_tokens(model, prompts, request, progress, step)
-}
-
-/// The edits of one prompt that were in force in any pass up to `end`, each at the positions of its pass.
-fn edits_so_far(
-    request: &GenerateRequest<'_>,
-    prompt: usize,
-    end: usize,
-    batch: &Batch<'_>,
-) -> Result<Vec<Edit>> {
-    let length = batch.prompt_length;
-    let generated = (length..end).map(|pos| pos..pos + 1);
-    let mut edits = Vec::new();
-    for pass in std::iter::once(0..length).chain(generated) {
-        for edit in request.edits {
-            edits.extend(in_force(edit, &pass, length, request.roles_of(prompt))?);
-        }
-    }
-    Ok(edits)
-}
-
-/// One whole run with edits that name absolute positions.
-fn whole_run<'a>(request: &GenerateRequest<'_>, edits: &'a [Edit]) -> Request<'a> {
-    Request {
-        edits,
-        sources: request.sources.clone(),
-        ..Request::default()
-    }
-}
-
-/// Logits that hold a NaN are traced to the first hook that shows it, by a whole run of the sequence so far.
-pub(super) fn not_finite(
-    model: &Model,
-    request: &GenerateRequest<'_>,
-    prompt: usize,
-    end: usize,
-    batch: &Batch<'_>,
-) -> Error {
-    let hook = edits_so_far(request, prompt, end, batch).map(|edits| {
-        let request = whole_run(request, &edits);
-        first_not_finite(model, &batch.sequences[prompt], prompt, 0, &request)
-    });
-    match hook {
-        Ok(hook) => Error::NotFiniteLogits {
-            index: prompt,
-            hook,
-        },
-        Err(error) => error,
-    }
 }
