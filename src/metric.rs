@@ -174,9 +174,12 @@ impl Metric {
         Ok(match self {
             Metric::LogitDiff => {
                 let answers = target.answers.len();
-                let share = |i: usize| match i < answers {
-                    true => 1.0 / answers as f64,
-                    false => -1.0 / target.wrong.len() as f64,
+                let share = |i: usize| {
+                    if i < answers {
+                        1.0 / answers as f64
+                    } else {
+                        -1.0 / target.wrong.len() as f64
+                    }
                 };
                 (0..logits.len()).map(share).collect()
             }
@@ -233,12 +236,13 @@ impl Metric {
     /// # Errors
     /// [`Error::NoGradient`] for a metric that is flat almost everywhere.
     pub fn check_differentiable(self) -> Result<()> {
-        match self.differentiable() {
-            true => Ok(()),
-            false => Err(Error::NoGradient {
+        if self.differentiable() {
+            Ok(())
+        } else {
+            Err(Error::NoGradient {
                 metric: self.to_string(),
                 reason: "it moves in steps; use `--metric logit_diff` or `log_prob`, or patch exactly (`candlewick patch`)".into(),
-            }),
+            })
         }
     }
 

@@ -201,9 +201,10 @@ fn compare_prompt(
         };
         let layers = layers(&place, theirs, &ours, content.hooks(n_layers))?;
         for (layer, (ours, theirs)) in ours.iter().zip(layers).enumerate() {
-            let place = match ours.dims() == theirs.dims() && content.hooks(n_layers).len() > 1 {
-                true => format!("{place}, layer {layer}"),
-                false => place.clone(),
+            let place = if ours.dims() == theirs.dims() && content.hooks(n_layers).len() > 1 {
+                format!("{place}, layer {layer}")
+            } else {
+                place.clone()
             };
             let gap = Gap {
                 what: content.name(),
@@ -255,10 +256,11 @@ fn layers(name: &str, theirs: &Tensor, ours: &[Tensor], hooks: Vec<Hook>) -> Res
             expected,
         });
     }
-    match is_stacked {
-        false => Ok(vec![theirs.clone()]),
-        true => (0..ours.len())
+    if is_stacked {
+        (0..ours.len())
             .map(|layer| Ok(theirs.get(layer)?))
-            .collect(),
+            .collect()
+    } else {
+        Ok(vec![theirs.clone()])
     }
 }

@@ -107,9 +107,10 @@ impl Graph {
         }
         let width = self.first_row(1) - 1;
         let (layer, head) = ((row - 1) / width, (row - 1) % width);
-        (layer < self.n_layers).then_some(match head == self.n_heads {
-            true => Node::Mlp(layer),
-            false => Node::Head { layer, head },
+        (layer < self.n_layers).then_some(if head == self.n_heads {
+            Node::Mlp(layer)
+        } else {
+            Node::Head { layer, head }
         })
     }
 
@@ -182,12 +183,15 @@ impl Graph {
     }
 
     fn check_node(&self, node: Node) -> Result<()> {
-        let layers = |layer: usize| match layer < self.n_layers {
-            true => Ok(()),
-            false => Err(unknown(
-                node,
-                format!("it has {} layers, counted from 0", self.n_layers),
-            )),
+        let layers = |layer: usize| {
+            if layer < self.n_layers {
+                Ok(())
+            } else {
+                Err(unknown(
+                    node,
+                    format!("it has {} layers, counted from 0", self.n_layers),
+                ))
+            }
         };
         match node {
             Node::Input | Node::Logits => Ok(()),
@@ -197,12 +201,13 @@ impl Graph {
             Node::Mlp(layer) => layers(layer),
             Node::Head { layer, head } => {
                 layers(layer)?;
-                match head < self.n_heads {
-                    true => Ok(()),
-                    false => Err(unknown(
+                if head < self.n_heads {
+                    Ok(())
+                } else {
+                    Err(unknown(
                         node,
                         format!("its layers have {} heads, counted from 0", self.n_heads),
-                    )),
+                    ))
                 }
             }
         }

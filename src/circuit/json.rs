@@ -290,9 +290,10 @@ fn end_of_part(text: &str, inside: bool) -> Option<usize> {
 }
 
 fn push_part(out: &mut String, part: &str, inside: bool) {
-    match inside || !part.contains("NaN") {
-        true => out.push_str(part),
-        false => out.push_str(&part.replace("NaN", "null")),
+    if inside || !part.contains("NaN") {
+        out.push_str(part)
+    } else {
+        out.push_str(&part.replace("NaN", "null"))
     }
 }
 
@@ -337,12 +338,13 @@ impl Config {
                 "it is of a model with {what} {file}, this one has {model}; give the model that it was made with"
             ));
         }
-        match self.parallel_attn_mlp == model.parallel_attn_mlp {
-            true => Ok(()),
-            false => Err(format!(
+        if self.parallel_attn_mlp == model.parallel_attn_mlp {
+            Ok(())
+        } else {
+            Err(format!(
                 "it is of a model with parallel_attn_mlp {}, this one has {}; give the model that it was made with",
                 self.parallel_attn_mlp, model.parallel_attn_mlp
-            )),
+            ))
         }
     }
 }

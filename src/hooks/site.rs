@@ -62,19 +62,20 @@ impl Positions {
             match pos {
                 Pos::Index(index) if *index < length => positions.push(*index),
                 Pos::FromEnd(back) if (1..=length).contains(back) => positions.push(length - back),
-                Pos::Role(role) => positions.extend(roles.get(role).ok_or_else(|| {
-                    Error::UnknownRole {
+                Pos::Role(role) => {
+                    positions.extend(roles.get(role).ok_or_else(|| Error::UnknownRole {
                         role: role.clone(),
-                        known: match roles.is_empty() {
-                            true => "none".into(),
-                            false => roles
+                        known: if roles.is_empty() {
+                            "none".into()
+                        } else {
+                            roles
                                 .keys()
                                 .map(String::as_str)
                                 .collect::<Vec<_>>()
-                                .join(", "),
+                                .join(", ")
                         },
-                    }
-                })?),
+                    })?)
+                }
                 _ => return Err(out_of_range(pos.to_string())),
             }
         }
@@ -202,9 +203,10 @@ impl FromStr for Pos {
         };
         if let Some(role) = text.strip_prefix('@') {
             let legal = |c: char| c.is_alphanumeric() || "_+-".contains(c);
-            return match !role.is_empty() && role.chars().all(legal) {
-                true => Ok(Pos::Role(role.into())),
-                false => Err(bad()),
+            return if !role.is_empty() && role.chars().all(legal) {
+                Ok(Pos::Role(role.into()))
+            } else {
+                Err(bad())
             };
         }
         match text.strip_prefix('-') {
@@ -240,9 +242,10 @@ impl fmt::Display for Site {
         if let Some(neurons) = &self.neurons {
             parts.push(format!("neuron={}", list(neurons)));
         }
-        match parts.is_empty() {
-            true => write!(f, "{}", self.hook),
-            false => write!(f, "{}[{}]", self.hook, parts.join("; ")),
+        if parts.is_empty() {
+            write!(f, "{}", self.hook)
+        } else {
+            write!(f, "{}[{}]", self.hook, parts.join("; "))
         }
     }
 }

@@ -293,9 +293,10 @@ fn tasks(segments: &[Segment<'_>], shape: &Shape) -> Vec<Task> {
         let rows = segment.query_positions.len();
         for start in (0..rows).step_by(BLOCK) {
             let end = rows.min(start + BLOCK);
-            let keys = match shape.causal {
-                true => segment.query_positions[end - 1] as usize + 1,
-                false => shape.length,
+            let keys = if shape.causal {
+                segment.query_positions[end - 1] as usize + 1
+            } else {
+                shape.length
             };
             for head in (0..shape.n_heads).step_by(group) {
                 tasks.push(Task {
@@ -635,9 +636,10 @@ fn assemble(
     let own = own.narrow(0, segment.key_start, segment.key_positions.len())?;
     let Some(base) = base else { return Ok(own) };
     let base = base.narrow(0, segment.example * shape.length, shape.length)?;
-    let base = match heads == shape.n_kv_heads {
-        true => base,
-        false => repeat(&base, heads / shape.n_kv_heads)?,
+    let base = if heads == shape.n_kv_heads {
+        base
+    } else {
+        repeat(&base, heads / shape.n_kv_heads)?
     };
     let mut index: Vec<u32> = (0..shape.length as u32)
         .map(|pos| pos + segment.key_positions.len() as u32)

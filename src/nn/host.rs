@@ -97,9 +97,10 @@ pub fn to_host(t: &Tensor) -> Result<Vec<f32>> {
 
 /// The same tensor as contiguous f32 in host memory: itself where it is that already.
 pub fn on_host(t: &Tensor) -> Result<Tensor> {
-    match is_host(t) {
-        true => Ok(t.contiguous()?),
-        false => tensor(to_host(t)?, t.shape()),
+    if is_host(t) {
+        Ok(t.contiguous()?)
+    } else {
+        tensor(to_host(t)?, t.shape())
     }
 }
 

@@ -87,9 +87,12 @@ pub fn gated_backward(
 ) -> Result<Tensor> {
     let dpost = dpost.contiguous()?;
     // The branches are columns of one product: their rows are read where they lie.
-    let in_place = |t: &Tensor| match is_host(t) {
-        true => Ok(t.clone()),
-        false => on_host(t),
+    let in_place = |t: &Tensor| {
+        if is_host(t) {
+            Ok(t.clone())
+        } else {
+            on_host(t)
+        }
     };
     let (gate, linear) = (in_place(gate)?, in_place(linear)?);
     let (rows, width) = gate.dims2()?;

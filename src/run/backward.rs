@@ -111,9 +111,10 @@ impl Descent<'_> {
         };
         let gradient = self.at(layer.hook(Kind::ResidPost), gradient, probe)?;
         if self.rules.stops(index) {
-            let gradient = match spec.has_resid_mid() {
-                true => self.at(layer.hook(Kind::ResidMid), gradient, probe)?,
-                false => gradient,
+            let gradient = if spec.has_resid_mid() {
+                self.at(layer.hook(Kind::ResidMid), gradient, probe)?
+            } else {
+                gradient
             };
             return self.at(layer.hook(Kind::ResidPre), gradient, probe);
         }
@@ -378,9 +379,10 @@ impl Layer<'_> {
                 example: segment.example,
             })
             .collect();
-        let scores = match walk.tape.edits(self.hook(Kind::AttnScores)) {
-            true => Some(saved.get(Kind::AttnScores, rows)?),
-            false => None,
+        let scores = if walk.tape.edits(self.hook(Kind::AttnScores)) {
+            Some(saved.get(Kind::AttnScores, rows)?)
+        } else {
+            None
         };
         let hooks = [Kind::Pattern, Kind::AttnScores].map(|kind| self.hook(kind));
         let with_pattern = hooks.iter().any(|&hook| probe.wants(hook));

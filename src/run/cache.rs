@@ -265,14 +265,13 @@ impl Sources {
     pub fn get(&self, name: &str, edit: &crate::hooks::Edit) -> Result<&Arc<Source>> {
         self.named.get(name).ok_or_else(|| Error::BadEdit {
             edit: edit.to_string(),
-            reason: match self.named.is_empty() {
-                true => {
-                    format!("it takes its values from `{name}`, and this run was given no sources")
-                }
-                false => format!(
+            reason: if self.named.is_empty() {
+                format!("it takes its values from `{name}`, and this run was given no sources")
+            } else {
+                format!(
                     "there is no source `{name}`; this run was given {}",
                     self.names()
-                ),
+                )
             },
         })
     }

@@ -348,14 +348,16 @@ fn norm_with_hooks(
     }
     let parts = norm::parts(x, w, kind, eps)?;
     let scale = tap.at(hooks[0], parts.scale.clone(), rows)?;
-    let normalized = match scale.id() == parts.scale.id() {
-        true => parts.normalized.clone(),
-        false => norm::normalize(x, &scale, kind)?,
+    let normalized = if scale.id() == parts.scale.id() {
+        parts.normalized.clone()
+    } else {
+        norm::normalize(x, &scale, kind)?
     };
     let used = tap.at(hooks[1], normalized, rows)?;
-    match used.id() == parts.normalized.id() {
-        true => Ok(parts.y),
-        false => norm::apply_weight(&used, w),
+    if used.id() == parts.normalized.id() {
+        Ok(parts.y)
+    } else {
+        norm::apply_weight(&used, w)
     }
 }
 
@@ -688,9 +690,10 @@ fn neurons(layer: &Layer<'_>, mlp_in: Tensor, rows: &Rows, tap: &mut dyn Tap) ->
     );
     let used_gate = tap.at(hooks[0], gate.clone(), rows)?;
     let used_up = tap.at(hooks[1], up.clone(), rows)?;
-    match used_gate.id() == gate.id() && used_up.id() == up.id() {
-        true => mlp::gated(&pre, spec.activation),
-        false => Ok((mlp::forward(&used_gate, spec.activation)? * used_up)?),
+    if used_gate.id() == gate.id() && used_up.id() == up.id() {
+        mlp::gated(&pre, spec.activation)
+    } else {
+        Ok((mlp::forward(&used_gate, spec.activation)? * used_up)?)
     }
 }
 

@@ -295,9 +295,10 @@ impl Planned {
                     && (stage > Stage::Qkv || (stage == Stage::Qkv && !self.spreads))
             }
         };
-        match only_itself {
-            true => self.positions.contains(&answer),
-            false => self.first() <= answer,
+        if only_itself {
+            self.positions.contains(&answer)
+        } else {
+            self.first() <= answer
         }
     }
 
@@ -308,9 +309,10 @@ impl Planned {
             Start::Embed => false,
             Start::Block(layer, stage) => layer == last_layer && stage > Stage::Qkv,
         };
-        match at_the_end {
-            true => self.ends.clone(),
-            false => self.positions.clone(),
+        if at_the_end {
+            self.ends.clone()
+        } else {
+            self.positions.clone()
         }
     }
 
@@ -364,9 +366,10 @@ pub fn plan(
             continue;
         }
         let planned = Planned::new(index, variant, &changed, base, &model.spec)?;
-        match planned.reaches(answer, last) {
-            true => plan.row_layers += planned.cost(base.length, model.spec.n_layers),
-            false => plan.without_effect += 1,
+        if planned.reaches(answer, last) {
+            plan.row_layers += planned.cost(base.length, model.spec.n_layers)
+        } else {
+            plan.without_effect += 1
         }
     }
     plan.forwards = plan.row_layers as f64 / (base.length * model.spec.n_layers) as f64;

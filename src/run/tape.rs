@@ -91,9 +91,10 @@ impl Tape {
             kept: HashMap::new(),
         };
         for layer in 0..spec.n_layers {
-            let kinds = match tape.light.contains(&layer) {
-                true => vec![Kind::ResidPre, Kind::RotK, Kind::V],
-                false => needs(spec),
+            let kinds = if tape.light.contains(&layer) {
+                vec![Kind::ResidPre, Kind::RotK, Kind::V]
+            } else {
+                needs(spec)
             };
             let hooks = kinds.into_iter().map(|kind| Hook::at(kind, layer));
             recorder.wanted.extend(hooks);
@@ -225,9 +226,10 @@ impl Saved<'_> {
             Some(t) => t,
             None => self.tape.get(hook)?,
         };
-        match rows.total == self.tape.rows.total {
-            true => Ok(all.clone()),
-            false => regather(all, &self.tape.rows, rows, None),
+        if rows.total == self.tape.rows.total {
+            Ok(all.clone())
+        } else {
+            regather(all, &self.tape.rows, rows, None)
         }
     }
 
@@ -390,9 +392,10 @@ impl Tap for Again<'_, '_> {
     }
 
     fn at(&mut self, hook: Hook, t: Tensor, rows: &Rows) -> Result<Tensor> {
-        match self.is_entry(hook) {
-            true => Ok(t),
-            false => self.0.at(hook, t, rows),
+        if self.is_entry(hook) {
+            Ok(t)
+        } else {
+            self.0.at(hook, t, rows)
         }
     }
 

@@ -367,12 +367,13 @@ fn texts(column: &Column) -> Result<Vec<String>, String> {
 fn check_size(strings: &StringChunked) -> Result<(), String> {
     let bytes = strings.iter().flatten().map(str::len);
     let total = bytes.fold(0usize, usize::saturating_add) as u64;
-    match total <= FILE_LIMIT {
-        true => Ok(()),
-        false => Err(format!(
+    if total <= FILE_LIMIT {
+        Ok(())
+    } else {
+        Err(format!(
             "column `{}` unpacks to {total} bytes, at most {FILE_LIMIT} are read",
             strings.name()
-        )),
+        ))
     }
 }
 

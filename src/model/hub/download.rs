@@ -1,21 +1,24 @@
 //! From the hub into its cache, through the `hf-hub` crate, which writes files beside and renames them when they are whole.
 
-use super::located::{Located, Wanted};
-use super::repo::HubModel;
-use crate::error::Result;
-use crate::model::options::LoadOptions;
+#[cfg(not(feature = "hub"))]
+pub(super) use without_hub::{download, newest};
 
 #[cfg(not(feature = "hub"))]
-const NO_HUB: &str = "this build has no cargo feature `hub`; and there is no such path";
+mod without_hub {
+    use crate::error::Result;
+    use crate::model::hub::located::{Located, Wanted};
+    use crate::model::hub::repo::HubModel;
+    use crate::model::options::LoadOptions;
 
-#[cfg(not(feature = "hub"))]
-pub(super) fn download(repo: &HubModel, _: &LoadOptions, _: Wanted) -> Result<Located> {
-    Err(repo.not_cached(NO_HUB.to_string()))
-}
+    const NO_HUB: &str = "this build has no cargo feature `hub`; and there is no such path";
 
-#[cfg(not(feature = "hub"))]
-pub(super) fn newest(repo: &HubModel, _: &LoadOptions) -> Result<Located> {
-    Err(repo.not_cached(NO_HUB.to_string()))
+    pub fn download(repo: &HubModel, _: &LoadOptions, _: Wanted) -> Result<Located> {
+        Err(repo.not_cached(NO_HUB.to_string()))
+    }
+
+    pub fn newest(repo: &HubModel, _: &LoadOptions) -> Result<Located> {
+        Err(repo.not_cached(NO_HUB.to_string()))
+    }
 }
 
 #[cfg(feature = "hub")]

@@ -115,12 +115,13 @@ pub fn backward(
         q: tensor(out.q.data, dims(queries))?,
         k: tensor(out.k.data, dims(rows))?,
         v: tensor(out.v.data, dims(rows))?,
-        pattern: match with_pattern {
-            true => Some([
+        pattern: if with_pattern {
+            Some([
                 tensor(pattern.data, of_pattern)?,
                 tensor(scores.data, of_pattern)?,
-            ]),
-            false => None,
+            ])
+        } else {
+            None
         },
     })
 }

@@ -135,13 +135,12 @@ fn check_values(
         Some(keys) if !from_source => keys.last().is_some_and(|&key| key >= prompt_length),
         _ => last >= prompt_length,
     };
-    match grows {
-        false => Ok(()),
-        true => {
-            let reason = "it has a value for each key, and generated tokens are keys too; name positions of the prompt (`pos=`), \
+    if grows {
+        let reason = "it has a value for each key, and generated tokens are keys too; name positions of the prompt (`pos=`), \
                           or give one number";
-            Err(bad(edit, reason.into()))
-        }
+        Err(bad(edit, reason.into()))
+    } else {
+        Ok(())
     }
 }
 
@@ -164,14 +163,15 @@ fn check_source(
     let Some(missing) = (positions.iter()).find(|&&pos| row_of(prompt, pos).is_none()) else {
         return Ok(());
     };
-    let reason = match *missing < prompt_length {
-        true => format!(
+    let reason = if *missing < prompt_length {
+        format!(
             "`{name}` has no position {missing} of prompt {prompt}; take it from a run of as many prompts as long"
-        ),
-        false => format!(
+        )
+    } else {
+        format!(
             "`{name}` has no position {missing}, where a token will be generated; name positions of the prompt (`pos=`), or take \
              values that are the same for all positions"
-        ),
+        )
     };
     Err(bad(edit, reason))
 }

@@ -46,9 +46,10 @@ impl Keys {
             edits.iter().any(|edit| inputs.contains(&edit.site.hook))
         };
         let layer = |layer: usize| Layer {
-            times: match splits_groups(layer) {
-                true => spec.n_heads / spec.n_kv_heads,
-                false => 1,
+            times: if splits_groups(layer) {
+                spec.n_heads / spec.n_kv_heads
+            } else {
+                1
             },
             kept: [None, None],
         };
@@ -87,9 +88,10 @@ impl Keys {
     fn keep(&mut self, layer: usize, letter: usize, t: Tensor, rows: &Rows) -> Result<Tensor> {
         let of_layer = &mut self.layers[layer];
         let heads = self.heads * of_layer.times;
-        let t = match t.dim(1)? == heads {
-            true => t.contiguous()?,
-            false => repeat(&t, of_layer.times)?,
+        let t = if t.dim(1)? == heads {
+            t.contiguous()?
+        } else {
+            repeat(&t, of_layer.times)?
         };
         let (_, heads, d) = t.dims3()?;
         let all = match &mut of_layer.kept[letter] {

@@ -25,14 +25,15 @@ pub fn check_room(spec: &ModelSpec, length: usize, max_tokens: usize) -> Result<
     }
     let limit = spec.n_ctx;
     let reach = length.saturating_add(max_tokens - 1);
-    match reach > limit {
-        true => Err(Error::NoRoom {
+    if reach > limit {
+        Err(Error::NoRoom {
             prompt: length,
             more: max_tokens,
             limit,
             most: (limit + 1).saturating_sub(length),
-        }),
-        false => Ok(reach),
+        })
+    } else {
+        Ok(reach)
     }
 }
 
@@ -118,14 +119,15 @@ pub(super) fn choose_tokens(
     }
     progress.finish();
     let vocab = model.spec.d_vocab;
-    let kept: Result<Vec<Tensor>> = match request.keep_logits {
-        true => (kept.into_iter())
+    let kept: Result<Vec<Tensor>> = if request.keep_logits {
+        (kept.into_iter())
             .map(|values| {
                 let generated = values.len() / vocab;
                 tensor(values, (generated, vocab))
             })
-            .collect(),
-        false => Ok(Vec::new()),
+            .collect()
+    } else {
+        Ok(Vec::new())
     };
     Ok(Generation {
         tokens: (sequences.into_iter())
