@@ -345,7 +345,10 @@ fn patches_that_cannot_be_made() {
         &["patch", "--out", "no/such/folder/x.parquet"],
         &["no such file or folder"],
     );
-    bench.refuses(&["patch", "--out", ".."], &["it is a folder", "--out"]);
+    bench.refuses(
+        &["patch", "--out", ".."],
+        &["it is a folder", "name a file in it"],
+    );
     bench.refuses(&["patch", "--metric", "nope"], &["`nope`", "logit_diff"]);
     for (flag, value, says) in [
         ("--corruption", "nope", "s2_io, s2_random"),

@@ -1011,7 +1011,7 @@ fn a_file_prints_as_the_run_did() {
             "asking, it looks for",
         ),
     ] {
-        let with_out = [args, &["--out", "a.parquet"]].concat();
+        let with_out = [args, &["--out", "a.parquet", "--force"]].concat();
         let (is_fine, printed, stderr) = candlewick(folder.path(), &with_out);
         assert!(
             is_fine && printed.contains(says),

@@ -1,6 +1,5 @@
 //! `candlewick ablate`: what the model loses without a part, a set of parts, or some of its attention; and what repairs it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use candlewick::Error;
@@ -11,13 +10,13 @@ use candlewick::methods::{
     RepairTarget, Units, ablation, parse_sites, self_repair,
 };
 use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer, load, load_tokenizer};
-use candlewick::scores::{Detail, PartStore, check_writable};
+use candlewick::scores::{Detail, PartStore};
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
 use super::open::{load_options, open_task};
-use super::{Context, show};
+use super::{Context, destination, show};
 
 /// Ablate parts of the model: one at a time, in sets, in pairs; scale them, or knock attention out.
 ///
@@ -137,12 +136,10 @@ enum Asked {
 }
 
 pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = args.output.out.clone();
-    let out = out.unwrap_or_else(|| PathBuf::from("ablation.parquet"));
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
-    check_writable(&out)?;
+    let out = destination(&args.output, "ablation.parquet", ctx)?;
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
@@ -170,7 +167,7 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
             return Err(error.into());
         }
     };
-    show::write(&mut scores, &out, ctx)?;
+    show::write(&mut scores, &out, &args.output, ctx)?;
     parts.remove()?;
     show::tell(&scores, &out, &args.output, ctx)
 }

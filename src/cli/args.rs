@@ -91,9 +91,12 @@ pub enum BosChoice {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// All rows, with how they were made, as parquet.
+    /// All rows, with how they were made: `.parquet`, or `.csv` or `.jsonl` for other programs.
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Replace the results of another command, or a file that is not ours.
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub print: PrintArgs,
     /// A row for each pair instead of means with intervals.

@@ -22,7 +22,7 @@ use clap::{Args, ValueEnum};
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
 use super::open::{load_options, open_task};
 use super::patch::DirectionChoice;
-use super::{Context, show};
+use super::{Context, destination, show};
 
 /// Estimate from gradients what patching each node, edge or token would do, and patch some exactly to see how good the estimates are.
 ///
@@ -192,14 +192,10 @@ impl MethodChoice {
 }
 
 pub fn run(args: AttributeArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = match &args.output.out {
-        Some(out) => out.clone(),
-        None => PathBuf::from("attribution.parquet"),
-    };
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
-    check_writable(&out)?;
+    let out = destination(&args.output, "attribution.parquet", ctx)?;
     let kind = args.method.kind()?;
     check_flags(&args, &kind)?;
     if let Some(path) = &args.graph {

@@ -1,17 +1,15 @@
 //! `candlewick heads`: what each attention head looks like.
 
-use std::path::PathBuf;
-
 use candlewick::Error;
 use candlewick::methods::{HeadConfig, head_statistics};
 use candlewick::model::{EMBEDDED, load, load_tokenizer};
-use candlewick::scores::{Detail, check_writable};
+use candlewick::scores::Detail;
 use clap::Args;
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
 use super::logits::tokens;
 use super::open::{load_options, open_task};
-use super::{Context, show};
+use super::{Context, destination, show};
 
 /// Label every attention head with what it looks like: previous-token, duplicate-token, induction, copying.
 ///
@@ -47,12 +45,10 @@ pub struct HeadsArgs {
 }
 
 pub fn run(args: HeadsArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = args.output.out.clone();
-    let out = out.unwrap_or_else(|| PathBuf::from("heads.parquet"));
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
-    check_writable(&out)?;
+    let out = destination(&args.output, "heads.parquet", ctx)?;
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;

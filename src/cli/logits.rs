@@ -1,7 +1,5 @@
 //! `candlewick logits`: what parts of a model write to the logits, and what its layers would say.
 
-use std::path::PathBuf;
-
 use candlewick::Error;
 use candlewick::methods::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
@@ -9,13 +7,13 @@ use candlewick::methods::{
 };
 use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, load, load_tokenizer};
 use candlewick::run::Progress;
-use candlewick::scores::{Detail, Scores, check_writable};
+use candlewick::scores::{Detail, Scores};
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
 use super::open::{load_options, open_task};
-use super::{Context, show};
+use super::{Context, destination, show};
 
 /// Take the answer's logit apart, or read every layer through the lens. Nothing in the model is changed.
 ///
@@ -114,12 +112,10 @@ enum Asked {
 }
 
 pub fn run(args: LogitsArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = args.output.out.clone();
-    let out = out.unwrap_or_else(|| PathBuf::from("logits.parquet"));
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
-    check_writable(&out)?;
+    let out = destination(&args.output, "logits.parquet", ctx)?;
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;

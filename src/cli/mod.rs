@@ -5,6 +5,8 @@ mod ablate;
 mod args;
 mod attribute;
 mod check;
+mod clean;
+mod destination;
 mod fetch;
 mod generate;
 mod heads;
@@ -25,6 +27,7 @@ use candlewick::plot::Color;
 use clap::{Parser, Subcommand};
 
 use args::ColorChoice;
+pub use destination::destination;
 pub use open::{load_options, open_task};
 use progress::Bar;
 
@@ -64,6 +67,7 @@ enum Command {
     Check(check::CheckArgs),
     Fetch(fetch::FetchArgs),
     Show(show::ShowArgs),
+    Clean(clean::CleanArgs),
 }
 
 /// What every subcommand gets besides its arguments.
@@ -118,6 +122,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check(args) => check::run(args),
         Command::Fetch(args) => fetch::run(args, &ctx),
         Command::Show(args) => show::run(args, &ctx),
+        Command::Clean(args) => clean::run(args),
     }
 }
 

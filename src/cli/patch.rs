@@ -9,12 +9,12 @@ use candlewick::methods::{
 };
 use candlewick::model::{EMBEDDED, load, load_tokenizer};
 use candlewick::run::SweepOptions;
-use candlewick::scores::{Detail, Direction, PartStore, check_writable};
+use candlewick::scores::{Detail, Direction, PartStore};
 use clap::{Args, ValueEnum};
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
 use super::open::{load_options, open_task};
-use super::{Context, show};
+use super::{Context, destination, show};
 
 /// Patch one run's activations into another, exactly, at every site of a sweep.
 ///
@@ -104,17 +104,14 @@ pub enum SourceChoice {
 }
 
 pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = args
-        .output
-        .out
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("scores.parquet"));
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
-    if !args.dry_run {
-        check_writable(&out)?;
-    }
+    let out = if args.dry_run {
+        PathBuf::new()
+    } else {
+        destination(&args.output, "scores.parquet", ctx)?
+    };
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let sites = parse_sites(&args.sites, &spec)?;
     let embedded = args.model.model == EMBEDDED;
@@ -141,7 +138,7 @@ pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
             return Err(error.into());
         }
     };
-    show::write(&mut scores, &out, ctx)?;
+    show::write(&mut scores, &out, &args.output, ctx)?;
     parts.remove()?;
     show::tell(&scores, &out, &args.output, ctx)
 }

@@ -1,7 +1,5 @@
 //! `candlewick path`: what one part of the model passes to another, along chosen paths only.
 
-use std::path::PathBuf;
-
 use candlewick::Error;
 use candlewick::hooks::{Letter, Node};
 use candlewick::methods::{
@@ -9,14 +7,14 @@ use candlewick::methods::{
     path_patching,
 };
 use candlewick::model::{EMBEDDED, ModelSpec, load, load_tokenizer};
-use candlewick::scores::{Detail, check_writable};
+use candlewick::scores::Detail;
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
 use super::ablate::{nodes, positions};
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
 use super::open::{load_options, open_task};
-use super::{Context, show};
+use super::{Context, destination, show};
 
 /// Path patching: give receivers what senders would have written in the corrupted run, and nothing else.
 ///
@@ -97,12 +95,10 @@ enum Asked {
 }
 
 pub fn run(args: PathArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = args.output.out.clone();
-    let out = out.unwrap_or_else(|| PathBuf::from("path.parquet"));
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
-    check_writable(&out)?;
+    let out = destination(&args.output, "path.parquet", ctx)?;
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::plot::{HeatmapOptions, heatmap, summary, svg};
-use candlewick::scores::{Direction, Provenance, Scores, visible, write_whole};
+use candlewick::scores::{Direction, Provenance, Scores, visible, write_out, write_whole};
 use clap::Args;
 
 use super::args::{OutputArgs, PrintArgs};
@@ -51,11 +51,11 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     print(&scores, &args.print, ctx, &mut out)?;
     if for_people && !scores.provenance.command.is_empty() {
-        writeln!(
-            out,
-            "\nmade by: {}",
-            shell_quoted(&scores.provenance.command)
-        )?;
+        writeln!(out)?;
+        if !scores.provenance.folder.is_empty() {
+            writeln!(out, "made in: {}", visible(&scores.provenance.folder))?;
+        }
+        writeln!(out, "made by: {}", shell_quoted(&scores.provenance.command))?;
     }
     out.flush().context("stdout")
 }
@@ -67,14 +67,20 @@ pub fn finish(
     output: &OutputArgs,
     ctx: &Context,
 ) -> anyhow::Result<()> {
-    write(&mut scores, out, ctx)?;
+    write(&mut scores, out, output, ctx)?;
     tell(&scores, out, output, ctx)
 }
 
 /// Writes a table into its file, with the command that makes it again.
-pub fn write(scores: &mut Scores, out: &Path, ctx: &Context) -> anyhow::Result<()> {
-    scores.provenance.command = ctx.command.clone();
-    Ok(scores.write_parquet(out)?)
+pub fn write(
+    scores: &mut Scores,
+    out: &Path,
+    output: &OutputArgs,
+    ctx: &Context,
+) -> anyhow::Result<()> {
+    let folder = std::env::current_dir().unwrap_or_default();
+    scores.made_by(&ctx.command, &folder.to_string_lossy());
+    Ok(write_out(scores, out, output.force)?)
 }
 
 /// Prints a table that is written: warnings, picture, strongest rows, notes, and where all rows are.

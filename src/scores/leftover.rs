@@ -22,7 +22,7 @@ pub struct Leftover {
     /// Finished parts among them.
     pub parts: usize,
     pub bytes: u64,
-    /// Why it must stay: a run is at it.
+    /// Why it must stay.
     pub in_use: Option<String>,
 }
 
@@ -52,13 +52,13 @@ pub fn leftovers(folder: &Path) -> Result<Vec<Leftover>> {
 
 /// Removes the files of a leftover, then its folders if nothing else is in them.
 /// # Errors
-/// [`Error::Busy`] if a run is at it; [`Error::Write`] for a file that cannot be removed.
+/// [`Error::Invalid`] if it must stay; [`Error::Write`] for a file that cannot be removed.
 pub fn remove(leftover: &Leftover) -> Result<()> {
     if let Some(owner) = &leftover.in_use {
-        return Err(Error::Busy {
-            folder: leftover.path.clone(),
-            owner: owner.clone(),
-        });
+        return Err(Error::invalid(format!(
+            "`{}` stays: {owner}",
+            leftover.path.display()
+        )));
     }
     for file in &leftover.files {
         fs::remove_file(file).map_err(|source| Error::Write {
@@ -124,7 +124,7 @@ fn unfinished(path: PathBuf) -> Leftover {
         files: vec![path.clone()],
         path,
         parts: 0,
-        in_use: is_recent.then(|| "of the last ten minutes".into()),
+        in_use: is_recent.then(|| "it was written to in the last ten minutes".into()),
     }
 }
 
@@ -135,8 +135,8 @@ fn owner(lock: &Path) -> Option<String> {
         Err(TryLockError::WouldBlock) => {
             let owner = fs::read_to_string(lock).unwrap_or_default();
             Some(match owner.trim() {
-                "" => "unknown".into(),
-                owner => owner.into(),
+                "" => "a run is at work on it".into(),
+                owner => format!("process {owner} is at work on it"),
             })
         }
         _ => None,

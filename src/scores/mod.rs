@@ -57,6 +57,15 @@ impl Scores {
         &self.provenance.warnings
     }
 
+    /// Notes the arguments that made the table, program first, and the folder that it was made in.
+    pub fn made_by(&mut self, command: &[String], folder: &str) {
+        let sides = self.sides.iter_mut().map(|(_, side)| &mut side.provenance);
+        for about in std::iter::once(&mut self.provenance).chain(sides) {
+            about.command = command.to_vec();
+            about.folder = folder.to_string();
+        }
+    }
+
     /// The side table of a kind.
     pub fn side(&self, kind: &str) -> Option<&Scores> {
         let found = self.sides.iter().find(|(name, _)| name == kind);

@@ -118,8 +118,8 @@ enum Found {
 }
 
 fn check(path: &Path, here: &Provenance, force: bool) -> Result<()> {
-    let format = OutFormat::of(path)?;
     check_writable(path)?;
+    let format = OutFormat::of(path)?;
     if format != OutFormat::Parquet {
         check_writable(&provenance_path(path))?;
     }
@@ -394,8 +394,9 @@ mod tests {
                 assert!(error.contains("candlewick patch"), "{error}");
             }
         }
+        let folder = tempfile::tempdir().unwrap();
         for name in ["a", "a.txt", "a.parquet.bak"] {
-            let error = check_out(Path::new(name), &[], false).unwrap_err();
+            let error = check_out(&folder.path().join(name), &[], false).unwrap_err();
             assert!(matches!(error, Error::NoFormat { .. }), "{name}");
         }
     }

@@ -1,0 +1,53 @@
+//! Where a command's results go.
+
+use std::path::{Path, PathBuf};
+
+use candlewick::Error;
+use candlewick::scores::check_out;
+
+use super::Context;
+use super::args::OutputArgs;
+
+/// More results of one default name than this are more than anybody can tell apart.
+const MOST: usize = 1000;
+
+/// The file that `--out` names, checked before the long part of the work; else the default name, or, where that holds the results
+/// of another command, the first of `NAME-2`, `NAME-3`, ... that does not.
+/// # Errors
+/// Those of [`check_out`].
+pub fn destination(output: &OutputArgs, default: &str, ctx: &Context) -> anyhow::Result<PathBuf> {
+    if let Some(out) = &output.out {
+        check_out(out, &ctx.command, output.force)?;
+        return Ok(out.clone());
+    }
+    let first = PathBuf::from(default);
+    let numbered = (2..=MOST).map(|number| with_number(&first, number));
+    let mut taken = None;
+    for path in std::iter::once(first.clone()).chain(numbered) {
+        match check_out(&path, &ctx.command, output.force) {
+            Err(error @ (Error::OtherResults { .. } | Error::NotOurs { .. })) => {
+                taken.get_or_insert(error);
+            }
+            other => {
+                other?;
+                if taken.is_some() {
+                    ctx.warn(&format!(
+                        "`{default}` is kept as it is; results go to `{}` (`--out` names another place)",
+                        path.display()
+                    ));
+                }
+                return Ok(path);
+            }
+        }
+    }
+    let error = taken.expect("the last of many names was taken");
+    Err(error.into())
+}
+
+/// `scores-2.parquet` for `scores.parquet`.
+fn with_number(path: &Path, number: usize) -> PathBuf {
+    let text =
+        |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let (stem, ending) = (text(path.file_stem()), text(path.extension()));
+    path.with_file_name(format!("{stem}-{number}.{ending}"))
+}
