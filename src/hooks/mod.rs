@@ -341,11 +341,11 @@ impl Hook {
         {
             let (kind, layer) = parse_name(part)?;
             match layer {
-                Layer::Given(layer) => hooks.push(Hook::at(kind, layer)),
-                Layer::Every if kind.per_layer() => {
+                NamedLayer::Given(layer) => hooks.push(Hook::at(kind, layer)),
+                NamedLayer::Every if kind.per_layer() => {
                     hooks.extend((0..spec.n_layers).map(|layer| Hook::at(kind, layer)))
                 }
-                Layer::Every => hooks.push(Hook::global(kind)),
+                NamedLayer::Every => hooks.push(Hook::global(kind)),
             }
         }
         if hooks.is_empty() {
@@ -371,8 +371,8 @@ impl FromStr for Kind {
     /// Reads a hook's name without a layer: `z`, `attn.hook_z`, `hook_resid_pre`.
     fn from_str(text: &str) -> Result<Self> {
         match parse_name(text)? {
-            (kind, Layer::Every) => Ok(kind),
-            (kind, Layer::Given(_)) => Err(Error::Parse {
+            (kind, NamedLayer::Every) => Ok(kind),
+            (kind, NamedLayer::Given(_)) => Err(Error::Parse {
                 what: "a kind of hook",
                 text: text.into(),
                 reason: format!("leave the layer out: `{}`", kind.short()),
@@ -386,9 +386,9 @@ impl FromStr for Hook {
 
     fn from_str(text: &str) -> Result<Self> {
         match parse_name(text)? {
-            (kind, Layer::Given(layer)) => Ok(Hook::at(kind, layer)),
-            (kind, Layer::Every) if !kind.per_layer() => Ok(Hook::global(kind)),
-            (kind, Layer::Every) => Err(Error::Parse {
+            (kind, NamedLayer::Given(layer)) => Ok(Hook::at(kind, layer)),
+            (kind, NamedLayer::Every) if !kind.per_layer() => Ok(Hook::global(kind)),
+            (kind, NamedLayer::Every) => Err(Error::Parse {
                 what: "one hook",
                 text: text.into(),
                 reason: format!("say which layer, as in `{}`", Hook::at(kind, 3)),
@@ -397,13 +397,13 @@ impl FromStr for Hook {
     }
 }
 
-enum Layer {
+enum NamedLayer {
     Given(usize),
     Every,
 }
 
 /// Splits a hook's name into kind and layer. Accepts `blocks.3.attn.hook_z`, `blocks.*.attn.hook_z`, `z3`, `z.3`, `z[3]`, `z`.
-fn parse_name(text: &str) -> Result<(Kind, Layer)> {
+fn parse_name(text: &str) -> Result<(Kind, NamedLayer)> {
     let text = text.trim();
     if let Some(rest) = text.strip_prefix("blocks.") {
         let (layer, name) = rest.split_once('.').ok_or_else(|| unknown(text))?;
@@ -412,10 +412,10 @@ fn parse_name(text: &str) -> Result<(Kind, Layer)> {
             .find(|kind| kind.per_layer() && kind.name() == name)
             .ok_or_else(|| unknown(text))?;
         return match layer {
-            "*" => Ok((kind, Layer::Every)),
+            "*" => Ok((kind, NamedLayer::Every)),
             _ => Ok((
                 kind,
-                Layer::Given(layer.parse().map_err(|_| unknown(text))?),
+                NamedLayer::Given(layer.parse().map_err(|_| unknown(text))?),
             )),
         };
     }
@@ -425,7 +425,7 @@ fn parse_name(text: &str) -> Result<(Kind, Layer)> {
             .find(|kind| kind.short() == name || kind.name() == name)
     };
     if let Some(kind) = named(text) {
-        return Ok((kind, Layer::Every));
+        return Ok((kind, NamedLayer::Every));
     }
     let inner = text.strip_suffix(']').unwrap_or(text);
     let name = inner.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -435,7 +435,7 @@ fn parse_name(text: &str) -> Result<(Kind, Layer)> {
         _ => name.strip_suffix('.').unwrap_or(name),
     };
     match (named(name), digits.parse()) {
-        (Some(kind), Ok(layer)) if kind.per_layer() => Ok((kind, Layer::Given(layer))),
+        (Some(kind), Ok(layer)) if kind.per_layer() => Ok((kind, NamedLayer::Given(layer))),
         _ => Err(unknown(text)),
     }
 }

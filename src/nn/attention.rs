@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::host::{exp, host, is_host, room, simd, tensor};
 use crate::error::Result;
 
-pub use backward::{Forward, Gradients, backward, softcap_slope};
+pub use backward::{AttentionGradients, Forward, backward, softcap_slope};
 
 /// What attention needs to know of the model at one layer.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +37,7 @@ pub struct Shape {
 
 /// One segment's place in the packed rows.
 #[derive(Debug, Clone)]
-pub struct Segment<'a> {
+pub struct SegmentPlace<'a> {
     /// First query row, and the position of each query row.
     pub query_start: usize,
     pub query_positions: &'a [u32],
@@ -50,7 +50,7 @@ pub struct Segment<'a> {
 
 /// Keys and values: the segments' own, and those of the base run.
 #[derive(Debug, Clone, Copy)]
-pub struct Sources<'a> {
+pub struct KeysValues<'a> {
     /// `[key rows, key_heads, d_head]`, rotated.
     pub k: &'a Tensor,
     /// `[key rows, value_heads, d_head]`
@@ -64,8 +64,8 @@ pub struct Sources<'a> {
 /// `q [query rows, n_heads, d_head]`, rotated; gives the same shape.
 pub fn forward(
     q: &Tensor,
-    sources: Sources<'_>,
-    segments: &[Segment<'_>],
+    sources: KeysValues<'_>,
+    segments: &[SegmentPlace<'_>],
     shape: &Shape,
 ) -> Result<Tensor> {
     if !is_host(q) {
@@ -87,7 +87,7 @@ pub fn forward(
     )?;
     let data = host(&q)?;
     let z = Output::new(q.elem_count());
-    tasks(segments, shape)
+    head_tasks(segments, shape)
         .into_par_iter()
         .for_each_init(Scratch::default, |scratch, task| {
             simd(
@@ -131,8 +131,8 @@ pub fn forward(
 /// `q [query rows, n_heads, d_head]`; gives `[query rows, n_heads, length]`, minus infinity where a query sees no key.
 pub fn scores(
     q: &Tensor,
-    sources: Sources<'_>,
-    segments: &[Segment<'_>],
+    sources: KeysValues<'_>,
+    segments: &[SegmentPlace<'_>],
     shape: &Shape,
 ) -> Result<Tensor> {
     if !is_host(q) {
@@ -147,7 +147,7 @@ pub fn scores(
     )?;
     let data = host(&q)?;
     let out = Output::new(q.dim(0)? * shape.n_heads * shape.length);
-    tasks(segments, shape)
+    head_tasks(segments, shape)
         .into_par_iter()
         .for_each_init(Scratch::default, |scratch, task| {
             simd(
@@ -206,8 +206,8 @@ pub fn softmax(scores: &Tensor) -> Result<Tensor> {
 /// `pattern [query rows, n_heads, length]`; gives `[query rows, n_heads, d_head]`.
 pub fn mix(
     pattern: &Tensor,
-    sources: Sources<'_>,
-    segments: &[Segment<'_>],
+    sources: KeysValues<'_>,
+    segments: &[SegmentPlace<'_>],
     shape: &Shape,
 ) -> Result<Tensor> {
     if !is_host(pattern) || !is_host(sources.v) {
@@ -223,7 +223,7 @@ pub fn mix(
     let data = host(&pattern)?;
     let rows = pattern.dim(0)?;
     let z = Output::new(rows * shape.n_heads * shape.d_head);
-    tasks(segments, shape)
+    head_tasks(segments, shape)
         .into_par_iter()
         .for_each_init(Scratch::default, |scratch, task| {
             simd(
@@ -231,7 +231,7 @@ pub fn mix(
                 || {
                     let segment = &segments[task.segment];
                     // An edited pattern may look anywhere in the prompt.
-                    let task = Task {
+                    let task = HeadTask {
                         keys: shape.length,
                         ..task
                     };
@@ -272,7 +272,7 @@ pub fn mix(
 
 /// Some query rows of one segment, and the query heads that share one pair of key head and value head.
 #[derive(Debug, Clone)]
-struct Task {
+struct HeadTask {
     segment: usize,
     /// First query head and how many.
     head: usize,
@@ -286,7 +286,7 @@ struct Task {
 /// Query rows that are worked on at a time: enough to share the gathered keys, few enough to keep their scores in cache.
 const BLOCK: usize = 64;
 
-fn tasks(segments: &[Segment<'_>], shape: &Shape) -> Vec<Task> {
+fn head_tasks(segments: &[SegmentPlace<'_>], shape: &Shape) -> Vec<HeadTask> {
     let group = shape.n_heads / shape.key_heads.max(shape.value_heads);
     let mut tasks = Vec::with_capacity(segments.len() * shape.n_heads / group);
     for (index, segment) in segments.iter().enumerate() {
@@ -299,7 +299,7 @@ fn tasks(segments: &[Segment<'_>], shape: &Shape) -> Vec<Task> {
                 shape.length
             };
             for head in (0..shape.n_heads).step_by(group) {
-                tasks.push(Task {
+                tasks.push(HeadTask {
                     segment: index,
                     head,
                     heads: group,
@@ -347,7 +347,7 @@ impl<'a> Gather<'a> {
     #[inline(always)]
     fn visit(
         &self,
-        segment: &Segment<'_>,
+        segment: &SegmentPlace<'_>,
         head: usize,
         keys: usize,
         shape: &Shape,
@@ -381,9 +381,9 @@ impl<'a> Gather<'a> {
     fn transposed(
         &self,
         kt: &mut Vec<f32>,
-        segment: &Segment<'_>,
+        segment: &SegmentPlace<'_>,
         head: usize,
-        task: &Task,
+        task: &HeadTask,
         shape: &Shape,
     ) -> usize {
         let width = task.keys.next_multiple_of(16);
@@ -402,9 +402,9 @@ impl<'a> Gather<'a> {
     fn rows(
         &self,
         rows: &mut Vec<f32>,
-        segment: &Segment<'_>,
+        segment: &SegmentPlace<'_>,
         head: usize,
-        task: &Task,
+        task: &HeadTask,
         shape: &Shape,
     ) -> usize {
         let padded = shape.d_head.next_multiple_of(16);
@@ -420,8 +420,8 @@ impl<'a> Gather<'a> {
 /// The query rows of a task: all its heads for the first row, then for the second, ...
 struct Queries<'a> {
     data: &'a [f32],
-    segment: &'a Segment<'a>,
-    task: &'a Task,
+    segment: &'a SegmentPlace<'a>,
+    task: &'a HeadTask,
     shape: &'a Shape,
 }
 
@@ -618,7 +618,7 @@ impl Output {
     #[inline(always)]
     fn write(&self, at: usize, values: &[f32]) {
         assert!(at + values.len() <= self.data.len(), "inside the output");
-        // SAFETY: in bounds by the assertion; `tasks` gives each (row, head) to one task, and nobody reads before all have ended.
+        // SAFETY: in bounds by the assertion; `head_tasks` gives each (row, head) to one task, and nobody reads before all have ended.
         unsafe {
             std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len());
         }
@@ -629,7 +629,7 @@ impl Output {
 fn assemble(
     own: &Tensor,
     base: Option<&Tensor>,
-    segment: &Segment<'_>,
+    segment: &SegmentPlace<'_>,
     heads: usize,
     shape: &Shape,
 ) -> Result<Tensor> {
@@ -662,8 +662,8 @@ pub fn repeat(x: &Tensor, times: usize) -> Result<Tensor> {
 
 fn composed_scores(
     q: &Tensor,
-    sources: Sources<'_>,
-    segments: &[Segment<'_>],
+    sources: KeysValues<'_>,
+    segments: &[SegmentPlace<'_>],
     shape: &Shape,
 ) -> Result<Tensor> {
     let mut all = Vec::with_capacity(segments.len());
@@ -702,8 +702,8 @@ fn composed_scores(
 
 fn composed_mix(
     pattern: &Tensor,
-    sources: Sources<'_>,
-    segments: &[Segment<'_>],
+    sources: KeysValues<'_>,
+    segments: &[SegmentPlace<'_>],
     shape: &Shape,
 ) -> Result<Tensor> {
     let mut all = Vec::with_capacity(segments.len());
@@ -775,14 +775,14 @@ mod tests {
             };
             // One whole prompt; one variant with its own keys at four places and queries at two.
             let segments = [
-                Segment {
+                SegmentPlace {
                     query_start: 0,
                     query_positions: &everywhere,
                     key_start: 0,
                     key_positions: &everywhere,
                     example: 0,
                 },
-                Segment {
+                SegmentPlace {
                     query_start: length,
                     query_positions: &tail,
                     key_start: length,
@@ -799,7 +799,7 @@ mod tests {
                 noise((2 * length, 2, 20), 0.4),
                 noise((2 * length, 2, 20), 0.5),
             );
-            let sources = Sources {
+            let sources = KeysValues {
                 k: &k,
                 v: &v,
                 base: Some((&base_k, &base_v)),

@@ -14,7 +14,7 @@ use super::tape::{Saved, Tape};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
-use crate::nn::attention::{self, Segment, Shape, Sources};
+use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape};
 use crate::nn::host::{on_host, tensor};
 use crate::nn::linear::{View, small_product};
 use crate::nn::rules::Rules;
@@ -103,7 +103,7 @@ impl Descent<'_> {
     /// Through one block: from the gradient at the stream that leaves it to that at the stream that enters it.
     pub fn block(&self, index: usize, gradient: Tensor, probe: &mut dyn Probe) -> Result<Tensor> {
         let spec = &self.model.spec;
-        let layer = Layer {
+        let layer = BackwardLayer {
             walk: self,
             spec,
             weights: &self.model.weights.blocks[index],
@@ -140,14 +140,14 @@ impl Descent<'_> {
     }
 }
 
-struct Layer<'a> {
+struct BackwardLayer<'a> {
     walk: &'a Descent<'a>,
     spec: &'a ModelSpec,
     weights: &'a BlockWeights,
     index: usize,
 }
 
-impl Layer<'_> {
+impl BackwardLayer<'_> {
     fn hook(&self, kind: Kind) -> Hook {
         Hook::at(kind, self.index)
     }
@@ -368,10 +368,10 @@ impl Layer<'_> {
         };
         let k = saved.get(Kind::RotK, rows)?;
         let v = saved.get(Kind::V, rows)?;
-        let segments: Vec<Segment<'_>> = rows
+        let segments: Vec<SegmentPlace<'_>> = rows
             .segments
             .iter()
-            .map(|segment| Segment {
+            .map(|segment| SegmentPlace {
                 query_start: segment.start,
                 query_positions: &segment.positions,
                 key_start: segment.start,
@@ -388,7 +388,7 @@ impl Layer<'_> {
         let with_pattern = hooks.iter().any(|&hook| probe.wants(hook));
         let forward = attention::Forward {
             q: &saved.get(Kind::RotQ, rows)?,
-            sources: Sources { k: &k, v: &v, base },
+            sources: KeysValues { k: &k, v: &v, base },
             scores: scores.as_ref(),
             segments: &segments,
             shape: &shape,

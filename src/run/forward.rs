@@ -11,7 +11,7 @@ use super::rows::{Rows, regather};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
-use crate::nn::attention::{self, Segment, Shape, Sources};
+use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape};
 use crate::nn::{linear, mlp, norm, rope};
 use crate::spec::{Block, BlockWeights, Mlp, ModelSpec, NormWeights, QkNorm};
 
@@ -526,11 +526,11 @@ fn attend(
         causal: spec.is_causal(),
         length: rows.length,
     };
-    let segments: Vec<Segment<'_>> = out
+    let segments: Vec<SegmentPlace<'_>> = out
         .segments
         .iter()
         .zip(&rows.segments)
-        .map(|(queries, keys)| Segment {
+        .map(|(queries, keys)| SegmentPlace {
             query_start: queries.start,
             query_positions: &queries.positions,
             key_start: keys.start,
@@ -541,7 +541,7 @@ fn attend(
     let hooks = [Kind::AttnScores, Kind::Pattern].map(|kind| layer.hook(kind));
     let wanted = hooks.map(|hook| tap.wants(hook));
     let base = tap.base_keys(layer.index)?;
-    let sources = Sources {
+    let sources = KeysValues {
         k: &rot_k,
         v: &v,
         base,
@@ -553,7 +553,7 @@ fn attend(
         let scores = tap.at(hooks[0], scores, &out)?;
         let pattern = attention::softmax(&scores)?;
         let pattern = tap.at(hooks[1], pattern, &out)?;
-        let sources = Sources {
+        let sources = KeysValues {
             k: &rot_k,
             v: &v,
             base: tap.base_keys(layer.index)?,

@@ -22,7 +22,7 @@ use crate::model::Model;
 use crate::nn::rope;
 use decode::decode;
 use keys::Keys;
-use request::Batch;
+use request::Unfinished;
 use steps::{check, choose_tokens};
 
 pub use plain::generate_plain;
@@ -55,7 +55,7 @@ pub fn generate(
     let reach = check(model, prompts, request)?;
     let mut keys = Keys::new(&model.spec, prompts.len(), request.edits);
     let ropes = rope::Tables::new(&model.spec, reach);
-    let step = |pass: Range<usize>, batch: &Batch<'_>| {
+    let step = |pass: Range<usize>, batch: &Unfinished<'_>| {
         decode(model, &ropes, &mut keys, request, pass, batch)
     };
     choose_tokens(model, prompts, request, progress, step)

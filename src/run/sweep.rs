@@ -136,17 +136,17 @@ pub struct Plan {
 
 /// Where a variant joins the walk. The order is that of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Start {
+enum JoinPoint {
     Embed,
     Block(usize, Stage),
     Final,
 }
 
-fn start_of(hook: Hook) -> Start {
+fn start_of(hook: Hook) -> JoinPoint {
     match (Stage::of(hook.kind), hook.layer) {
-        (Some(stage), Some(layer)) => Start::Block(layer, stage),
-        _ if matches!(hook.kind, Kind::Embed | Kind::PosEmbed) => Start::Embed,
-        _ => Start::Final,
+        (Some(stage), Some(layer)) => JoinPoint::Block(layer, stage),
+        _ if matches!(hook.kind, Kind::Embed | Kind::PosEmbed) => JoinPoint::Embed,
+        _ => JoinPoint::Final,
     }
 }
 
@@ -193,7 +193,7 @@ fn may_look_ahead(edit: &Edit) -> bool {
 struct Planned {
     variant: usize,
     example: usize,
-    start: Start,
+    start: JoinPoint,
     company: Company,
     /// The positions that it carries from the start, ascending: those that its edits change.
     positions: Vec<u32>,
@@ -247,7 +247,7 @@ impl Planned {
         }
         let mut ends = vec![base.length as u32 - 1];
         let at_the_end =
-            |edit: &&Edit| start_of(edit.site.hook) >= Start::Block(last_layer, Stage::Qkv);
+            |edit: &&Edit| start_of(edit.site.hook) >= JoinPoint::Block(last_layer, Stage::Qkv);
         for edit in edits
             .edits
             .iter()
@@ -288,9 +288,9 @@ impl Planned {
     /// Whether the change can reach the answer at all.
     fn reaches(&self, answer: u32, last_layer: usize) -> bool {
         let only_itself = match self.start {
-            Start::Embed => false,
-            Start::Final => true,
-            Start::Block(layer, stage) => {
+            JoinPoint::Embed => false,
+            JoinPoint::Final => true,
+            JoinPoint::Block(layer, stage) => {
                 layer == last_layer
                     && (stage > Stage::Qkv || (stage == Stage::Qkv && !self.spreads))
             }
@@ -305,9 +305,9 @@ impl Planned {
     /// Rows that it joins with.
     fn joining_rows(&self, last_layer: usize) -> Vec<u32> {
         let at_the_end = match self.start {
-            Start::Final => true,
-            Start::Embed => false,
-            Start::Block(layer, stage) => layer == last_layer && stage > Stage::Qkv,
+            JoinPoint::Final => true,
+            JoinPoint::Embed => false,
+            JoinPoint::Block(layer, stage) => layer == last_layer && stage > Stage::Qkv,
         };
         if at_the_end {
             self.ends.clone()
@@ -319,9 +319,9 @@ impl Planned {
     /// Rows times layers that it will walk, roughly: a layer costs a row as much wherever in the layer it joins.
     fn cost(&self, length: usize, n_layers: usize) -> u64 {
         let layer = match self.start {
-            Start::Embed => 0,
-            Start::Final => return 0,
-            Start::Block(layer, _) => layer,
+            JoinPoint::Embed => 0,
+            JoinPoint::Final => return 0,
+            JoinPoint::Block(layer, _) => layer,
         };
         let later = (n_layers - layer).saturating_sub(2) as u64;
         self.positions.len() as u64
@@ -629,8 +629,8 @@ fn run_wave(
         stream = Stream { rows, x: Some(x) };
     }
     let first = match wave.first().map(|one| one.start) {
-        Some(Start::Block(layer, _)) => layer,
-        Some(Start::Final) => n_layers,
+        Some(JoinPoint::Block(layer, _)) => layer,
+        Some(JoinPoint::Final) => n_layers,
         _ => 0,
     };
     for layer in first..n_layers {
@@ -736,9 +736,9 @@ pub(crate) fn read(
 }
 
 /// Whether a variant makes an edit of the base run again: one that the values that it starts from do not have in them yet.
-fn is_made_again(hook: Hook, start: Start, block: Block) -> bool {
+fn is_made_again(hook: Hook, start: JoinPoint, block: Block) -> bool {
     match start {
-        Start::Block(layer, stage) if hook.layer == Some(layer) => {
+        JoinPoint::Block(layer, stage) if hook.layer == Some(layer) => {
             start_of(hook) >= start && !stage.takes(block).contains(&hook.kind)
         }
         _ => start_of(hook) >= start,
@@ -783,13 +783,13 @@ impl<'a> SweepTap<'a> {
         };
         for one in wave {
             let rows = match one.start {
-                Start::Embed => tap
+                JoinPoint::Embed => tap
                     .starts_at_embedding
                     .get_or_insert_with(|| Rows::new(base.length)),
-                Start::Final => tap
+                JoinPoint::Final => tap
                     .starts_at_end
                     .get_or_insert_with(|| Rows::new(base.length)),
-                Start::Block(layer, stage) => tap
+                JoinPoint::Block(layer, stage) => tap
                     .joins
                     .entry((layer, stage))
                     .or_insert_with(|| Rows::new(base.length)),
@@ -837,9 +837,11 @@ impl<'a> SweepTap<'a> {
                 .filter(|(_, waiting)| **waiting)
             {
                 let at_the_end = match start_of(edit.site.hook) {
-                    Start::Block(layer, stage) => layer + 1 == self.n_layers && stage >= Stage::Qkv,
-                    Start::Final => true,
-                    Start::Embed => false,
+                    JoinPoint::Block(layer, stage) => {
+                        layer + 1 == self.n_layers && stage >= Stage::Qkv
+                    }
+                    JoinPoint::Final => true,
+                    JoinPoint::Embed => false,
                 };
                 if !at_the_end {
                     let reason = "no row of the sweep passed it".into();
@@ -904,7 +906,7 @@ impl Tap for SweepTap<'_> {
         let mut out = Rows::new(rows.length);
         for segment in &rows.segments {
             let planned = self.planned[&segment.variant];
-            let stays = planned.start == Start::Block(layer, Stage::Qkv) && !planned.spreads;
+            let stays = planned.start == JoinPoint::Block(layer, Stage::Qkv) && !planned.spreads;
             let positions = if is_last {
                 planned.ends.clone()
             } else if stays {

@@ -6,12 +6,12 @@
 //! enough of them are usable, or until it is clear that they never will be.
 
 use super::checked::{MAX_PAIRS, Repeats, Task};
-use super::file::{Kind, TaskFile, bad};
+use super::file::{TaskFile, TaskKind, bad};
 use super::fill::{Change, draft, frames, stream};
 use super::options::ExpandOptions;
 use super::pair::{Dropped, Pair};
 use super::repeated;
-use super::tokenise::{Candidate, DerivedRole, Setting, tokenise};
+use super::tokenise::{Candidate, DerivedRole, TokeniseSetting, tokenise};
 use crate::error::Result;
 use crate::model::Tokenizer;
 
@@ -39,9 +39,9 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
     let corruption = options.corruption.as_deref().unwrap_or(&file.corruption);
 
     let (pairs, dropped) = match file.kind {
-        Kind::Templates => {
+        TaskKind::Templates => {
             let derived_roles = derived_roles(file)?;
-            let setting = Setting {
+            let setting = TokeniseSetting {
                 tokenizer,
                 bos,
                 chat: options.chat,
@@ -60,8 +60,9 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
                 tokenise(draft, &setting)
             })?
         }
-        Kind::RepeatedTokens => {
-            let source = repeated::Source::new(file, tokenizer, bos, corruption, options)?;
+        TaskKind::RepeatedTokens => {
+            let source =
+                repeated::RepeatedTokensSource::new(file, tokenizer, bos, corruption, options)?;
             collect(asked, |index| {
                 source.candidate(&mut stream(seed, index, 0), index)
             })?

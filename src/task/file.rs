@@ -55,7 +55,7 @@ pub struct TaskFile {
     /// What the paper claims about a model on this task, in its own terms. Not what we measured.
     pub claim: String,
     #[serde(default)]
-    pub kind: Kind,
+    pub kind: TaskKind,
     pub metric: Metric,
     #[serde(default)]
     pub seed: u64,
@@ -87,7 +87,7 @@ pub struct TaskFile {
 /// How prompts are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum TaskKind {
     /// From `templates`, `slots` and `lists`.
     #[default]
     Templates,
@@ -336,7 +336,7 @@ impl TaskFile {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.kind == Kind::RepeatedTokens {
+        if self.kind == TaskKind::RepeatedTokens {
             let Some(RepeatedTokens { block, repeated }) = self.repeated_tokens else {
                 return Err("kind `repeated_tokens` needs a table `[repeated_tokens]` with `block` and `repeated`".into());
             };

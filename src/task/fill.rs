@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::Result;
 use crate::task::file::{Answer, Corruption, Draw, List, TaskFile, TemplateEntry, bad, names};
-use crate::task::template::{Piece, Reference, Template, Word};
+use crate::task::template::{SlotReference, Template, TemplatePart, Word};
 use crate::task::tokenise::Draft;
 
 /// One template with its answers, parsed.
@@ -206,7 +206,7 @@ impl Filling<'_> {
             })
     }
 
-    fn text(&self, reference: &Reference) -> Result<String, String> {
+    fn text(&self, reference: &SlotReference) -> Result<String, String> {
         self.word(reference.corrupted, &reference.name)?
             .text(reference.column.as_deref(), self.lists)
     }
@@ -287,7 +287,9 @@ fn corrupt(
     for (key, template) in &change.set {
         // One bare slot keeps its entry, so that its columns can still be asked for.
         let word = match template.0.as_slice() {
-            [Piece::Slot(one)] if one.column.is_none() => filling.word(false, &one.name)?.clone(),
+            [TemplatePart::Slot(one)] if one.column.is_none() => {
+                filling.word(false, &one.name)?.clone()
+            }
             _ => Word::Text(template.fill(|reference| filling.text(reference))?.text),
         };
         put(filling, key, word)?;

@@ -13,8 +13,8 @@ use polars::prelude::{Column, DataFrame, DataType, StringChunked};
 use super::checked::{MAX_PAIRS, Task};
 use super::options::ExpandOptions;
 use super::pair::{Dropped, Pair};
-use super::template::Prompt;
-use super::tokenise::{Draft, Setting, tokenise};
+use super::template::PromptText;
+use super::tokenise::{Draft, TokeniseSetting, tokenise};
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::Tokenizer;
@@ -29,7 +29,7 @@ const COLUMNS: [&str; 4] = ["clean", "corrupted", "answer", "wrong"];
 
 /// One row of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Row {
+struct FileRow {
     clean: String,
     corrupted: String,
     answers: Vec<String>,
@@ -67,7 +67,7 @@ pub fn from_pairs_file(
         Metric::LogProb
     });
     let bos = options.bos.resolve(tokenizer)?;
-    let setting = Setting {
+    let setting = TokeniseSetting {
         tokenizer,
         bos,
         chat: options.chat,
@@ -103,7 +103,7 @@ pub fn from_pairs_file(
     })
 }
 
-impl Row {
+impl FileRow {
     fn draft(self, index: usize) -> Draft {
         let continuation = |answer: String| {
             let word_ends = self
@@ -121,11 +121,11 @@ impl Row {
             template: 0,
             answers: self.answers.into_iter().map(continuation).collect(),
             wrong: self.wrong.into_iter().map(continuation).collect(),
-            clean: Prompt {
+            clean: PromptText {
                 text: self.clean.clone(),
                 roles: Vec::new(),
             },
-            corrupted: Prompt {
+            corrupted: PromptText {
                 text: self.corrupted,
                 roles: Vec::new(),
             },
@@ -133,7 +133,7 @@ impl Row {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<Row>> {
+fn read(path: &Path) -> Result<Vec<FileRow>> {
     let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => Error::Missing {
             path: path.to_owned(),
@@ -219,7 +219,7 @@ fn missing_column<'a>(name: &str, found: impl IntoIterator<Item = &'a str>) -> S
     ))
 }
 
-fn read_csv(text: &str) -> Result<Vec<Row>, String> {
+fn read_csv(text: &str) -> Result<Vec<FileRow>, String> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let headers = reader
         .headers()
@@ -247,7 +247,7 @@ fn read_csv(text: &str) -> Result<Vec<Row>, String> {
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(|e| one_line(&e.to_string()))?;
-        rows.push(Row {
+        rows.push(FileRow {
             clean: record[clean].to_owned(),
             corrupted: record[corrupted].to_owned(),
             answers: split(&record[answer]),
@@ -257,7 +257,7 @@ fn read_csv(text: &str) -> Result<Vec<Row>, String> {
     Ok(rows)
 }
 
-fn read_jsonl(text: &str) -> Result<Vec<Row>, String> {
+fn read_jsonl(text: &str) -> Result<Vec<FileRow>, String> {
     use serde_json::Value;
     let mut rows = Vec::new();
     for (at, line) in text
@@ -296,7 +296,7 @@ fn read_jsonl(text: &str) -> Result<Vec<Row>, String> {
                 "line {line_number}: `{name}` is neither a text nor an array of texts"
             )),
         };
-        rows.push(Row {
+        rows.push(FileRow {
             clean: text("clean")?,
             corrupted: text("corrupted")?,
             answers: texts("answer")?,
@@ -306,7 +306,7 @@ fn read_jsonl(text: &str) -> Result<Vec<Row>, String> {
     Ok(rows)
 }
 
-fn read_parquet(path: &Path) -> Result<Vec<Row>> {
+fn read_parquet(path: &Path) -> Result<Vec<FileRow>> {
     let frame = parquet::read(path, "parquet", |footer| {
         if footer.rows > MAX_PAIRS {
             return Err(format!(
@@ -327,7 +327,7 @@ fn read_parquet(path: &Path) -> Result<Vec<Row>> {
     rows(&frame).map_err(|reason| malformed(path, "parquet", reason))
 }
 
-fn rows(frame: &DataFrame) -> Result<Vec<Row>, String> {
+fn rows(frame: &DataFrame) -> Result<Vec<FileRow>, String> {
     let column = |name: &str| frame.column(name).map_err(|e| one_line(&e.to_string()));
     let (clean, corrupted) = (texts(column("clean")?)?, texts(column("corrupted")?)?);
     let answers = lists(column("answer")?)?;
@@ -338,7 +338,7 @@ fn rows(frame: &DataFrame) -> Result<Vec<Row>, String> {
     let prompts = clean.into_iter().zip(corrupted);
     Ok(prompts
         .zip(answers.into_iter().zip(wrong))
-        .map(|((clean, corrupted), (answers, wrong))| Row {
+        .map(|((clean, corrupted), (answers, wrong))| FileRow {
             clean,
             corrupted,
             answers,

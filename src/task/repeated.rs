@@ -15,7 +15,7 @@ use super::tokenise::Candidate;
 use crate::error::Result;
 use crate::model::Tokenizer;
 
-pub(super) struct Source<'a> {
+pub(super) struct RepeatedTokensSource<'a> {
     tokenizer: &'a Tokenizer,
     /// Ordinary tokens of the vocabulary.
     ordinary: Vec<u32>,
@@ -30,7 +30,7 @@ enum Corrupted {
     First,
 }
 
-impl<'a> Source<'a> {
+impl<'a> RepeatedTokensSource<'a> {
     pub fn new(
         file: &TaskFile,
         tokenizer: &'a Tokenizer,
@@ -80,7 +80,7 @@ impl<'a> Source<'a> {
             ));
         }
         let bos = tokenizer.bos().filter(|_| bos);
-        Ok(Source {
+        Ok(RepeatedTokensSource {
             tokenizer,
             ordinary,
             sizes,

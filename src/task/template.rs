@@ -11,17 +11,17 @@ use crate::task::file::List;
 
 /// A parsed text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Template(pub Vec<Piece>);
+pub(super) struct Template(pub Vec<TemplatePart>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(super) enum TemplatePart {
     Literal(String),
-    Slot(Reference),
+    Slot(SlotReference),
 }
 
 /// What stands between a pair of braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reference {
+pub(super) struct SlotReference {
     pub corrupted: bool,
     /// A slot, or, outside prompts, the role of one of its occurrences.
     pub name: String,
@@ -38,7 +38,7 @@ pub(super) enum Word {
 
 /// A prompt, and the bytes of each role in it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Prompt {
+pub(super) struct PromptText {
     pub text: String,
     pub roles: Vec<(String, Range<usize>)>,
 }
@@ -64,9 +64,9 @@ impl Template {
                     ));
                 };
                 if !literal.is_empty() {
-                    pieces.push(Piece::Literal(std::mem::take(&mut literal)));
+                    pieces.push(TemplatePart::Literal(std::mem::take(&mut literal)));
                 }
-                pieces.push(Piece::Slot(Reference::parse(inside)?));
+                pieces.push(TemplatePart::Slot(SlotReference::parse(inside)?));
                 rest = after;
             } else {
                 return Err(format!(
@@ -76,15 +76,15 @@ impl Template {
         }
         literal.push_str(rest);
         if !literal.is_empty() {
-            pieces.push(Piece::Literal(literal));
+            pieces.push(TemplatePart::Literal(literal));
         }
         Ok(Template(pieces))
     }
 
-    pub fn slots(&self) -> impl Iterator<Item = &Reference> {
+    pub fn slots(&self) -> impl Iterator<Item = &SlotReference> {
         self.0.iter().filter_map(|piece| match piece {
-            Piece::Slot(reference) => Some(reference),
-            Piece::Literal(_) => None,
+            TemplatePart::Slot(reference) => Some(reference),
+            TemplatePart::Literal(_) => None,
         })
     }
 
@@ -93,13 +93,13 @@ impl Template {
     /// Whatever `word_of` says.
     pub fn fill(
         &self,
-        mut word_of: impl FnMut(&Reference) -> Result<String, String>,
-    ) -> Result<Prompt, String> {
-        let mut prompt = Prompt::default();
+        mut word_of: impl FnMut(&SlotReference) -> Result<String, String>,
+    ) -> Result<PromptText, String> {
+        let mut prompt = PromptText::default();
         for piece in &self.0 {
             match piece {
-                Piece::Literal(literal) => prompt.text.push_str(literal),
-                Piece::Slot(reference) => {
+                TemplatePart::Literal(literal) => prompt.text.push_str(literal),
+                TemplatePart::Slot(reference) => {
                     let start = prompt.text.len();
                     prompt.text.push_str(&word_of(reference)?);
                     prompt
@@ -112,7 +112,7 @@ impl Template {
     }
 }
 
-impl Reference {
+impl SlotReference {
     fn parse(inside: &str) -> Result<Self, String> {
         let (inside_role, role) = match inside.split_once(':') {
             Some((before, role)) => (before, Some(role.to_owned())),
@@ -137,7 +137,7 @@ impl Reference {
                 "`{{{inside}}}` is not a slot; write `{{SLOT}}`, `{{SLOT.column}}` or `{{SLOT:ROLE}}` in letters, digits and `_`"
             ));
         }
-        Ok(Reference {
+        Ok(SlotReference {
             corrupted,
             name: name.to_owned(),
             column,
@@ -190,8 +190,8 @@ mod tests {
     #[test]
     fn slots_are_parsed_with_column_and_role() {
         let template = Template::parse("{{When}} {IO} and {S:S1}, {corrupted.S2.pronoun}").unwrap();
-        let slots: Vec<&Reference> = template.slots().collect();
-        assert_eq!(template.0[0], Piece::Literal("{When} ".into()));
+        let slots: Vec<&SlotReference> = template.slots().collect();
+        assert_eq!(template.0[0], TemplatePart::Literal("{When} ".into()));
         assert_eq!((slots[0].name.as_str(), slots[0].role()), ("IO", "IO"));
         assert_eq!((slots[1].name.as_str(), slots[1].role()), ("S", "S1"));
         assert!(slots[2].corrupted && slots[2].column.as_deref() == Some("pronoun"));

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::pair::{Dropped, END, Pair};
-use super::template::Prompt;
+use super::template::PromptText;
 use crate::error::Result;
 use crate::hooks::Roles;
 use crate::metric::Target;
@@ -17,15 +17,15 @@ use crate::text::printable;
 pub(super) struct Draft {
     pub index: usize,
     pub template: usize,
-    pub clean: Prompt,
-    pub corrupted: Prompt,
+    pub clean: PromptText,
+    pub corrupted: PromptText,
     /// Texts that continue the prompt, exactly as it would go on.
     pub answers: Vec<String>,
     pub wrong: Vec<String>,
 }
 
 /// What holds for all pairs of a task.
-pub(super) struct Setting<'a> {
+pub(super) struct TokeniseSetting<'a> {
     pub tokenizer: &'a Tokenizer,
     pub bos: bool,
     pub chat: bool,
@@ -50,7 +50,7 @@ pub(super) type Candidate = std::result::Result<Pair, Dropped>;
 
 /// # Errors
 /// [`crate::Error::Tokenizer`] if the tokenizer or its chat template fails.
-pub(super) fn tokenise(draft: Draft, setting: &Setting) -> Result<Candidate> {
+pub(super) fn tokenise(draft: Draft, setting: &TokeniseSetting) -> Result<Candidate> {
     let clean = frame(&draft.clean, setting)?;
     let corrupted = frame(&draft.corrupted, setting)?;
     Ok(match pair(&draft, &clean, &corrupted, setting)? {
@@ -66,11 +66,11 @@ pub(super) fn tokenise(draft: Draft, setting: &Setting) -> Result<Candidate> {
 
 /// A prompt as the model sees it, and its tokens.
 struct Framed {
-    prompt: Prompt,
+    prompt: PromptText,
     encoded: Encoded,
 }
 
-fn frame(prompt: &Prompt, setting: &Setting) -> Result<Framed> {
+fn frame(prompt: &PromptText, setting: &TokeniseSetting) -> Result<Framed> {
     let mut prompt = prompt.clone();
     if setting.chat {
         let inner = prompt.text.trim();
@@ -99,7 +99,7 @@ fn pair(
     draft: &Draft,
     clean: &Framed,
     corrupted: &Framed,
-    setting: &Setting,
+    setting: &TokeniseSetting,
 ) -> Result<Result<Pair, String>> {
     if let Err(reason) = check_prompts(clean, corrupted, setting) {
         return Ok(Err(reason));
@@ -142,7 +142,11 @@ fn pair(
     }))
 }
 
-fn check_prompts(clean: &Framed, corrupted: &Framed, setting: &Setting) -> Result<(), String> {
+fn check_prompts(
+    clean: &Framed,
+    corrupted: &Framed,
+    setting: &TokeniseSetting,
+) -> Result<(), String> {
     let (clean_ids, corrupted_ids) = (&clean.encoded.ids, &corrupted.encoded.ids);
     if clean_ids.is_empty() || corrupted_ids.is_empty() {
         return Err("empty prompt: it has no tokens".into());
@@ -181,7 +185,11 @@ fn check_prompts(clean: &Framed, corrupted: &Framed, setting: &Setting) -> Resul
 }
 
 /// The token positions of every role in each prompt, which must be the same unless the setting allows otherwise, and then as many.
-fn roles(clean: &Framed, corrupted: &Framed, setting: &Setting) -> Result<(Roles, Roles), String> {
+fn roles(
+    clean: &Framed,
+    corrupted: &Framed,
+    setting: &TokeniseSetting,
+) -> Result<(Roles, Roles), String> {
     let [mut here, mut there] = [clean, corrupted].map(|framed| {
         let last = framed.encoded.ids.len() - 1;
         Roles::from([(END.to_owned(), vec![last])])
@@ -234,7 +242,7 @@ fn covering(encoded: &Encoded, range: &Range<usize>) -> Vec<usize> {
 fn answer_tokens(
     texts: &[String],
     clean: &Framed,
-    setting: &Setting,
+    setting: &TokeniseSetting,
 ) -> Result<Result<Vec<u32>, String>> {
     let prompt = &clean.encoded.ids;
     let mut ids = Vec::with_capacity(texts.len());
@@ -316,7 +324,7 @@ mod tests {
 
     fn draft(clean: &str, corrupted: &str, answers: &[&str], wrong: &[&str]) -> Draft {
         // The role NAME is the word that begins with a capital, after the first letter.
-        let prompt = |text: &str| Prompt {
+        let prompt = |text: &str| PromptText {
             text: text.to_owned(),
             roles: text
                 .split(' ')
@@ -338,8 +346,11 @@ mod tests {
         }
     }
 
-    fn setting<'a>(tokenizer: &'a Tokenizer, derived_roles: &'a [DerivedRole]) -> Setting<'a> {
-        Setting {
+    fn setting<'a>(
+        tokenizer: &'a Tokenizer,
+        derived_roles: &'a [DerivedRole],
+    ) -> TokeniseSetting<'a> {
+        TokeniseSetting {
             tokenizer,
             bos: true,
             chat: false,
@@ -503,7 +514,7 @@ mod tests {
         assert_eq!(aligned.shifted_roles, None);
 
         let bytes = byte_level(None);
-        let uneven = Setting {
+        let uneven = TokeniseSetting {
             tokenizer: &bytes,
             bos: false,
             max_tokens: None,
@@ -521,7 +532,7 @@ mod tests {
     fn a_chat_template_moves_the_roles_and_the_answer_loses_its_space() {
         let config = r#"{"bos_token": "<|end|>", "chat_template": "<|end|>[{{ messages[0]['content'] | trim }}]{{ '\\n' }}"}"#;
         let tokenizer = byte_level(Some(config));
-        let setting = Setting {
+        let setting = TokeniseSetting {
             tokenizer: &tokenizer,
             bos: true,
             chat: true,

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Letter};
 use crate::model::{Model, ModelSpec};
-use crate::nn::attention::{self, Segment, Shape, Sources};
+use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape};
 use crate::nn::{linear, norm, rope};
 use crate::run::BaseRun;
 use crate::run::forward::rotated;
@@ -186,11 +186,11 @@ impl<'a> Read<'a> {
             causal: spec.is_causal(),
             length: rows.length,
         };
-        let segments: Vec<Segment<'_>> = asking
+        let segments: Vec<SegmentPlace<'_>> = asking
             .segments
             .iter()
             .zip(&rows.segments)
-            .map(|(queries, keys)| Segment {
+            .map(|(queries, keys)| SegmentPlace {
                 query_start: queries.start,
                 query_positions: &queries.positions,
                 key_start: keys.start,
@@ -198,7 +198,7 @@ impl<'a> Read<'a> {
                 example: keys.example,
             })
             .collect();
-        let sources = Sources {
+        let sources = KeysValues {
             k: &k.contiguous()?,
             v: &v.contiguous()?,
             base: Some((&base_k, &base_v)),

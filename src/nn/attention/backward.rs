@@ -7,14 +7,14 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gather, Output, Segment, Shape, Sources, softmax_row, visible};
+use super::{Gather, KeysValues, Output, SegmentPlace, Shape, softmax_row, visible};
 use crate::error::Result;
 use crate::nn::host::{dot, host, on_host, simd, tensor};
 use crate::nn::linear::{View, small_product};
 use crate::nn::rules::{PatternRule, Rules, SoftcapRule};
 
-/// Gradients at what attention reads. All f32 on the host.
-pub struct Gradients {
+/// AttentionGradients at what attention reads. All f32 on the host.
+pub struct AttentionGradients {
     /// At the rotated queries, `[query rows, n_heads, d_head]`.
     pub q: Tensor,
     /// At the rotated keys of each query head, `[key rows, n_heads, d_head]`.
@@ -33,10 +33,10 @@ const BLOCK: usize = 128;
 pub struct Forward<'a> {
     /// Rotated, `[query rows, n_heads, d_head]`.
     pub q: &'a Tensor,
-    pub sources: Sources<'a>,
+    pub sources: KeysValues<'a>,
     /// `[query rows, n_heads, length]`, where an edit has changed them.
     pub scores: Option<&'a Tensor>,
-    pub segments: &'a [Segment<'a>],
+    pub segments: &'a [SegmentPlace<'a>],
     pub shape: &'a Shape,
 }
 
@@ -49,7 +49,7 @@ pub fn backward(
     forward: Forward<'_>,
     rules: &Rules,
     with_pattern: bool,
-) -> Result<Gradients> {
+) -> Result<AttentionGradients> {
     let Forward {
         q,
         sources,
@@ -111,7 +111,7 @@ pub fn backward(
     let dims = |rows: usize| (rows, shape.n_heads, shape.d_head);
     let of_pattern = (queries, shape.n_heads, shape.length);
     let [pattern, scores] = out.pattern;
-    Ok(Gradients {
+    Ok(AttentionGradients {
         q: tensor(out.q.data, dims(queries))?,
         k: tensor(out.k.data, dims(rows))?,
         v: tensor(out.v.data, dims(rows))?,
@@ -155,7 +155,7 @@ struct Walk<'a> {
     keys: &'a Gather<'a>,
     values: &'a Gather<'a>,
     scores: Option<&'a [f32]>,
-    segments: &'a [Segment<'a>],
+    segments: &'a [SegmentPlace<'a>],
     shape: &'a Shape,
     rules: &'a Rules,
     with_pattern: bool,

@@ -10,7 +10,7 @@ use super::super::rows::Rows;
 use super::super::{Cache, EditTap, Logits, Roles, after_last_attention, forward, normed_rows};
 use super::in_force::in_force;
 use super::keys::{DecodeTap, Keys};
-use super::request::{Batch, GenerateRequest};
+use super::request::{GenerateRequest, Unfinished};
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
 use crate::model::Model;
@@ -26,7 +26,7 @@ pub(super) fn decode(
     keys: &mut Keys,
     request: &GenerateRequest<'_>,
     pass: Range<usize>,
-    batch: &Batch<'_>,
+    batch: &Unfinished<'_>,
 ) -> Result<Tensor> {
     let spec = &model.spec;
     let mut rows = Rows::new(pass.end);
@@ -74,7 +74,7 @@ fn edits_of_pass(
     model: &Model,
     request: &GenerateRequest<'_>,
     pass: &Range<usize>,
-    batch: &Batch<'_>,
+    batch: &Unfinished<'_>,
 ) -> Result<EditTap> {
     let spec = &model.spec;
     let none = Roles::new();

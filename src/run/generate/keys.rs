@@ -20,7 +20,7 @@ pub(super) struct Keys {
     prompts: usize,
     /// Key heads of the model.
     heads: usize,
-    layers: Vec<Layer>,
+    layers: Vec<KeptLayer>,
     /// Positions that there is room for.
     capacity: usize,
     /// Positions that are there by the end of this pass.
@@ -31,7 +31,7 @@ pub(super) struct Keys {
     here: [Option<Tensor>; 2],
 }
 
-struct Layer {
+struct KeptLayer {
     /// How often a key head is repeated. An edit of `hook_k_input` or `hook_v_input` gives each query head keys and values of
     /// its own; then all tokens of the layer have them, edited or not.
     times: usize,
@@ -45,7 +45,7 @@ impl Keys {
             let inputs = [Kind::KInput, Kind::VInput].map(|kind| Hook::at(kind, layer));
             edits.iter().any(|edit| inputs.contains(&edit.site.hook))
         };
-        let layer = |layer: usize| Layer {
+        let layer = |layer: usize| KeptLayer {
             times: if splits_groups(layer) {
                 spec.n_heads / spec.n_kv_heads
             } else {

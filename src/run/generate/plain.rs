@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::super::{Progress, run_examples};
-use super::request::{Batch, GenerateRequest, Generation};
+use super::request::{GenerateRequest, Generation, Unfinished};
 use super::steps::{check, choose_tokens};
 use super::whole::{edits_so_far, whole_run};
 use crate::error::Result;
@@ -22,7 +22,7 @@ pub fn generate_plain(
     progress: &dyn Progress,
 ) -> Result<Generation> {
     check(model, prompts, request)?;
-    let step = |pass: Range<usize>, batch: &Batch<'_>| {
+    let step = |pass: Range<usize>, batch: &Unfinished<'_>| {
         let rows = batch.active.iter().map(|&prompt| {
             let edits = edits_so_far(request, prompt, pass.end, batch)?;
             let request = whole_run(request, &edits);

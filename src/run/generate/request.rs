@@ -47,7 +47,7 @@ pub struct Generation {
 }
 
 /// The prompts on their way.
-pub(super) struct Batch<'a> {
+pub(super) struct Unfinished<'a> {
     /// Tokens of every prompt.
     pub prompt_length: usize,
     /// Prompts that no stop token has ended yet.

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::super::check_prompts;
 use super::super::progress::Progress;
 use super::in_force::check_edits;
-use super::request::{Batch, GenerateRequest, Generation};
+use super::request::{GenerateRequest, Generation, Unfinished};
 use super::sampling::Chooser;
 use super::whole::not_finite;
 use crate::error::{Error, Result};
@@ -65,7 +65,7 @@ pub(super) fn choose_tokens(
     prompts: &[Vec<u32>],
     request: &GenerateRequest<'_>,
     progress: &dyn Progress,
-    mut step: impl FnMut(Range<usize>, &Batch<'_>) -> Result<Tensor>,
+    mut step: impl FnMut(Range<usize>, &Unfinished<'_>) -> Result<Tensor>,
 ) -> Result<Generation> {
     let prompt_length = prompts[0].len();
     let mut sequences = prompts.to_vec();
@@ -85,7 +85,7 @@ pub(super) fn choose_tokens(
             0 => 0..prompt_length,
             n => prompt_length + n - 1..prompt_length + n,
         };
-        let batch = Batch {
+        let batch = Unfinished {
             prompt_length,
             active: &active,
             sequences: &sequences,

@@ -2,7 +2,7 @@
 
 use super::super::{Request, first_not_finite};
 use super::in_force::in_force;
-use super::request::{Batch, GenerateRequest};
+use super::request::{GenerateRequest, Unfinished};
 use crate::error::{Error, Result};
 use crate::hooks::Edit;
 use crate::model::Model;
@@ -12,7 +12,7 @@ pub(super) fn edits_so_far(
     request: &GenerateRequest<'_>,
     prompt: usize,
     end: usize,
-    batch: &Batch<'_>,
+    batch: &Unfinished<'_>,
 ) -> Result<Vec<Edit>> {
     let length = batch.prompt_length;
     let generated = (length..end).map(|pos| pos..pos + 1);
@@ -40,7 +40,7 @@ pub(super) fn not_finite(
     request: &GenerateRequest<'_>,
     prompt: usize,
     end: usize,
-    batch: &Batch<'_>,
+    batch: &Unfinished<'_>,
 ) -> Error {
     let hook = edits_so_far(request, prompt, end, batch).map(|edits| {
         let request = whole_run(request, &edits);
