@@ -2,14 +2,15 @@
 
 use polars::prelude::AnyValue;
 
-use super::svg::{escape, svg};
-use crate::scores::{Scores, visible};
+use super::svg::{SvgOptions, escape, svg};
+use crate::scores::Scores;
+use crate::text::visible;
 
 /// Rows of the table below the picture.
 const ROWS: usize = 20;
 
 impl Scores {
-    /// Called by evcxr for a cell whose last expression is a `Scores`: the heatmap, then the strongest rows.
+    /// Called by evcxr for a cell whose last expression is a `Scores`: the picture, then the strongest rows.
     /// The protocol is lines on stdout, so this is the one place where the library prints.
     pub fn evcxr_display(&self) {
         println!(
@@ -18,7 +19,7 @@ impl Scores {
         );
     }
 
-    /// The heatmap and the strongest rows, as an HTML fragment without scripts; every text is escaped.
+    /// The picture and the strongest rows, as an HTML fragment without scripts; every text is escaped.
     pub fn to_html(&self) -> String {
         let top = self.top(ROWS);
         let names: String = top
@@ -50,7 +51,7 @@ impl Scores {
         format!(
             "<div>{}{warnings}<p>{} of {} rows, the strongest first</p>\
              <table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>",
-            svg(self),
+            svg(self, &SvgOptions::default()).unwrap_or_default(),
             top.table.height(),
             self.table.height()
         )
