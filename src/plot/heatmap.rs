@@ -54,9 +54,9 @@ const LONGEST_NAME: usize = 16;
 const LONGEST_COLUMN: usize = 8;
 /// Spaces between grids that stand side by side.
 const GUTTER: usize = 3;
-/// From so many rows on, rows in which nothing shows are counted instead of drawn.
-const MOST_ROWS: usize = 40;
-/// Rows with nothing in them that are worth counting.
+/// A picture with more lines than this draws rows in which nothing shows as one.
+const MOST_LINES: usize = 40;
+/// So many rows in which nothing shows are worth drawing as one.
 const LEAST_FOLD: usize = 3;
 const INFALLIBLE: &str = "a String takes all";
 
@@ -83,23 +83,22 @@ pub(super) fn grids(panels: &[Panel], about: &Provenance, options: &HeatmapOptio
     };
     let caption = scales[0].caption(panels[0].is_normalised, about);
     let mut text = wrapped(&caption, terminal) + "\n";
+    let mut layouts = Vec::new();
     let mut first = 0;
     while first < panels.len() {
-        let alike = |next: &Panel| stand_together(&panels[first], next);
         let n = panels[first..]
             .iter()
-            .take_while(|next| alike(next))
+            .take_while(|next| stand_together(&panels[first], next))
             .count();
         let group = first..first + n;
-        let layout = Layout::new(
-            &panels[group.clone()],
-            &scales[group],
-            options.color,
-            terminal,
-        );
-        layout.draw(&mut text);
-        text.push('\n');
+        let scales = &scales[group.clone()];
+        layouts.push(Layout::new(&panels[group], scales, options.color, terminal));
         first += n;
+    }
+    let is_long = layouts.iter().map(Layout::lines).sum::<usize>() > MOST_LINES;
+    for layout in &layouts {
+        layout.draw(&mut text, is_long);
+        text.push('\n');
     }
     text.push_str(&legend(panels, &scales, about, options, terminal));
     text
@@ -151,12 +150,17 @@ impl<'a> Layout<'a> {
         }
     }
 
-    fn draw(&self, text: &mut String) {
+    /// Lines of all strips, rows in which nothing shows included.
+    fn lines(&self) -> usize {
+        self.strips().len() * (self.margins.len() + 3)
+    }
+
+    fn draw(&self, text: &mut String, is_long: bool) {
         for (index, strip) in self.strips().iter().enumerate() {
             if index > 0 {
                 text.push('\n');
             }
-            self.draw_strip(text, strip);
+            self.draw_strip(text, strip, is_long);
         }
     }
 
@@ -196,7 +200,7 @@ impl<'a> Layout<'a> {
         strips
     }
 
-    fn draw_strip(&self, text: &mut String, strip: &[Piece]) {
+    fn draw_strip(&self, text: &mut String, strip: &[Piece], is_long: bool) {
         let titles = |piece: &Piece| cut(&self.panels[piece.panel].title, self.piece_width(piece));
         self.line(text, &padded("", self.margin, Align::Left), strip, titles);
         let (down, over) = (&self.panels[0].axes.0, column_axis(self.panels));
@@ -211,10 +215,9 @@ impl<'a> Layout<'a> {
         self.line(text, &padded(&axes, self.margin, Align::Left), strip, names);
         let mut row = 0;
         while row < self.margins.len() {
-            let empty = self.empty_from(row);
-            if self.margins.len() > MOST_ROWS && empty >= LEAST_FOLD {
-                let note = format!("… {empty} rows of less than half a hundredth");
-                writeln!(text, "{}", cut(&note, self.terminal)).expect(INFALLIBLE);
+            let empty = self.empty_from(row, strip);
+            if is_long && empty >= LEAST_FOLD {
+                writeln!(text, "{}", self.folded(row..row + empty)).expect(INFALLIBLE);
                 row += empty;
                 continue;
             }
@@ -236,15 +239,39 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// How many rows from here on show nothing in any grid.
-    fn empty_from(&self, row: usize) -> usize {
+    /// How many rows from here on show nothing in a strip.
+    fn empty_from(&self, row: usize, strip: &[Piece]) -> usize {
         let is_empty = |row: &usize| {
-            self.panels.iter().zip(self.scales).all(|(panel, scale)| {
-                let mut values = panel.values[*row].iter().flatten();
+            strip.iter().all(|piece| {
+                let values = &self.panels[piece.panel].values[*row][piece.columns.clone()];
+                let scale = self.scales[piece.panel];
+                let mut values = values.iter().flatten();
                 values.all(|&value| value.is_finite() && scale.hundredths(value) == 0)
             })
         };
         (row..self.margins.len()).take_while(is_empty).count()
+    }
+
+    /// Rows in which nothing shows, as one line: which they are, and their tokens.
+    fn folded(&self, rows: Range<usize>) -> String {
+        let labels = &self.panels[0].rows[rows];
+        let words = |of: fn(&Label) -> Option<&str>| {
+            let words: Vec<&str> = labels.iter().filter_map(of).map(trimmed).collect();
+            words.join(" ")
+        };
+        let names = match labels {
+            [first, .., last] if is_number(first) && is_number(last) => {
+                format!("{}-{}", first.name, last.name)
+            }
+            _ => words(|label| Some(&label.name)),
+        };
+        let names = padded(&cut(&names, self.margin), self.margin, Align::Left);
+        let nothing = padded("·", self.cell, Align::Right);
+        let line = format!(
+            "{names}{nothing}   {}",
+            words(|label| label.token.as_deref())
+        );
+        cut(one_way(&line).trim_end(), self.terminal)
     }
 
     /// One line: the margin, then a text for each piece, as wide as the piece.
@@ -307,7 +334,6 @@ fn row_labels(rows: &[Label], room: usize) -> Vec<String> {
     let role = role.min(room.saturating_sub(name + 1));
     let token = widest(&|label| width(trimmed(&text(&label.token)))).min(LONGEST_TOKEN);
     let token = token.min(room.saturating_sub(name + 1 + role + 1));
-    let is_number = |label: &Label| label.name.parse::<i64>().is_ok();
     let align = if rows.iter().all(is_number) {
         Align::Right
     } else {
@@ -325,6 +351,10 @@ fn row_labels(rows: &[Label], room: usize) -> Vec<String> {
         line
     };
     rows.iter().map(line).collect()
+}
+
+fn is_number(label: &Label) -> bool {
+    label.name.parse::<i64>().is_ok()
 }
 
 /// The space in front of most tokens says little in a picture; a token that is nothing else keeps it.
@@ -644,6 +674,39 @@ mod tests {
             assert_eq!(shade(Some(f64::NAN), scale, 4, color), "   ?");
             assert_eq!(shade(None, scale, 4, color), "    ");
         }
+    }
+
+    #[test]
+    fn a_long_picture_draws_rows_of_nothing_as_one() {
+        // 50 positions of one layer, of which only the last but one has an effect.
+        let tokens: Vec<String> = (0..50).map(|i| format!(" w{i}")).collect();
+        let mut panel = panels(&test_scores(
+            &tokens.iter().map(String::as_str).collect::<Vec<_>>(),
+            1,
+        ))
+        .remove(0);
+        panel.values.iter_mut().for_each(|row| row[0] = Some(0.0));
+        panel.values[48][0] = Some(-2.0);
+        let options = HeatmapOptions {
+            width: 40,
+            ..HeatmapOptions::default()
+        };
+        let text = grids(&[panel.clone()], &Provenance::default(), &options);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[4], "0-47              ·   w0 w1 w2 w3 w4 w5…",
+            "{text}"
+        );
+        assert_eq!(lines[5], "48 w48         -100");
+        assert_eq!(lines[6], "49 w49            ·", "one row is not worth it");
+        panel.rows.truncate(30);
+        panel.values.truncate(30);
+        let short = grids(&[panel], &Provenance::default(), &options);
+        assert_eq!(
+            short.lines().filter(|line| line.contains(" w")).count(),
+            30,
+            "{short}"
+        );
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn points(
         .collect::<BTreeSet<_>>()
         .len();
     let mut roles: Vec<&str> = Vec::new();
-    let mut titles: BTreeMap<(Option<&str>, Option<&str>, Option<i64>), usize> = BTreeMap::new();
+    let mut titles = BTreeMap::new();
     let mut grids: Vec<(String, Vec<Point>)> = Vec::new();
     for row in (0..columns.height).filter(|&row| wanted(row)) {
         let value = if is_normalised {
