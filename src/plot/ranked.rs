@@ -128,10 +128,10 @@ fn groups(columns: &Columns) -> Vec<Vec<u32>> {
     groups
 }
 
-/// A column as text.
-struct Shown {
-    title: String,
-    cells: Vec<String>,
+/// A column as text that is safe to show.
+pub(super) struct Shown {
+    pub title: String,
+    pub cells: Vec<String>,
     align: Align,
 }
 
@@ -155,7 +155,18 @@ pub(super) fn ranked_table(
     if rows.is_empty() {
         return String::new();
     }
-    let chosen = with_rows(scores, &rows);
+    let shown = shown_columns(scores, whole, &rows);
+    let mut text = String::new();
+    if passed_over {
+        let heading = "the strongest rows, one layer of each place before a second (`--top N` takes them strictly)";
+        text = cut(heading, most) + "\n";
+    }
+    text + &fit(shown, most)
+}
+
+/// The columns of some rows that tell them apart or measure something.
+fn shown_columns(scores: &Scores, whole: &Scores, rows: &[u32]) -> Vec<Shown> {
+    let chosen = with_rows(scores, rows);
     let mut shown = coordinates(scores, &chosen);
     for (name, low, high) in [
         ("score", "ci_low", "ci_high"),
@@ -167,13 +178,14 @@ pub(super) fn ranked_table(
         .iter()
         .filter_map(|name| chosen.table.column(name).ok());
     shown.extend(last.filter_map(plain_column));
-    shown.extend(other_measures(&Columns::of(whole), &rows));
-    let mut text = String::new();
-    if passed_over {
-        let heading = "the strongest rows, one layer of each place before a second (`--top N` takes them strictly)";
-        text = cut(heading, most) + "\n";
-    }
-    text + &fit(shown, most)
+    shown.extend(other_measures(&Columns::of(whole), rows));
+    shown
+}
+
+/// The suggested rows, column by column.
+pub(super) fn suggested_columns(scores: &Scores, whole: &Scores) -> Vec<Shown> {
+    let (rows, _) = suggested(&Columns::of(scores));
+    shown_columns(scores, whole, &rows)
 }
 
 /// Columns that say which cell a row is.
