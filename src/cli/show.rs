@@ -22,7 +22,7 @@ use super::{Context, shell_quoted};
 #[command(after_help = "\
 Examples:
   candlewick show scores.parquet --top 5
-  candlewick show scores.parquet --where component=z,layer=1-3,head=0
+  candlewick show scores.parquet --where component=resid_pre,layer=1-3
   candlewick show scores.parquet --where 'score>0.5' --csv
   candlewick show scores.parquet --panel resid_pre --svg picture.svg")]
 pub struct ShowArgs {

@@ -30,7 +30,7 @@ const HIDDEN: [&str; 9] = [
     "example",
 ];
 /// These follow the coordinates and their intervals, whatever stands between them in the table.
-const LAST: [&str; 4] = ["n", "contribution", "exact", "checked"];
+const LAST: [&str; 4] = ["n", "exact", "checked", "contribution"];
 /// A text column is not cut below this width.
 const SHORTEST_TEXT: usize = 12;
 
@@ -247,7 +247,7 @@ fn plain_column(column: &Column) -> Option<Shown> {
     let places = decimals(floats);
     let text = |value: AnyValue| match value {
         AnyValue::Null => String::new(),
-        AnyValue::Float64(number) => format!("{number:.places$}"),
+        AnyValue::Float64(number) => fixed(number, places),
         other => visible(&other.str_value()),
     };
     let is_number = column.dtype().is_primitive_numeric();
@@ -266,7 +266,7 @@ fn number_with_interval(scores: &Scores, name: &str, low: &str, high: &str) -> V
         return Vec::new();
     }
     let places = decimals(values.iter().flatten().copied());
-    let number = |value: &Option<f64>| value.map_or(String::new(), |v| format!("{v:.places$}"));
+    let number = |value: &Option<f64>| value.map_or(String::new(), |v| fixed(v, places));
     let mut shown = vec![Shown {
         title: name.into(),
         cells: values.iter().map(number).collect(),
@@ -274,7 +274,9 @@ fn number_with_interval(scores: &Scores, name: &str, low: &str, high: &str) -> V
     }];
     if low.iter().any(Option::is_some) {
         let interval = |ends: (&Option<f64>, &Option<f64>)| match ends {
-            (Some(low), Some(high)) => format!("[{low:.places$}, {high:.places$}]"),
+            (Some(low), Some(high)) => {
+                format!("[{}, {}]", fixed(*low, places), fixed(*high, places))
+            }
             _ => String::new(),
         };
         shown.push(Shown {
@@ -284,6 +286,15 @@ fn number_with_interval(scores: &Scores, name: &str, low: &str, high: &str) -> V
         });
     }
     shown
+}
+
+/// A number without the sign of a zero.
+fn fixed(number: f64, places: usize) -> String {
+    let text = format!("{number:.places$}");
+    match text.strip_prefix('-') {
+        Some(magnitude) if magnitude.chars().all(|c| matches!(c, '0' | '.')) => magnitude.into(),
+        _ => text,
+    }
 }
 
 /// Places after the point that give the largest of these numbers four digits.
@@ -329,7 +340,7 @@ fn other_measures(columns: &Columns, rows: &[u32]) -> Vec<Shown> {
     let column = |measure: &str| {
         let values = &measures[measure];
         let places = decimals(values.iter().flatten().copied());
-        let number = |value: &Option<f64>| value.map_or(String::new(), |v| format!("{v:.places$}"));
+        let number = |value: &Option<f64>| value.map_or(String::new(), |v| fixed(v, places));
         Shown {
             title: visible(measure),
             cells: values.iter().map(number).collect(),
@@ -498,6 +509,15 @@ mod tests {
             !text.contains("value") && !text.contains("method"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn numbers_have_four_digits_and_a_zero_no_sign() {
+        assert_eq!(decimals([0.5, -12.25].into_iter()), 2);
+        assert_eq!(decimals([0.036, f64::NAN].into_iter()), 5);
+        assert_eq!(decimals([0.0].into_iter()), 3);
+        let numbers = [-0.0001, -0.1, f64::NEG_INFINITY].map(|number| fixed(number, 2));
+        assert_eq!(numbers, ["0.00", "-0.10", "-inf"]);
     }
 
     #[test]
