@@ -266,7 +266,7 @@ fn show_says_what_a_file_is_and_how_to_make_it_again() {
     let shown = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(
-        shown.contains("hook_resid_pre (layer x position)"),
+        shown.contains("hook_resid_pre") && shown.contains("position"),
         "{shown}"
     );
     assert!(
@@ -280,6 +280,15 @@ fn show_says_what_a_file_is_and_how_to_make_it_again() {
     assert!(fs::read_to_string(picture).unwrap().starts_with("<svg"));
     let csv = text(&candlewick(&["show", &file, "--csv"]).stdout);
     assert_eq!(csv.lines().count(), 13, "{csv}");
+    let some = ["show", &file, "--csv", "--where", "layer=2-3,pos=0"];
+    let csv = text(&candlewick(&some).stdout);
+    assert_eq!(csv.lines().count(), 3, "{csv}");
+    check_failure(
+        &["show", &file, "--where", "layer=9"],
+        1,
+        "runs from 0 to 3",
+    );
+    check_failure(&["show", &file, "--panel", "z"], 1, "hook_resid_pre");
     let json = text(&candlewick(&["show", &file, "--json", "--top", "2"]).stdout);
     let rows: Vec<serde_json::Value> = json
         .lines()

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use candlewick::plot::ScaleOf;
 use clap::{Args, ValueEnum};
 
 /// Which model, and how it is run.
@@ -114,9 +115,32 @@ pub struct PrintArgs {
     /// All rows on stdout, a JSON object a line.
     #[arg(long)]
     pub json: bool,
-    /// How many of the strongest rows to show; with `--csv` or `--json`, only these.
+    /// How many of the strongest rows of each component to show; with `--csv` or `--json`, only these.
     #[arg(long, value_name = "N")]
     pub top: Option<usize>,
+    /// Only the grids whose name begins so, such as `resid_pre`.
+    #[arg(long, value_name = "NAME")]
+    pub panel: Option<String>,
+    /// Whether the grids of a picture share one scale.
+    #[arg(long, value_name = "WHOSE", default_value = "run")]
+    pub scale: ScaleChoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScaleChoice {
+    /// One scale for all grids of the run.
+    Run,
+    /// Each grid up to its own largest value.
+    Own,
+}
+
+impl From<ScaleChoice> for ScaleOf {
+    fn from(choice: ScaleChoice) -> ScaleOf {
+        match choice {
+            ScaleChoice::Run => ScaleOf::Run,
+            ScaleChoice::Own => ScaleOf::Panel,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -78,9 +78,12 @@ pub struct Context {
     pub command: Vec<String>,
     /// What stdout can show.
     pub color: Color,
+    /// Whether stdout is a terminal.
+    pub is_terminal: bool,
     /// Columns of the terminal, or a width that suits a file.
     pub width: usize,
 }
+
 impl Context {
     /// The bar that watches long work, and the Ctrl-C handler that stops it.
     pub fn progress(&self) -> Bar {
@@ -105,6 +108,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         quiet: cli.quiet,
         command: command(),
         color: color(cli.color),
+        is_terminal: std::io::stdout().is_terminal(),
         width,
     };
     match cli.command {

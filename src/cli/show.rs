@@ -5,38 +5,53 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use candlewick::Error;
-use candlewick::plot::{HeatmapOptions, heatmap, summary, svg};
-use candlewick::scores::{Direction, Provenance, Scores, visible, write_out, write_whole};
+use candlewick::plot::{HeatmapOptions, PageOptions, SvgOptions, page, strongest, svg};
+use candlewick::scores::{
+    Conditions, Direction, Provenance, Scores, visible, write_out, write_whole,
+};
 use clap::Args;
 
 use super::args::{OutputArgs, PrintArgs};
 use super::{Context, shell_quoted};
 
-/// Rows of the table when `--top` says nothing.
-const TOP: usize = 10;
-
-/// Show a file of scores: what it is, its heatmap, its strongest rows, and the command that makes it again.
+/// Show a file of scores: what it is, its picture, its strongest rows, and the command that makes it again.
+///
+/// `--where` keeps rows: `column=value`, `column>number` or `column<number`, several of them joined by commas. A value is a text,
+/// a number, a range `3-5`, or several of these with commas between; a hook goes by its short name too.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   candlewick show scores.parquet --top 5
-  candlewick show scores.parquet --csv
-  candlewick show scores.parquet --svg picture.svg")]
+  candlewick show scores.parquet --where component=resid_pre,layer=1-3
+  candlewick show scores.parquet --where 'score>0.5' --csv
+  candlewick show scores.parquet --panel resid_pre --svg picture.svg")]
 pub struct ShowArgs {
     /// A file that `--out` wrote.
     pub file: PathBuf,
     #[command(flatten)]
     pub print: PrintArgs,
-    /// Also draw the heatmap into this file.
+    /// Only rows for which all of these hold.
+    #[arg(long = "where", value_name = "CONDITIONS")]
+    pub conditions: Vec<Conditions>,
+    /// Also draw the picture into this file.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 }
 
 pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
-    let scores = Scores::read_parquet(&args.file)?;
+    let mut scores = Scores::read_parquet(&args.file)?;
+    let n_rows = scores.table.height();
+    for conditions in &args.conditions {
+        scores = scores.matching(conditions)?;
+    }
     if let Some(path) = &args.svg {
+        let options = SvgOptions {
+            scale: args.print.scale.into(),
+            panel: args.print.panel.clone(),
+        };
+        let picture = svg(&scores, &options)?;
         write_whole(path, |file| {
-            let written = file.write_all(svg(&scores).as_bytes());
+            let written = file.write_all(picture.as_bytes());
             written.map_err(|source| Error::Write {
                 path: path.clone(),
                 source,
@@ -46,8 +61,7 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     let for_people = !(args.print.csv || args.print.json);
     if for_people {
-        write!(out, "{}", about(&scores))?;
-        writeln!(out)?;
+        writeln!(out, "{}", about(&scores, n_rows))?;
     }
     print(&scores, &args.print, ctx, &mut out)?;
     if for_people && !scores.provenance.command.is_empty() {
@@ -115,7 +129,7 @@ pub fn print(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     if args.csv || args.json {
-        let top = args.top.map(|n| scores.top(n));
+        let top = args.top.map(|n| strongest(scores, n));
         let whole = scores.with_sides()?;
         let rows = top.as_ref().unwrap_or(&whole);
         if args.csv {
@@ -126,26 +140,22 @@ pub fn print(
         .context("stdout")?;
         return Ok(());
     }
-    let picture = heatmap(
-        scores,
-        &HeatmapOptions {
+    let options = PageOptions {
+        heatmap: HeatmapOptions {
             color: ctx.color,
             width: ctx.width,
+            scale: args.scale.into(),
+            panel: args.panel.clone(),
         },
-    );
-    if !picture.is_empty() {
-        writeln!(out, "{picture}")?;
-    }
-    let summary = summary(scores);
-    if !summary.is_empty() {
-        writeln!(out, "{summary}")?;
-    }
-    write!(out, "{}", scores.top(args.top.unwrap_or(TOP)).to_text())?;
+        list_width: ctx.is_terminal.then_some(ctx.width),
+        top: args.top,
+    };
+    write!(out, "{}", page(scores, &options)?)?;
     Ok(())
 }
 
 /// What the table is, a line each.
-fn about(scores: &Scores) -> String {
+fn about(scores: &Scores, n_rows: usize) -> String {
     let p = &scores.provenance;
     let base = p.direction.base();
     let is_direct = p.direction == Direction::Direct;
@@ -165,7 +175,10 @@ fn about(scores: &Scores) -> String {
             "metric    {}: clean {:.4}{corrupted} ({})",
             p.metric, p.mean_clean, p.unit
         ),
-        format!("rows      {}", scores.table.height()),
+        match scores.table.height() {
+            shown if shown == n_rows => format!("rows      {n_rows}"),
+            shown => format!("rows      {shown} of {n_rows}"),
+        },
         format!(
             "made      {} in {:.1} s by candlewick {}",
             utc(p.created),

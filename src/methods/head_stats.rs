@@ -28,7 +28,7 @@ use crate::hooks::{Hook, Kind, Roles};
 use crate::model::{Model, ModelSpec, Tokenizer};
 use crate::nn::{embed::embed, linear, norm};
 use crate::run::{Logits, Progress, Request, run};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{Cell, Detail, Direction, ExampleScores, Lists, Scores, ScoresMeta, View};
 use crate::spec::{NormKind, NormPlacement, QkNorm};
 use crate::task::{Pair, Task};
 
@@ -119,6 +119,9 @@ const MEASURES: [&str; 8] = [
 /// What is measured at each role of the task: attention from the last position, and the copying score there, among the
 /// tokens at all roles of the prompt.
 const AT_ROLES: [&str; 2] = ["attention_from_end", "copying_at_role"];
+
+/// Heads that are shown of each kind.
+const STRONGEST: usize = 6;
 
 /// From this much attention on, a head is called after where it looks.
 const LOOKS: f64 = 0.4;
@@ -216,6 +219,7 @@ pub fn head_statistics(
         "sequences": sequences,
     });
     let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
+    provenance.views = views();
     provenance.notes.push(format!(
         "examples 0 to {} are the sequences of repeated random tokens, the others the task's pairs",
         sequences.len() - 1
@@ -228,6 +232,47 @@ pub fn head_statistics(
         seed: config.seed,
     };
     Scores::assemble(&cells, &all, &meta, config.detail, provenance)
+}
+
+/// Induction by layer and head, then the strongest heads of each kind, and the circuits that were asked for.
+fn views() -> Vec<View> {
+    let of_kind = Lists {
+        heading: Some(format!(
+            "the strongest heads of each kind, on repeated random tokens (a head is called after a kind from {LOOKS} on)"
+        )),
+        component: Some(Kind::Pattern.name().into()),
+        measures: MEASURES[..6]
+            .iter()
+            .map(|measure| measure.to_string())
+            .collect(),
+        title: "{measure}".into(),
+        item: "{head}".into(),
+        highest: Some(STRONGEST),
+        ..Lists::default()
+    };
+    let at_roles = |measure: usize, least: f64| Lists {
+        heading: Some(format!("on the task's prompts, from {least} on")),
+        measures: vec![AT_ROLES[measure].into()],
+        title: "{measure} {role}".into(),
+        at_least: Some(least),
+        ..of_kind.clone()
+    };
+    let (looks, copies) = (at_roles(0, SEES), at_roles(1, COPIES));
+    let circuit = |component: &str, says: &str| Lists {
+        component: Some(component.into()),
+        measures: vec!["ov_logit".into(), "qk_score".into()],
+        title: format!("{{head}} with {{src}} {says}"),
+        item: "{dst}".into(),
+        ..Lists::default()
+    };
+    vec![
+        View::Grids,
+        View::Lists(of_kind),
+        View::Lists(looks),
+        View::Lists(copies),
+        View::Lists(circuit("attn.ov", "seen, it writes for")),
+        View::Lists(circuit("attn.qk", "asking, it looks for")),
+    ]
 }
 
 fn stop_if_asked(progress: &dyn Progress) -> Result<()> {

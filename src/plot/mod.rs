@@ -1,16 +1,23 @@
-//! Scores as pictures: [`heatmap`] for a terminal, [`svg`] for files and notebooks. Both draw the same [`Panel`]s.
+//! Scores as pictures: [`heatmap`] for a terminal, [`svg`] for files and notebooks, [`page`] for everything that is printed of a
+//! table. Heatmap and SVG draw the same [`Panel`]s.
 
 mod colour;
+mod columns;
 mod heatmap;
 mod notebook;
 mod panel;
-mod summary;
+mod places;
+mod ranked;
+mod scale;
 mod svg;
+mod views;
 
 pub use heatmap::{Color, HeatmapOptions, heatmap};
-pub use panel::{Label, Panel, panels};
-pub use summary::summary;
-pub use svg::svg;
+pub use panel::{Label, Panel, chosen_panels, panels};
+pub use ranked::strongest;
+pub use scale::ScaleOf;
+pub use svg::{SvgOptions, svg};
+pub use views::{PageOptions, page};
 
 /// Scores of `layers` layers by one position a token, counting up to -1; no normalised values.
 #[cfg(test)]
@@ -35,6 +42,7 @@ fn test_scores(tokens: &[&str], layers: u32) -> crate::scores::Scores {
         ..ExampleScores::default()
     };
     let meta = ScoresMeta {
+        metric: "logit_diff".into(),
         unit: "logits".into(),
         direction: Direction::Ablate,
         ..ScoresMeta::default()

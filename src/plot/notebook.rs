@@ -1,15 +1,12 @@
 //! How scores show themselves in a Jupyter notebook (evcxr).
 
-use polars::prelude::AnyValue;
-
-use super::svg::{escape, svg};
-use crate::scores::{Scores, visible};
-
-/// Rows of the table below the picture.
-const ROWS: usize = 20;
+use super::ranked::suggested_columns;
+use super::svg::{SvgOptions, escape, svg};
+use crate::scores::Scores;
+use crate::text::visible;
 
 impl Scores {
-    /// Called by evcxr for a cell whose last expression is a `Scores`: the heatmap, then the strongest rows.
+    /// Called by evcxr for a cell whose last expression is a `Scores`: the picture, then the strongest rows.
     /// The protocol is lines on stdout, so this is the one place where the library prints.
     pub fn evcxr_display(&self) {
         println!(
@@ -18,41 +15,49 @@ impl Scores {
         );
     }
 
-    /// The heatmap and the strongest rows, as an HTML fragment without scripts; every text is escaped.
+    /// The picture and the strongest rows of each component, as an HTML fragment without scripts; every text is escaped.
     pub fn to_html(&self) -> String {
-        let top = self.top(ROWS);
-        let names: String = top
-            .table
-            .get_column_names()
+        let whole = self.with_sides();
+        let columns = suggested_columns(self, whole.as_ref().unwrap_or(self));
+        let names: String = columns
             .iter()
-            .map(|name| format!("<th>{}</th>", escape(name)))
+            .map(|column| format!("<th>{}</th>", escape(&column.title)))
             .collect();
-        let rows: String = (0..top.table.height())
+        let n = columns.first().map_or(0, |column| column.cells.len());
+        let rows: String = (0..n)
             .map(|row| {
-                let cells = top
-                    .table
-                    .columns()
+                let cells = columns
                     .iter()
-                    .map(|column| match column.get(row) {
-                        Ok(AnyValue::Float64(number)) => format!("<td>{number:.4}</td>"),
-                        Ok(AnyValue::Null) | Err(_) => "<td></td>".to_string(),
-                        Ok(value) => format!("<td>{}</td>", escape(&visible(&value.str_value()))),
-                    });
+                    .map(|column| format!("<td>{}</td>", escape(&column.cells[row])));
                 format!("<tr>{}</tr>", cells.collect::<String>())
             })
             .collect();
-        let about = &self.provenance;
-        let warnings: String = about
+        let warnings: String = self
+            .provenance
             .warnings
             .iter()
             .map(|w| format!("<p>warning: {}</p>", escape(&visible(w))))
             .collect();
+        // A table without anything to draw still has its rows.
+        let picture = svg(self, &SvgOptions::default()).unwrap_or_default();
         format!(
-            "<div>{}{warnings}<p>{} of {} rows, the strongest first</p>\
+            "<div>{picture}{warnings}<p>{n} of {} rows, the strongest of each component</p>\
              <table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>",
-            svg(self),
-            top.table.height(),
             self.table.height()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::plot::test_scores;
+
+    #[test]
+    fn a_notebook_gets_a_picture_and_escaped_rows() {
+        let html = test_scores(&["<b>", "\x1b"], 2).to_html();
+        assert!(html.starts_with("<div><svg"), "{html}");
+        assert!(html.contains("<td>&lt;b&gt;</td>"), "{html}");
+        assert!(html.contains("<td>\\u{1b}</td>"), "{html}");
+        assert!(html.contains("<p>4 of 4 rows"), "{html}");
     }
 }

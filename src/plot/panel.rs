@@ -1,17 +1,26 @@
-//! What to draw: a table of scores becomes one grid for each component.
+//! What to draw: a table of scores becomes grids, one for each component.
 //!
-//! Layers are rows, from the first on top; columns are positions, roles, heads or neurons, whichever the sweep has. A sweep
-//! over heads and positions has one axis too many: when its rows would not fit a screen it is folded into two grids, each
-//! cell showing the strongest value along the axis that is left out. Pattern cells give a grid for each head.
+//! Positions and roles are rows, because their labels are words, which are read from left to right; layers, heads or neurons
+//! stand over the columns as numbers. Without positions the longer of layers and heads goes down. A sweep over heads and
+//! positions has one axis too many: when its columns would not fit a screen it is folded into two grids, each cell showing
+//! the strongest value along the axis that is left out. Pattern cells give a grid for each of the strongest heads.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::scores::{Scores, visible};
+use super::columns::Columns;
+use super::places::Places;
+use crate::error::{Error, Result};
+use crate::scores::Scores;
+use crate::text::{visible, width};
 
-/// Rows of a head-by-position grid that still fit a screen.
-const MOST_ROWS: usize = 40;
-/// Heads of a pattern sweep, or neurons, that are drawn; the table has the others.
-const STRONGEST: usize = 24;
+/// Heads of a head-by-position grid that still fit a screen.
+const MOST_HEADS: usize = 40;
+/// Neurons that are drawn side by side; more are read better as a ranked list.
+const MOST_NEURONS: usize = 24;
+/// Heads whose patterns are drawn.
+const PATTERNS: usize = 4;
+/// The longest role that can stand over a column.
+const LONGEST_COLUMN: usize = 8;
 
 /// A grid of values, ready to draw. All text in it is safe to show.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,25 +28,26 @@ pub struct Panel {
     pub title: String,
     /// What the rows and the columns are.
     pub axes: (String, String),
-    pub rows: Vec<String>,
+    pub rows: Vec<Label>,
     pub columns: Vec<Label>,
     /// `[row][column]`; `None` where nothing was measured.
     pub values: Vec<Vec<Option<f64>>>,
-    /// What the values are, e.g. `normalised` or `score (logits)`.
-    pub unit: String,
+    /// Whether the values are normalised effects; else they are scores, in the unit of the metric.
+    pub is_normalised: bool,
 }
 
-/// What stands over and under a column.
+/// What stands beside a row or over a column.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Label {
     /// A number, a role or a name.
     pub name: String,
+    /// `clean/corrupted` where the two runs differ; `~` where pairs do.
     pub token: Option<String>,
     pub role: Option<String>,
 }
 
 impl Panel {
-    /// The largest magnitude, which the ends of the colour scale stand for.
+    /// The largest magnitude.
     pub fn limit(&self) -> f64 {
         self.values
             .iter()
@@ -46,6 +56,57 @@ impl Panel {
             .filter(|value| value.is_finite())
             .fold(0.0, |most, v| most.max(v.abs()))
     }
+}
+
+/// The grids of a table, in the order of its components, one for each target that is watched and each template. Edges (`src`,
+/// `dst`) are not drawn, nor parts that stand outside of all layers, nor what is measured beside the table's own metric;
+/// per-example rows are averaged.
+pub fn panels(scores: &Scores) -> Vec<Panel> {
+    panels_of(scores, None)
+}
+
+/// The grids of another measure, if one is named.
+pub(super) fn panels_of(scores: &Scores, measure: Option<&str>) -> Vec<Panel> {
+    let columns = Columns::of(scores);
+    // The mean of normalised values of single examples is not the normalised mean: only scores can be averaged.
+    let is_normalised = columns.is_averaged() && columns.normalised.iter().any(Option::is_some);
+    let places = Places::of(&scores.provenance);
+    points(&columns, &places, is_normalised, measure)
+        .into_iter()
+        .flat_map(|(component, points)| component_panels(&component, &points))
+        .map(|panel| Panel {
+            is_normalised,
+            ..panel
+        })
+        .collect()
+}
+
+/// The grids whose title is `name` or begins with it.
+/// # Errors
+/// [`Error::Invalid`] with the titles that there are.
+pub fn chosen_panels(panels: Vec<Panel>, name: &str) -> Result<Vec<Panel>> {
+    let titles: Vec<String> = panels.iter().map(|panel| panel.title.clone()).collect();
+    let is_chosen = |title: &str| {
+        let short = title.rsplit_once("hook_").map_or(title, |(_, short)| short);
+        title.starts_with(name) || short.starts_with(name)
+    };
+    let chosen: Vec<Panel> = panels
+        .into_iter()
+        .filter(|panel| is_chosen(&panel.title))
+        .collect();
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let known = if titles.is_empty() {
+        "this table has none: its rows are edges, tokens or neurons, which are shown as a list"
+            .to_string()
+    } else {
+        format!("there are: {}", titles.join(", "))
+    };
+    Err(Error::invalid(format!(
+        "no panel is called `{}`; {known}",
+        visible(name)
+    )))
 }
 
 /// A row or a column, in the order of drawing.
@@ -68,164 +129,154 @@ struct Point {
     /// Index into the roles, where a role stands for the position.
     role: Option<usize>,
     token: Option<String>,
+    key_token: Option<String>,
     role_name: Option<String>,
     value: f64,
 }
 
-/// The grids of a table, in the order of its components, one for each target that is watched. Edges (`src`, `dst`) are not
-/// drawn, nor parts that stand outside of all layers, nor what is measured beside the table's own metric; per-example rows
-/// are averaged.
-pub fn panels(scores: &Scores) -> Vec<Panel> {
-    let (unit, points) = points(scores);
-    points
-        .into_iter()
-        .flat_map(|(component, points)| component_panels(&visible(&component), &unit, &points))
-        .collect()
-}
-
-fn points(scores: &Scores) -> (String, Vec<(String, Vec<Point>)>) {
-    let height = scores.table.height();
-    let per_example = scores.integers("example").is_some();
-    // The mean of normalised values of single examples is not the normalised mean: only scores can be averaged.
-    let normalised = scores.floats("normalised").filter(|_| !per_example);
-    let unit = match &normalised {
-        Some(_) => "normalised effect".to_string(),
-        None => format!("score ({})", visible(&scores.provenance.unit)),
-    };
-    let values = normalised
-        .or_else(|| scores.floats("score"))
-        .unwrap_or_default();
-    let numbers = |name: &str| scores.integers(name).unwrap_or_else(|| vec![None; height]);
-    let texts = |name: &str| scores.texts(name).unwrap_or_else(|| vec![None; height]);
-    let [layer, head, pos, key, neuron] = ["layer", "head", "pos", "key", "neuron"].map(numbers);
-    let [component, token, role, src, target, metric] =
-        ["component", "token", "role", "src", "target", "metric"].map(texts);
-    let own = |row: usize| metric[row].is_none_or(|m| m == scores.provenance.metric);
-    let outside = |row: usize| layer[row].is_none() && pos[row].is_none() && role[row].is_none();
-
-    let mut roles: Vec<&str> = Vec::new();
-    let mut components: Vec<(String, Vec<Point>)> = Vec::new();
-    for row in (0..height).filter(|&row| src[row].is_none() && own(row) && !outside(row)) {
-        let Some(value) = values.get(row).copied().flatten() else {
-            continue;
+/// The points of each grid, under its title.
+fn points(
+    columns: &Columns,
+    places: &Places,
+    is_normalised: bool,
+    measure: Option<&str>,
+) -> Vec<(String, Vec<Point>)> {
+    let wanted = |row: usize| {
+        let is_measured = match measure {
+            Some(measure) => columns.metric[row] == Some(measure),
+            None => columns.is_own(row),
         };
-        let in_place_of_pos = role[row].filter(|_| pos[row].is_none());
-        let role_index = in_place_of_pos.map(|name| {
-            roles
-                .iter()
-                .position(|&known| known == name)
-                .unwrap_or_else(|| {
-                    roles.push(name);
-                    roles.len() - 1
-                })
+        let is_outside = columns.layer[row].is_none()
+            && columns.pos[row].is_none()
+            && columns.role[row].is_none();
+        is_measured && !is_outside && columns.src[row].is_none()
+    };
+    let n_templates = columns
+        .template
+        .iter()
+        .flatten()
+        .collect::<BTreeSet<_>>()
+        .len();
+    let mut roles: Vec<&str> = Vec::new();
+    let mut titles = BTreeMap::new();
+    let mut grids: Vec<(String, Vec<Point>)> = Vec::new();
+    for row in (0..columns.height).filter(|&row| wanted(row)) {
+        let value = if is_normalised {
+            columns.normalised[row]
+        } else {
+            columns.score[row]
+        };
+        let Some(value) = value else { continue };
+        let pos = columns.pos[row];
+        let role = columns.role[row].filter(|_| pos.is_none());
+        let role = role.map(|name| {
+            let known = roles.iter().position(|&known| known == name);
+            known.unwrap_or_else(|| {
+                roles.push(name);
+                roles.len() - 1
+            })
         });
+        let template = columns.template[row].filter(|_| n_templates > 1);
         let point = Point {
-            layer: layer[row],
-            head: head[row],
-            pos: pos[row],
-            key: key[row],
-            neuron: neuron[row],
-            role: role_index,
-            token: token[row].map(visible),
-            role_name: role[row].map(visible),
+            layer: columns.layer[row],
+            head: columns.head[row],
+            pos,
+            key: columns.key[row],
+            neuron: columns.neuron[row],
+            role,
+            token: match (pos, columns.role[row]) {
+                (Some(pos), _) => places.token(pos, template, columns.token[row]),
+                (None, Some(role)) => places.role(role, template),
+                (None, None) => None,
+            },
+            key_token: columns.key[row].and_then(|key| places.token(key, template, None)),
+            role_name: columns.role[row].map(visible),
             value,
         };
-        let name = match target[row] {
-            Some(target) => format!("{} for {target}", component[row].unwrap_or_default()),
-            None => component[row].unwrap_or_default().to_string(),
-        };
-        match components.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, points)) => points.push(point),
-            None => components.push((name, vec![point])),
-        }
+        let key = (columns.component[row], columns.target[row], template);
+        let at = *titles.entry(key).or_insert_with(|| {
+            let mut title = visible(columns.component[row].unwrap_or_default());
+            if let Some(target) = columns.target[row] {
+                title += &format!(" for {}", visible(target));
+            }
+            if let Some(template) = template {
+                title += &format!(", template {template}");
+            }
+            grids.push((title, Vec::new()));
+            grids.len() - 1
+        });
+        grids[at].1.push(point);
     }
-    (unit, components)
+    grids
 }
 
-fn component_panels(component: &str, unit: &str, points: &[Point]) -> Vec<Panel> {
-    let has = |of: fn(&Point) -> bool| points.iter().any(of);
+fn component_panels(title: &str, points: &[Point]) -> Vec<Panel> {
+    let has = |is_filled: fn(&Point) -> bool| points.iter().any(is_filled);
+    let count = |key: fn(&Point) -> Key| points.iter().map(key).collect::<BTreeSet<Key>>().len();
     let place = if has(|p| p.role.is_some()) {
         "role"
     } else {
         "position"
     };
-    let grid =
-        |title: String,
-         axes: (&str, &str),
-         points: &[Point],
-         row: fn(&Point) -> Key,
-         column: fn(&Point) -> Key| { draw(title, axes, unit, points, row, column) };
+    let title = title.to_string();
+    let has_place = has(|p| p.pos.is_some() || p.role.is_some());
     if has(|p| p.key.is_some()) {
-        return pattern_panels(component, unit, points);
+        return pattern_panels(&title, points);
     }
     if has(|p| p.neuron.is_some()) {
-        let title = format!("{component}: the strongest neurons");
-        return vec![grid(
+        if count(by_neuron) > MOST_NEURONS {
+            return Vec::new();
+        }
+        let down = if has_place { by_place } else { by_layer };
+        let axes = (if has_place { place } else { "layer" }, "neuron");
+        return vec![draw(title, axes, points, down, by_neuron)];
+    }
+    if !has(|p| p.head.is_some()) {
+        return vec![match has_place {
+            true => draw(title, (place, "layer"), points, by_place, by_layer),
+            false => draw(title, ("layer", "all positions"), points, by_layer, |_| {
+                Key::All
+            }),
+        }];
+    }
+    if !has_place {
+        return vec![match count(by_head) > count(by_layer) {
+            true => draw(title, ("head", "layer"), points, by_head, by_layer),
+            false => draw(title, ("layer", "head"), points, by_layer, by_head),
+        }];
+    }
+    let longest_role = points
+        .iter()
+        .filter_map(|p| p.role_name.as_deref())
+        .map(width)
+        .max();
+    if place == "role" && longest_role.is_some_and(|longest| longest <= LONGEST_COLUMN) {
+        return vec![draw(
             title,
-            ("layer", "neuron"),
-            &strongest_neurons(points),
-            by_layer,
-            by_neuron,
+            ("head", place),
+            points,
+            by_head_of_layer,
+            by_place,
         )];
     }
-    match (
-        has(|p| p.head.is_some()),
-        has(|p| p.pos.is_some() || p.role.is_some()),
-    ) {
-        (true, true) => {
-            let rows: BTreeSet<Key> = points.iter().map(by_head_of_layer).collect();
-            if rows.len() <= MOST_ROWS {
-                return vec![grid(
-                    component.to_string(),
-                    ("head", place),
-                    points,
-                    by_head_of_layer,
-                    by_place,
-                )];
-            }
-            vec![
-                grid(
-                    format!("{component}: the strongest head"),
-                    ("layer", place),
-                    points,
-                    by_layer,
-                    by_place,
-                ),
-                grid(
-                    format!("{component}: the strongest {place}"),
-                    ("layer", "head"),
-                    points,
-                    by_layer,
-                    by_head,
-                ),
-            ]
-        }
-        (true, false) => vec![grid(
-            component.to_string(),
-            ("layer", "head"),
+    if count(by_head_of_layer) <= MOST_HEADS {
+        return vec![draw(
+            title,
+            (place, "head"),
             points,
-            by_layer,
-            by_head,
-        )],
-        (false, true) => vec![grid(
-            component.to_string(),
-            ("layer", place),
-            points,
-            by_layer,
             by_place,
-        )],
-        (false, false) => vec![grid(
-            component.to_string(),
-            ("layer", "all positions"),
-            points,
-            by_layer,
-            |_| Key::All,
-        )],
+            by_head_of_layer,
+        )];
     }
+    let folded = |over: &str| format!("{title}: the strongest {over}");
+    vec![
+        draw(folded("head"), (place, "layer"), points, by_place, by_layer),
+        draw(folded(place), ("layer", "head"), points, by_layer, by_head),
+    ]
 }
 
 /// A grid of query by key for each of the strongest heads.
-fn pattern_panels(component: &str, unit: &str, points: &[Point]) -> Vec<Panel> {
+fn pattern_panels(component: &str, points: &[Point]) -> Vec<Panel> {
     let mut heads: BTreeMap<(Option<i64>, Option<i64>), Vec<Point>> = BTreeMap::new();
     for point in points {
         heads
@@ -240,53 +291,14 @@ fn pattern_panels(component: &str, unit: &str, points: &[Point]) -> Vec<Panel> {
     };
     let mut heads: Vec<_> = heads.into_iter().collect();
     heads.sort_by(|(_, a), (_, b)| strength(b).total_cmp(&strength(a)));
-    heads.truncate(4);
-    let name = |index: Option<i64>| index.map_or("?".to_string(), |index| index.to_string());
+    heads.truncate(PATTERNS);
+    let number = |index: Option<i64>| index.map_or("?".to_string(), |index| index.to_string());
     heads
         .into_iter()
         .map(|((layer, head), points)| {
-            let title = format!("{component} of a{}.h{}", name(layer), name(head));
-            // The label of a key column is the token there, which the row of the query at that position knows.
-            let tokens: BTreeMap<i64, String> = points
-                .iter()
-                .filter_map(|p| Some((p.pos?, p.token.clone()?)))
-                .collect();
-            let mut panel = draw(title, ("query", "key"), unit, &points, by_place, by_key);
-            for (label, key) in panel
-                .columns
-                .iter_mut()
-                .zip(points.iter().filter_map(|p| p.key).collect::<BTreeSet<_>>())
-            {
-                *label = Label {
-                    name: key.to_string(),
-                    token: tokens.get(&key).cloned(),
-                    role: None,
-                };
-            }
-            let queries: BTreeSet<i64> = points.iter().filter_map(|p| p.pos).collect();
-            for (label, query) in panel.rows.iter_mut().zip(queries) {
-                if let Some(token) = tokens.get(&query) {
-                    *label = format!("{token} {label}");
-                }
-            }
-            panel
+            let title = format!("{component} of a{}.h{}", number(layer), number(head));
+            draw(title, ("query", "key"), &points, by_place, by_key)
         })
-        .collect()
-}
-
-fn strongest_neurons(points: &[Point]) -> Vec<Point> {
-    let mut sorted: Vec<&Point> = points.iter().collect();
-    sorted.sort_by(|a, b| b.value.abs().total_cmp(&a.value.abs()));
-    let mut chosen = BTreeSet::new();
-    for point in sorted {
-        if chosen.len() < STRONGEST {
-            chosen.insert(point.neuron);
-        }
-    }
-    points
-        .iter()
-        .filter(|point| chosen.contains(&point.neuron))
-        .cloned()
         .collect()
 }
 
@@ -325,7 +337,6 @@ fn by_place(point: &Point) -> Key {
 fn draw(
     title: String,
     axes: (&str, &str),
-    unit: &str,
     points: &[Point],
     row: fn(&Point) -> Key,
     column: fn(&Point) -> Key,
@@ -335,72 +346,77 @@ fn draw(
     let (rows, columns): (Vec<Key>, Vec<Key>) =
         (rows.into_iter().collect(), columns.into_iter().collect());
     let mut sums: BTreeMap<(usize, usize), BTreeMap<_, (f64, f64)>> = BTreeMap::new();
-    let mut labels: Vec<Option<Label>> = vec![None; columns.len()];
+    let mut row_labels: Vec<Option<Label>> = vec![None; rows.len()];
+    let mut column_labels: Vec<Option<Label>> = vec![None; columns.len()];
     for point in points {
-        let at = |keys: &[Key], key: Key| {
+        let index_in = |keys: &[Key], key: Key| {
             keys.binary_search(&key)
                 .expect("the key was collected from these points")
         };
-        let (r, c) = (at(&rows, row(point)), at(&columns, column(point)));
-        let folded = (point.head, point.pos, point.role, point.key, point.neuron);
+        let (r, c) = (
+            index_in(&rows, row(point)),
+            index_in(&columns, column(point)),
+        );
+        let coordinates = (point.layer, point.head, point.pos, point.role, point.neuron);
         let (sum, count) = sums
             .entry((r, c))
             .or_default()
-            .entry(folded)
+            .entry(coordinates)
             .or_insert((0.0, 0.0));
         *sum += point.value;
         *count += 1.0;
-        label(&mut labels[c], &columns[c], point, axes.1);
+        add_label(&mut row_labels[r], &rows[r], point, axes.0);
+        add_label(&mut column_labels[c], &columns[c], point, axes.1);
     }
     let mut values = vec![vec![None; columns.len()]; rows.len()];
     for ((r, c), means) in sums {
         let means = means.into_values().map(|(sum, count)| sum / count);
         values[r][c] = means.max_by(|a, b| a.abs().total_cmp(&b.abs()));
     }
+    let finished = |labels: Vec<Option<Label>>| labels.into_iter().map(Option::unwrap_or_default);
     Panel {
         title,
         axes: (axes.0.to_string(), axes.1.to_string()),
-        rows: rows.iter().map(|key| name(key, axes.0)).collect(),
-        columns: labels.into_iter().map(Option::unwrap_or_default).collect(),
+        rows: finished(row_labels).collect(),
+        columns: finished(column_labels).collect(),
         values,
-        unit: unit.to_string(),
+        is_normalised: false,
     }
 }
 
-/// Adds what a point knows of its column: a token or role stays only while all points agree.
-fn label(known: &mut Option<Label>, key: &Key, point: &Point, axis: &str) {
-    let is_role = matches!(key, Key::Role(_));
-    let is_position = axis == "position";
+/// Adds what a point knows of its row or column: a token or role stays only while all points agree.
+fn add_label(known: &mut Option<Label>, key: &Key, point: &Point, axis: &str) {
+    let is_position = matches!(axis, "position" | "query");
+    let is_place = is_position || axis == "role";
+    let token = match axis {
+        "key" => point.key_token.clone(),
+        _ => point.token.clone().filter(|_| is_place),
+    };
     let here = Label {
-        name: if is_role {
-            point.role_name.clone().unwrap_or_default()
-        } else {
-            name(key, axis)
+        name: match key {
+            Key::Role(_) => point.role_name.clone().unwrap_or_default(),
+            key => name(key),
         },
-        token: point.token.clone().filter(|_| is_position),
+        token,
         role: point.role_name.clone().filter(|_| is_position),
     };
     match known {
         None => *known = Some(here),
         Some(label) => {
-            label.token = label
+            label
                 .token
-                .take()
-                .filter(|token| here.token.as_ref() == Some(token));
-            label.role = label
-                .role
-                .take()
-                .filter(|role| here.role.as_ref() == Some(role));
+                .take_if(|token| here.token.as_ref() != Some(token));
+            label.role.take_if(|role| here.role.as_ref() != Some(role));
         }
     }
 }
 
-fn name(key: &Key, axis: &str) -> String {
+fn name(key: &Key) -> String {
     match key {
         Key::Number(number) => number.to_string(),
         Key::Pair(i64::MAX, pos) => pos.to_string(),
         Key::Pair(layer, head) => format!("a{layer}.h{head}"),
         Key::All => "all".to_string(),
-        Key::Role(_) => axis.to_string(),
+        Key::Role(index) => index.to_string(),
     }
 }

@@ -10,6 +10,7 @@
 mod assemble;
 mod cell;
 mod column;
+mod condition;
 mod extra;
 mod file;
 mod interval;
@@ -22,6 +23,7 @@ mod report;
 mod rows;
 pub mod statistics;
 mod text;
+mod view;
 
 use polars::prelude::DataFrame;
 
@@ -30,6 +32,7 @@ use crate::error::Result;
 pub use crate::text::{visible, width as visible_width};
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
 pub use column::{Column, ColumnType};
+pub use condition::Conditions;
 pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};
 pub use output::{OutFormat, check_out, provenance_path, side_path, write_out};
@@ -40,6 +43,7 @@ pub use report::{Estimate, Share, TaskReport};
 /// The kind of the side table that holds what a method measures beside its own metric: several quantities, told apart by the
 /// column `metric`.
 pub const MEASURES: &str = "measures";
+pub use view::{LayerColumn, Layers, Lists, View};
 
 /// A table of scores and where it comes from.
 #[derive(Debug, Clone, PartialEq)]

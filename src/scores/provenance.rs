@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cell::Direction;
 use super::report::{TaskReport, finite_or_nan};
+use super::view::View;
 use crate::model::Origin;
 
 /// The provenance of a table, kept as JSON in the parquet footer under [`FOOTER_KEY`].
@@ -71,6 +72,8 @@ pub struct Provenance {
     pub notes: Vec<String>,
     /// What a reader should know before believing the numbers.
     pub warnings: Vec<String>,
+    /// What is shown of the table; what its columns suggest, if this is empty.
+    pub views: Vec<View>,
 }
 
 /// Key of the provenance in the parquet footer.

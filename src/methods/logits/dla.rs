@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, Request};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{Cell, Detail, Direction, ExampleScores, Lists, Scores, ScoresMeta, View};
 use crate::spec::Mlp;
 use crate::task::{Pair, Task};
 
@@ -207,6 +207,7 @@ pub fn direct_logit_attribution(
         "completeness": worst,
     });
     let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
+    provenance.views = views();
     provenance.notes.push(format!(
         "the rows of every prompt sum to its {}; the largest residual is {worst:.1e} of it",
         config.target.name()
@@ -293,6 +294,18 @@ fn has_mlp_bias(model: &Model, layer: usize) -> bool {
     let of_norm = block.ln2_post.as_ref().and_then(|norm| norm.b.as_ref());
     let mlp = block.mlp.as_ref();
     of_norm.is_some() || mlp.is_some_and(|mlp| mlp.b_out.is_some())
+}
+
+/// Grids, what the strongest parts write for and against, and the strongest parts.
+fn views() -> Vec<View> {
+    let written = Lists {
+        measures: vec!["written_logit".into()],
+        title: "{src} writes for".into(),
+        below_zero: Some("{src} writes against".into()),
+        item: "{dst}".into(),
+        ..Lists::default()
+    };
+    vec![View::Grids, View::Lists(written), View::Strongest]
 }
 
 /// The cells of the table in the order of [`contributions`], and whether each has a share beside it.

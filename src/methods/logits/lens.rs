@@ -22,7 +22,9 @@ use crate::model::Model;
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::{host::to_host, norm};
 use crate::run::{Logits, Progress, Request, run};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{
+    Cell, Detail, Direction, ExampleScores, LayerColumn, Layers, Scores, ScoresMeta, View,
+};
 use crate::task::{Pair, Task};
 
 /// Streams that are read together: a vocabulary of logits each.
@@ -148,7 +150,8 @@ pub fn logit_lens(
         "end_only": config.end_only,
         "tokens": config.tokens,
     });
-    let provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
+    let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
+    provenance.views = views(config);
     let meta = ScoresMeta {
         method: "logit_lens".into(),
         metric: config.metric.to_string(),
@@ -157,6 +160,18 @@ pub fn logit_lens(
         seed: config.seed,
     };
     Scores::assemble(&cells, &all, &meta, config.detail, provenance)
+}
+
+/// Each layer's measures at the last position, and before them a grid where other positions are read too.
+fn views(config: &LensConfig) -> Vec<View> {
+    let metric = LayerColumn::of(&config.metric.to_string());
+    let measures = ["prob", "rank", "top1", "entropy", "kl"].map(LayerColumn::of);
+    let layers = Layers {
+        columns: [vec![metric], measures.to_vec()].concat(),
+        tokens: Some("top_prob".into()),
+    };
+    let grids = (!config.end_only).then_some(View::Grids);
+    grids.into_iter().chain([View::Layers(layers)]).collect()
 }
 
 /// What one stream says.

@@ -30,7 +30,9 @@ use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Pos, Site};
 use crate::model::Model;
 use crate::run::{Logits, Progress, Request, run};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{
+    Cell, Detail, Direction, ExampleScores, LayerColumn, Layers, Lists, Scores, ScoresMeta, View,
+};
 use crate::task::{Pair, Task};
 
 /// What to decode and to ablate.
@@ -188,6 +190,7 @@ pub fn early_decoding(
     let settings = json!({ "heads": config.heads, "controls": config.controls });
     let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
     provenance.notes = notes;
+    provenance.views = views();
     let meta = ScoresMeta {
         method: "early_decoding".into(),
         metric: "gap".into(),
@@ -197,6 +200,41 @@ pub fn early_decoding(
     };
     let (cells, examples) = table.finish(task, &truth[last], &labels);
     Scores::assemble(&cells, &examples, &meta, config.detail, provenance)
+}
+
+/// Each layer's gap and what it is made of, the heads that were found, and the gap without them.
+fn views() -> Vec<View> {
+    let column = |title: &str, measure: &str, setting: Setting| LayerColumn {
+        title: title.into(),
+        measure: measure.into(),
+        target: Some(setting.name().into()),
+    };
+    let layers = Layers {
+        columns: vec![
+            LayerColumn::of("gap"),
+            column("right after true", "accuracy_calibrated", Setting::True),
+            column("right after false", "accuracy_calibrated", Setting::False),
+            column("follows false", "follows_demonstrations", Setting::False),
+        ],
+        tokens: None,
+    };
+    let heads = Lists {
+        measures: vec!["prefix_matching".into()],
+        title: "attend to what followed the query's class".into(),
+        item: "{head}".into(),
+        highest: Some(5),
+        ..Lists::default()
+    };
+    let ablated = Lists {
+        measures: vec!["gap_ablated".into()],
+        title: "gap without {src} ({dst})".into(),
+        ..Lists::default()
+    };
+    vec![
+        View::Layers(layers),
+        View::Lists(heads),
+        View::Lists(ablated),
+    ]
 }
 
 /// Which prompts of the pairs.

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
 use crate::run::{Progress, Request};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{Cell, Detail, Direction, ExampleScores, Lists, Scores, ScoresMeta, View};
 use crate::task::{Pair, Task};
 
 /// Which positions belong to what, and where the classes are cut.
@@ -221,6 +221,13 @@ pub fn source_classes(
         "percentile": config.percentile,
     });
     let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
+    let classes = Lists {
+        measures: vec!["at_ratio".into()],
+        title: "{target}, {class}:".into(),
+        item: "{head}".into(),
+        ..Lists::default()
+    };
+    provenance.views = vec![View::Grids, View::Lists(classes), View::Strongest];
     if task
         .pairs()
         .iter()
