@@ -341,7 +341,7 @@ impl BackwardLayer<'_> {
         at_z: &Tensor,
         saved: &Saved<'_>,
         probe: &mut dyn Probe,
-    ) -> Result<attention::Gradients> {
+    ) -> Result<attention::AttentionGradients> {
         let (spec, walk) = (self.spec, self.walk);
         let rows = walk.rows;
         let shape = Shape {
