@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
-use candlewick::scores::{Cell, Detail, ExampleScores, Provenance, Scores, ScoresMeta};
+use candlewick::scores::{Cell, Column, Detail, ExampleScores, Provenance, Scores, ScoresMeta};
 
 fn candlewick(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_candlewick"))
@@ -151,6 +151,36 @@ fn every_example_in_the_help_runs() {
             assert!(!stderr.contains("error:"), "{example:?}: {stderr}");
         }
     }
+    let mut tables = 0;
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "parquet") {
+            check_table(&path);
+            tables += 1;
+        }
+    }
+    assert!(
+        tables > 30,
+        "each command that measures wrote one: {tables}"
+    );
+}
+
+/// Every table has the same columns, one metric, and one row for a site and an example.
+fn check_table(path: &std::path::Path) {
+    let scores = Scores::read_parquet(path).unwrap();
+    let found = scores.table.get_column_names();
+    let found: Vec<&str> = found.iter().map(|name| name.as_str()).collect();
+    let names: Vec<&str> = Column::ALL.iter().map(|column| column.name()).collect();
+    assert_eq!(found, names, "{path:?}");
+    let about = &scores.provenance;
+    let doubled = about
+        .warnings
+        .iter()
+        .find(|text| text.contains("are one site"));
+    assert_eq!(doubled, None, "{path:?}: {:?}", about.command);
+    let is_side = about.side.is_some();
+    let metrics = scores.table.column("metric").unwrap().n_unique().unwrap();
+    assert!(is_side || metrics == 1, "{path:?}: {:?}", about.command);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What every method writes down of a measurement: model, task, prompts, settings.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use serde_json::json;
@@ -42,11 +43,23 @@ pub(super) fn provenance(
         bos: task.bos,
         chat: task.chat,
         prompts: task.pairs().iter().map(prompt).collect(),
+        token_texts: token_texts(task),
         dropped: task.dropped.len(),
         drops: task.drop_counts(),
         warnings,
         ..Provenance::default()
     }
+}
+
+/// The text of every token of the prompts and of their answers.
+fn token_texts(task: &Task) -> BTreeMap<u32, String> {
+    let tokens = task.pairs().iter().flat_map(|pair| {
+        let (answers, wrong) = (&pair.target.answers, &pair.target.wrong);
+        [&pair.clean, &pair.corrupted, answers, wrong]
+    });
+    let tokens: BTreeSet<u32> = tokens.flatten().copied().collect();
+    let text = |token| (token, task.text(token));
+    tokens.into_iter().map(text).collect()
 }
 
 fn device_name(model: &Model) -> String {
