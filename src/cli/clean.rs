@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use candlewick::scores::leftover::{Leftover, leftovers, remove};
-use candlewick::scores::visible;
+use candlewick::text::visible;
 use clap::Args;
 
 /// List what killed runs left in a folder: finished parts, which the same command goes on with, and files never finished.

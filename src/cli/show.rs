@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::plot::{HeatmapOptions, PageOptions, SvgOptions, page, strongest, svg};
-use candlewick::scores::{
-    Conditions, Direction, Provenance, Scores, visible, write_out, write_whole,
-};
+use candlewick::scores::{Conditions, Direction, Provenance, Scores, write_out, write_whole};
+use candlewick::text::visible;
 use clap::Args;
 
 use super::args::{OutputArgs, PrintArgs};

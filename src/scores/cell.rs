@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::visible;
+use crate::text::visible;
 
 /// What was changed in one variant: the coordinates of a cell. Those that do not apply are `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

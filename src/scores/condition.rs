@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 use polars::prelude::{BooleanChunked, NewChunkedArray};
 
-use super::{Scores, visible};
+use super::Scores;
 use crate::error::{Error, Result};
+use crate::text::visible;
 
 /// Conditions that all hold for a row. Printed as they were written.
 #[derive(Debug, Clone, PartialEq)]

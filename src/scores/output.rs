@@ -213,7 +213,7 @@ fn made_by(there: &Provenance) -> String {
         true => format!("{} of `{}`", there.method, there.task),
         false => format!("`{}`", there.command.join(" ")),
     };
-    let text = super::visible(&text);
+    let text = crate::text::visible(&text);
     match text.chars().count() > 120 {
         true => text.chars().take(119).chain(['…']).collect(),
         false => text,

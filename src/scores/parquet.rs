@@ -36,7 +36,7 @@ impl Scores {
             .map_err(|error| malformed(format!("its provenance cannot be read ({error})")))?;
         let names = table.get_column_names();
         if let Some(other) = names.iter().find(|name| Column::from_name(name).is_none()) {
-            let other = super::visible(other);
+            let other = crate::text::visible(other);
             return Err(malformed(format!("column `{other}` is not one of ours")));
         }
         let columns = Column::ALL.iter().map(|&column| {
