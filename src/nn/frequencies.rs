@@ -32,8 +32,9 @@ impl Frequencies {
                 original_max_position,
             } => {
                 let turns = [*low_freq_factor as f32, *high_freq_factor as f32];
-                let one = |i| llama3(plain(i), *factor as f32, turns, *original_max_position);
-                (each(&one), 1.0)
+                let inverse_of =
+                    |i| llama3(plain(i), *factor as f32, turns, *original_max_position);
+                (each(&inverse_of), 1.0)
             }
             RopeScaling::Dynamic {
                 factor,
@@ -42,8 +43,8 @@ impl Frequencies {
                 let original = *original_max_position as f64;
                 let stretch = factor * (length as f64).max(original) / original - (factor - 1.0);
                 let theta = base.theta * stretch.powf(dims as f64 / (dims as f64 - 2.0));
-                let one = |i| 1.0 / (theta as f32).powf(exponent(i, dims));
-                (each(&one), 1.0)
+                let inverse_of = |i| 1.0 / (theta as f32).powf(exponent(i, dims));
+                (each(&inverse_of), 1.0)
             }
             RopeScaling::Yarn {
                 factor,
@@ -60,13 +61,13 @@ impl Frequencies {
                     *original_max_position as f64,
                     *truncate,
                 );
-                let one = |i: usize| {
+                let inverse_of = |i: usize| {
                     let ramp = ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
                     let power = (base.theta as f32).powf(exponent(i, dims));
                     let stretched = 1.0 / (*factor as f32 * power);
                     stretched * ramp + (1.0 / power) * (1.0 - ramp)
                 };
-                (each(&one), *attention_factor)
+                (each(&inverse_of), *attention_factor)
             }
             RopeScaling::LongRope {
                 short,

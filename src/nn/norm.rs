@@ -211,7 +211,7 @@ fn run(
     let bias = w.b.as_ref().map(host).transpose()?;
     let (weight, bias) = (&*weight, bias.as_deref());
     let block = 32 * d;
-    let one = |x: &[f32], y: &mut [f32], mut extra: Extra<'_>| {
+    let norm_rows = |x: &[f32], y: &mut [f32], mut extra: Extra<'_>| {
         simd(
             #[inline(always)]
             || {
@@ -253,12 +253,14 @@ fn run(
             let rows = rows
                 .zip(normalized.par_chunks_mut(block))
                 .zip(scales.par_chunks_mut(32));
-            rows.for_each(|(((x, y), normalized), scales)| one(x, y, Some((normalized, scales))));
+            rows.for_each(|(((x, y), normalized), scales)| {
+                norm_rows(x, y, Some((normalized, scales)))
+            });
         }
         None => x
             .par_chunks(block)
             .zip(y.par_chunks_mut(block))
-            .for_each(|(x, y)| one(x, y, None)),
+            .for_each(|(x, y)| norm_rows(x, y, None)),
     }
     Ok(())
 }

@@ -574,12 +574,12 @@ fn rotate(
     positions: &[u32],
     ropes: &rope::Tables,
 ) -> Result<(Tensor, Tensor)> {
-    let one = |x: &Tensor, w: &Option<Tensor>| {
+    let rotated_through = |x: &Tensor, w: &Option<Tensor>| {
         rotated(layer.spec, layer.index, x, w.as_ref(), positions, ropes)
     };
     Ok((
-        one(q, &layer.weights.q_norm)?,
-        one(k, &layer.weights.k_norm)?,
+        rotated_through(q, &layer.weights.q_norm)?,
+        rotated_through(k, &layer.weights.k_norm)?,
     ))
 }
 

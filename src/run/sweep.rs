@@ -592,7 +592,7 @@ fn resolve(
 ) -> Result<Vec<Resolved>> {
     let none = super::Roles::new();
     let roles = base.roles.get(example).unwrap_or(&none);
-    let one = |(index, edit)| {
+    let resolve_edit = |(index, edit)| {
         apply::resolve(
             edit,
             index,
@@ -603,7 +603,7 @@ fn resolve(
             example,
         )
     };
-    edits.iter().enumerate().map(one).collect()
+    edits.iter().enumerate().map(resolve_edit).collect()
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -130,8 +130,8 @@ impl Tape {
     fn keys(&self, n_layers: usize) -> Result<Vec<(Tensor, Tensor)>> {
         (0..n_layers)
             .map(|layer| {
-                let of = |kind| self.get(Hook::at(kind, layer)).cloned();
-                Ok((of(Kind::RotK)?, of(Kind::V)?))
+                let kept = |kind| self.get(Hook::at(kind, layer)).cloned();
+                Ok((kept(Kind::RotK)?, kept(Kind::V)?))
             })
             .collect()
     }
@@ -269,13 +269,13 @@ fn light_layers(spec: &ModelSpec, rows: usize, request: &TapeRequest<'_>) -> Has
         return HashSet::new();
     };
     let width = |kinds: &[Kind]| -> usize {
-        let of = |kind: &Kind| {
+        let row_width = |kind: &Kind| {
             Hook::at(*kind, 0)
                 .shape(spec, 1, 1)
                 .iter()
                 .product::<usize>()
         };
-        4 * rows * kinds.iter().map(of).sum::<usize>()
+        4 * rows * kinds.iter().map(row_width).sum::<usize>()
     };
     let light = width(&[Kind::ResidPre, Kind::RotK, Kind::V]);
     let extra = width(&needs(spec)).saturating_sub(light).max(1);

@@ -314,9 +314,12 @@ fn read_parquet(path: &Path) -> Result<Vec<FileRow>> {
                 footer.rows
             ));
         }
-        let has = |name: &str| footer.columns.iter().any(|one| one == name);
+        let has_column = |name: &str| footer.columns.iter().any(|one| one == name);
         let columns = footer.columns.iter().map(String::as_str);
-        match ["clean", "corrupted", "answer"].iter().find(|n| !has(n)) {
+        match ["clean", "corrupted", "answer"]
+            .iter()
+            .find(|n| !has_column(n))
+        {
             Some(name) => Err(missing_column(name, columns)),
             None => Ok(columns
                 .filter(|name| COLUMNS.contains(name))
