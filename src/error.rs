@@ -212,13 +212,17 @@ pub enum Error {
 
     #[error(
         "the contributions to prompt {index} sum to {sum}, and its logit is {total}: something that writes to the stream is not counted; \
-             please report the model"
+             in half precision try `--dtype f32`, else please report the model"
     )]
     Incomplete { index: usize, sum: f64, total: f64 },
 
     // Long work.
-    #[error("`{}` holds finished parts of other work ({what}); remove that folder to start again, or choose another `--out`", folder.display())]
-    OtherParts { folder: PathBuf, what: String },
+    #[error("these shards make no table: {reason}")]
+    Shards { reason: String },
+    #[error(
+        "nothing was measured of {cell}: no pair of the task has it; leave it out, or take other places"
+    )]
+    NothingMeasured { cell: String },
     #[error("process {owner} is already at work on `{}`; wait for it, or choose another `--out`", folder.display())]
     Busy { folder: PathBuf, owner: String },
     #[error("interrupted; {kept}")]

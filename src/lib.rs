@@ -7,6 +7,7 @@ pub mod check;
 pub mod circuit;
 pub mod error;
 pub mod hooks;
+pub mod lab;
 pub mod methods;
 pub mod metric;
 pub mod model;
@@ -14,6 +15,7 @@ pub mod nn;
 mod panics;
 mod parquet;
 pub mod plot;
+pub mod prelude;
 #[cfg(test)]
 mod rooms;
 pub mod run;

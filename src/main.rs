@@ -7,7 +7,6 @@ use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
 use candlewick::Error;
-use clap::Parser;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,8 +14,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// 0 done, 1 failed, 2 wrong usage (clap's own), 130 interrupted. A reader that closes our pipe has had enough: no failure.
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(report));
-    let cli = cli::Cli::parse();
-    let Err(error) = cli::run(cli) else {
+    let (cli, typed) = cli::parse();
+    let Err(error) = cli::run(cli, typed) else {
         return ExitCode::SUCCESS;
     };
     if is_closed_pipe(&error) {
@@ -41,12 +40,15 @@ fn report(panic: &PanicHookInfo) {
         .location()
         .map_or(String::new(), |at| format!(" at {at}"));
     let version = env!("CARGO_PKG_VERSION");
-    let repository = env!("CARGO_PKG_REPOSITORY");
+    let place_to_report = match env!("CARGO_PKG_REPOSITORY") {
+        "" => "to whoever gave you this program".to_string(),
+        repository => format!("at {repository}/issues"),
+    };
     let line = candlewick::text::one_line(what);
     // A broken stderr is no reason to panic again.
     let _ = writeln!(
         io::stderr(),
-        "bug: {line}{place} (candlewick {version}); please report this line and the command at {repository}/issues"
+        "bug: {line}{place} (candlewick {version}); this is our mistake, not yours: please report this line and the command {place_to_report}"
     );
 }
 

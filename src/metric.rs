@@ -33,6 +33,8 @@ pub enum Metric {
     TopK(usize),
     /// 1 if the answer's logit is above the wrong answer's (means, with several).
     Accuracy,
+    /// A function of one's own ([`Metric::custom`]).
+    Custom(CustomMetric),
 }
 
 /// Which logits at the answer position a metric reads.
@@ -59,52 +61,166 @@ impl Target {
     }
 }
 
-impl Metric {
-    pub fn reads(self) -> Reads {
-        match self {
-            Metric::LogitDiff | Metric::Accuracy => Reads::Answers,
-            Metric::ProbDiff
-            | Metric::LogProb
-            | Metric::Prob
-            | Metric::Kl
-            | Metric::Js
-            | Metric::Rank
-            | Metric::TopK(_) => Reads::Vocabulary,
+/// How a model does on one pair, whatever the metric.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// Whether the best answer's logit is above the best wrong answer's; `None` without a wrong answer.
+    pub beats: Option<bool>,
+    /// Whether the likeliest token of all is an answer; `None` without an answer.
+    pub top1: Option<bool>,
+}
+
+impl Target {
+    /// How the model does, from the logits of the whole vocabulary.
+    pub fn judge(&self, logits: &[f32]) -> Judgement {
+        let best = |ids: &[u32]| {
+            let logits = ids.iter().filter_map(|&id| logits.get(id as usize));
+            logits.copied().reduce(f32::max)
+        };
+        let Some(answer) = best(&self.answers) else {
+            return Judgement::default();
+        };
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        Judgement {
+            beats: best(&self.wrong).map(|wrong| answer > wrong),
+            top1: Some(answer >= most),
         }
+    }
+}
+
+/// A metric of one's own, made by [`Metric::custom`].
+#[derive(Clone, Copy)]
+pub struct CustomMetric {
+    name: &'static str,
+    unit: &'static str,
+    value: &'static CustomValue,
+}
+
+/// From the logits of the whole vocabulary at the answer position, and the tokens that count, to a number.
+type CustomValue = dyn Fn(&[f32], &Target) -> f64 + Send + Sync;
+
+impl fmt::Debug for CustomMetric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CustomMetric({})", self.name)
+    }
+}
+
+/// Two metrics of one name are one metric.
+impl PartialEq for CustomMetric {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for CustomMetric {}
+
+/// What is known of a metric besides its value.
+struct Facts {
+    name: &'static str,
+    unit: &'static str,
+    reads: Reads,
+    needs_wrong: bool,
+    needs_reference: bool,
+    is_smooth: bool,
+}
+
+impl Metric {
+    /// Every metric with a name, `top1` for those of the first k.
+    pub const ALL: [Metric; 9] = [
+        Metric::LogitDiff,
+        Metric::ProbDiff,
+        Metric::LogProb,
+        Metric::Prob,
+        Metric::Kl,
+        Metric::Js,
+        Metric::Rank,
+        Metric::TopK(1),
+        Metric::Accuracy,
+    ];
+
+    /// A metric of one's own: a name and a unit for tables, and a function of the logits of the whole vocabulary. It has no
+    /// gradient, so that methods which need one refuse it. What it holds lives as long as the program.
+    ///
+    /// ```
+    /// use candlewick::metric::{Metric, Target};
+    ///
+    /// let margin = Metric::custom("margin", "logits", |logits: &[f32], target: &Target| {
+    ///     let best = logits.iter().copied().fold(f32::MIN, f32::max);
+    ///     f64::from(logits[target.answers[0] as usize] - best)
+    /// });
+    /// assert_eq!(margin.to_string(), "margin");
+    /// ```
+    pub fn custom(
+        name: &str,
+        unit: &str,
+        value: impl Fn(&[f32], &Target) -> f64 + Send + Sync + 'static,
+    ) -> Metric {
+        Metric::Custom(CustomMetric {
+            name: Box::leak(name.to_string().into_boxed_str()),
+            unit: Box::leak(unit.to_string().into_boxed_str()),
+            value: Box::leak(Box::new(value)),
+        })
+    }
+
+    /// All that is known of a metric, in one place.
+    fn facts(self) -> Facts {
+        let facts = |name, unit, reads| Facts {
+            name,
+            unit,
+            reads,
+            needs_wrong: false,
+            needs_reference: false,
+            is_smooth: true,
+        };
+        let compares = |facts| Facts {
+            needs_wrong: true,
+            ..facts
+        };
+        let to_clean = |facts| Facts {
+            needs_reference: true,
+            ..facts
+        };
+        let in_steps = |facts| Facts {
+            is_smooth: false,
+            ..facts
+        };
+        use Reads::{Answers, Vocabulary};
+        match self {
+            Metric::LogitDiff => compares(facts("logit_diff", "logits", Answers)),
+            Metric::ProbDiff => compares(facts("prob_diff", "probability", Vocabulary)),
+            Metric::LogProb => facts("log_prob", "nats", Vocabulary),
+            Metric::Prob => facts("prob", "probability", Vocabulary),
+            Metric::Kl => to_clean(facts("kl", "nats", Vocabulary)),
+            Metric::Js => to_clean(facts("js", "nats", Vocabulary)),
+            Metric::Rank => in_steps(facts("rank", "rank", Vocabulary)),
+            Metric::TopK(_) => in_steps(facts("top", "fraction", Vocabulary)),
+            Metric::Accuracy => in_steps(compares(facts("accuracy", "fraction", Answers))),
+            Metric::Custom(own) => in_steps(facts(own.name, own.unit, Vocabulary)),
+        }
+    }
+
+    pub fn reads(self) -> Reads {
+        self.facts().reads
     }
 
     /// Whether it compares the answers with wrong ones, so that a pair without any has no value.
     pub fn needs_wrong(self) -> bool {
-        matches!(
-            self,
-            Metric::LogitDiff | Metric::ProbDiff | Metric::Accuracy
-        )
+        self.facts().needs_wrong
     }
 
     /// Whether it compares with the logits of the clean run.
     pub fn needs_reference(self) -> bool {
-        matches!(self, Metric::Kl | Metric::Js)
+        self.facts().needs_reference
     }
 
     /// The unit of a value, as it stands in tables and on axes.
     pub fn unit(self) -> &'static str {
-        match self {
-            Metric::LogitDiff => "logits",
-            Metric::ProbDiff | Metric::Prob => "probability",
-            Metric::LogProb | Metric::Kl | Metric::Js => "nats",
-            Metric::Rank => "rank",
-            Metric::TopK(_) | Metric::Accuracy => "fraction",
-        }
+        self.facts().unit
     }
 
     /// Whether it has a useful gradient at the logits; ranks and accuracies are flat almost everywhere.
     pub fn differentiable(self) -> bool {
-        !matches!(self, Metric::Rank | Metric::TopK(_) | Metric::Accuracy)
-    }
-
-    /// Whether a larger value means that the model does the task better (for `kl` and `js`: is nearer to its clean self).
-    pub fn higher_is_better(self) -> bool {
-        !matches!(self, Metric::Kl | Metric::Js | Metric::Rank)
+        self.facts().is_smooth
     }
 
     /// The value for one example, computed in f64.
@@ -143,7 +259,11 @@ impl Metric {
             Metric::TopK(k) => f64::from(u8::from(rank(&at(&target.answers), logits) <= k)),
             Metric::Kl => kl(&self.reference(logits, reference)?, &log_softmax(logits)),
             Metric::Js => js(&self.reference(logits, reference)?, &log_softmax(logits)),
+            Metric::Custom(own) => (own.value)(logits, target),
         };
+        if !value.is_finite() {
+            return Err(self.error(format!("gives {value}, which is no number to average")));
+        }
         Ok(value)
     }
 
@@ -229,7 +349,9 @@ impl Metric {
                     .map(|(p, at)| p.exp() * (at - mean))
                     .collect()
             }
-            Metric::Rank | Metric::TopK(_) | Metric::Accuracy => unreachable!("checked above"),
+            Metric::Rank | Metric::TopK(_) | Metric::Accuracy | Metric::Custom(_) => {
+                unreachable!("checked above")
+            }
         })
     }
 
@@ -315,16 +437,10 @@ impl Metric {
 
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.facts().name)?;
         match self {
-            Metric::LogitDiff => f.write_str("logit_diff"),
-            Metric::ProbDiff => f.write_str("prob_diff"),
-            Metric::LogProb => f.write_str("log_prob"),
-            Metric::Prob => f.write_str("prob"),
-            Metric::Kl => f.write_str("kl"),
-            Metric::Js => f.write_str("js"),
-            Metric::Rank => f.write_str("rank"),
-            Metric::TopK(k) => write!(f, "top{k}"),
-            Metric::Accuracy => f.write_str("accuracy"),
+            Metric::TopK(k) => write!(f, "{k}"),
+            _ => Ok(()),
         }
     }
 }
@@ -333,23 +449,20 @@ impl FromStr for Metric {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "logit_diff" => Ok(Metric::LogitDiff),
-            "prob_diff" => Ok(Metric::ProbDiff),
-            "log_prob" => Ok(Metric::LogProb),
-            "prob" => Ok(Metric::Prob),
-            "kl" => Ok(Metric::Kl),
-            "js" => Ok(Metric::Js),
-            "rank" => Ok(Metric::Rank),
-            "accuracy" => Ok(Metric::Accuracy),
-            _ => match text.strip_prefix("top").and_then(|k| k.parse().ok()) {
-                Some(k) if k > 0 => Ok(Metric::TopK(k)),
-                _ => Err(Error::Parse {
+        let named = |metric: &Metric| metric.to_string() == text;
+        if let Some(metric) = Metric::ALL.into_iter().find(named) {
+            return Ok(metric);
+        }
+        match text.strip_prefix("top").and_then(|k| k.parse().ok()) {
+            Some(k) if k > 0 => Ok(Metric::TopK(k)),
+            _ => {
+                let names: Vec<String> = Metric::ALL.iter().map(Metric::to_string).collect();
+                Err(Error::Parse {
                     what: "a metric",
                     text: text.to_owned(),
-                    reason: "metrics are logit_diff, prob_diff, log_prob, prob, kl, js, rank, top1 (top5, ...), accuracy".into(),
-                }),
-            },
+                    reason: format!("metrics are {} (and top5, ...)", names.join(", ")),
+                })
+            }
         }
     }
 }
@@ -416,17 +529,23 @@ fn js(p: &[f64], q: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    const ALL: [Metric; 9] = [
-        Metric::LogitDiff,
-        Metric::ProbDiff,
-        Metric::LogProb,
-        Metric::Prob,
-        Metric::Kl,
-        Metric::Js,
-        Metric::Rank,
-        Metric::TopK(5),
-        Metric::Accuracy,
-    ];
+    #[test]
+    fn a_pair_is_judged_by_its_best_answer() {
+        let target = Target {
+            answers: vec![0, 2],
+            wrong: vec![1],
+        };
+        let judged = |logits: &[f32]| {
+            let judgement = target.judge(logits);
+            (judgement.beats, judgement.top1)
+        };
+        assert_eq!(judged(&[0.0, 1.0, 3.0, 2.0]), (Some(true), Some(true)));
+        assert_eq!(judged(&[0.0, 1.0, 3.0, 4.0]), (Some(true), Some(false)));
+        assert_eq!(judged(&[0.0, 5.0, 3.0, 4.0]), (Some(false), Some(false)));
+        assert_eq!(Target::default().judge(&[1.0]), Judgement::default());
+    }
+
+    const ALL: [Metric; 9] = Metric::ALL;
 
     fn target(answers: &[u32], wrong: &[u32]) -> Target {
         Target {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use candlewick::hooks::{Edit, Hook, Kind, Node, Op, Pos, Positions, Site};
 use candlewick::methods::{
-    AblationConfig, DirectTarget, Knockout, NodeSet, PatchConfig, PatchSource, RepairConfig,
-    RepairTarget, Units, ablation, parse_sites, self_repair,
+    AblationConfig, DirectTarget, Heads, Knockout, Method, NodeSet, PatchConfig, PatchSource,
+    RepairConfig, RepairParts, RepairTarget, Running, Subject, Watch, check, measure, parse_sites,
 };
 use candlewick::metric::Metric;
 use candlewick::model::Model;
@@ -25,21 +25,31 @@ use models::task::{changed, first, task};
 /// f32 sums of some thirty parts of order 1, in two orders.
 const TOLERANCE: f64 = 2e-4;
 
-fn config(model: &Model, sites: &str, source: PatchSource) -> AblationConfig {
+fn config(sites: &str, source: PatchSource) -> AblationConfig {
     let sites = match sites {
         "" => Vec::new(),
-        _ => parse_sites(sites, &model.spec).expect("known sites"),
+        _ => parse_sites(sites).expect("known sites"),
     };
     AblationConfig::new(PatchConfig {
         source,
-        detail: Detail::PerExample,
-        ..PatchConfig::new(sites, Metric::LogitDiff)
+        ..PatchConfig::new(sites)
     })
 }
 
+fn run_method(model: &Model, task: &Task, method: &dyn Method, detail: Detail) -> Scores {
+    let running = Running {
+        detail,
+        ..Running::default()
+    };
+    let on = Subject { model, task };
+    let scores = measure(on, method, &running, &Watch::default()).expect("measures");
+    // Measures of one table, as its own metric and beside it.
+    scores.with_sides().expect("the same columns")
+}
+
+/// A row for each pair.
 fn ablate(model: &Model, task: &Task, config: &AblationConfig) -> Scores {
-    let ablated = ablation(model, task, config, None, &Quiet).expect("ablates");
-    ablated.with_sides().expect("tables of one shape")
+    run_method(model, task, config, Detail::PerExample)
 }
 
 fn column(scores: &Scores, name: &str) -> Vec<f64> {
@@ -81,23 +91,15 @@ fn a_factor_of_one_changes_no_bit_and_a_factor_of_nothing_is_zero() {
     let task = task();
     for model in models::every_kind() {
         let family = &model.spec.family;
-        let once = ablate(
-            &model,
-            &task,
-            &config(&model, "z,v", PatchSource::Scale(1.0)),
-        );
+        let once = ablate(&model, &task, &config("z,v", PatchSource::Scale(1.0)));
         // Not even rounding: rows of a sweep are only compared with rows of the same products.
         near(
             &column(&once, "score"),
             &vec![0.0; once.table.height()],
             family,
         );
-        let nothing = ablate(
-            &model,
-            &task,
-            &config(&model, "z,v", PatchSource::Scale(0.0)),
-        );
-        let zero = ablate(&model, &task, &config(&model, "z,v", PatchSource::Zero));
+        let nothing = ablate(&model, &task, &config("z,v", PatchSource::Scale(0.0)));
+        let zero = ablate(&model, &task, &config("z,v", PatchSource::Zero));
         assert_eq!(
             column(&nothing, "value"),
             column(&zero, "value"),
@@ -137,8 +139,8 @@ fn a_mean_over_one_prompt_is_that_prompts_value() {
     for model in models::every_kind() {
         let family = &model.spec.family;
         for sites in ["z", "attn_out:pos"] {
-            let mean = ablate(&model, &task, &config(&model, sites, PatchSource::Mean));
-            let mut pair = config(&model, sites, PatchSource::Pair);
+            let mean = ablate(&model, &task, &config(sites, PatchSource::Mean));
+            let mut pair = config(sites, PatchSource::Pair);
             pair.patch.direction = candlewick::scores::Direction::Noise;
             let noise = ablate(&model, &task, &pair);
             assert_eq!(
@@ -147,7 +149,7 @@ fn a_mean_over_one_prompt_is_that_prompts_value() {
                 "{family}, {sites}"
             );
             // The same prompt, given as a reference task of its own.
-            let mut given = config(&model, sites, PatchSource::Mean);
+            let mut given = config(sites, PatchSource::Mean);
             given.patch.reference = Some(Arc::new(other.clone()));
             let given = ablate(&model, &task, &given);
             assert_eq!(
@@ -168,8 +170,8 @@ fn a_mean_by_role_is_taken_over_the_positions_of_the_role() {
             .collect();
     });
     for model in models::two_kinds() {
-        let by_role = ablate(&model, &task, &config(&model, "z", PatchSource::MeanRole));
-        let by_position = ablate(&model, &task, &config(&model, "z", PatchSource::Mean));
+        let by_role = ablate(&model, &task, &config("z", PatchSource::MeanRole));
+        let by_position = ablate(&model, &task, &config("z", PatchSource::Mean));
         near(
             &column(&by_role, "value"),
             &column(&by_position, "value"),
@@ -179,8 +181,8 @@ fn a_mean_by_role_is_taken_over_the_positions_of_the_role() {
         let same = changed(&task, |pair| {
             pair.roles = [("ALL".to_string(), (0..pair.clean.len()).collect())].into();
         });
-        let by_role = ablate(&model, &same, &config(&model, "z", PatchSource::MeanRole));
-        let of_all = ablate(&model, &same, &config(&model, "z", PatchSource::MeanAll));
+        let by_role = ablate(&model, &same, &config("z", PatchSource::MeanRole));
+        let of_all = ablate(&model, &same, &config("z", PatchSource::MeanAll));
         near(
             &column(&by_role, "value"),
             &column(&of_all, "value"),
@@ -225,7 +227,7 @@ fn knocked_out_attention_leaves_other_queries_as_they_are() {
 fn a_knockout_through_the_sweep_is_that_of_a_whole_run() {
     let task = task();
     for model in models::every_kind() {
-        let mut blocked = config(&model, "", PatchSource::Block);
+        let mut blocked = config("", PatchSource::Block);
         let keys = vec![Pos::Role("S1".into()), Pos::Index(7)];
         blocked.knockouts = vec![Knockout {
             queries: Positions::These(vec![Pos::FromEnd(1)]),
@@ -287,7 +289,7 @@ fn without_any_node_only_positions_and_biases_are_left() {
                 names.push(Node::Mlp(layer));
             }
         }
-        let mut all = config(&model, "", PatchSource::Zero);
+        let mut all = config("", PatchSource::Zero);
         all.sets = vec![NodeSet {
             name: "everything".into(),
             nodes: names,
@@ -314,7 +316,7 @@ fn heads_that_only_add_up_have_no_interaction() {
     // With the values of every layer but the last frozen out, heads of the last layer of a model without norms add up.
     let task = task();
     for model in models::every_kind() {
-        let mut pairs = config(&model, "", PatchSource::Zero);
+        let mut pairs = config("", PatchSource::Zero);
         let last = model.spec.n_layers - 1;
         pairs.pairs = nodes(&format!("a{last}.h0,a{last}.h1,a{last}.h2"));
         let scores = ablate(&model, &task, &pairs);
@@ -336,14 +338,14 @@ fn heads_that_only_add_up_have_no_interaction() {
 fn a_set_of_one_is_the_node_alone_and_order_does_not_matter() {
     let task = task();
     for model in models::every_kind() {
-        let mut sets = config(&model, "", PatchSource::MeanAll);
+        let mut sets = config("", PatchSource::MeanAll);
         let set = |name: &str| NodeSet {
             name: name.into(),
             nodes: nodes(name),
         };
         sets.sets = vec![set("a1.h1"), set("a0.h2,a1.h1"), set("a1.h1,a0.h2")];
         let values = column(&ablate(&model, &task, &sets), "value");
-        let alone = ablate(&model, &task, &config(&model, "z", PatchSource::MeanAll));
+        let alone = ablate(&model, &task, &config("z", PatchSource::MeanAll));
         let alone = column(&alone, "value");
         let heads = model.spec.n_layers * model.spec.n_heads;
         for (i, values) in values.chunks_exact(3).enumerate() {
@@ -362,9 +364,9 @@ fn what_cannot_be_ablated_is_refused_before_anything_runs() {
     let model = models::every_kind().remove(0);
     let task = task();
     let refusal = |change: &dyn Fn(&mut AblationConfig)| {
-        let mut config = config(&model, "z", PatchSource::Zero);
+        let mut config = config("z", PatchSource::Zero);
         change(&mut config);
-        let error = config.check(&model.spec, &task).expect_err("refused");
+        let error = check(&config, &model.spec, &task).expect_err("refused");
         error.to_string()
     };
     let says = |message: String, what: &str| assert!(message.contains(what), "{message}");
@@ -399,8 +401,158 @@ fn what_cannot_be_ablated_is_refused_before_anything_runs() {
             config.patch.source = PatchSource::Mean;
             config.patch.reference = Some(Arc::new(other));
         }),
-        "--by mean-role",
+        "--source mean-role",
     );
+}
+
+/// What tells the rows of a table apart.
+fn keys(scores: &Scores) -> Vec<String> {
+    let height = scores.table.height();
+    let texts = ["metric", "component", "role", "src", "dst", "target"];
+    let numbers = ["layer", "head", "pos", "key", "neuron", "example"];
+    let mut keys = vec![String::new(); height];
+    for name in texts {
+        // A column that applies to no row tells nothing apart.
+        for (key, text) in keys.iter_mut().zip(scores.texts(name).unwrap_or_default()) {
+            *key += &format!("{text:?} ");
+        }
+    }
+    for name in numbers {
+        for (key, number) in keys
+            .iter_mut()
+            .zip(scores.integers(name).unwrap_or_default())
+        {
+            *key += &format!("{number:?} ");
+        }
+    }
+    keys
+}
+
+#[test]
+fn no_two_rows_have_one_key() {
+    let task = task();
+    for model in models::two_kinds() {
+        let mut all = config("z", PatchSource::Zero);
+        all.pairs = nodes("a0.h0,a0.h2,a1.h1");
+        all.sets = vec![NodeSet {
+            name: "a0.h0".into(),
+            nodes: nodes("a0.h0"),
+        }];
+        all.positions = Positions::These(vec![Pos::FromEnd(1)]);
+        let scores = ablate(&model, &task, &all);
+        let mut keys = keys(&scores);
+        let rows = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), rows, "{}", model.spec.family);
+        // The head of a pair is ablated at the last position alone, the head of the sweep everywhere.
+        let head = model.spec.n_layers * model.spec.n_heads;
+        let rows = head + 3 + 3 + 3;
+        assert_eq!(scores.table.height(), rows * task.pairs().len());
+        let values = column(&scores, "score");
+        assert_ne!(values[0], values[head], "{}", model.spec.family);
+    }
+}
+
+#[test]
+fn names_and_places_of_sets_are_checked() {
+    let model = models::every_kind().remove(0);
+    let task = task();
+    let set = |name: &str, of: &str| NodeSet {
+        name: name.into(),
+        nodes: nodes(of),
+    };
+    let says = |change: &dyn Fn(&mut AblationConfig), what: &str| {
+        let mut config = config("", PatchSource::Zero);
+        change(&mut config);
+        let message = check(&config, &model.spec, &task)
+            .expect_err(what)
+            .to_string();
+        assert!(message.contains(what), "{message}");
+    };
+    says(
+        &|config| config.sets = vec![set("x", "a0.h0"), set("x", "a0.h1")],
+        "two sets are called `x`",
+    );
+    says(
+        &|config| config.sets = vec![set("a0.h0", "a0.h1")],
+        "called like a node",
+    );
+    says(&|config| config.pairs = nodes("a0.h0,a0.h0"), "twice");
+    says(&|config| config.pairs = nodes("a0.h0"), "makes no pair");
+    // Positions alone would change nothing.
+    says(
+        &|config| {
+            config.patch.sites = parse_sites("z").expect("sites");
+            config.positions = Positions::These(vec![Pos::FromEnd(1)]);
+        },
+        "positions are those of sets",
+    );
+    let knockout = || Knockout {
+        queries: Positions::These(vec![Pos::FromEnd(1)]),
+        keys: Positions::These(vec![Pos::Index(3)]),
+    };
+    says(
+        &|config| {
+            config.patch.source = PatchSource::Block;
+            config.knockouts = vec![knockout(), knockout()];
+        },
+        "knocked out twice",
+    );
+}
+
+#[test]
+fn a_knockout_of_one_head_of_one_layer_has_that_row_alone() {
+    let task = task();
+    let model = models::every_kind().remove(0);
+    let mut blocked = config("", PatchSource::Block);
+    blocked.knockouts = vec![Knockout {
+        queries: Positions::These(vec![Pos::FromEnd(1)]),
+        keys: Positions::These(vec![Pos::Index(3)]),
+    }];
+    let all = column(&ablate(&model, &task, &blocked), "value");
+    blocked.patch.heads = "a1.h2".parse::<Heads>().expect("a head");
+    let one = column(&ablate(&model, &task, &blocked), "value");
+    assert_eq!(one.len(), task.pairs().len());
+    let heads = model.spec.n_layers * model.spec.n_heads;
+    near(&one[..1], &all[model.spec.n_heads + 2..][..1], "a1.h2");
+    assert_eq!(all.len(), heads * task.pairs().len());
+    blocked.whole_layers = true;
+    let layer = ablate(&model, &task, &blocked);
+    near(
+        &column(&layer, "value"),
+        &one,
+        "its layer has no other head",
+    );
+}
+
+#[test]
+fn a_mean_by_role_never_takes_another_role() {
+    // The reference knows S1 only where it is S2 as well, and the task has it alone.
+    let task = task();
+    let model = models::every_kind().remove(0);
+    let roles = |names: &[&str]| {
+        let at = |name: &&str| (name.to_string(), vec![5]);
+        names.iter().map(at).collect()
+    };
+    let alone = changed(&task, |pair| pair.roles = roles(&["S1"]));
+    let both = changed(&task, |pair| pair.roles = roles(&["S1", "S2"]));
+    let none = changed(&task, |pair| {
+        pair.roles = [("S2".to_string(), vec![2])].into()
+    });
+    let mut by_role = config("z", PatchSource::MeanRole);
+    for (reference, says) in [(&both, "S1"), (&none, "S1")] {
+        by_role.patch.reference = Some(Arc::new(reference.clone()));
+        let refused = check(&by_role, &model.spec, &alone).expect_err("refused");
+        let message = refused.to_string();
+        assert!(message.contains(says), "{message}");
+    }
+    // The other way round the first of a position's roles is there.
+    let known = changed(&task, |pair| {
+        pair.roles = [("S1".to_string(), vec![5]), ("S2".to_string(), vec![2])].into();
+    });
+    by_role.patch.reference = Some(Arc::new(known));
+    check(&by_role, &model.spec, &both).expect("S1 alone stands for both");
 }
 
 #[test]
@@ -468,15 +620,12 @@ fn a_sweep_captures_what_a_whole_run_has() {
     }
 }
 
-fn repair(model: &Model, task: &Task, units: Units) -> Scores {
+fn repair(model: &Model, task: &Task, parts: RepairParts) -> Scores {
     let config = RepairConfig {
-        units,
         target: RepairTarget::Of(DirectTarget::Difference),
-        detail: Detail::PerExample,
-        ..RepairConfig::default()
+        ..RepairConfig::of(parts)
     };
-    let repair = self_repair(model, task, &config, &Quiet).expect("measures");
-    repair.with_sides().expect("tables of one shape")
+    run_method(model, task, &config, Detail::PerExample)
 }
 
 #[test]
@@ -484,11 +633,11 @@ fn with_the_scale_frozen_the_account_closes_in_every_kind_of_model() {
     let task = task();
     for model in models::every_kind() {
         let family = &model.spec.family;
-        for units in [Units::Attention, Units::Mlp, Units::Heads] {
-            if units == Units::Mlp && model.spec.mlp == Mlp::None {
+        for parts in [RepairParts::Attention, RepairParts::Mlp, RepairParts::Heads] {
+            if parts == RepairParts::Mlp && model.spec.mlp == Mlp::None {
                 continue;
             }
-            let scores = repair(&model, &task, units);
+            let scores = repair(&model, &task, parts);
             let of = |measure: &str| measured(&scores, measure);
             let (frozen, direct, ablated) = (
                 of("total_effect_frozen"),
@@ -499,7 +648,7 @@ fn with_the_scale_frozen_the_account_closes_in_every_kind_of_model() {
             let sums: Vec<f64> = (0..frozen.len())
                 .map(|i| ablated[i] - direct[i] + attn[i] + mlp[i])
                 .collect();
-            near(&frozen, &sums, &format!("{family}, {units:?}"));
+            near(&frozen, &sums, &format!("{family}, {parts:?}"));
             let (free, norm) = (of("total_effect"), of("norm_term"));
             let sums: Vec<f64> = (0..frozen.len()).map(|i| frozen[i] + norm[i]).collect();
             near(&free, &sums, family);
@@ -511,7 +660,7 @@ fn with_the_scale_frozen_the_account_closes_in_every_kind_of_model() {
             let of_last = |row: &usize| layers[*row] == Some(last);
             for row in (0..score.len()).filter(of_last) {
                 let nothing_after = metrics[row] == Some("compensation_attn")
-                    || (units == Units::Mlp && metrics[row] == Some("compensation_mlp"));
+                    || (parts == RepairParts::Mlp && metrics[row] == Some("compensation_mlp"));
                 assert!(!nothing_after || score[row] == 0.0, "{family}, row {row}");
             }
         }
@@ -524,7 +673,7 @@ fn the_free_total_effect_is_that_of_a_patched_run() {
     let task = first(&task(), 2);
     for mut model in models::every_kind() {
         model.spec.final_softcap = None;
-        let scores = repair(&model, &task, Units::Heads);
+        let scores = repair(&model, &task, RepairParts::Heads);
         let found = measured(&scores, "total_effect");
         let heads = model.spec.n_layers * model.spec.n_heads;
         let z = Hook::at(Kind::Z, 1);
@@ -579,7 +728,7 @@ fn a_donor_of_the_same_words_changes_nothing() {
     let known = task().pairs()[0].clean.clone();
     let task = changed(&task(), |pair| pair.clean = known.clone());
     for model in models::every_kind() {
-        let scores = repair(&model, &task, Units::Attention);
+        let scores = repair(&model, &task, RepairParts::Attention);
         for measure in [
             "total_effect",
             "total_effect_frozen",
@@ -613,10 +762,9 @@ fn the_induction_model_needs_both_of_its_heads() {
     // All there are.
     let pairs = (0..78).map(pair);
     let task = Task::new("induction", &loaded.tokenizer, Metric::TopK(1), pairs).expect("a task");
-    let mut config = config(&loaded.model, "z", PatchSource::Zero);
-    config.patch.metric = Metric::TopK(1);
-    config.patch.detail = Detail::Mean;
-    let scores = ablation(&loaded.model, &task, &config, None, &Quiet).expect("ablates");
+    let mut config = config("z", PatchSource::Zero);
+    config.patch.metric = Some(Metric::TopK(1));
+    let scores = run_method(&loaded.model, &task, &config, Detail::Mean);
     let clean = scores.provenance.mean_clean;
     let left = column(&scores, "value");
     println!(

@@ -7,20 +7,19 @@ use candlewick::Error;
 use candlewick::circuit::Graph;
 use candlewick::hooks::{Edit, Hook, Kind, Letter, Ln, Node, Op, Site};
 use candlewick::methods::attribution::{
-    EdgeAttributionConfig, EdgePath, NodeAttributionConfig, Path, StepRule, edge_scores,
-    node_scores,
+    EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule,
 };
+use candlewick::methods::exact_edges::edge_of;
 use candlewick::methods::{
-    EdgeConfig, PatchConfig, PatchSource, Reference, exact_edge_effects, parse_sites,
+    EdgeConfig, Method, PatchConfig, PatchSource, Reference, Running, Subject, VerifyOptions,
+    Watch, measurements, verify,
 };
 use candlewick::metric::Metric;
 use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
 use candlewick::nn::rules::Rules;
-use candlewick::run::{
-    GradientRequest, Quiet, Request, Source, Sources, gradients, run, run_with_cache,
-};
-use candlewick::scores::{Cell, Direction};
+use candlewick::run::{GradientRequest, Request, Source, Sources, gradients, run, run_with_cache};
+use candlewick::scores::{Cell, Direction, Measured};
 use candlewick::spec::{
     Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
 };
@@ -31,35 +30,87 @@ use models::{Pairs, every_kind, two_kinds};
 /// Algebraic identities in f32, relative to the largest value.
 const ALGEBRA: f64 = 2e-4;
 
-fn patch(model: &Model, sites: &str, direction: Direction) -> PatchConfig {
-    let sites = parse_sites(sites, &model.spec).expect("known sites");
+fn patch(sites: &str, direction: Direction) -> PatchConfig {
     PatchConfig {
         direction,
-        ..PatchConfig::new(sites, Metric::LogitDiff)
+        ..PatchConfig::sites(sites).expect("known sites")
     }
+}
+
+fn measured_so(model: &Model, task: &Task, method: &dyn Method, running: &Running) -> Measured {
+    let on = Subject { model, task };
+    measurements(on, method, running, &Watch::default())
+        .unwrap_or_else(|error| panic!("{method:?}: {error}"))
+}
+
+fn measured(model: &Model, task: &Task, method: &dyn Method) -> Measured {
+    measured_so(model, task, method, &Running::default())
+}
+
+fn refused(model: &Model, task: &Task, method: &dyn Method) -> Error {
+    let on = Subject { model, task };
+    measurements(on, method, &Running::default(), &Watch::default()).expect_err("refused")
+}
+
+/// The scores of each pair, in the order of the cells; every pair has every one.
+fn scores(measured: &Measured, direction: Direction) -> Vec<Vec<f64>> {
+    let of_pair = |example: &candlewick::scores::ExampleScores| {
+        assert_eq!(example.values.len(), measured.cells.len());
+        let base = example.base(direction);
+        example.values.iter().map(|value| value - base).collect()
+    };
+    measured.examples.iter().map(of_pair).collect()
 }
 
 /// The estimates of each pair, and their cells.
 fn nodes(model: &Model, task: &Task, config: &NodeAttributionConfig) -> (Vec<Cell>, Vec<Vec<f64>>) {
-    let (cells, examples) = node_scores(model, task, config, &Quiet).expect("it attributes");
-    let base = |clean: f64, corrupted: f64| match config.patch.direction {
-        Direction::Denoise => corrupted,
-        _ => clean,
-    };
-    let scores = examples.iter().map(|example| {
-        let base = base(example.clean, example.corrupted);
-        example.values.iter().map(|value| value - base).collect()
-    });
-    (cells, scores.collect())
+    let measured = measured(model, task, config);
+    let scores = scores(&measured, config.patch.direction);
+    (measured.cells, scores)
 }
 
-fn edges(model: &Model, task: &Task, config: &EdgeAttributionConfig) -> Vec<Vec<f32>> {
-    let scores = edge_scores(model, task, config, &Quiet).expect("it attributes");
-    scores
-        .examples
+/// Estimates of edges as matrices `[positions, n_src, n_dst]`, a pair each; zero where there is no edge.
+fn matrices(model: &Model, measured: &Measured, direction: Direction) -> Vec<Vec<f64>> {
+    let graph = Graph::new(&model.spec);
+    let size = graph.n_src() * graph.n_dst();
+    let places: Vec<usize> = (measured.cells.iter())
+        .map(|cell| {
+            let (row, column) = graph.place(&edge_of(cell).expect("an edge")).expect("ours");
+            cell.pos.unwrap_or(0) as usize * size + row * graph.n_dst() + column
+        })
+        .collect();
+    let positions = places.iter().max().expect("some edges") / size + 1;
+    let matrix = |scores: Vec<f64>| {
+        let mut matrix = vec![0.0; positions * size];
+        for (place, score) in places.iter().zip(scores) {
+            matrix[*place] = score;
+        }
+        matrix
+    };
+    scores(measured, direction)
         .into_iter()
-        .map(|example| example.scores)
+        .map(matrix)
         .collect()
+}
+
+fn edges_so(
+    model: &Model,
+    task: &Task,
+    config: &EdgeAttributionConfig,
+    running: &Running,
+) -> Vec<Vec<f64>> {
+    let measured = measured_so(model, task, config, running);
+    matrices(model, &measured, config.reference.direction())
+}
+
+fn edges(model: &Model, task: &Task, config: &EdgeAttributionConfig) -> Vec<Vec<f64>> {
+    edges_so(model, task, config, &Running::default())
+}
+
+/// The exact effects of every edge, in the graph's order.
+fn exact_effects(model: &Model, task: &Task) -> Vec<Vec<f64>> {
+    let measured = measured(model, task, &EdgeConfig::all());
+    scores(&measured, Direction::Noise)
 }
 
 #[track_caller]
@@ -174,12 +225,11 @@ fn eap_is_its_definition_on_models_of_every_kind() {
         for rules in [Rules::gradient(), Rules::relp(), Rules::attn_lrp()] {
             let config = EdgeAttributionConfig {
                 rules: rules.clone(),
-                ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+                ..EdgeAttributionConfig::eap()
             };
             let found = edges(&model, &task, &config);
             for (found, plain) in found.iter().zip(eap_plain(&model, rules.clone())) {
-                let found: Vec<f64> = found.iter().map(|&x| f64::from(x)).collect();
-                near(&found, &plain, ALGEBRA, &model.spec.family);
+                near(found, &plain, ALGEBRA, &model.spec.family);
             }
         }
     }
@@ -191,16 +241,12 @@ fn rows_columns_and_cuts_of_eap_sum_to_node_attribution() {
     for model in every_kind() {
         let spec = &model.spec;
         let graph = Graph::new(spec);
-        let scores = edges(
-            &model,
-            &task,
-            &EdgeAttributionConfig::eap(Metric::LogitDiff),
-        );
+        let scores = edges(&model, &task, &EdgeAttributionConfig::eap());
         let atp = |sites: &str| {
             nodes(
                 &model,
                 &task,
-                &NodeAttributionConfig::atp(patch(&model, sites, Direction::Noise)),
+                &NodeAttributionConfig::atp(patch(sites, Direction::Noise)),
             )
         };
         let n_dst = graph.n_dst();
@@ -214,10 +260,7 @@ fn rows_columns_and_cuts_of_eap_sum_to_node_attribution() {
                         let (layer, head) =
                             (cell.layer.unwrap() as usize, cell.head.unwrap() as usize);
                         let row = graph.row(Node::Head { layer, head }).unwrap();
-                        scores[i][row * n_dst..(row + 1) * n_dst]
-                            .iter()
-                            .map(|&x| f64::from(x))
-                            .sum()
+                        scores[i][row * n_dst..(row + 1) * n_dst].iter().sum()
                     })
                     .collect();
                 near(&rows, z, ALGEBRA, &spec.family);
@@ -243,7 +286,7 @@ fn rows_columns_and_cuts_of_eap_sum_to_node_attribution() {
                     .unwrap();
                 let crossing: f64 = (0..border)
                     .flat_map(|row| (after..n_dst).map(move |column| row * n_dst + column))
-                    .map(|at| f64::from(scores[i][at]))
+                    .map(|at| scores[i][at])
                     .sum();
                 let largest = streams.iter().fold(0.05f64, |max, x| max.max(x.abs()));
                 let gap = (crossing - stream).abs() / largest;
@@ -267,11 +310,7 @@ fn a_column_of_eap_is_what_its_reader_sees_differently() {
             continue;
         }
         let graph = Graph::new(spec);
-        let scores = edges(
-            &model,
-            &task,
-            &EdgeAttributionConfig::eap(Metric::LogitDiff),
-        );
+        let scores = edges(&model, &task, &EdgeAttributionConfig::eap());
         let hooks: Vec<Hook> = (0..spec.n_layers)
             .map(|layer| Hook::at(Kind::MlpIn, layer))
             .collect();
@@ -284,13 +323,8 @@ fn a_column_of_eap_is_what_its_reader_sees_differently() {
             let products = (moved * slopes.get(hook).unwrap()).unwrap();
             let expected = wide(&products.flatten_from(1).unwrap().sum(1).unwrap());
             let column = graph.column(Node::Mlp(layer), None).unwrap();
-            let sum = |scores: &Vec<f32>| -> f64 {
-                scores
-                    .iter()
-                    .skip(column)
-                    .step_by(graph.n_dst())
-                    .map(|&x| f64::from(x))
-                    .sum()
+            let sum = |scores: &Vec<f64>| -> f64 {
+                scores.iter().skip(column).step_by(graph.n_dst()).sum()
             };
             for (scores, expected) in scores.iter().zip(expected) {
                 let gap = (sum(scores) - expected).abs() / expected.abs().max(0.05);
@@ -311,17 +345,17 @@ fn folding_the_norms_changes_no_score() {
     let task = task();
     for model in two_kinds() {
         let folded = candlewick::model::processing::fold_ln(&model).expect("it folds");
-        let config = EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 2);
+        let config = EdgeAttributionConfig::eap_ig(2);
         for (a, b) in edges(&model, &task, &config)
             .iter()
             .zip(edges(&folded, &task, &config))
         {
-            let largest = a.iter().fold(0f32, |max, x| max.max(x.abs()));
+            let largest = a.iter().fold(0f64, |max, x| max.max(x.abs()));
             let gap = a
                 .iter()
                 .zip(&b)
                 .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f32::max);
+                .fold(0.0, f64::max);
             assert!(
                 gap < 1e-4 * largest,
                 "{}: {gap} of {largest}",
@@ -338,18 +372,16 @@ fn an_integral_over_the_inputs_is_complete_as_it_gets_finer() {
         let graph = Graph::new(&model.spec);
         let error = |steps: usize, rule: StepRule| -> f64 {
             let config = EdgeAttributionConfig {
-                path: EdgePath::Along(Path::Inputs { steps, rule }),
-                ..EdgeAttributionConfig::eap_ig(Metric::LogitDiff, steps)
+                path: EdgePath::Along(GradientPath::Inputs { steps, rule }),
+                ..EdgeAttributionConfig::eap_ig(steps)
             };
-            let scores = edge_scores(&model, &task, &config, &Quiet).unwrap();
-            let of = |example: &candlewick::methods::attribution::EdgeExample| {
-                let row: f64 = example.scores[..graph.n_dst()]
-                    .iter()
-                    .map(|&x| f64::from(x))
-                    .sum();
+            let measured = measured(&model, &task, &config);
+            let rows = matrices(&model, &measured, Direction::Noise);
+            let off = rows.iter().zip(&measured.examples).map(|(row, example)| {
+                let row: f64 = row[..graph.n_dst()].iter().sum();
                 (row - (example.corrupted - example.clean)).abs()
-            };
-            scores.examples.iter().map(of).fold(0.0, f64::max)
+            });
+            off.fold(0.0, f64::max)
         };
         let (coarse, fine) = (error(8, StepRule::Midpoint), error(32, StepRule::Midpoint));
         assert!(
@@ -361,16 +393,106 @@ fn an_integral_over_the_inputs_is_complete_as_it_gets_finer() {
         assert!(left > fine, "{left} {fine}");
         // The same integral at the embedding as a node.
         let config = NodeAttributionConfig {
-            path: Path::Inputs {
+            path: GradientPath::Inputs {
                 steps: 32,
                 rule: StepRule::Midpoint,
             },
-            ..NodeAttributionConfig::atp(patch(&model, "embed:all", Direction::Noise))
+            ..NodeAttributionConfig::atp(patch("embed:all", Direction::Noise))
         };
-        let (_, examples) = node_scores(&model, &task, &config, &Quiet).unwrap();
-        for example in examples {
+        for example in measured(&model, &task, &config).examples {
             assert!((example.values[0] - example.corrupted).abs() < 2e-3);
         }
+    }
+}
+
+#[test]
+fn the_line_of_an_integral_goes_from_the_corrupted_run_to_the_clean_one_in_both_directions() {
+    let task = task();
+    for model in two_kinds() {
+        let integral = |rule, direction| {
+            let mut config = NodeAttributionConfig::layer_ig(patch("resid_pre,z", direction), 1);
+            config.path = GradientPath::Inputs { steps: 1, rule };
+            nodes(&model, &task, &config).1.concat()
+        };
+        let gradient = |direction| {
+            let config = NodeAttributionConfig::atp(patch("resid_pre,z", direction));
+            nodes(&model, &task, &config).1.concat()
+        };
+        let negated = |values: Vec<f64>| -> Vec<f64> { values.iter().map(|x| -x).collect() };
+        // One step on the left is the gradient at the corrupted run, one on the right that at the clean run; the change of a
+        // node is turned round where the other run is changed.
+        let (at_corrupted, at_clean) = (gradient(Direction::Denoise), gradient(Direction::Noise));
+        for (rule, direction, expected) in [
+            (StepRule::Left, Direction::Denoise, at_corrupted.clone()),
+            (StepRule::Left, Direction::Noise, negated(at_corrupted)),
+            (StepRule::Right, Direction::Noise, at_clean.clone()),
+            (StepRule::Right, Direction::Denoise, negated(at_clean)),
+        ] {
+            let what = format!("{} {rule:?} {direction}", model.spec.family);
+            near(&integral(rule, direction), &expected, ALGEBRA, &what);
+        }
+    }
+}
+
+#[test]
+fn a_preset_has_the_name_of_what_it_does() {
+    let z = || patch("z", Direction::Noise);
+    for (config, name) in [
+        (NodeAttributionConfig::atp(z()), "atp"),
+        (NodeAttributionConfig::atp_star(z()), "atp-star"),
+        (NodeAttributionConfig::relp(z()), "relp"),
+        (NodeAttributionConfig::layer_ig(z(), 3), "layer-ig"),
+        (NodeAttributionConfig::conductance(z(), 3), "conductance"),
+    ] {
+        assert_eq!(config.name(), name);
+        assert_eq!(config.header(&task()).method, name);
+        let with_rules = NodeAttributionConfig {
+            rules: Rules::cp_lrp(),
+            ..config
+        };
+        assert!(with_rules.name().ends_with(":cp-lrp"), "{name}");
+    }
+    let star = NodeAttributionConfig::atp_star(z());
+    let dropped = NodeAttributionConfig {
+        qk_fix: false,
+        ..star.clone()
+    };
+    assert_eq!(dropped.name(), "atp-grad-drop");
+    let fixed = NodeAttributionConfig {
+        grad_drop: false,
+        ..star
+    };
+    assert_eq!(fixed.name(), "atp-qk-fix");
+    for (config, name) in [
+        (EdgeAttributionConfig::eap(), "eap"),
+        (EdgeAttributionConfig::eap_ig(3), "eap-ig"),
+        (EdgeAttributionConfig::clean_corrupted(), "clean-corrupted"),
+        (
+            EdgeAttributionConfig::eap_ig_activations(3),
+            "eap-ig-activations",
+        ),
+        (EdgeAttributionConfig::relp(), "relp-edges"),
+    ] {
+        assert_eq!(config.name(), name);
+        assert_eq!(config.header(&task()).method, name);
+    }
+}
+
+#[test]
+fn cells_that_are_asked_for_alone_have_the_same_estimates() {
+    let (model, task) = (&two_kinds()[0], task());
+    let whole = NodeAttributionConfig::atp(patch("z:pos,mlp_out", Direction::Noise));
+    let (cells, all) = nodes(model, &task, &whole);
+    let some: Vec<usize> = (0..cells.len()).step_by(5).collect();
+    let few = NodeAttributionConfig::atp(PatchConfig {
+        only: Some(some.iter().map(|&i| cells[i].clone()).collect()),
+        ..whole.patch
+    });
+    let (found, few) = nodes(model, &task, &few);
+    assert_eq!(found.len(), some.len());
+    for (few, all) in few.iter().zip(&all) {
+        let expected: Vec<f64> = some.iter().map(|&i| all[i]).collect();
+        near(few, &expected, 1e-6, "alone");
     }
 }
 
@@ -379,16 +501,16 @@ fn conductance_of_a_full_cut_sums_to_the_change() {
     let task = task();
     for model in two_kinds() {
         let config = NodeAttributionConfig {
-            path: Path::Inputs {
+            path: GradientPath::Inputs {
                 steps: 64,
                 rule: StepRule::Midpoint,
             },
             conductance: true,
-            ..NodeAttributionConfig::atp(patch(&model, "resid_pre:all", Direction::Noise))
+            ..NodeAttributionConfig::atp(patch("resid_pre:all", Direction::Noise))
         };
-        let (cells, examples) = node_scores(&model, &task, &config, &Quiet).unwrap();
-        for example in examples {
-            for (cell, value) in cells.iter().zip(&example.values) {
+        let measured = measured(&model, &task, &config);
+        for example in &measured.examples {
+            for (cell, value) in measured.cells.iter().zip(&example.values) {
                 let gap = (value - example.corrupted).abs();
                 assert!(
                     gap < 3e-3,
@@ -406,8 +528,8 @@ fn nothing_differs_between_a_prompt_and_itself() {
     let task = changed(&task(), |pair| pair.corrupted = pair.clean.clone());
     let model = &every_kind()[5];
     for config in [
-        EdgeAttributionConfig::eap(Metric::LogitDiff),
-        EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 3),
+        EdgeAttributionConfig::eap(),
+        EdgeAttributionConfig::eap_ig(3),
     ] {
         let scores = edges(model, &task, &config);
         assert!(scores.iter().flatten().all(|&x| x == 0.0));
@@ -417,11 +539,16 @@ fn nothing_differs_between_a_prompt_and_itself() {
 #[test]
 fn scores_do_not_depend_on_batches_or_memory() {
     let task = task();
+    let running = |batch, memory| Running {
+        batch,
+        memory: Some(memory),
+        ..Running::default()
+    };
     for model in two_kinds() {
         for path in [
-            EdgePath::Along(Path::Base),
-            EdgePath::Along(Path::Ends),
-            EdgePath::Along(Path::Inputs {
+            EdgePath::Along(GradientPath::Base),
+            EdgePath::Along(GradientPath::Ends),
+            EdgePath::Along(GradientPath::Inputs {
                 steps: 3,
                 rule: StepRule::Midpoint,
             }),
@@ -436,35 +563,27 @@ fn scores_do_not_depend_on_batches_or_memory() {
                 every_edge: true,
             },
         ] {
-            let config = |batch, memory| EdgeAttributionConfig {
-                path,
-                batch,
-                memory: Some(memory),
-                ..EdgeAttributionConfig::eap(Metric::LogitDiff)
-            };
-            let whole = edges(&model, &task, &config(8, 1 << 30));
+            let config = EdgeAttributionConfig::along(path);
+            let whole = edges_so(&model, &task, &config, &running(8, 1 << 30));
             for (batch, memory) in [(1, 1 << 30), (8, 1)] {
-                for (a, b) in whole
-                    .iter()
-                    .zip(edges(&model, &task, &config(batch, memory)))
-                {
+                let split = edges_so(&model, &task, &config, &running(batch, memory));
+                for (a, b) in whole.iter().zip(&split) {
                     let gap = a
                         .iter()
-                        .zip(&b)
+                        .zip(b)
                         .map(|(a, b)| (a - b).abs())
-                        .fold(0.0, f32::max);
+                        .fold(0.0, f64::max);
                     assert!(gap < 1e-5, "{path:?} batch {batch}: {gap}");
                 }
             }
         }
-        let config = |batch, memory| {
-            let mut patch = patch(&model, "z,q,k,mlp.post:pos,pattern", Direction::Noise);
-            (patch.batch, patch.sweep.memory) = (batch, memory);
-            NodeAttributionConfig::atp_star(patch)
+        let star = patch("z,q,k,mlp.post:pos,pattern", Direction::Noise);
+        let star = NodeAttributionConfig::atp_star(star);
+        let of = |batch, memory| {
+            let measured = measured_so(&model, &task, &star, &running(batch, memory));
+            scores(&measured, Direction::Noise)
         };
-        let (_, whole) = nodes(&model, &task, &config(8, 1 << 30));
-        let (_, split) = nodes(&model, &task, &config(1, 1));
-        for (a, b) in whole.iter().zip(&split) {
+        for (a, b) in of(8, 1 << 30).iter().zip(&of(1, 1)) {
             near(b, a, 1e-5, "AtP*");
         }
     }
@@ -476,22 +595,54 @@ fn positions_of_edges_sum_to_the_edge() {
     let model = &two_kinds()[0];
     let by_position = EdgeAttributionConfig {
         by_position: true,
-        ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+        ..EdgeAttributionConfig::eap()
     };
-    let scores = edge_scores(model, &task, &by_position, &Quiet).unwrap();
-    let summed = edges(model, &task, &EdgeAttributionConfig::eap(Metric::LogitDiff));
-    let size = scores.graph.n_src() * scores.graph.n_dst();
-    for (example, summed) in scores.examples.iter().zip(&summed) {
-        assert_eq!(example.scores.len(), size * Pairs::LENGTH);
+    let apart = edges(model, &task, &by_position);
+    let summed = edges(model, &task, &EdgeAttributionConfig::eap());
+    for (apart, summed) in apart.iter().zip(&summed) {
+        let size = summed.len();
+        assert_eq!(apart.len(), size * Pairs::LENGTH);
         let mut total = vec![0.0; size];
-        for scores in example.scores.chunks_exact(size) {
-            total
-                .iter_mut()
-                .zip(scores)
-                .for_each(|(sum, &x)| *sum += f64::from(x));
+        for scores in apart.chunks_exact(size) {
+            total.iter_mut().zip(scores).for_each(|(sum, x)| *sum += x);
         }
-        let summed: Vec<f64> = summed.iter().map(|&x| f64::from(x)).collect();
-        near(&total, &summed, ALGEBRA, "positions");
+        near(&total, summed, ALGEBRA, "positions");
+    }
+}
+
+#[test]
+fn positions_of_an_edge_are_verified_as_their_sum() {
+    let (model, task) = (&two_kinds()[1], task());
+    let by_position = EdgeAttributionConfig {
+        by_position: true,
+        ..EdgeAttributionConfig::eap()
+    };
+    let found = verify::verify(
+        Subject { model, task: &task },
+        &by_position,
+        &measured(model, &task, &by_position),
+        VerifyOptions::top(6),
+        &Running::default(),
+        &Watch::default(),
+    )
+    .expect("verifies");
+    let graph = Graph::new(&model.spec);
+    let all: Vec<_> = graph.edges().collect();
+    let estimates = edges(model, &task, &EdgeAttributionConfig::eap());
+    let exact = exact_effects(model, &task);
+    assert_eq!(found.checked.len(), 12);
+    let n = exact.len() as f64;
+    for checked in &found.checked {
+        assert_eq!((checked.cell.pos, checked.index), (None, None));
+        let edge = edge_of(&checked.cell).expect("an edge");
+        let (row, column) = graph.place(&edge).expect("ours");
+        let place = row * graph.n_dst() + column;
+        let at = all.iter().position(|of| *of == edge).expect("listed");
+        let estimate = estimates.iter().map(|of| of[place]).sum::<f64>() / n;
+        let effect = exact.iter().map(|of| of[at]).sum::<f64>() / n;
+        assert!((checked.estimate - estimate).abs() < 1e-5, "{edge}");
+        assert!((checked.exact - effect).abs() < 1e-5, "{edge}");
+        assert!(estimate.abs() > 0.0, "{edge}: nothing to verify");
     }
 }
 
@@ -533,67 +684,91 @@ fn estimates_are_exact_where_the_model_is_affine() {
     let (model, task) = (affine(2), task());
     let graph = Graph::new(&model.spec);
     let all: Vec<_> = graph.edges().collect();
-    let exact = exact_edge_effects(
-        &model,
-        task.pairs(),
-        &all,
-        &EdgeConfig::new(Metric::LogitDiff),
-        &Quiet,
-    )
-    .unwrap();
+    let exact = exact_effects(&model, &task);
     for config in [
-        EdgeAttributionConfig::eap(Metric::LogitDiff),
-        EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 2),
+        EdgeAttributionConfig::eap(),
+        EdgeAttributionConfig::eap_ig(2),
         EdgeAttributionConfig {
             path: EdgePath::Activations {
                 steps: 2,
                 rule: StepRule::Midpoint,
                 every_edge: false,
             },
-            ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+            ..EdgeAttributionConfig::eap()
         },
         EdgeAttributionConfig {
             rules: Rules::relp(),
-            ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+            ..EdgeAttributionConfig::eap()
         },
     ] {
         let found = edges(&model, &task, &config);
         for (found, exact) in found.iter().zip(&exact) {
             let of = |edge| {
                 let (row, column) = graph.place(edge).unwrap();
-                f64::from(found[row * graph.n_dst() + column])
+                found[row * graph.n_dst() + column]
             };
             let found: Vec<f64> = all.iter().map(of).collect();
             near(&found, exact, ALGEBRA, &format!("{:?}", config.path));
         }
     }
-    let config = NodeAttributionConfig::atp(patch(&model, "resid_pre,z:pos,v", Direction::Denoise));
+    let config = NodeAttributionConfig::atp(patch("resid_pre,z:pos,v", Direction::Denoise));
     let (_, estimates) = nodes(&model, &task, &config);
-    let exact = candlewick::methods::activation_patching(
-        &model,
-        &task,
-        &PatchConfig {
-            detail: candlewick::scores::Detail::PerExample,
-            ..config.patch.clone()
-        },
-        None,
-        &Quiet,
-    )
-    .unwrap();
-    let exact: Vec<f64> = exact
-        .floats("score")
-        .unwrap()
-        .into_iter()
-        .flatten()
+    let exact = scores(&measured(&model, &task, &config.patch), Direction::Denoise);
+    near(&estimates.concat(), &exact.concat(), ALGEBRA, "AtP");
+}
+
+#[test]
+fn the_bound_holds_where_effects_add() {
+    let model = affine(2);
+    let verified = |task: &Task, k, bound_draws| {
+        let star = NodeAttributionConfig::atp_star(PatchConfig {
+            // In one layer nothing that is patched feeds anything else that is.
+            layers: [0].into(),
+            ..patch("z:pos", Direction::Noise)
+        });
+        let on = Subject {
+            model: &model,
+            task,
+        };
+        let options = VerifyOptions { k, bound_draws };
+        let (running, watch) = (Running::default(), Watch::default());
+        let measured = measured(&model, task, &star);
+        let found = verify::verify(on, &star, &measured, options, &running, &watch);
+        (star, found)
+    };
+    let task = task();
+    let (star, found) = verified(&task, 2, 200);
+    let found = found.expect("verifies");
+    let bound = found.bound.expect("asked for");
+    let exact = measured(&model, &task, &star.patch);
+    let means = exact.means(Direction::Noise, false);
+    let is_checked = |cell: usize| found.checked.iter().any(|of| of.index == Some(cell));
+    let rest: Vec<f64> = (0..means.len())
+        .filter(|&cell| !is_checked(cell))
+        .map(|cell| means[cell].abs())
         .collect();
-    near(&estimates.concat(), &exact, ALGEBRA, "AtP");
+    assert_eq!((bound.nodes, bound.draws), (rest.len(), 200));
+    let largest = rest.iter().fold(0f64, |most, x| most.max(*x));
+    assert!(
+        largest > 1e-3 && bound.effect >= largest && bound.effect < 100.0 * largest,
+        "{bound} for {largest}"
+    );
+    // Where nothing differs nothing was missed.
+    let same = changed(&task, |pair| pair.corrupted = pair.clean.clone());
+    let (_, found) = verified(&same, 2, 8);
+    assert_eq!(
+        found.expect("verifies").bound.map(|of| of.effect),
+        Some(0.0)
+    );
+    let message = verified(&task, 2, 7).1.expect_err("refused").to_string();
+    assert!(message.contains("at least 8 joint patches"), "{message}");
 }
 
 #[test]
 fn rules_that_are_all_off_give_the_gradient_bit_for_bit() {
     let task = task();
     let model = &every_kind()[5];
-    let atp = NodeAttributionConfig::atp(patch(model, "z,mlp_out,resid_pre", Direction::Noise));
+    let atp = NodeAttributionConfig::atp(patch("z,mlp_out,resid_pre", Direction::Noise));
     let relp = NodeAttributionConfig {
         rules: Rules::gradient(),
         ..NodeAttributionConfig::relp(atp.patch.clone())
@@ -649,8 +824,8 @@ fn the_qk_fix_is_the_pattern_that_a_patch_would_give() {
         let config = NodeAttributionConfig {
             qk_fix: true,
             ..NodeAttributionConfig::atp(PatchConfig {
-                layers: vec![1],
-                ..patch(&model, "rot_q:pos,rot_k:pos", Direction::Noise)
+                layers: [1].into(),
+                ..patch("rot_q:pos,rot_k:pos", Direction::Noise)
             })
         };
         let (cells, found) = nodes(&model, &task, &config);
@@ -676,7 +851,7 @@ fn grad_drop_is_the_estimate_itself_where_nothing_can_cancel() {
     // what goes straight to the logits.
     let task = task();
     let model = affine(2);
-    let plain = NodeAttributionConfig::atp(patch(&model, "z:pos", Direction::Noise));
+    let plain = NodeAttributionConfig::atp(patch("z:pos", Direction::Noise));
     let dropped = NodeAttributionConfig {
         grad_drop: true,
         ..plain.clone()
@@ -732,8 +907,7 @@ fn reference_gradients_are_reproduced() {
                 .collect();
             near(&found, &expected, 2e-4, &format!("{family} {name}"));
         };
-        let atp =
-            |sites: &str, direction| NodeAttributionConfig::atp(patch(model, sites, direction));
+        let atp = |sites: &str, direction| NodeAttributionConfig::atp(patch(sites, direction));
         check("atp/resid_pre", &atp("resid_pre", Direction::Denoise));
         check("atp/attn_out", &atp("attn_out", Direction::Denoise));
         check("atp/mlp_out", &atp("mlp_out", Direction::Denoise));
@@ -742,7 +916,7 @@ fn reference_gradients_are_reproduced() {
         check("atp_noise/mlp_out", &atp("mlp_out:all", Direction::Noise));
         check("atp_noise/embed", &atp("embed:all", Direction::Noise));
         let ig = |sites: &str| NodeAttributionConfig {
-            path: Path::Inputs {
+            path: GradientPath::Inputs {
                 steps: 5,
                 rule: StepRule::Left,
             },
@@ -817,21 +991,14 @@ fn every_method_finds_a_planted_circuit() {
         names
     };
     let all: Vec<_> = graph.edges().collect();
-    let exact = exact_edge_effects(
-        &model,
-        task.pairs(),
-        &all,
-        &EdgeConfig::new(Metric::LogitDiff),
-        &Quiet,
-    )
-    .unwrap();
+    let exact = exact_effects(&model, &task);
     let size = |of: &dyn Fn(usize) -> f64| (0..exact.len()).map(|i| of(i).abs()).sum::<f64>();
     let named = all
         .iter()
         .enumerate()
         .map(|(e, edge)| (edge.to_string(), size(&|i| exact[i][e])));
     assert_eq!(strongest(named.collect(), 3), circuit);
-    let eap = EdgeAttributionConfig::eap(Metric::LogitDiff);
+    let eap = EdgeAttributionConfig::eap();
     let activations = |every_edge| EdgePath::Activations {
         steps: 3,
         rule: StepRule::Midpoint,
@@ -839,18 +1006,22 @@ fn every_method_finds_a_planted_circuit() {
     };
     for (path, rules, reference) in [
         (
-            EdgePath::Along(Path::Base),
-            Rules::gradient(),
-            Reference::Pair,
-        ),
-        (EdgePath::Along(Path::Base), Rules::relp(), Reference::Pair),
-        (
-            EdgePath::Along(Path::Ends),
+            EdgePath::Along(GradientPath::Base),
             Rules::gradient(),
             Reference::Pair,
         ),
         (
-            EdgePath::Along(Path::Inputs {
+            EdgePath::Along(GradientPath::Base),
+            Rules::relp(),
+            Reference::Pair,
+        ),
+        (
+            EdgePath::Along(GradientPath::Ends),
+            Rules::gradient(),
+            Reference::Pair,
+        ),
+        (
+            EdgePath::Along(GradientPath::Inputs {
                 steps: 5,
                 rule: StepRule::Midpoint,
             }),
@@ -871,13 +1042,13 @@ fn every_method_finds_a_planted_circuit() {
             let (row, column) = graph.place(edge).unwrap();
             (
                 edge.to_string(),
-                size(&|i| f64::from(found[i][row * graph.n_dst() + column])),
+                size(&|i| found[i][row * graph.n_dst() + column]),
             )
         });
         assert_eq!(strongest(named.collect(), 3), circuit, "{path:?}");
     }
-    let atp = NodeAttributionConfig::atp(patch(&model, "z", Direction::Noise));
-    let ig = Path::Inputs {
+    let atp = NodeAttributionConfig::atp(patch("z", Direction::Noise));
+    let ig = GradientPath::Inputs {
         steps: 5,
         rule: StepRule::Midpoint,
     };
@@ -906,7 +1077,7 @@ fn every_method_finds_a_planted_circuit() {
             strongest(named.collect(), 2),
             ["a0.h0", "a1.h1"],
             "{}",
-            config.method
+            config.name()
         );
     }
 }
@@ -914,33 +1085,34 @@ fn every_method_finds_a_planted_circuit() {
 #[test]
 fn what_has_no_gradient_is_refused_before_anything_runs() {
     let (model, task) = (&two_kinds()[0], task());
-    let message = |config: &EdgeAttributionConfig| -> Error {
-        edge_scores(model, &task, config, &Quiet).unwrap_err()
+    let message = |config: &EdgeAttributionConfig| refused(model, &task, config);
+    let at = |metric, config: EdgeAttributionConfig| EdgeAttributionConfig {
+        metric: Some(metric),
+        ..config
     };
-    let at = |metric| EdgeAttributionConfig::eap(metric);
-    let error = message(&at(Metric::Kl));
+    let error = message(&at(Metric::Kl, EdgeAttributionConfig::eap()));
     assert!(matches!(error, Error::NoGradient { .. }), "{error}");
     assert!(error.to_string().contains("eap-ig"), "{error}");
     assert!(matches!(
-        message(&at(Metric::Rank)),
+        message(&at(Metric::Rank, EdgeAttributionConfig::eap())),
         Error::NoGradient { .. }
     ));
-    let none = message(&EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 0));
+    let none = message(&EdgeAttributionConfig::eap_ig(0));
     assert!(none.to_string().contains("at least one step"), "{none}");
     let zero = EdgeAttributionConfig {
         reference: Reference::Zero,
-        ..EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 5)
+        ..EdgeAttributionConfig::eap_ig(5)
     };
     assert!(message(&zero).to_string().contains("eap-ig-activations"));
     // An integral away from the clean run has a gradient.
-    let kl = EdgeAttributionConfig::eap_ig(Metric::Kl, 3);
+    let kl = at(Metric::Kl, EdgeAttributionConfig::eap_ig(3));
     assert!(edges(model, &task, &kl).iter().flatten().any(|&x| x != 0.0));
     let star = NodeAttributionConfig::atp_star(PatchConfig {
         source: PatchSource::Zero,
-        ..patch(model, "z", Direction::Ablate)
+        ..patch("z", Direction::Ablate)
     });
-    assert!(node_scores(model, &task, &star, &Quiet).is_err());
-    let inputs = NodeAttributionConfig::atp(patch(model, "q_input", Direction::Noise));
-    let error = node_scores(model, &task, &inputs, &Quiet).unwrap_err();
+    refused(model, &task, &star);
+    let inputs = NodeAttributionConfig::atp(patch("q_input", Direction::Noise));
+    let error = refused(model, &task, &inputs);
     assert!(error.to_string().contains("eap"), "{error}");
 }

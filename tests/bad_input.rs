@@ -367,3 +367,116 @@ fn patches_that_cannot_be_made() {
         bench.refuses(&["patch", "--n-pairs", "2", flag, value], &[says]);
     }
 }
+
+#[test]
+fn ablations_and_paths_that_cannot_be_run() {
+    let bench = Bench::new();
+    for (args, says) in [
+        ("ablate --block @END:@FOO", "role `FOO` is not in this task"),
+        ("ablate --block @FOO:@END", "role `FOO` is not in this task"),
+        ("ablate --block 99:0", "`pos` = 99 is out of range"),
+        ("ablate --block 0:99 --whole-layers", "`pos` = 99"),
+        ("ablate --at @FOO --together a0.h0", "FOO"),
+        ("ablate --at 99 --together a0.h0,a0.h1", "`pos` = 99"),
+        ("ablate --at @FOO --head-pairs a0.h0,a0.h1", "FOO"),
+        ("ablate --at @END", "`--at` does nothing"),
+        (
+            "ablate --block @END:@S2 --source zero",
+            "`--source` does nothing with `--block`",
+        ),
+        (
+            "ablate --self-repair heads --sites z",
+            "`--sites` does nothing with `--self-repair`",
+        ),
+        (
+            "ablate --together a0.h0 --layers 0",
+            "`--layers` does nothing with",
+        ),
+        ("ablate --donors 3", "`--donors` does nothing"),
+        ("ablate --layers 0-9", "`layer` = 4 is out of range"),
+        ("ablate --heads a0.h7", "`head` = 7 is out of range"),
+        (
+            "ablate --layers 0 --heads a3.h1",
+            "nothing is left to measure",
+        ),
+        ("ablate --block @END:@S2 --heads 9", "`head` = 9"),
+        ("ablate --source pair", "`denoise` or `noise`"),
+        ("ablate --head-pairs a0.h0", "makes no pair"),
+        ("ablate --head-pairs ,", "no head is named"),
+        ("ablate --together a0.h0 --together a0.h0", "two sets"),
+        (
+            "ablate --self-repair attention --verify 3",
+            "none to be held against",
+        ),
+        (
+            "path --senders a1.h0 --receivers a0.h1.v",
+            "`a1.h0->a0.h1<v>`",
+        ),
+        (
+            "path --senders a0.h0,a3.h0 --receivers a1.h0.q,a2.h0.q --over both",
+            "`a3.h0`",
+        ),
+        ("path --at-senders @FOO", "FOO"),
+        ("path --at-receivers 99", "`pos` = 99"),
+        ("path --path a1.h0:a0.h1.v:logits", "`a1.h0->a0.h1<v>`"),
+        ("path --path input:a0.h1.v", "ends in the middle"),
+        (
+            "path --path input:logits --over both",
+            "`--over` does nothing with `--path`",
+        ),
+        (
+            "path --composition --n-pairs 3",
+            "`--n-pairs` does nothing with `--composition`",
+        ),
+        ("scale --heads a0.h9", "`head` = 9"),
+        ("scale --heads a0.h0 --metric kl", "`--metric` does nothing"),
+    ] {
+        bench.refuses(&args.split(' ').collect::<Vec<_>>(), &[says]);
+    }
+}
+
+#[test]
+fn estimates_that_cannot_be_made() {
+    let bench = Bench::new();
+    let refuses = |flags: &[&str], says: &str| {
+        let command = ["attribute", "--n-pairs", "2"];
+        bench.refuses(&[&command, flags].concat(), &[says]);
+    };
+    refuses(&["--method", "ig", "--source", "zero"], "`--baseline zero");
+    refuses(
+        &["--steps", "3"],
+        "`--steps` does nothing with `--method atp`",
+    );
+    refuses(
+        &["--method", "ig", "--baseline", "token:nope"],
+        "`nope` is not in its vocabulary",
+    );
+    refuses(&["--method", "eap-ig", "--steps", "0"], "at least one step");
+    refuses(&["--direction", "ablate"], "`--source zero`");
+    refuses(&["--metric", "rank"], "has no gradient");
+    refuses(&["--sites", "q_input"], "use an edge method");
+    refuses(&["--verify", "1000"], "there are 76 cells");
+    let star = ["--method", "atp-star", "--sites", "z"];
+    let draws = ["--verify", "2", "--bound-draws", "3"];
+    refuses(&[star, draws].concat(), "at least 8 joint patches, not 3");
+    refuses(
+        &["--method", "exact-edges", "--verify", "2"],
+        "has none to be held against",
+    );
+    let edges = |edges: &'static str| ["--method", "exact-edges", "--edges", edges];
+    refuses(&edges("m9->logits"), "no node `m9`");
+    refuses(&edges("m1->m1"), "`m1` is computed after `m1` reads");
+    refuses(&edges("m1->logits,m1->logits"), "is named twice");
+    refuses(
+        &["--method", "eap", "--source", "mean-all"],
+        "use `--source mean`",
+    );
+    refuses(
+        &["--method", "eap", "--by-position", "--template", "0,1"],
+        "`--template 0`",
+    );
+    let file = |flag, path| ["--method", "eap", flag, path];
+    refuses(&file("--compare", "nowhere.json"), "no such file");
+    refuses(&file("--graph", "no/such/folder/x.json"), "no such file");
+    refuses(&file("--graph", ".."), "it is a folder");
+}

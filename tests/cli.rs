@@ -154,7 +154,9 @@ fn every_example_in_the_help_runs() {
     let mut tables = 0;
     for entry in fs::read_dir(folder.path()).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|ending| ending == "parquet") {
+        // A shard is no table yet.
+        let is_shard = path.to_string_lossy().contains("shard-");
+        if path.extension().is_some_and(|ending| ending == "parquet") && !is_shard {
             check_table(&path);
             tables += 1;
         }
@@ -201,6 +203,45 @@ fn wrong_usage_exits_with_2() {
     check_failure(&["hooks", "--device", "tpu"], 2, "--device");
     check_failure(&["hooks", "--batch", "3"], 2, "--pos");
     check_failure(&["models", "--threads", "0"], 2, "--threads");
+    check_failure(&["path", "--senders", ","], 2, "name nodes");
+    check_failure(&["path", "--receivers", "a3.h0"], 2, "--receivers");
+    check_failure(&["ablate", "--source", "scale"], 2, "scale:0.5");
+    check_failure(&["ablate", "--layers", "3-0"], 2, "--layers");
+    check_failure(&["scale"], 2, "--heads");
+}
+
+#[test]
+fn means_are_taken_over_a_file_of_pairs_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let prompt =
+        |name: &str| format!("then Mary and John went to the store . {name} gave a drink to");
+    let (one, other) = (prompt("John"), prompt("Mary"));
+    let pairs = |clean: &str, corrupted: &str, answer: &str, wrong: &str| {
+        format!("clean,corrupted,answer,wrong\n{clean},{corrupted},{answer},{wrong}\n")
+    };
+    let (own, file) = (at("own.csv"), at("reference.csv"));
+    fs::write(&own, pairs(&one, &other, "Mary", "John")).unwrap();
+    // What is clean there is corrupted here: its mean is that of the task's own corrupted prompts.
+    fs::write(&file, pairs(&other, &one, "John", "Mary")).unwrap();
+    let out = at("ablation.parquet");
+    let ablate = |more: &[&str]| {
+        let mut args = vec!["ablate", "--pairs", &own, "--csv", "--force", "--out", &out];
+        args.extend(more);
+        let output = candlewick(&args);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let given = ablate(&["--reference", &file]);
+    assert_eq!(given, ablate(&[]));
+    // The prompt's own mean changes nothing; another's does.
+    assert_ne!(given, ablate(&["--reference", &own]));
+    // Where means do nothing, a reference does nothing.
+    check_failure(
+        &["ablate", "--source", "zero", "--reference", &file],
+        1,
+        "`--reference` does nothing",
+    );
 }
 
 #[test]

@@ -8,16 +8,17 @@ use candlewick::Error;
 use candlewick::circuit::Graph;
 use candlewick::hooks::{Edge, Edit, Hook, Kind, Node, Op, Site};
 use candlewick::methods::{
-    EdgeConfig, Reference, exact_edge_effects, exact_edge_effects_plain, exact_edges,
-    exact_edges_together,
+    EdgeConfig, Method, Prepared, Reference, Running, Subject, Unit, Watch,
+    exact_edge_effects_plain, exact_edges_together, measure, measurements,
 };
 use candlewick::metric::Metric;
 use candlewick::model::Model;
-use candlewick::model::load::{LoadOptions, load};
-use candlewick::run::{Quiet, Request, Source, Sources, SweepOptions, run, run_with_cache};
-use candlewick::scores::{Detail, Provenance, Scores, ScoresMeta};
-use candlewick::task::{ExpandOptions, Pair, TaskFile, expand};
-use models::task::pairs;
+use candlewick::model::load::LoadOptions;
+use candlewick::prelude::Lab;
+use candlewick::run::{Quiet, Request, Source, Sources, run, run_with_cache};
+use candlewick::scores::Detail;
+use candlewick::task::{ExpandOptions, Task};
+use models::task::{changed, task};
 use models::{Pairs, every_kind, two_kinds};
 
 /// Products of other shapes add in another order; f32 keeps about seven digits.
@@ -30,16 +31,40 @@ fn all_edges(model: &Model) -> Vec<Edge> {
 fn config(reference: Reference) -> EdgeConfig {
     EdgeConfig {
         reference,
-        ..EdgeConfig::new(Metric::LogitDiff)
+        ..EdgeConfig::all()
     }
 }
 
-fn fast(model: &Model, pairs: &[Pair], edges: &[Edge], config: &EdgeConfig) -> Vec<Vec<f64>> {
-    exact_edge_effects(model, pairs, edges, config, &Quiet).expect("it patches")
+fn of(edges: &[Edge], config: &EdgeConfig) -> EdgeConfig {
+    EdgeConfig {
+        edges: Some(edges.to_vec()),
+        ..config.clone()
+    }
+}
+
+fn effects(model: &Model, task: &Task, config: &EdgeConfig, running: &Running) -> Vec<Vec<f64>> {
+    let on = Subject { model, task };
+    let measured = measurements(on, config, running, &Watch::default()).expect("it patches");
+    let of_pair = |example: &candlewick::scores::ExampleScores| {
+        assert_eq!(example.values.len(), measured.cells.len());
+        let base = example.base(config.reference.direction());
+        example.values.iter().map(|value| value - base).collect()
+    };
+    measured.examples.iter().map(of_pair).collect()
+}
+
+fn fast(model: &Model, task: &Task, edges: &[Edge], config: &EdgeConfig) -> Vec<Vec<f64>> {
+    effects(model, task, &of(edges, config), &Running::default())
+}
+
+fn plain(model: &Model, task: &Task, edges: &[Edge], config: &EdgeConfig) -> Vec<Vec<f64>> {
+    exact_edge_effects_plain(Subject { model, task }, &of(edges, config)).expect("it patches")
 }
 
 fn together(model: &Model, sets: &[Vec<Edge>], config: &EdgeConfig) -> Vec<Vec<f64>> {
-    exact_edges_together(model, &pairs(), sets, config, &Quiet).expect("it patches")
+    let task = task();
+    let on = Subject { model, task: &task };
+    exact_edges_together(on, sets, config, &Running::default(), &Quiet).expect("it patches")
 }
 
 /// The logit difference of each pair.
@@ -88,14 +113,14 @@ fn near(found: &[f64], expected: &[f64], what: impl Fn(usize) -> String) {
 #[test]
 fn an_edge_has_the_effect_that_one_edit_in_a_whole_forward_has() {
     for model in every_kind() {
-        let (name, pairs, all) = (&model.spec.family, pairs(), all_edges(&model));
+        let (name, task, all) = (&model.spec.family, task(), all_edges(&model));
         for reference in [Reference::Pair, Reference::Zero, Reference::Mean] {
             // Every edge once; the other references are other differences on the same way.
             let step = if reference == Reference::Pair { 1 } else { 7 };
             let edges: Vec<Edge> = all.iter().copied().step_by(step).collect();
             let config = config(reference);
-            let slow = exact_edge_effects_plain(&model, &pairs, &edges, &config).expect("runs");
-            let fast = fast(&model, &pairs, &edges, &config);
+            let slow = plain(&model, &task, &edges, &config);
+            let fast = fast(&model, &task, &edges, &config);
             for (slow, fast) in slow.iter().zip(&fast) {
                 near(fast, slow, |i| {
                     format!("{name}, {reference:?}, {}", edges[i])
@@ -113,11 +138,8 @@ fn an_edge_has_the_effect_that_one_edit_in_a_whole_forward_has() {
 #[test]
 fn equal_prompts_have_no_effect_at_all() {
     for model in two_kinds() {
-        let mut pairs = pairs();
-        for pair in &mut pairs {
-            pair.corrupted = pair.clean.clone();
-        }
-        let effects = fast(&model, &pairs, &all_edges(&model), &config(Reference::Pair));
+        let same = changed(&task(), |pair| pair.corrupted = pair.clean.clone());
+        let effects = fast(&model, &same, &all_edges(&model), &config(Reference::Pair));
         assert!(effects.iter().flatten().all(|&effect| effect == 0.0));
     }
 }
@@ -176,7 +198,7 @@ fn all_that_the_logits_read_is_the_corrupted_answer() {
         near(&joint, &expected, |_| name.clone());
         // Without a final norm the logits are linear in the stream, so the edges' own effects sum to the same.
         if name == "attention-only" {
-            let single = fast(&model, &pairs(), &to_logits, &pair);
+            let single = fast(&model, &task(), &to_logits, &pair);
             let sums: Vec<f64> = single.iter().map(|effects| effects.iter().sum()).collect();
             near(&sums, &expected, |_| name.clone());
         }
@@ -202,7 +224,7 @@ fn silencing_what_writes_nothing_does_nothing() {
             .into_iter()
             .filter(|edge| edge.src == head)
             .collect();
-        let effects = fast(&model, &pairs(), &from_it, &config(Reference::Zero));
+        let effects = fast(&model, &task(), &from_it, &config(Reference::Zero));
         assert!(effects.iter().flatten().all(|&effect| effect == 0.0));
     }
 }
@@ -210,22 +232,19 @@ fn silencing_what_writes_nothing_does_nothing() {
 #[test]
 fn effects_do_not_depend_on_batches_memory_or_company() {
     for model in two_kinds() {
-        let (pairs, edges) = (pairs(), all_edges(&model));
+        let (task, edges) = (task(), all_edges(&model));
         for reference in [Reference::Pair, Reference::Mean] {
-            let whole = fast(&model, &pairs, &edges, &config(reference));
-            let small = EdgeConfig {
+            let whole = fast(&model, &task, &edges, &config(reference));
+            let small = Running {
                 batch: 2,
-                sweep: SweepOptions {
-                    memory: 200_000,
-                    max_rows: 16,
-                },
-                ..config(reference)
+                memory: Some(200_000),
+                ..Running::default()
             };
-            let pieces = fast(&model, &pairs, &edges, &small);
-            // A few edges in any order, one of them twice.
-            let few: Vec<usize> = vec![edges.len() - 1, 5, 40, 5, edges.len() / 2];
+            let pieces = effects(&model, &task, &config(reference), &small);
+            // A few edges in any order.
+            let few: Vec<usize> = vec![edges.len() - 1, 5, 40, edges.len() / 2];
             let chosen: Vec<Edge> = few.iter().map(|&i| edges[i]).collect();
-            let alone = fast(&model, &pairs, &chosen, &config(reference));
+            let alone = fast(&model, &task, &chosen, &config(reference));
             for (example, whole) in whole.iter().enumerate() {
                 near(&pieces[example], whole, |i| edges[i].to_string());
                 let expected: Vec<f64> = few.iter().map(|&i| whole[i]).collect();
@@ -236,13 +255,57 @@ fn effects_do_not_depend_on_batches_memory_or_company() {
 }
 
 #[test]
+fn a_range_of_edges_is_measured_as_it_is_among_all() {
+    let task = task();
+    for model in two_kinds() {
+        for reference in [Reference::Pair, Reference::Mean] {
+            let config = config(reference);
+            let edges = all_edges(&model);
+            let whole = fast(&model, &task, &edges, &config);
+            let running = Running::default();
+            let on = Subject {
+                model: &model,
+                task: &task,
+            };
+            let mut prepared: Box<dyn Prepared> = config.prepare(on, &running).expect("it is");
+            assert!(prepared.splits());
+            assert_eq!(prepared.cells().len(), edges.len());
+            prepared.begin(&Quiet).expect("it begins");
+            // Ranges that end inside of a source's edges.
+            let third = edges.len() / 3;
+            for cells in [0..7, 7..third, third..third + 1, third + 1..edges.len()] {
+                let unit = Unit {
+                    items: vec![2, 0],
+                    cells: cells.clone(),
+                };
+                let found = prepared.measure(&unit, &Quiet).expect("measures");
+                assert_eq!(found.len(), 2);
+                for (example, item) in found.iter().zip([2usize, 0]) {
+                    assert_eq!(example.example, task.pairs()[item].index);
+                    let indices: Vec<u32> = (cells.start as u32..cells.end as u32).collect();
+                    assert_eq!(&example.cells[..], &indices[..]);
+                    let base = example.base(reference.direction());
+                    let scores: Vec<f64> = example.values.iter().map(|x| x - base).collect();
+                    near(&scores, &whole[item][cells.clone()], |i| {
+                        edges[cells.start + i].to_string()
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn other_metrics_are_measured_like_any_patch() {
     let model = two_kinds().remove(0);
     let edges: Vec<Edge> = all_edges(&model).into_iter().step_by(11).collect();
     for metric in [Metric::Kl, Metric::LogProb] {
-        let config = EdgeConfig::new(metric);
-        let slow = exact_edge_effects_plain(&model, &pairs(), &edges, &config).expect("runs");
-        for (slow, fast) in slow.iter().zip(fast(&model, &pairs(), &edges, &config)) {
+        let config = EdgeConfig {
+            metric: Some(metric),
+            ..EdgeConfig::all()
+        };
+        let slow = plain(&model, &task(), &edges, &config);
+        for (slow, fast) in slow.iter().zip(fast(&model, &task(), &edges, &config)) {
             near(&fast, slow, |i| format!("{metric}, {}", edges[i]));
         }
     }
@@ -251,26 +314,44 @@ fn other_metrics_are_measured_like_any_patch() {
 #[test]
 fn what_cannot_be_patched_is_refused_before_anything_runs() {
     let model = two_kinds().remove(0);
-    let refused = |text: &str, pairs: &[Pair]| {
-        let edge: Edge = text.parse().expect(text);
-        let config = config(Reference::Pair);
-        exact_edge_effects(&model, pairs, &[edge], &config, &Quiet).expect_err(text)
+    let refused = |edges: &str, task: &Task| {
+        let config = EdgeConfig::of(edges.split(',')).expect(edges);
+        let on = Subject {
+            model: &model,
+            task,
+        };
+        measure(on, &config, &Running::default(), &Watch::default()).expect_err(edges)
     };
-    let message = refused("a2.h0->a1.h0<q>", &pairs()).to_string();
+    let task = task();
+    let message = refused("a2.h0->a1.h0<q>", &task).to_string();
     assert!(
         message.contains("`a2.h0` is computed after `a1.h0` reads"),
         "{message}"
     );
     assert!(matches!(
-        refused("m7->logits", &pairs()),
+        refused("m7->logits", &task),
         Error::UnknownNode { .. }
     ));
     assert!(matches!(
-        refused("m1->a1.h0<v>", &pairs()),
+        refused("m1->a1.h0<v>", &task),
         Error::NoSuchEdge { .. }
     ));
-    let mut uneven = pairs();
-    uneven[1].corrupted.push(1);
+    let twice = refused("m0->logits,input->logits,m0->logits", &task).to_string();
+    assert!(twice.contains("`m0->logits` is named twice"), "{twice}");
+    let on = Subject {
+        model: &model,
+        task: &task,
+    };
+    let none = EdgeConfig::these(Vec::new());
+    let none = measure(on, &none, &Running::default(), &Watch::default());
+    let none = none.expect_err("refused").to_string();
+    assert!(none.contains("no edge to patch"), "{none}");
+    let uneven = changed(&task, |pair| {
+        if pair.index == 1 {
+            pair.corrupted.push(1);
+            pair.shifted_roles = Some(pair.roles.clone());
+        }
+    });
     assert!(matches!(
         refused("input->logits", &uneven),
         Error::LengthMismatch { index: 1, .. }
@@ -279,38 +360,22 @@ fn what_cannot_be_patched_is_refused_before_anything_runs() {
 
 #[test]
 fn the_embedded_model_gives_a_table_of_edges() {
-    let loaded = load("embedded", &LoadOptions::default()).expect("the embedded model loads");
-    let options = ExpandOptions {
-        n_pairs: Some(2),
-        ..ExpandOptions::default()
-    };
-    let file = TaskFile::open("embedded").expect("its task ships");
-    let task = expand(&file, &loaded.tokenizer, &options).expect("it expands");
-    let edges: Vec<Edge> = all_edges(&loaded.model).into_iter().step_by(9).collect();
-    let config = EdgeConfig::new(task.metric);
-    let measured = exact_edges(&loaded.model, &task, &edges, &config, &Quiet).expect("it patches");
-    let meta = ScoresMeta {
-        method: "exact_edges".into(),
-        metric: task.metric.to_string(),
-        unit: task.metric.unit().into(),
-        direction: config.reference.direction(),
-        seed: 0,
-    };
-    let scores = Scores::assemble(
-        &measured.cells,
-        &measured.examples,
-        &meta,
-        Detail::PerExample,
-        Provenance::default(),
-    )
-    .expect("a table");
+    let lab = Lab::open("embedded", "embedded").expect("it is part of the binary");
+    let lab = lab.first(2).running(Running {
+        detail: Detail::PerExample,
+        ..Running::default()
+    });
+    let edges: Vec<Edge> = all_edges(&lab.model).into_iter().step_by(9).collect();
+    let scores = lab
+        .measure(&EdgeConfig::these(edges.clone()))
+        .expect("it patches");
+    assert_eq!(scores.provenance.method, "exact-edges");
     assert_eq!(scores.table.height(), 2 * edges.len());
     let (src, dst) = (
         scores.texts("src").expect("src"),
         scores.texts("dst").expect("dst"),
     );
-    let slow =
-        exact_edge_effects_plain(&loaded.model, task.pairs(), &edges, &config).expect("runs");
+    let slow = plain(&lab.model, &lab.task, &edges, &config(Reference::Pair));
     let found = scores.floats("score").expect("scores");
     for (row, score) in found.iter().enumerate() {
         let (example, edge) = (row / edges.len(), row % edges.len());
@@ -328,22 +393,20 @@ fn the_embedded_model_gives_a_table_of_edges() {
 
 #[test]
 fn a_bf16_model_has_the_edges_of_its_f32_form_as_far_as_bf16_goes() {
-    let file = TaskFile::open("embedded").expect("its task ships");
     let mut effects = Vec::new();
     for dtype in [DType::F32, DType::BF16] {
-        let options = LoadOptions {
+        let loading = LoadOptions {
             dtype,
             ..LoadOptions::default()
         };
-        let loaded = load("embedded", &options).expect("the embedded model loads");
         let options = ExpandOptions {
             n_pairs: Some(1),
             ..ExpandOptions::default()
         };
-        let task = expand(&file, &loaded.tokenizer, &options).expect("it expands");
-        let edges: Vec<Edge> = all_edges(&loaded.model).into_iter().step_by(5).collect();
-        let config = EdgeConfig::new(task.metric);
-        effects.push(fast(&loaded.model, task.pairs(), &edges, &config).remove(0));
+        let lab = Lab::open_with("embedded", &loading, "embedded", options).expect("it opens");
+        let edges: Vec<Edge> = all_edges(&lab.model).into_iter().step_by(5).collect();
+        let pair = config(Reference::Pair);
+        effects.push(fast(&lab.model, &lab.task, &edges, &pair).remove(0));
     }
     let largest = effects[0].iter().fold(0f64, |most, x| most.max(x.abs()));
     for (wide, narrow) in effects[0].iter().zip(&effects[1]) {

@@ -5,18 +5,14 @@ use std::path::{Path, PathBuf};
 
 use candlewick::circuit::Graph;
 use candlewick::hooks::{Letter, Node};
-use candlewick::methods::ablation::{AblationConfig, ablation};
-use candlewick::methods::attribution::{
-    EdgeAttributionConfig, NodeAttributionConfig, edge_scores, node_scores,
-};
+use candlewick::methods::exact_edges::edge_of;
 use candlewick::methods::{
-    DlaConfig, LensConfig, Part, PatchConfig, PatchSource, activation_patching,
-    direct_logit_attribution, logit_lens, parse_sites,
+    AblationConfig, DlaConfig, EdgeAttributionConfig, LensConfig, Method, NodeAttributionConfig,
+    Part, PatchConfig, PatchSource, Running, Subject, Watch, measure, measurements,
 };
 use candlewick::metric::Metric;
 use candlewick::model::load::{LoadOptions, Loaded, load};
-use candlewick::run::Quiet;
-use candlewick::scores::{Detail, Direction, Scores};
+use candlewick::scores::{Detail, Direction, Measured, Scores};
 use candlewick::task::{Pair, Task};
 
 /// Sums in f32, relative to effects of about one logit.
@@ -54,15 +50,33 @@ fn task(loaded: &Loaded) -> Task {
     Task::new("random", &loaded.tokenizer, Metric::LogitDiff, pairs).expect("two pairs")
 }
 
-fn patch(loaded: &Loaded, sites: &str, direction: Direction) -> PatchConfig {
+fn patch(sites: &str, direction: Direction) -> PatchConfig {
     PatchConfig {
         direction,
-        detail: Detail::PerExample,
-        ..PatchConfig::new(
-            parse_sites(sites, &loaded.model.spec).expect("sites of every model"),
-            Metric::LogitDiff,
-        )
+        ..PatchConfig::sites(sites).expect("sites of every model")
     }
+}
+
+/// A row for each pair.
+fn run(loaded: &Loaded, task: &Task, method: &dyn Method) -> candlewick::Result<Scores> {
+    let running = Running {
+        detail: Detail::PerExample,
+        ..Running::default()
+    };
+    let on = Subject {
+        model: &loaded.model,
+        task,
+    };
+    measure(on, method, &running, &Watch::default())
+}
+
+fn measured(name: &str, loaded: &Loaded, task: &Task, method: &dyn Method) -> Measured {
+    let on = Subject {
+        model: &loaded.model,
+        task,
+    };
+    measurements(on, method, &Running::default(), &Watch::default())
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn column(scores: &Scores, name: &str) -> Vec<f64> {
@@ -103,10 +117,8 @@ fn every_method_keeps_its_identities_on_every_family() {
 }
 
 fn patching_restores_the_clean_run(name: &str, loaded: &Loaded, task: &Task) {
-    let model = &loaded.model;
-    let config = patch(loaded, "embed:all", Direction::Denoise);
-    let scores = activation_patching(model, task, &config, None, &Quiet)
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let config = patch("embed:all", Direction::Denoise);
+    let scores = run(loaded, task, &config).unwrap_or_else(|error| panic!("{name}: {error}"));
     for (value, base) in column(&scores, "value")
         .into_iter()
         .zip(&scores.provenance.baselines)
@@ -118,10 +130,9 @@ fn patching_restores_the_clean_run(name: &str, loaded: &Loaded, task: &Task) {
 fn scaling_by_one_changes_nothing(name: &str, loaded: &Loaded, task: &Task) {
     let config = AblationConfig::new(PatchConfig {
         source: PatchSource::Scale(1.0),
-        ..patch(loaded, "z,attn_out", Direction::Ablate)
+        ..patch("z,attn_out", Direction::Ablate)
     });
-    let scores = ablation(&loaded.model, task, &config, None, &Quiet)
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let scores = run(loaded, task, &config).unwrap_or_else(|error| panic!("{name}: {error}"));
     for score in column(&scores, "score") {
         assert_eq!(score, 0.0, "{name}: heads scaled by one");
     }
@@ -133,29 +144,32 @@ fn attribution_crosses_every_border_whole(name: &str, loaded: &Loaded, task: &Ta
     let has_scaled_bias =
         (model.weights.blocks.iter()).any(|block| block.ln1_post.is_some() && block.b_o.is_some());
     let graph = Graph::new(&model.spec);
-    let eap = EdgeAttributionConfig::eap(Metric::LogitDiff);
-    let edges =
-        edge_scores(model, task, &eap, &Quiet).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let atp = NodeAttributionConfig::atp(patch(loaded, "resid_pre:all", Direction::Noise));
-    let (cells, streams) = node_scores(model, task, &atp, &Quiet).expect("it attributes");
+    let edges = measured(name, loaded, task, &EdgeAttributionConfig::eap());
+    let atp = NodeAttributionConfig::atp(patch("resid_pre:all", Direction::Noise));
+    let streams = measured(name, loaded, task, &atp);
     if has_scaled_bias {
         return;
     }
-    for (edges, streams) in edges.examples.iter().zip(&streams) {
-        for (cell, value) in cells.iter().zip(&streams.values) {
+    for (of_edges, of_streams) in edges.examples.iter().zip(&streams.examples) {
+        for (cell, value) in streams.cells.iter().zip(&of_streams.values) {
             let layer = cell.layer.expect("of a layer") as usize;
             let head = Node::Head { layer, head: 0 };
             let border = graph.row(head).expect("a row");
             let after = graph.column(head, Some(Letter::Q)).expect("a column");
-            let crossing: f64 = (0..border)
-                .flat_map(|row| (after..graph.n_dst()).map(move |column| (row, column)))
-                .map(|(row, column)| f64::from(edges.scores[row * graph.n_dst() + column]))
+            let crosses = |index: usize| {
+                let edge = edge_of(&edges.cells[index]).expect("an edge");
+                let (row, column) = graph.place(&edge).expect("of this model");
+                row < border && column >= after
+            };
+            let crossing: f64 = (of_edges.cells.iter().zip(&of_edges.values))
+                .filter(|(cell, _)| crosses(**cell as usize))
+                .map(|(_, value)| value - of_edges.clean)
                 .sum();
             near(
                 name,
                 &format!("border of layer {layer}"),
                 crossing,
-                value - streams.clean,
+                value - of_streams.clean,
             );
         }
     }
@@ -163,31 +177,21 @@ fn attribution_crosses_every_border_whole(name: &str, loaded: &Loaded, task: &Ta
 
 /// Components and biases sum to the logit difference (which the method itself holds to), and the lens ends at the model's logits.
 fn logits_are_taken_apart_whole(name: &str, loaded: &Loaded, task: &Task) {
-    let model = &loaded.model;
     for by in [Part::Component, Part::Head] {
-        let config = DlaConfig {
-            by,
-            detail: Detail::PerExample,
-            ..DlaConfig::default()
-        };
-        direct_logit_attribution(model, task, &config, &Quiet)
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        measured(name, loaded, task, &DlaConfig::by(by));
     }
-    logit_lens(model, task, &LensConfig::new(Metric::LogitDiff), &Quiet)
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    measured(name, loaded, task, &LensConfig::default());
 }
 
 /// What takes the stream for a sum, or later positions for unseen, says so.
 fn decoders_methods_refuse(name: &str, loaded: &Loaded, task: &Task) {
-    let model = &loaded.model;
-    let eap = EdgeAttributionConfig::eap(Metric::LogitDiff);
-    let refusals = [
-        edge_scores(model, task, &eap, &Quiet).map(drop),
-        direct_logit_attribution(model, task, &DlaConfig::default(), &Quiet).map(drop),
-        logit_lens(model, task, &LensConfig::new(Metric::LogitDiff), &Quiet).map(drop),
+    let methods: [&dyn Method; 3] = [
+        &EdgeAttributionConfig::eap(),
+        &DlaConfig::default(),
+        &LensConfig::default(),
     ];
-    for refusal in refusals {
-        let message = refusal.expect_err("refused").to_string();
+    for method in methods {
+        let message = run(loaded, task, method).expect_err("refused").to_string();
         assert!(message.contains("candlewick patch"), "{name}: {message}");
     }
 }

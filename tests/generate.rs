@@ -446,7 +446,7 @@ fn the_command_continues_prompts_and_says_what_cannot_be() {
             &["generate", "--prompt", "then", "--temperature", "0"],
             "above 0",
         ),
-        (&["scale", "--heads", "m1"], "what is scaled is a head"),
+        (&["scale", "--heads", "a9.h0"], "`layer` = 9"),
     ] {
         let error = candlewick(args).expect_err("it must fail");
         assert!(

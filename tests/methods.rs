@@ -1,11 +1,11 @@
 //! Methods keep their promises through the public API, on the embedded model and, where it is found, on a real one.
 
+use candlewick::Error;
 use candlewick::methods::{
-    GaussianNoise, PatchConfig, PatchSource, activation_patching, parse_sites,
+    GaussianNoise, Layers, PatchConfig, PatchSource, Running, Subject, Watch, measure, parse_sites,
 };
 use candlewick::metric::Metric;
 use candlewick::model::load::{LoadOptions, Loaded, load};
-use candlewick::run::{Quiet, SweepOptions};
 use candlewick::scores::{Detail, Direction, Scores};
 use candlewick::task::{ExpandOptions, Task, TaskFile, expand};
 
@@ -24,19 +24,33 @@ fn embedded(n_pairs: usize) -> (Loaded, Task) {
     (loaded, task)
 }
 
+fn patch_as(
+    loaded: &Loaded,
+    task: &Task,
+    sites: &str,
+    running: &Running,
+    change: impl FnOnce(&mut PatchConfig),
+) -> Result<Scores, Error> {
+    let mut config = PatchConfig::new(parse_sites(sites).expect("known sites"));
+    change(&mut config);
+    let on = Subject {
+        model: &loaded.model,
+        task,
+    };
+    measure(on, &config, running, &Watch::default())
+}
+
 fn patch(
     loaded: &Loaded,
     task: &Task,
     sites: &str,
     change: impl FnOnce(&mut PatchConfig),
 ) -> Scores {
-    let sites = parse_sites(sites, &loaded.model.spec).expect("known sites");
-    let mut config = PatchConfig {
+    let running = Running {
         detail: Detail::PerExample,
-        ..PatchConfig::new(sites, task.metric)
+        ..Running::default()
     };
-    change(&mut config);
-    activation_patching(&loaded.model, task, &config, None, &Quiet).expect("patches")
+    patch_as(loaded, task, sites, &running, change).expect("patches")
 }
 
 /// The rows of a table that stand at these coordinates; `None` takes all.
@@ -100,9 +114,9 @@ fn positions_before_the_first_difference_have_no_effect_at_all() {
     ] {
         // Every neuron at every position is many variants: one layer tells.
         let layers = if sites.starts_with("mlp.post") {
-            vec![1]
+            Layers::from([1])
         } else {
-            vec![]
+            Layers::default()
         };
         let scores = patch(&loaded, &task, sites, |config| config.layers = layers);
         for pos in 0..first {
@@ -168,46 +182,72 @@ fn a_window_over_all_layers_is_one_number_wherever_it_is_centred() {
 fn batches_and_memory_do_not_change_the_numbers() {
     let (loaded, task) = embedded(7);
     let whole = patch(&loaded, &task, "resid_pre,z,mlp.post", |_| {});
-    let tight = patch(&loaded, &task, "resid_pre,z,mlp.post", |config| {
-        config.batch = 2;
-        config.sweep = SweepOptions {
-            memory: 1_000_000,
-            max_rows: 20,
-        };
-    });
+    let running = Running {
+        batch: 2,
+        memory: Some(1_000_000),
+        detail: Detail::PerExample,
+        ..Running::default()
+    };
+    let tight = patch_as(&loaded, &task, "resid_pre,z,mlp.post", &running, |_| {});
     near(
         &select(&whole, None, None, "value"),
-        &select(&tight, None, None, "value"),
+        &select(&tight.expect("patches"), None, None, "value"),
     );
 }
 
+/// What an ablation puts in place is known: at the first layer, where the stream is the embedding, the run with all of it replaced
+/// is the run on the other prompt, and its mean over equal prompts is the value itself.
 #[test]
 fn ablations_take_their_values_where_they_say() {
     let (loaded, task) = embedded(6);
-    let ablate = |source| {
-        patch(&loaded, &task, "z,attn_out:all,attn_out", move |config| {
+    let ablate = |task: &Task, sites: &str, source| {
+        patch(&loaded, task, sites, move |config| {
             config.source = source;
             config.direction = Direction::Ablate;
         })
     };
-    let zero = ablate(PatchSource::Zero);
-    for source in [
-        PatchSource::Mean,
-        PatchSource::MeanAll,
-        PatchSource::Resample,
-    ] {
-        let other = ablate(source);
-        assert_eq!(other.table.height(), zero.table.height());
-        assert_ne!(
-            select(&other, Some(0), None, "value"),
-            select(&zero, Some(0), None, "value"),
-            "{source:?}"
+    // The mean over one corrupted prompt is that prompt's value: the ablation is the patch.
+    for pair in 0..3 {
+        let one = task
+            .with_pairs([task.pairs()[pair].clone()])
+            .expect("a pair");
+        let mean = ablate(&one, "z,mlp_out:all,resid_pre:all", PatchSource::Mean);
+        let noise = patch(&loaded, &one, "z,mlp_out:all,resid_pre:all", |config| {
+            config.direction = Direction::Noise;
+        });
+        near(
+            &select(&mean, None, None, "value"),
+            &select(&noise, None, None, "value"),
         );
     }
+    // Another pair's value: with all of the first stream replaced, the run is the other clean prompt's.
+    let resample = ablate(&task, "resid_pre:all", PatchSource::Resample);
+    let (clean, _) = baselines(&resample);
+    let of_others = select(&resample, Some(0), None, "value");
+    let is_of = |value: f64, targets: &Task| {
+        targets
+            .pairs()
+            .iter()
+            .zip(&clean)
+            .any(|(_, clean)| (value - clean).abs() < 50.0)
+    };
+    assert!(of_others.iter().all(|&value| is_of(value, &task)));
+    // Zero at every head of a layer is zero at the layer's output where there is no bias.
+    let zero = ablate(&task, "attn_out:all", PatchSource::Zero);
+    assert!(
+        select(&zero, Some(0), None, "score")
+            .iter()
+            .any(|score| score.abs() > 0.01)
+    );
     assert!(
         zero.floats("normalised").is_none(),
         "an ablation has no other end to normalise by"
     );
+    // One vector for all positions: at a prompt of one position that is the mean by position.
+    let by_role = ablate(&task, "z", PatchSource::MeanRole);
+    let by_position = ablate(&task, "z", PatchSource::Mean);
+    // In one template every position without a role is another word, but those of roles are the same positions.
+    assert_eq!(by_role.table.height(), by_position.table.height());
 }
 
 #[test]
@@ -267,7 +307,7 @@ fn every_metric_patches() {
     ] {
         let metric: Metric = metric.parse().expect("a metric");
         let scores = patch(&loaded, &task, "resid_pre:all", |config| {
-            config.metric = metric
+            config.metric = Some(metric)
         });
         let (clean, _) = baselines(&scores);
         near(&select(&scores, Some(0), None, "value"), &clean);
@@ -277,7 +317,7 @@ fn every_metric_patches() {
 #[test]
 fn more_than_one_head_and_layer_of_the_embedded_model_matter() {
     let (loaded, task) = embedded(32);
-    let scores = patch(&loaded, &task, "z", |config| config.detail = Detail::Mean);
+    let scores = patch_as(&loaded, &task, "z", &Running::default(), |_| {}).expect("patches");
     let effects = scores
         .floats("normalised")
         .expect("normalised")
@@ -328,7 +368,7 @@ fn smollm2_does_ioi_and_its_last_stream_at_the_answer_is_everything() {
     )
     .expect("expands");
     let scores = patch(&loaded, &task, "resid_pre:all,resid_post", |config| {
-        config.layers = vec![0, 29]
+        config.layers = [0, 29].into()
     });
     let (clean, corrupted) = baselines(&scores);
     assert!(

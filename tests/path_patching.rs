@@ -3,41 +3,42 @@
 
 mod models;
 
-use candlewick::hooks::{Edge, Node, Pos, Positions};
+use candle_core::Tensor;
+use candlewick::hooks::{Edge, Edit, Hook, Kind, Ln, Node, Op, Pos, Positions, Site, Value};
 use candlewick::methods::{
-    CompositionConfig, EdgeConfig, Over, Path, PathConfig, Receiver, composition_scores,
-    exact_edge_effects, path_effects, path_patching,
+    CompositionConfig, EdgeConfig, Method, NodePath, NodePathConfig, Over, PathConfig, PathSet,
+    Receiver, Running, Senders, Subject, Watch, check, composition_scores, exact_edges_together,
+    measure, measurements,
 };
 use candlewick::metric::Metric;
-
 use candlewick::model::Model;
-use candlewick::run::{Quiet, SweepOptions};
+use candlewick::run::{Quiet, Request, run};
 use candlewick::scores::{Detail, Scores};
-use candlewick::spec::{Mlp, NormPlacement};
+use candlewick::spec::{Mlp, NormKind, NormPlacement};
 use candlewick::task::Task;
-use models::task::task;
+use models::task::{changed, task};
 
 /// f32 sums of some thirty parts of order 1, in two orders.
 const TOLERANCE: f64 = 2e-4;
 
 fn config(senders: &[&str], receivers: &[&str], over: Over) -> PathConfig {
-    let senders = senders
-        .iter()
-        .map(|name| name.parse().expect(name))
-        .collect();
-    let receivers = receivers
-        .iter()
-        .map(|name| name.parse().expect(name))
-        .collect();
+    let between = PathConfig::between(&senders.join(","), &receivers.join(","));
     PathConfig {
         over,
-        detail: Detail::PerExample,
-        ..PathConfig::new(senders, receivers, Metric::LogitDiff)
+        ..between.expect("names")
     }
 }
 
-fn patch(model: &Model, task: &Task, config: &PathConfig) -> Scores {
-    path_patching(model, task, config, &Quiet).expect("patches")
+fn per_example() -> Running {
+    Running {
+        detail: Detail::PerExample,
+        ..Running::default()
+    }
+}
+
+fn patch(model: &Model, task: &Task, config: &dyn Method) -> Scores {
+    let on = Subject { model, task };
+    measure(on, config, &per_example(), &Watch::default()).expect("patches")
 }
 
 fn column(scores: &Scores, name: &str) -> Vec<f64> {
@@ -58,51 +59,74 @@ fn near(a: &[f64], b: &[f64], what: &str) {
     }
 }
 
-fn all_sources(model: &Model) -> Vec<Node> {
-    let spec = &model.spec;
-    let mut all = vec![Node::Input];
-    for layer in 0..spec.n_layers {
-        all.extend((0..spec.n_heads).map(|head| Node::Head { layer, head }));
-        if spec.mlp != Mlp::None {
-            all.push(Node::Mlp(layer));
+/// Models in which nothing but sources differs between two runs: under a norm on attention's output its bias is scaled by the
+/// run, and it is in no source.
+fn every_kind_of_sources_alone() -> Vec<Model> {
+    let mut models = models::every_kind();
+    for block in models
+        .iter_mut()
+        .flat_map(|model| &mut model.weights.blocks)
+    {
+        if block.ln1_post.is_some() {
+            block.b_o = None;
         }
     }
-    all
+    models
 }
 
 #[test]
-fn nothing_sent_and_nothing_reached_is_exactly_nothing() {
-    let task = task();
+fn nothing_sent_is_exactly_nothing() {
+    // Both prompts of a pair are one: every sender writes what it writes.
+    let same = changed(&task(), |pair| pair.corrupted = pair.clean.clone());
     for model in models::every_kind() {
         let family = &model.spec.family;
-        let nobody = patch(&model, &task, &config(&[], &["logits"], Over::Together));
-        assert!(
-            column(&nobody, "score").iter().all(|&score| score == 0.0),
-            "{family}"
-        );
-        // A sender of the same layer or a later one.
-        let late = config(
-            &["a1.h0", "a1.h1"],
-            &["a1.h0<q>", "a0.h1<v>", "a1.h1<k>"],
-            Over::Both,
-        );
-        let late = patch(&model, &task, &late);
-        assert!(
-            column(&late, "score").iter().all(|&score| score == 0.0),
-            "{family}"
-        );
+        for freeze_mlps in [false, true] {
+            let everything = PathConfig {
+                senders: Senders::All,
+                freeze_mlps,
+                ..config(&["heads"], &["logits", "q", "v"], Over::Both)
+            };
+            let scores = patch(&model, &same, &everything);
+            assert!(
+                column(&scores, "score").iter().all(|&score| score == 0.0),
+                "{family}"
+            );
+        }
     }
+}
+
+#[test]
+fn a_sender_that_does_not_come_before_its_receiver_has_no_row() {
+    let task = task();
+    let model = models::every_kind().remove(0);
+    let both = config(
+        &["a0.h0", "a1.h0", "a1.h1"],
+        &["a1.h0<q>", "a2.h1<v>", "a1.h1<k>"],
+        Over::Both,
+    );
+    let scores = patch(&model, &task, &both);
+    let ends = |name: &str| {
+        let texts = scores.texts(name).expect("every table has it");
+        let texts = texts.iter().map(|text| text.expect("an end").to_string());
+        texts.take(5).collect::<Vec<_>>()
+    };
+    assert_eq!(ends("src"), ["a0.h0", "a0.h0", "a0.h0", "a1.h0", "a1.h1"]);
+    assert_eq!(
+        ends("dst"),
+        ["a1.h0<q>", "a2.h1<v>", "a1.h1<k>", "a2.h1<v>", "a2.h1<v>"]
+    );
+    assert_eq!(scores.table.height(), 5 * task.pairs().len());
 }
 
 #[test]
 fn everything_sent_to_the_logits_is_the_corrupted_run() {
     let task = task();
-    for model in models::every_kind() {
+    for model in every_kind_of_sources_alone() {
         for freeze_mlps in [false, true] {
             let everything = PathConfig {
-                senders: all_sources(&model),
+                senders: Senders::All,
                 freeze_mlps,
-                ..config(&[], &["logits"], Over::Together)
+                ..config(&["heads"], &["logits"], Over::Together)
             };
             let scores = patch(&model, &task, &everything);
             let corrupted: Vec<f64> = scores
@@ -117,16 +141,37 @@ fn everything_sent_to_the_logits_is_the_corrupted_run() {
 }
 
 #[test]
+fn everything_sent_to_the_logits_with_everything_frozen_is_all_those_edges() {
+    // With biases under norms, too.
+    let task = task();
+    for model in models::every_kind() {
+        let everything = PathConfig {
+            senders: Senders::All,
+            freeze_mlps: true,
+            ..config(&["heads"], &["logits"], Over::Together)
+        };
+        let found = column(&patch(&model, &task, &everything), "score");
+        let graph = candlewick::circuit::Graph::new(&model.spec);
+        let edges: Vec<Edge> = graph.edges().filter(|e| e.dst == Node::Logits).collect();
+        let on = Subject {
+            model: &model,
+            task: &task,
+        };
+        let (config, running) = (EdgeConfig::all(), Running::default());
+        let together = exact_edges_together(on, &[edges], &config, &running, &Quiet);
+        let wanted: Vec<f64> = together.expect("patches").iter().map(|of| of[0]).collect();
+        near(&found, &wanted, &model.spec.family);
+    }
+}
+
+#[test]
 fn one_sender_and_one_receiver_with_everything_frozen_are_an_exact_edge() {
     let task = task();
     for model in models::every_kind() {
-        // Where a norm stands on attention's output, an edge is a share of the normed sum and path patching norms anew.
-        if matches!(
-            model.spec.norm_placement,
-            NormPlacement::Post | NormPlacement::Sandwich
-        ) {
-            continue;
-        }
+        let on = Subject {
+            model: &model,
+            task: &task,
+        };
         let mut names = vec![
             "a0.h1->a1.h0<q>",
             "a0.h0->a1.h2<k>",
@@ -136,47 +181,44 @@ fn one_sender_and_one_receiver_with_everything_frozen_are_an_exact_edge() {
             "input->logits",
         ];
         if model.spec.mlp != Mlp::None {
-            names.extend(["m0->a1.h0<k>", "a0.h1->m1", "m0->logits"]);
+            names.extend(["m0->a1.h0<k>", "m0->logits"]);
+            if model.spec.block == candlewick::spec::Block::Sequential {
+                names.push("a0.h1->m0");
+            }
+            names.push("a0.h1->m1");
         }
-        let edges: Vec<Edge> = names.iter().map(|name| name.parse().expect(name)).collect();
-        let exact = exact_edge_effects(
-            &model,
-            task.pairs(),
-            &edges,
-            &EdgeConfig::new(Metric::LogitDiff),
-            &Quiet,
-        )
-        .expect("measures");
-        for (i, edge) in edges.iter().enumerate() {
+        let exact = EdgeConfig::of(names.iter().copied()).expect("edges");
+        let running = per_example();
+        let exact = measurements(on, &exact, &running, &Watch::default()).expect("measures");
+        for (i, name) in names.iter().enumerate() {
+            let edge: Edge = name.parse().expect(name);
             let frozen = PathConfig {
                 freeze_mlps: true,
                 ..config(&[&edge.src.to_string()], &[&edge.reader()], Over::Together)
             };
-            let found = column(&patch(&model, &task, &frozen), "score");
-            let wanted: Vec<f64> = exact.iter().map(|effects| effects[i]).collect();
+            let found = column(&patch(&model, &task, &frozen), "value");
+            let wanted: Vec<f64> = exact
+                .examples
+                .iter()
+                .map(|example| example.value(i).expect("measured"))
+                .collect();
             near(&found, &wanted, &format!("{}, {edge}", model.spec.family));
-            // The same as a path of two nodes, or with the node between.
+            let moved = exact.examples.iter().zip(&wanted);
+            // The last token is the same in both prompts, and so is much of what the first layer makes of it.
+            let is_silent = ["input->logits", "m0->logits"].contains(name);
+            assert!(
+                is_silent
+                    || moved
+                        .clone()
+                        .any(|(one, value)| (value - one.clean).abs() > 1e-6),
+                "{}, {edge}: nothing happened",
+                model.spec.family
+            );
+            // The same as a path of two nodes.
             if edge.reader() == "logits" {
-                let path: Path = edge.to_string().parse().expect("a path");
-                let options = SweepOptions::default();
-                let along = path_effects(
-                    &model,
-                    &task,
-                    &[vec![path]],
-                    Metric::LogitDiff,
-                    &options,
-                    &Quiet,
-                );
-                let along: Vec<f64> = along
-                    .expect("patches")
-                    .iter()
-                    .map(|values| values[0])
-                    .collect();
-                near(
-                    &along,
-                    &column(&patch(&model, &task, &frozen), "value"),
-                    &edge.to_string(),
-                );
+                let along = NodePathConfig::of([*name]).expect("a path");
+                let along = column(&patch(&model, &task, &along), "value");
+                near(&along, &wanted, name);
             }
         }
     }
@@ -227,7 +269,7 @@ fn where_senders_and_receivers_are_patched_matters_as_it_should() {
         assert!(column(&scores, "score").iter().all(|&score| score == 0.0));
         let mut last = everywhere.clone();
         let layer = model.spec.n_layers - 1;
-        last.receivers = vec![format!("a{layer}.h1<q>").parse().expect("a receiver")];
+        last.receivers = format!("a{layer}.h1<q>").parse().expect("a receiver");
         let whole = column(&patch(&model, &task, &last), "value");
         last.at_receivers = Positions::These(vec![Pos::FromEnd(1)]);
         near(
@@ -276,40 +318,161 @@ fn all_paths_of_a_layer_together_are_the_corrupted_run() {
                 }
             }
         }
-        let all: Vec<Path> = names.iter().map(|name| name.parse().expect(name)).collect();
-        let options = SweepOptions::default();
-        let sets = [all, Vec::new()];
-        let found = path_effects(&model, &task, &sets, Metric::LogitDiff, &options, &Quiet)
-            .expect("patches");
-        let nobody = patch(&model, &task, &config(&[], &["logits"], Over::Together));
-        let ends = nobody.provenance.baselines;
-        for (values, ends) in found.iter().zip(&ends) {
-            near(&values[..1], &[ends.corrupted], &model.spec.family);
-            assert_eq!(values[1], ends.clean, "no path, no change");
+        let all: Vec<NodePath> = names.iter().map(|name| name.parse().expect(name)).collect();
+        let together = NodePathConfig {
+            sets: vec![PathSet {
+                name: "all".into(),
+                paths: all,
+            }],
+            metric: None,
+        };
+        let scores = patch(&model, &task, &together);
+        let corrupted: Vec<f64> = (scores.provenance.baselines.iter())
+            .map(|ends| ends.corrupted)
+            .collect();
+        near(&column(&scores, "value"), &corrupted, &model.spec.family);
+    }
+}
+
+/// What a head adds to the stream at every position of a run with these edits: its share of the normed sum, where there is a norm.
+/// # Shapes
+/// `[pos, d_model]`
+fn share(model: &Model, prompt: &[u32], edits: &[Edit], layer: usize, head: usize) -> Tensor {
+    let (spec, block) = (&model.spec, &model.weights.blocks[layer]);
+    let (z, scale) = (
+        Hook::at(Kind::Z, layer),
+        Hook::at(Kind::Scale(Ln::OnePost), layer),
+    );
+    let mut capture = vec![z];
+    capture.extend(block.ln1_post.is_some().then_some(scale));
+    let request = Request {
+        edits,
+        capture: &capture,
+        ..Request::default()
+    };
+    let cache = run(model, &[prompt.to_vec()], &request)
+        .expect("runs")
+        .cache;
+    let compute = || -> candlewick::Result<Tensor> {
+        let w_o = block.w_o.narrow(0, head * spec.d_head, spec.d_head)?;
+        let z = cache.get(z)?.squeeze(0)?.narrow(1, head, 1)?.squeeze(1)?;
+        let mut out = z.contiguous()?.matmul(&w_o.contiguous()?)?;
+        if let Some(post) = &block.ln1_post {
+            out = out.broadcast_div(&cache.get(scale)?.squeeze(0)?)?;
+            if spec.norm == NormKind::Layer {
+                out = out.broadcast_sub(&out.mean_keepdim(1)?)?;
+            }
+            out = out.broadcast_mul(&post.w)?;
         }
+        Ok((out * f64::from(spec.residual_multiplier.unwrap_or(1.0)))?)
+    };
+    compute().expect("shapes")
+}
+
+#[test]
+fn a_chain_through_a_head_is_the_change_of_that_head_in_a_whole_run() {
+    let task = task();
+    for model in models::every_kind() {
+        let (last, head) = (model.spec.n_layers - 1, 1);
+        let chain = format!("input->a{last}.h{head}<v>->logits");
+        let chain = NodePathConfig::of([chain.as_str()]).expect("a path");
+        let values = column(&patch(&model, &task, &chain), "value");
+        for (pair, found) in task.pairs().iter().zip(&values) {
+            let embed = |prompt: &[u32]| {
+                let hook = Hook::global(Kind::Embed);
+                let request = Request {
+                    capture: &[hook],
+                    ..Request::default()
+                };
+                let run = run(&model, &[prompt.to_vec()], &request).expect("runs");
+                run.cache
+                    .get(hook)
+                    .and_then(|t| Ok(t.squeeze(0)?))
+                    .expect("captured")
+            };
+            let change = (embed(&pair.corrupted) - embed(&pair.clean)).expect("shapes");
+            let everywhere: Vec<Pos> = (0..pair.clean.len()).map(Pos::Index).collect();
+            let site = Site::all(Hook::at(Kind::VInput, last)).heads([head]);
+            let add = |site: Site, change: Tensor| {
+                let site = site.at_positions(everywhere.clone());
+                Edit::new(site, Op::Add(Value::Tensor(change)))
+            };
+            let edits = [add(site, change)];
+            let now = share(&model, &pair.clean, &edits, last, head);
+            let before = share(&model, &pair.clean, &[], last, head);
+            let arriving = (now - before).expect("shapes");
+            let edits = [add(Site::all(Hook::at(Kind::ResidPost, last)), arriving)];
+            let request = Request {
+                edits: &edits,
+                ..Request::default()
+            };
+            let run = run(&model, std::slice::from_ref(&pair.clean), &request).expect("runs");
+            let row: Vec<f32> = run
+                .logits
+                .and_then(|t| t.get(0).ok())
+                .and_then(|t| t.to_vec1().ok())
+                .expect("one row");
+            let read: Vec<f32> = (pair.target.columns().iter())
+                .map(|&token| row[token as usize])
+                .collect();
+            let wanted = Metric::LogitDiff.value(&read, &pair.target, None);
+            near(&[*found], &[wanted.expect("a value")], &model.spec.family);
+        }
+        let baselines = &patch(&model, &task, &chain).provenance.baselines;
+        let moved = |(value, ends): (&f64, &candlewick::scores::Baseline)| {
+            (value - ends.clean).abs() > 1e-6
+        };
+        // Where the last layer looks back a few tokens only, it may not see what differs.
+        assert!(
+            model.spec.windows[last].is_some() || values.iter().zip(baselines).any(moved),
+            "{}: nothing happened",
+            model.spec.family
+        );
     }
 }
 
 #[test]
 fn a_path_that_does_not_exist_is_refused() {
     let model = models::every_kind().remove(0);
-    let check = |text: &str| {
-        text.parse::<Path>()
+    let task = task();
+    let refused = |text: &str| {
+        text.parse::<NodePath>()
             .and_then(|path| path.check(&model.spec))
     };
-    assert!(check("input->a0.h1<v>->a1.h0<k>->logits").is_ok());
+    assert!(refused("input->a0.h1<v>->a1.h0<k>->logits").is_ok());
     for (text, says) in [
         ("a1.h0->a0.h1<v>->logits", "computed after"),
         ("input->a0.h9<v>->logits", "a0.h9"),
         ("input->a0.h1<v>", "ends in the middle"),
     ] {
-        let message = check(text).expect_err(text).to_string();
+        let message = refused(text).expect_err(text).to_string();
         assert!(message.contains(says), "{text}: {message}");
     }
+    let mut far = config(&["a0.h0"], &["logits"], Over::Senders);
     let receiver: Receiver = "a9.h0<q>".parse().expect("a name");
-    let mut config = config(&["a0.h0"], &["logits"], Over::Senders);
-    config.receivers.push(receiver);
-    assert!(config.check(&model.spec, &task()).is_err());
+    far.receivers = vec![Receiver::LOGITS, receiver].into();
+    let nobody = PathConfig {
+        senders: Senders::These(Vec::new()),
+        ..config(&["a0.h0"], &["logits"], Over::Senders)
+    };
+    let twice = NodePathConfig::of(["input->logits", "input->logits"]).expect("paths");
+    let none = NodePathConfig::each(Vec::new());
+    let cases: [(&dyn Method, &str); 5] = [
+        (&far, "a9.h0"),
+        (&nobody, "nothing sends"),
+        (&twice, "named twice"),
+        (&none, "no path"),
+        (
+            &config(&["a1.h0"], &["a0.h1<v>"], Over::Together),
+            "`a1.h0->a0.h1<v>`",
+        ),
+    ];
+    for (method, says) in cases {
+        let message = check(method, &model.spec, &task)
+            .expect_err(says)
+            .to_string();
+        assert!(message.contains(says), "{message}");
+    }
 }
 
 #[test]

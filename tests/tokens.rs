@@ -2,46 +2,52 @@
 
 mod models;
 
-use std::sync::LazyLock;
-
 use candle_core::Tensor;
 use candlewick::Error;
 use candlewick::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site};
 use candlewick::methods::tokens::{
-    Baseline, Prompts, Quadrature, ReferenceSet, TokenConfig, TokenMeasurements, TokenMethod, alti,
-    token_attribution, token_scores,
+    Baseline, Completeness, Prompts, Quadrature, ReferenceSet, TokenConfig, TokenMethod, alti,
 };
+use candlewick::methods::{Running, Subject, Watch, measurements};
 use candlewick::metric::Metric;
-use candlewick::model::load::{LoadOptions, Loaded, load};
-use candlewick::model::{Model, Tokenizer};
+use candlewick::model::Model;
 use candlewick::nn::rules::Rules;
-use candlewick::run::{GradientRequest, Quiet, Request, gradients, run};
-use candlewick::scores::Detail;
+use candlewick::prelude::Lab;
+use candlewick::run::{GradientRequest, Request, gradients, run};
+use candlewick::scores::{Detail, Measured};
 use candlewick::spec::{Activation, NormKind};
-use candlewick::task::{ExpandOptions, TaskFile, expand};
-use models::task::{first, task};
+use candlewick::task::Task;
+use models::task::{first, task, tokenizer};
 use models::{Pairs, every_kind, two_kinds};
 
 /// Sums of products in f32, relative to the size of what is summed: logits here are of order 1 to 10.
 const SUMS: f64 = 2e-4;
 
-static EMBEDDED: LazyLock<Loaded> =
-    LazyLock::new(|| load("embedded", &LoadOptions::default()).expect("the embedded model loads"));
-
-fn tokenizer() -> &'static Tokenizer {
-    &EMBEDDED.tokenizer
-}
-
 fn config(method: TokenMethod) -> TokenConfig {
-    TokenConfig {
-        memory: 1 << 30,
-        ..TokenConfig::new(method, Metric::LogitDiff)
-    }
+    TokenConfig::new(method)
 }
 
-fn measure(model: &Model, config: &TokenConfig) -> TokenMeasurements {
-    token_scores(model, &task(), config, &Quiet)
+fn measure_so(model: &Model, task: &Task, config: &TokenConfig, running: &Running) -> Measured {
+    let on = Subject { model, task };
+    measurements(on, config, running, &Watch::default())
         .unwrap_or_else(|error| panic!("{} {}: {error}", model.spec.family, config.method))
+}
+
+fn measure(model: &Model, config: &TokenConfig) -> Measured {
+    let running = Running {
+        memory: Some(1 << 30),
+        ..Running::default()
+    };
+    measure_so(model, &task(), config, &running)
+}
+
+/// How well the shares of each prompt account for what they should sum to.
+fn completeness(measured: &Measured) -> Vec<Completeness> {
+    let found = measured
+        .found
+        .get("completeness")
+        .expect("it promises a sum");
+    serde_json::from_value(found.clone()).expect("it reads back")
 }
 
 fn ig(steps: usize, rule: Quadrature, baseline: Baseline) -> TokenMethod {
@@ -53,7 +59,7 @@ fn ig(steps: usize, rule: Quadrature, baseline: Baseline) -> TokenMethod {
 }
 
 /// The shares of one prompt with a component, in order.
-fn shares(measured: &TokenMeasurements, example: usize, component: &str) -> Vec<f64> {
+fn shares(measured: &Measured, example: usize, component: &str) -> Vec<f64> {
     let one = &measured.examples[example];
     let rows = one.cells.iter().zip(&one.values);
     rows.filter(|(cell, _)| measured.cells[**cell as usize].component == component)
@@ -85,7 +91,9 @@ fn near(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
 /// Over the prompts of the task, so that no one of them is right by chance.
 fn delta(model: &Model, steps: usize, rule: Quadrature, baseline: &Baseline) -> f64 {
     let measured = measure(model, &config(ig(steps, rule, baseline.clone())));
-    let squares = measured.completeness.iter().map(|one| one.delta.powi(2));
+    let squares = completeness(&measured)
+        .into_iter()
+        .map(|one| one.delta.powi(2));
     squares.sum::<f64>().sqrt()
 }
 
@@ -236,7 +244,7 @@ fn smooth_grad_without_noise_is_gradient_times_input() {
         let plain = measure(&model, &config(TokenMethod::GradientTimesInput));
         let smooth = |noise, seed| {
             let mut config = config(TokenMethod::SmoothGrad { draws: 3, noise });
-            config.seed = seed;
+            config.seed = Some(seed);
             measure(&model, &config)
         };
         for example in 0..3 {
@@ -262,7 +270,7 @@ fn lrp_conserves_the_logit_without_biases() {
             "{}: every row is a token's or a position's",
             model.spec.family
         );
-        for one in &measured.completeness {
+        for one in &completeness(&measured) {
             assert!(
                 one.delta.abs() < SUMS * one.total.abs().max(1.0),
                 "{}: {one:?}",
@@ -282,7 +290,7 @@ fn what_biases_bring_is_accounted_for() {
             TokenMethod::AltiLogit,
         ] {
             let measured = measure(&model, &config(method.clone()));
-            for (example, one) in measured.completeness.iter().enumerate() {
+            for (example, one) in completeness(&measured).iter().enumerate() {
                 let size = measured.examples[example].values.iter().map(|v| v.abs());
                 assert!(
                     one.delta.abs() < SUMS * size.sum::<f64>().max(1.0),
@@ -524,9 +532,9 @@ fn a_metric_that_is_not_linear_in_the_logits_has_a_row_for_the_rest() {
             TokenMethod::AltiLogit,
         ] {
             let mut config = config(method);
-            config.metric = Metric::LogProb;
+            config.metric = Some(Metric::LogProb);
             let measured = measure(&model, &config);
-            for (example, one) in measured.completeness.iter().enumerate() {
+            for (example, one) in completeness(&measured).iter().enumerate() {
                 assert!(one.delta.abs() < 1e-3, "{}: {one:?}", model.spec.family);
                 assert_eq!(shares(&measured, example, "metric").len(), 1);
             }
@@ -539,7 +547,7 @@ fn expected_gradients_follow_their_seed_and_tend_to_the_mean_change() {
     let model = two_kinds().remove(0);
     let of = |draws, seed, reference| {
         let mut config = config(TokenMethod::ExpectedGradients { draws, reference });
-        config.seed = seed;
+        config.seed = Some(seed);
         measure(&model, &config)
     };
     let set = ReferenceSet::Corrupted;
@@ -547,9 +555,8 @@ fn expected_gradients_follow_their_seed_and_tend_to_the_mean_change() {
     assert_ne!(of(20, 1, set).examples, of(20, 2, set).examples);
     let error = |draws| {
         let measured = of(draws, 3, set);
-        let squares = measured
-            .completeness
-            .iter()
+        let squares = completeness(&measured)
+            .into_iter()
             .map(|one| one.delta * one.delta);
         squares.sum::<f64>().sqrt()
     };
@@ -593,10 +600,14 @@ fn nothing_depends_on_what_runs_together() {
                 }
                 _ => method,
             };
+            let config = config(method.clone());
             let with = |batch, memory| {
-                let mut config = config(method.clone());
-                (config.batch, config.memory) = (batch, memory);
-                measure(&model, &config)
+                let running = Running {
+                    batch,
+                    memory: Some(memory),
+                    ..Running::default()
+                };
+                measure_so(&model, &task(), &config, &running)
             };
             let together = with(8, 1 << 30);
             for apart in [with(1, 1 << 30), with(2, 1 << 30), with(8, 1)] {
@@ -612,10 +623,18 @@ fn nothing_depends_on_what_runs_together() {
 #[test]
 fn what_cannot_be_explained_is_refused_before_anything_runs() {
     let model = two_kinds().remove(0);
-    let refused = |config: &TokenConfig| token_scores(&model, &task(), config, &Quiet).unwrap_err();
+    let refused_with = |task: &Task, config: &TokenConfig| {
+        let on = Subject {
+            model: &model,
+            task,
+        };
+        measurements(on, config, &Running::default(), &Watch::default()).expect_err("refused")
+    };
+    let refused = |config: &TokenConfig| refused_with(&task(), config);
     let with = |method, metric, prompts| TokenConfig {
         prompts,
-        ..TokenConfig::new(method, metric)
+        metric: Some(metric),
+        ..TokenConfig::new(method)
     };
     for method in TokenMethod::all() {
         if method != TokenMethod::AltiRollout {
@@ -647,7 +666,7 @@ fn what_cannot_be_explained_is_refused_before_anything_runs() {
         Metric::Kl,
         Prompts::Clean,
     );
-    for one in measure(&model, &kl).completeness {
+    for one in completeness(&measure(&model, &kl)) {
         assert!(one.total < -1e-3 && one.delta.abs() < 1e-3, "{one:?}");
     }
     for (method, needle) in [
@@ -666,30 +685,25 @@ fn what_cannot_be_explained_is_refused_before_anything_runs() {
         draws: 3,
         reference: ReferenceSet::Clean,
     };
-    let error = token_scores(&model, &alone, &config(method), &Quiet).unwrap_err();
+    let error = refused_with(&alone, &config(method));
     assert!(error.to_string().contains("more pairs"), "{error}");
 }
 
 #[test]
 fn every_method_makes_a_table_of_the_embedded_model() {
-    let options = ExpandOptions {
-        n_pairs: Some(2),
-        templates: vec![0],
-        ..ExpandOptions::default()
-    };
-    let file = TaskFile::open("embedded").expect("its task ships");
-    let task = expand(&file, tokenizer(), &options).expect("it expands");
+    let lab = Lab::open("embedded", "embedded").expect("it is part of the binary");
+    let mut lab = lab.first(2);
     for method in TokenMethod::all() {
         for (detail, prompts) in [
             (Detail::Mean, Prompts::Clean),
             (Detail::PerExample, Prompts::Corrupted),
         ] {
             let config = TokenConfig {
-                detail,
                 prompts,
-                ..TokenConfig::new(method.clone(), task.metric)
+                ..TokenConfig::new(method.clone())
             };
-            let scores = token_attribution(&EMBEDDED.model, &task, &config, &Quiet).expect("runs");
+            lab.running.detail = detail;
+            let scores = lab.measure(&config).expect("runs");
             let score = scores.floats("score").expect("a column");
             assert!(
                 score.iter().all(|s| s.is_some_and(f64::is_finite)),

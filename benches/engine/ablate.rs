@@ -1,9 +1,9 @@
 //! Mean ablation of every head, beside one whole forward for each head and prompt.
 
 use anyhow::{Context, Result};
-use candlewick::methods::{AblationConfig, PatchConfig, PatchSource, ablation, parse_sites};
+use candlewick::methods::{AblationConfig, PatchConfig, PatchSource, Subject, ablation};
 use candlewick::model::{Model, Tokenizer};
-use candlewick::run::{self, Quiet};
+use candlewick::run;
 use candlewick::task::{ExpandOptions, TaskFile, expand};
 
 use crate::machine::time;
@@ -22,10 +22,9 @@ pub fn ablate(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
         ..ExpandOptions::default()
     };
     let task = expand(&TaskFile::open("ioi")?, tokenizer, &options)?;
-    let sites = parse_sites("z", &model.spec)?;
     let config = AblationConfig::new(PatchConfig {
         source: PatchSource::Mean,
-        ..PatchConfig::new(sites, task.metric)
+        ..PatchConfig::sites("z")?
     });
     let one_by_one = |upto: usize| -> Result<f64> {
         let pairs = &task.pairs()[..upto.min(task.pairs().len())];
@@ -41,7 +40,7 @@ pub fn ablate(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
     // Before and after, since another process may start or end in between.
     one_by_one(4)?;
     let before = one_by_one(20)?;
-    let (took, done) = time(|| ablation(model, &task, &config, None, &Quiet));
+    let (took, done) = time(|| ablation(Subject { model, task: &task }, &config));
     done?;
     let after = one_by_one(20)?;
     let heads = model.spec.n_layers * model.spec.n_heads;

@@ -3,13 +3,11 @@
 use anyhow::Result;
 use candlewick::circuit::Graph;
 use candlewick::hooks::{Hook, Kind};
-use candlewick::methods::attribution::{
-    EdgeAttributionConfig, NodeAttributionConfig, edge_scores, node_scores,
-};
-use candlewick::methods::{PatchConfig, parse_sites};
+use candlewick::methods::attribution::{EdgeAttributionConfig, NodeAttributionConfig};
+use candlewick::methods::{Method, PatchConfig, Running, Subject, Watch, measurements};
 use candlewick::metric::{Metric, Target};
 use candlewick::model::{Model, Tokenizer};
-use candlewick::run::{self, GradientRequest, Quiet, gradients};
+use candlewick::run::{self, GradientRequest, gradients};
 use candlewick::scores::Direction;
 use candlewick::spec::ModelSpec;
 use candlewick::task::{ExpandOptions, Pair, Task, TaskFile, expand};
@@ -116,34 +114,28 @@ pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
             compare(&format!("  {method}"), &ours, &theirs, 1.0, target);
             Ok(())
         };
-        let edges = |config: EdgeAttributionConfig| -> Result<()> {
-            edge_scores(model, task, &config, &Quiet)?;
-            Ok(())
-        };
-        line("EAP, every edge", "(target 5)", &|| {
-            edges(EdgeAttributionConfig::eap(Metric::LogitDiff))
-        })?;
-        line("EAP-IG, 5 steps", "(target 16)", &|| {
-            edges(EdgeAttributionConfig::eap_ig(Metric::LogitDiff, 5))
-        })?;
-        let nodes = |config: NodeAttributionConfig| -> Result<()> {
-            node_scores(model, task, &config, &Quiet)?;
+        let all = |method: &dyn Method| -> Result<()> {
+            let on = Subject { model, task };
+            measurements(on, method, &Running::default(), &Watch::default())?;
             Ok(())
         };
         let patch = || -> Result<PatchConfig> {
             Ok(PatchConfig {
                 direction: Direction::Noise,
-                ..PatchConfig::new(
-                    parse_sites("q,k,v,z,mlp_out", &model.spec)?,
-                    Metric::LogitDiff,
-                )
+                ..PatchConfig::sites("q,k,v,z,mlp_out")?
             })
         };
+        line("EAP, every edge", "(target 5)", &|| {
+            all(&EdgeAttributionConfig::eap())
+        })?;
+        line("EAP-IG, 5 steps", "(target 16)", &|| {
+            all(&EdgeAttributionConfig::eap_ig(5))
+        })?;
         line("AtP, q k v z mlp_out", "", &|| {
-            nodes(NodeAttributionConfig::atp(patch()?))
+            all(&NodeAttributionConfig::atp(patch()?))
         })?;
         line("AtP*, q k v z mlp_out", "", &|| {
-            nodes(NodeAttributionConfig::atp_star(patch()?))
+            all(&NodeAttributionConfig::atp_star(patch()?))
         })?;
     }
     Ok(())
@@ -186,12 +178,17 @@ pub fn memory(small: &ModelSpec, tokenizer: &Tokenizer) -> Result<()> {
     );
     let quarter = (dense / 8.0 * 1024.0 * 1024.0) as usize;
     for (name, memory) in [("an eighth of that", Some(quarter)), ("its default", None)] {
-        let config = EdgeAttributionConfig {
+        let running = Running {
             memory,
-            ..EdgeAttributionConfig::eap(Metric::LogitDiff)
+            ..Running::default()
         };
-        let (took, scores) = time(|| edge_scores(&model, &task, &config, &Quiet));
-        scores?;
+        let on = Subject {
+            model: &model,
+            task: &task,
+        };
+        let eap = EdgeAttributionConfig::eap();
+        let (took, measured) = time(|| measurements(on, &eap, &running, &Watch::default()));
+        measured?;
         println!(
             "  EAP with {name} for memory: {:.1} forwards, peak {:.0} MiB over that of a forward",
             took.wall / forward.wall,

@@ -1,10 +1,10 @@
 //! Direct logit attribution of every head beside the forward pass that it comes from.
 
 use anyhow::Result;
-use candlewick::methods::{DlaConfig, Part, direct_logit_attribution};
+use candlewick::methods::{DlaConfig, Part, Running, Subject, Watch, measure};
 use candlewick::metric::Metric;
 use candlewick::model::{Model, Tokenizer};
-use candlewick::run::{self, Quiet};
+use candlewick::run;
 use candlewick::task::{Pair, Task};
 
 /// Repetitions, by turns.
@@ -15,14 +15,12 @@ pub fn attributions(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
     let (prompts, length) = (8, 16);
     let task = task(tokenizer, prompts, length)?;
     let clean: Vec<Vec<u32>> = task.pairs().iter().map(|pair| pair.clean.clone()).collect();
-    let config = DlaConfig {
-        by: Part::Head,
-        ..DlaConfig::default()
-    };
+    let config = DlaConfig::by(Part::Head);
+    let on = Subject { model, task: &task };
     let (ours, forward) = super::interleaved(
         TIMES,
         || {
-            let scores = direct_logit_attribution(model, &task, &config, &Quiet)?;
+            let scores = measure(on, &config, &Running::default(), &Watch::default())?;
             assert!(scores.table.height() > model.spec.n_layers * model.spec.n_heads);
             Ok(())
         },

@@ -3,15 +3,17 @@
 use anyhow::Result;
 use candlewick::circuit::Graph;
 use candlewick::hooks::Edge;
-use candlewick::methods::{EdgeConfig, exact_edge_effects, exact_edge_effects_plain};
+use candlewick::methods::{
+    EdgeConfig, Running, Subject, Watch, exact_edge_effects_plain, measurements,
+};
 use candlewick::metric::Metric;
 use candlewick::model::Model;
-use candlewick::model::load::{LoadOptions, load};
-use candlewick::run::{self, Quiet};
+use candlewick::prelude::Lab;
+use candlewick::run;
 use candlewick::spec::{
     Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
 };
-use candlewick::task::{ExpandOptions, Pair, TaskFile, expand};
+use candlewick::task::{Pair, Task};
 
 use crate::machine::{Time, time};
 use crate::{cpu, wall};
@@ -22,35 +24,30 @@ const FORWARDS: usize = 15;
 const CHECKED: usize = 24;
 
 pub fn edges() -> Result<()> {
-    let loaded = load("embedded", &LoadOptions::default())?;
-    let options = ExpandOptions {
-        n_pairs: Some(1),
-        ..ExpandOptions::default()
-    };
-    let task = expand(&TaskFile::open("embedded")?, &loaded.tokenizer, &options)?;
-    every_edge("embedded", &loaded.model, task.pairs())?;
+    let lab = Lab::open("embedded", "embedded")?.first(1);
+    every_edge("embedded", &lab.model, &lab.task)?;
     let gpt2 = Model::random(gpt2_small(), 1)?;
-    every_edge("random, shaped as GPT-2 small", &gpt2, &[pair()])
+    // Its texts are never read, so that any tokenizer will do.
+    let pair = Task::new("random", &lab.tokenizer, Metric::LogitDiff, [pair()])?;
+    every_edge("random, shaped as GPT-2 small", &gpt2, &pair)
 }
 
-fn every_edge(name: &str, model: &Model, pairs: &[Pair]) -> Result<()> {
+fn every_edge(name: &str, model: &Model, task: &Task) -> Result<()> {
+    let on = Subject { model, task };
     let edges: Vec<Edge> = Graph::new(&model.spec).edges().collect();
-    let config = EdgeConfig::new(Metric::LogitDiff);
-    let clean = &pairs[0].clean;
-    let (n, differ) = (
-        edges.len(),
-        clean
-            .iter()
-            .zip(&pairs[0].corrupted)
-            .position(|(a, b)| a != b),
-    );
+    let (n, clean) = (edges.len(), &task.pairs()[0].clean);
+    let differ = (clean.iter().zip(&task.pairs()[0].corrupted)).position(|(a, b)| a != b);
     println!(
         "{name}: {n} edges, one pair of {} tokens, first difference at {differ:?}",
         clean.len()
     );
     let before = forwards(model, clean)?;
-    let (took, effects) = time(|| exact_edge_effects(model, pairs, &edges, &config, &Quiet));
-    let effects = effects?.remove(0);
+    let (all, running) = (EdgeConfig::all(), Running::default());
+    let (took, measured) = time(|| measurements(on, &all, &running, &Watch::default()));
+    let measured = measured?.examples.remove(0);
+    let effects: Vec<f64> = (measured.values.iter())
+        .map(|value| value - measured.clean)
+        .collect();
     let after = forwards(model, clean)?;
     for (clock, of) in [("wall", wall as fn(&Time) -> f64), ("cpu", cpu)] {
         let mut forwards: Vec<f64> = before.iter().chain(&after).map(of).collect();
@@ -68,7 +65,7 @@ fn every_edge(name: &str, model: &Model, pairs: &[Pair]) -> Result<()> {
         .map(|i| (i * n / CHECKED + 7 * i) % n)
         .collect();
     let chosen: Vec<Edge> = some.iter().map(|&i| edges[i]).collect();
-    let plain = exact_edge_effects_plain(model, pairs, &chosen, &config)?.remove(0);
+    let plain = exact_edge_effects_plain(on, &EdgeConfig::these(chosen))?.remove(0);
     let gaps = some
         .iter()
         .zip(&plain)

@@ -5,6 +5,8 @@
 
 mod graph;
 mod json;
+mod table;
 
 pub use graph::Graph;
 pub use json::ScoredGraph;
+pub use table::Agreement;

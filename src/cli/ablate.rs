@@ -1,22 +1,22 @@
 //! `candlewick ablate`: what the model loses without a part, a set of parts, or some of its attention; and what repairs it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candlewick::Error;
 use candlewick::hooks::{Node, Pos, Positions};
-use candlewick::methods::ablation::fingerprint;
 use candlewick::methods::{
-    AblationConfig, DirectTarget, Knockout, NodeSet, PatchConfig, PatchSource, RepairConfig,
-    RepairTarget, Units, ablation, parse_sites, self_repair,
+    AblationConfig, Heads, Knockout, Layers, Method, NodeSet, PatchConfig, PatchSource,
+    RepairConfig, RepairParts, RepairTarget, parse_sites,
 };
-use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer, load, load_tokenizer};
-use candlewick::scores::{Detail, PartStore};
+use candlewick::model::ModelSpec;
 use candlewick::task::Task;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::open::{load_options, open_task};
-use super::{Context, destination, show};
+use super::Context;
+use super::args::TaskArgs;
+use super::open::open_task;
+use super::session::{self, Ask, Asked, CommonArgs, Mode};
 
 /// Ablate parts of the model: one at a time, in sets, in pairs; scale them, or knock attention out.
 ///
@@ -29,9 +29,9 @@ use super::{Context, destination, show};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick ablate
-  candlewick ablate --by mean-role --sites z,mlp_out --n-pairs 8
-  candlewick ablate --by scale --factor -1 --sites z,v --n-pairs 8
-  candlewick ablate --together a3.h0,a3.h1 --class first=a0.h0,a0.h2 --by resample
+  candlewick ablate --source mean-role --sites z,mlp_out --n-pairs 8
+  candlewick ablate --source scale:-1 --sites z,v --layers 1-3 --n-pairs 8
+  candlewick ablate --together a3.h0,a3.h1 --class first=a0.h0,a0.h2 --source resample
   candlewick ablate --head-pairs a0.h0,a0.h2,a3.h0,a3.h1 --n-pairs 8 --out pairs.parquet
   candlewick ablate --block @END:@S2 --layers 2,3 --n-pairs 8
   candlewick ablate --self-repair heads --target difference")]
@@ -39,12 +39,11 @@ pub struct AblateArgs {
     /// What to ablate one by one: hooks with optional axes, as in `patch` [default: z, unless sets, pairs or knockouts are given].
     #[arg(long, short)]
     pub sites: Option<String>,
-    /// What is put in place.
-    #[arg(long, default_value = "mean")]
-    pub by: ByChoice,
-    /// The factor of `--by scale`.
-    #[arg(long, allow_hyphen_values = true, value_name = "X")]
-    pub factor: Option<f32>,
+    /// What is put in place: `zero`, `mean` (over the reference prompts, per position within each template), `mean-role` (per role
+    /// of the task), `mean-all` (over all positions), `resample` (the clean run of another pair of the same template), or `scale:X`
+    /// (the run's own value times X).
+    #[arg(long, alias = "by", default_value = "mean")]
+    pub source: PatchSource,
     /// Nodes that are ablated together, such as `a9.h6,a9.h9,m3`; may be given more than once.
     #[arg(long, value_name = "NODES")]
     pub together: Vec<String>,
@@ -58,7 +57,7 @@ pub struct AblateArgs {
     #[arg(long, value_name = "QUERIES:KEYS", allow_hyphen_values = true)]
     pub block: Vec<String>,
     /// Knock out all heads of a layer at once.
-    #[arg(long, requires = "block")]
+    #[arg(long)]
     pub whole_layers: bool,
     /// Layers ablated together, centred on the one reported.
     #[arg(long, default_value_t = 1)]
@@ -71,249 +70,202 @@ pub struct AblateArgs {
         allow_hyphen_values = true
     )]
     pub at: Vec<String>,
-    /// A task over whose clean prompts means are taken [default: the corrupted prompts of the task itself].
+    /// A task, or a file of pairs, over whose clean prompts means are taken [default: the corrupted prompts of the task itself].
     #[arg(long, value_name = "TASK")]
     pub reference: Option<String>,
-    /// Only these layers, such as `0,3,4`.
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    pub layers: Vec<usize>,
-    /// Only these heads.
-    #[arg(long, value_name = "HEADS", value_delimiter = ',')]
-    pub heads: Vec<usize>,
+    /// Only these layers, such as `0,3-5`.
+    #[arg(long, value_name = "LAYERS")]
+    pub layers: Option<Layers>,
+    /// Only these heads, such as `0,2-3` in every layer or `a3.h1` in one.
+    #[arg(long, value_name = "HEADS")]
+    pub heads: Option<Heads>,
     /// Measure direct effect, total effect and repair of each of these instead.
-    #[arg(long, value_name = "UNITS", conflicts_with_all = ["sites", "together", "class", "head_pairs", "block", "by", "reference", "window", "at", "heads"])]
-    pub self_repair: Option<UnitsChoice>,
+    #[arg(long, value_name = "PARTS")]
+    pub self_repair: Option<RepairParts>,
     /// Other prompts that each prompt takes values from in turn, for `--self-repair`.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, value_name = "N", default_value_t = 15)]
     pub donors: usize,
-    /// The logit of `--self-repair`: that of the model's own top token less the vocabulary's mean, or the answer's.
-    #[arg(long, default_value = "top", requires = "self_repair")]
-    pub target: TargetChoice,
+    /// The logit of `--self-repair`: `top` (the model's own top token less the vocabulary's mean), `difference` (the answer less the
+    /// wrong answer), `answer`, or `centred` (the answer less the vocabulary's mean).
+    #[arg(long, default_value = "top")]
+    pub target: RepairTarget,
     #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub task: TaskArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub common: CommonArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ByChoice {
-    Zero,
-    /// The mean over the reference prompts, per position within each template.
-    Mean,
-    /// The mean over the reference prompts, per role of the task.
-    MeanRole,
-    /// The mean over all positions of the reference prompts.
-    MeanAll,
-    /// The clean run of another pair of the same template.
-    Resample,
-    /// The run's own value times `--factor`.
-    Scale,
+pub fn run(args: &AblateArgs, ctx: &Context) -> anyhow::Result<()> {
+    session::run(args, &args.common, ctx)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum UnitsChoice {
-    Attention,
-    Mlp,
-    Heads,
-}
+impl Ask for AblateArgs {
+    fn default_out(&self) -> &'static str {
+        "ablation.parquet"
+    }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TargetChoice {
-    /// The model's own top token, less the mean over the vocabulary.
-    Top,
-    /// The answer less the wrong answer.
-    Difference,
-    /// The answer less the mean over the vocabulary.
-    Centred,
-}
-
-/// What was asked for, checked.
-enum Asked {
-    Ablation(Box<AblationConfig>),
-    Repair(RepairConfig),
-}
-
-pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
-    let mut options = load_options(&args.model)?;
-    options.show_download_progress &= !ctx.quiet;
-    // Everything that can be wrong is found before the weights are read.
-    let out = destination(&args.output, "ablation.parquet", ctx)?;
-    let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
-    let embedded = args.model.model == EMBEDDED;
-    let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
-    let asked = asked(&args, &tokenizer, &spec, &task)?;
-    let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
-    let config = match &asked {
-        Asked::Ablation(config) => config,
-        Asked::Repair(config) => {
-            let scores = self_repair(&model, &task, config, &progress)?;
-            return show::finish(scores, &out, &args.output, ctx);
+    fn mode(&self) -> Mode {
+        if let Some(parts) = self.self_repair {
+            let mode = Mode::new(
+                "`--self-repair`",
+                &["self_repair", "donors", "target", "layers"],
+            );
+            return if parts == RepairParts::Heads {
+                mode.and(&["heads"]).idle(&["metric"])
+            } else {
+                mode.idle(&["metric"])
+            };
         }
-    };
-    let mut parts = PartStore::open_or_create(&out, &fingerprint(&model, &task, config)?)?;
-    for warning in parts.warnings() {
-        ctx.warn(warning);
-    }
-    let ablated = ablation(&model, &task, config, Some(&mut parts), &progress);
-    let mut scores = match ablated {
-        Ok(scores) => scores,
-        Err(error) => {
-            if parts.finished().is_empty() {
-                parts.remove()?;
-            }
-            return Err(error.into());
-        }
-    };
-    show::write(&mut scores, &out, &args.output, ctx)?;
-    parts.remove()?;
-    show::tell(&scores, &out, &args.output, ctx)
-}
-
-fn asked(
-    args: &AblateArgs,
-    tokenizer: &Tokenizer,
-    spec: &ModelSpec,
-    task: &Task,
-) -> anyhow::Result<Asked> {
-    let detail = match args.output.per_example {
-        true => Detail::PerExample,
-        false => Detail::Mean,
-    };
-    if let Some(units) = args.self_repair {
-        let config = RepairConfig {
-            units: match units {
-                UnitsChoice::Attention => Units::Attention,
-                UnitsChoice::Mlp => Units::Mlp,
-                UnitsChoice::Heads => Units::Heads,
-            },
-            target: match args.target {
-                TargetChoice::Top => RepairTarget::Top,
-                TargetChoice::Difference => RepairTarget::Of(DirectTarget::Difference),
-                TargetChoice::Centred => RepairTarget::Of(DirectTarget::Centred),
-            },
-            donors: args.donors,
-            layers: args.layers.clone(),
-            detail,
-            seed: task.seed,
-            ..RepairConfig::default()
-        };
-        config.check(spec, task)?;
-        return Ok(Asked::Repair(config));
-    }
-    let is_knockout = !args.block.is_empty();
-    let sets = sets(args)?;
-    let pairs = heads_of_pairs(&args.head_pairs, spec)?;
-    let others = is_knockout || !sets.is_empty() || !pairs.is_empty();
-    let sites = match &args.sites {
-        Some(text) => parse_sites(text, spec)?,
-        None if others => Vec::new(),
-        None => parse_sites("z", spec)?,
-    };
-    if is_knockout && (!sets.is_empty() || !pairs.is_empty() || !sites.is_empty()) {
-        return Err(Error::invalid(
-            "attention is knocked out by itself: leave `--sites`, `--together`, `--class` and `--head-pairs` to another run",
-        )
-        .into());
-    }
-    let patch = PatchConfig {
-        source: source(args, is_knockout)?,
-        reference: reference(args, tokenizer, spec, task)?,
-        window: args.window,
-        layers: args.layers.clone(),
-        heads: args.heads.clone(),
-        detail,
-        seed: task.seed,
-        ..PatchConfig::new(sites, task.metric)
-    };
-    let knockouts = args.block.iter().map(|text| knockout(text));
-    let config = AblationConfig {
-        sets,
-        pairs,
-        knockouts: knockouts.collect::<anyhow::Result<_>>()?,
-        whole_layers: args.whole_layers,
-        positions: positions(&args.at)?,
-        ..AblationConfig::new(patch)
-    };
-    config.check(spec, task)?;
-    Ok(Asked::Ablation(Box::new(config)))
-}
-
-fn source(args: &AblateArgs, is_knockout: bool) -> anyhow::Result<PatchSource> {
-    if is_knockout {
-        return Ok(PatchSource::Block);
-    }
-    let source = match (args.by, args.factor) {
-        (ByChoice::Scale, Some(factor)) => PatchSource::Scale(factor),
-        (ByChoice::Scale, None) => {
-            return Err(
-                Error::invalid("`--by scale` needs a factor, such as `--factor 0.5`").into(),
+        if !self.block.is_empty() {
+            return Mode::new(
+                "`--block`",
+                &["block", "whole_layers", "window", "layers", "heads"],
             );
         }
-        (_, Some(_)) => {
-            return Err(Error::invalid("`--factor` goes with `--by scale`").into());
+        let mut mode = Mode::new(self.what(), &["sites", "source"]);
+        if self.source.is_mean() {
+            mode = mode.and(&["reference"]);
         }
-        (ByChoice::Zero, _) => PatchSource::Zero,
-        (ByChoice::Mean, _) => PatchSource::Mean,
-        (ByChoice::MeanRole, _) => PatchSource::MeanRole,
-        (ByChoice::MeanAll, _) => PatchSource::MeanAll,
-        (ByChoice::Resample, _) => PatchSource::Resample,
-    };
-    Ok(source)
-}
-
-/// The task whose prompts means are taken over, with as many pairs and the same seed.
-fn reference(
-    args: &AblateArgs,
-    tokenizer: &Tokenizer,
-    spec: &ModelSpec,
-    task: &Task,
-) -> anyhow::Result<Option<Arc<Task>>> {
-    let Some(name) = &args.reference else {
-        return Ok(None);
-    };
-    let of_reference = TaskArgs {
-        task: Some(name.clone()),
-        pairs: None,
-        corruption: None,
-        metric: None,
-        n_pairs: args.task.n_pairs.or(Some(task.pairs().len() as u32)),
-        ..args.task.clone()
-    };
-    let reference = open_task(&of_reference, tokenizer, spec.n_ctx, false)?;
-    Ok(Some(Arc::new(reference)))
-}
-
-fn sets(args: &AblateArgs) -> anyhow::Result<Vec<NodeSet>> {
-    let mut sets = Vec::new();
-    for text in &args.together {
-        sets.push(NodeSet {
-            name: text.clone(),
-            nodes: nodes(text)?,
-        });
+        if self.has_sweeps() {
+            mode = mode.and(&["window", "layers", "heads"]);
+        }
+        mode = mode.and(&["together", "class", "head_pairs"]);
+        if self.has_sets() {
+            mode = mode.and(&["at"]);
+        }
+        mode
     }
-    for text in &args.class {
-        let Some((name, members)) = text.split_once('=').filter(|(name, _)| !name.is_empty())
-        else {
-            return Err(Error::Parse {
-                what: "a class",
-                text: text.clone(),
-                reason: "write `NAME=a9.h6,a9.h9`".into(),
-            }
-            .into());
+
+    fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
+        if let Some(parts) = self.self_repair {
+            return Ok(Box::new(RepairConfig {
+                target: self.target.clone(),
+                donors: self.donors,
+                layers: self.layers.clone().unwrap_or_default(),
+                heads: self.heads.clone().unwrap_or_default(),
+                ..RepairConfig::of(parts)
+            }));
+        }
+        let is_knockout = !self.block.is_empty();
+        let sites = match &self.sites {
+            Some(text) => parse_sites(text)?,
+            None if self.has_sweeps() && !is_knockout => parse_sites("z")?,
+            None => Vec::new(),
         };
-        sets.push(NodeSet {
-            name: name.into(),
-            nodes: nodes(members)?,
-        });
+        let source = if is_knockout {
+            PatchSource::Block
+        } else {
+            self.source
+        };
+        let patch = PatchConfig {
+            source,
+            reference: self.reference_task(on)?,
+            window: self.window,
+            layers: self.layers.clone().unwrap_or_default(),
+            heads: self.heads.clone().unwrap_or_default(),
+            ..PatchConfig::new(sites)
+        };
+        let knockouts = self.block.iter().map(|text| knockout(text));
+        Ok(Box::new(AblationConfig {
+            sets: self.sets()?,
+            pairs: heads_of_pairs(&self.head_pairs, on.spec)?,
+            knockouts: knockouts.collect::<anyhow::Result<_>>()?,
+            whole_layers: self.whole_layers,
+            positions: positions(&self.at)?,
+            ..AblationConfig::new(patch)
+        }))
     }
-    Ok(sets)
+}
+
+impl AblateArgs {
+    fn has_sets(&self) -> bool {
+        !(self.together.is_empty() && self.class.is_empty() && self.head_pairs.is_empty())
+    }
+
+    /// Whether parts are ablated one by one.
+    fn has_sweeps(&self) -> bool {
+        self.sites.is_some() || !self.has_sets()
+    }
+
+    /// What was chosen, as it is typed.
+    fn what(&self) -> String {
+        let mut what = vec![format!("`--source {}`", self.source)];
+        let chosen = [
+            ("--together", !self.together.is_empty()),
+            ("--class", !self.class.is_empty()),
+            ("--head-pairs", !self.head_pairs.is_empty()),
+        ];
+        let chosen = chosen.iter().filter(|(_, is_chosen)| *is_chosen);
+        what.extend(chosen.map(|(flag, _)| format!("`{flag}`")));
+        if self.has_sweeps() {
+            what.push(format!(
+                "`--sites {}`",
+                self.sites.as_deref().unwrap_or("z")
+            ));
+        }
+        let last = what.pop().unwrap_or_default();
+        format!("{} and {last}", what.join(", "))
+    }
+
+    /// The task whose prompts means are taken over: a file of pairs as it is, or a task with as many pairs and the same seed.
+    fn reference_task(&self, on: &Asked<'_>) -> anyhow::Result<Option<Arc<Task>>> {
+        let Some(name) = &self.reference else {
+            return Ok(None);
+        };
+        let own = TaskArgs {
+            task: None,
+            pairs: None,
+            corruption: None,
+            metric: None,
+            ..on.task_args.clone()
+        };
+        let ending = Path::new(name)
+            .extension()
+            .and_then(|ending| ending.to_str());
+        let of_reference = match ending {
+            Some("csv" | "jsonl" | "parquet") => TaskArgs {
+                pairs: Some(PathBuf::from(name)),
+                template: Vec::new(),
+                n_pairs: None,
+                ..own
+            },
+            _ => TaskArgs {
+                task: Some(name.clone()),
+                n_pairs: own.n_pairs.or(Some(on.task.pairs().len() as u32)),
+                ..own
+            },
+        };
+        let reference = open_task(&of_reference, on.tokenizer, on.spec.n_ctx, false)?;
+        Ok(Some(Arc::new(reference)))
+    }
+
+    fn sets(&self) -> anyhow::Result<Vec<NodeSet>> {
+        let mut sets = Vec::new();
+        for text in &self.together {
+            sets.push(NodeSet {
+                name: text.clone(),
+                nodes: nodes(text)?,
+            });
+        }
+        for text in &self.class {
+            let Some((name, members)) = text.split_once('=').filter(|(name, _)| !name.is_empty())
+            else {
+                return Err(Error::Parse {
+                    what: "a class",
+                    text: text.clone(),
+                    reason: "write `NAME=a9.h6,a9.h9`".into(),
+                }
+                .into());
+            };
+            sets.push(NodeSet {
+                name: name.into(),
+                nodes: nodes(members)?,
+            });
+        }
+        Ok(sets)
+    }
 }
 
 /// Names of nodes, separated by commas.
-pub fn nodes(text: &str) -> anyhow::Result<Vec<Node>> {
+fn nodes(text: &str) -> anyhow::Result<Vec<Node>> {
     let parts = text
         .split(',')
         .map(str::trim)
@@ -325,12 +277,11 @@ fn heads_of_pairs(texts: &[String], spec: &ModelSpec) -> anyhow::Result<Vec<Node
     if texts == ["all"] {
         return Ok(Node::heads(spec).collect());
     }
-    if texts.len() == 1 {
-        return Err(Error::invalid("one head makes no pair; name at least two, or `all`").into());
-    }
     let mut heads = nodes(&texts.join(","))?;
+    if heads.is_empty() && !texts.is_empty() {
+        return Err(Error::invalid("no head is named; name at least two, or `all`").into());
+    }
     heads.sort();
-    heads.dedup();
     Ok(heads)
 }
 

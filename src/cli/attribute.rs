@@ -1,28 +1,28 @@
 //! `candlewick attribute`: estimates of patch effects from gradients, for nodes, edges and tokens, and how far they can be trusted.
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
 
 use candlewick::Error;
 use candlewick::circuit::{Graph, ScoredGraph};
 use candlewick::hooks::Edge;
 use candlewick::methods::attribution::{
-    EdgeAttributionConfig, EdgePath, NodeAttributionConfig, Path, StepRule, parse_rules, verify,
+    EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
 };
 use candlewick::methods::tokens::{Baseline, TokenConfig, TokenMethod};
-use candlewick::methods::{
-    EdgeConfig, PatchConfig, PatchSource, Reference, attribution, exact_edges, parse_sites, tokens,
-};
-use candlewick::model::{EMBEDDED, Model, ModelSpec, load, load_tokenizer};
+use candlewick::methods::{EdgeConfig, Method, PatchConfig, PatchSource, Reference, parse_sites};
+use candlewick::model::ModelSpec;
 use candlewick::nn::rules::Rules;
-use candlewick::run::{Progress, SweepOptions};
-use candlewick::scores::{Detail, Direction, Scores, check_writable};
-use candlewick::task::Task;
+use candlewick::scores::{Direction, Scores, check_writable};
+use candlewick::spec::Mlp;
 use clap::{Args, ValueEnum};
 
-use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
-use super::open::{load_options, open_task};
+use super::Context;
 use super::patch::DirectionChoice;
-use super::{Context, destination, show};
+use super::session::{self, Ask, Asked, CommonArgs, Mode};
+
+/// Points of an integral over the inputs or over what components write, where nobody says.
+const STEPS: usize = 5;
 
 /// Estimate from gradients what patching each node, edge or token would do, and patch some exactly to see how good the estimates are.
 ///
@@ -32,17 +32,20 @@ use super::{Context, destination, show};
 /// Tokens of the prompt: `grad-x-input`, `saliency-l1`, `saliency-l2`, `smooth-grad`, `ig`, `expected-gradients`, `lrp`, `attn-lrp`,
 /// `alti-logit`, `alti-rollout`.
 ///
-/// Estimates are first order and can be far off, even in sign, where attention saturates: `--verify 20` patches the 20 strongest
-/// and 20 random ones exactly, and says in one line how well the estimates did.
+/// Nodes and edges say what the corrupted value would do in the clean run (noise), where `candlewick patch` denoises unless
+/// told otherwise. Estimates are first order and can be far off, even in sign, where attention saturates: `--verify 20` patches
+/// the 20 strongest and 20 random ones exactly, and says in one line how well the estimates did.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick attribute --verify 10
-  candlewick attribute --method atp-star --sites q,k,v,z --verify 10 --out star.parquet
-  candlewick attribute --method relp --sites resid_pre,mlp_out --direction denoise
-  candlewick attribute --method eap-ig --steps 5 --verify 20 --graph circuit.json
-  candlewick attribute --method eap --source mean --per-example --n-pairs 4
-  candlewick attribute --method exact-edges --edges 'a0.h2->a3.h0<q>,input->a0.h2<v>'
-  candlewick attribute --method attn-lrp --verify 4")]
+  candlewick attribute --method atp-star --sites q,k,v,z --verify 10 -o star.parquet
+  candlewick attribute --method relp --sites resid_pre --direction denoise -o relp.parquet
+  candlewick attribute --method eap-ig --steps 5 --verify 20 --graph ig.json -o ig.parquet
+  candlewick attribute --method eap --compare ig.json --n-pairs 8 -o eap.parquet
+  candlewick attribute --method eap --source mean --per-example --n-pairs 4 -o mean.parquet
+  candlewick attribute --method exact-edges --edges 'input->a0.h2<v>,m3->logits' -o e.parquet
+  candlewick attribute --method attn-lrp --verify 4 -o lrp.parquet
+  candlewick attribute --method ig --baseline pair --steps 20 -o tokens.parquet")]
 pub struct AttributeArgs {
     /// How effects are estimated.
     #[arg(long, default_value = "atp")]
@@ -50,28 +53,37 @@ pub struct AttributeArgs {
     /// Nodes: hooks, each with optional axes, as for `candlewick patch` [default: z,mlp_out; AtP*: q,k,v,z,mlp_out].
     #[arg(long, short)]
     pub sites: Option<String>,
-    /// Which run is changed [default: noise, the corrupted value in the clean run; ablate with another source].
+    /// Nodes: which run is changed [default: noise, the corrupted value in the clean run, where `candlewick patch` denoises;
+    /// ablate with another source]. Edges are noised or ablated.
     #[arg(long, short)]
     pub direction: Option<DirectionChoice>,
-    /// What is put in place.
+    /// Nodes and edges: what is put in place.
     #[arg(long, default_value = "pair")]
     pub source: SourceChoice,
-    /// Points of an integral [default: 5; token methods: 50].
+    /// With `ig`: what the integral starts from: zero, mean (of all embeddings), bos, pair (the corrupted prompt), or a token of the
+    /// vocabulary at every position, as in `token:<pad>`.
+    #[arg(long, default_value = "mean")]
+    pub baseline: Baseline,
+    /// Points of an integral [default: 5; ig: 50].
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Where on the line from the corrupted run (0) to the clean run (1) the points of an integral stand.
-    #[arg(long, default_value = "midpoint")]
-    pub step_rule: StepRuleChoice,
-    /// Backward rules: gradient, relp, relp-frozen-pattern, attn-lrp, cp-lrp [default: the method's].
-    #[arg(long, value_name = "NAME")]
-    pub rules: Option<String>,
+    /// Where the points of an integral stand on the line from the corrupted run (0) to the clean run (1), whichever is changed; with
+    /// `ig` from the baseline to the prompt [default: midpoint; ig: Gauss-Legendre].
+    #[arg(long)]
+    pub step_rule: Option<StepRule>,
+    /// With `smooth-grad` and `expected-gradients`: draws for each prompt [default: 50; expected-gradients: 200].
+    #[arg(long, value_name = "N")]
+    pub draws: Option<usize>,
+    /// Nodes and edges: backward rules, one of gradient, relp, relp-frozen-pattern, attn-lrp, cp-lrp [default: the method's].
+    #[arg(long, value_name = "NAME", value_parser = parse_rules)]
+    pub rules: Option<Rules>,
     /// AtP* without the exact softmax of queries and keys.
     #[arg(long)]
     pub no_qk_fix: bool,
     /// AtP* without GradDrop, which makes scores sizes without sign.
     #[arg(long)]
     pub no_grad_drop: bool,
-    /// Edges: a score for each position.
+    /// Estimates of edges: a score for each position.
     #[arg(long)]
     pub by_position: bool,
     /// With `eap-ig-activations`: credit every edge in every run, as the reference code does.
@@ -79,11 +91,8 @@ pub struct AttributeArgs {
     pub every_edge: bool,
     /// With `exact-edges`: only these, such as `a0.h1->a3.h0<q>,m2->logits` [default: all].
     #[arg(long, value_name = "EDGES", value_delimiter = ',')]
-    pub edges: Vec<String>,
-    /// Patch the K strongest and K random ones exactly, and compare.
-    #[arg(long, value_name = "K")]
-    pub verify: Option<usize>,
-    /// With AtP* and `--verify`: joint patches behind the bound on what was missed; 0 for none.
+    pub edges: Vec<Edge>,
+    /// With AtP* and `--verify`: joint patches behind the bound on what was missed, at least 8; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub bound_draws: usize,
     /// Edges: also write the scores as the field's JSON (EAP-IG, MIB).
@@ -92,15 +101,11 @@ pub struct AttributeArgs {
     /// Edges: say how well the scores agree with those of such a file.
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
-    /// Memory for activations, such as `512MB` or `4GB` [default: a quarter of what is free; edges: less].
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
-    pub memory: Option<usize>,
     #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub task: TaskArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub common: CommonArgs,
+    /// What `--compare` names, once it is read.
+    #[arg(skip)]
+    theirs: OnceCell<ScoredGraph>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -113,7 +118,7 @@ pub enum MethodChoice {
     Relp,
     /// Integrated gradients over the embeddings, at each node.
     LayerIg,
-    /// The integral of the gradient along the node's own change.
+    /// The integral of the gradient along the node's own change, by the trapezoid rule.
     Conductance,
     /// Edge attribution patching.
     Eap,
@@ -152,19 +157,13 @@ pub enum SourceChoice {
     MeanAll,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StepRuleChoice {
-    Midpoint,
-    Left,
-    Right,
-}
-
 /// What a method scores.
-enum Kind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scored {
     Nodes,
     Edges,
     ExactEdges,
-    Tokens(TokenMethod),
+    Tokens,
 }
 
 impl MethodChoice {
@@ -173,382 +172,392 @@ impl MethodChoice {
         value.get_name().to_string()
     }
 
-    fn kind(self) -> anyhow::Result<Kind> {
-        Ok(match self {
+    fn scored(self) -> Scored {
+        match self {
             MethodChoice::Atp
             | MethodChoice::AtpStar
             | MethodChoice::Relp
             | MethodChoice::LayerIg
-            | MethodChoice::Conductance => Kind::Nodes,
+            | MethodChoice::Conductance => Scored::Nodes,
             MethodChoice::Eap
             | MethodChoice::EapIg
             | MethodChoice::CleanCorrupted
             | MethodChoice::EapIgActivations
-            | MethodChoice::RelpEdges => Kind::Edges,
-            MethodChoice::ExactEdges => Kind::ExactEdges,
-            _ => Kind::Tokens(self.name().parse()?),
+            | MethodChoice::RelpEdges => Scored::Edges,
+            MethodChoice::ExactEdges => Scored::ExactEdges,
+            MethodChoice::GradXInput
+            | MethodChoice::SaliencyL1
+            | MethodChoice::SaliencyL2
+            | MethodChoice::SmoothGrad
+            | MethodChoice::Ig
+            | MethodChoice::ExpectedGradients
+            | MethodChoice::Lrp
+            | MethodChoice::AttnLrp
+            | MethodChoice::AltiLogit
+            | MethodChoice::AltiRollout => Scored::Tokens,
+        }
+    }
+}
+
+pub fn run(args: &AttributeArgs, ctx: &Context) -> anyhow::Result<()> {
+    session::run(args, &args.common, ctx)
+}
+
+impl Ask for AttributeArgs {
+    fn default_out(&self) -> &'static str {
+        "attribution.parquet"
+    }
+
+    fn mode(&self) -> Mode {
+        let verifies = self.common.running.verify.is_some();
+        let mut acts = vec!["method"];
+        acts.extend_from_slice(match self.method.scored() {
+            Scored::Nodes => &["sites", "direction", "source", "rules"],
+            Scored::Edges => &["source", "rules", "by_position", "graph", "compare"],
+            Scored::ExactEdges => &["source", "edges", "graph", "compare"],
+            Scored::Tokens => &[],
+        });
+        acts.extend_from_slice(match self.method {
+            MethodChoice::AtpStar if verifies => &["no_qk_fix", "no_grad_drop", "bound_draws"],
+            MethodChoice::AtpStar => &["no_qk_fix", "no_grad_drop"],
+            MethodChoice::LayerIg | MethodChoice::EapIg => &["steps", "step_rule"],
+            MethodChoice::EapIgActivations => &["steps", "step_rule", "every_edge"],
+            MethodChoice::Conductance => &["steps"],
+            MethodChoice::Ig => &["steps", "step_rule", "baseline"],
+            MethodChoice::SmoothGrad | MethodChoice::ExpectedGradients => &["draws"],
+            _ => &[],
+        });
+        let mode = Mode::new(format!("`--method {}`", self.method.name()), &acts);
+        match self.method {
+            MethodChoice::AtpStar => mode.instead(
+                "bound_draws",
+                "it is for the bound that `--verify K` gives; add that, or leave it out",
+            ),
+            MethodChoice::Ig => mode.instead(
+                "source",
+                "say what the integral starts from with `--baseline zero|mean|bos|pair|token:...`",
+            ),
+            MethodChoice::SmoothGrad | MethodChoice::ExpectedGradients => {
+                mode.instead("steps", "say how many points are drawn with `--draws`")
+            }
+            MethodChoice::Conductance => mode.instead(
+                "step_rule",
+                "it goes by the trapezoid rule; leave it out, or take `layer-ig`",
+            ),
+            // It mixes tokens and knows no metric, which only what it is held against has.
+            MethodChoice::AltiRollout if !verifies => mode.idle(&["metric"]),
+            _ => mode,
+        }
+    }
+
+    fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
+        Ok(match self.method.scored() {
+            Scored::Nodes => Box::new(self.nodes(on.spec)?),
+            Scored::Edges => Box::new(self.edge_estimates()?),
+            Scored::ExactEdges => Box::new(EdgeConfig {
+                edges: (!self.edges.is_empty()).then(|| self.edges.clone()),
+                metric: None,
+                reference: self.reference()?,
+            }),
+            Scored::Tokens => Box::new(TokenConfig::new(self.tokens()?)),
         })
     }
-}
 
-pub fn run(args: AttributeArgs, ctx: &Context) -> anyhow::Result<()> {
-    let mut options = load_options(&args.model)?;
-    options.show_download_progress &= !ctx.quiet;
-    // Everything that can be wrong is found before the weights are read.
-    let out = destination(&args.output, "attribution.parquet", ctx)?;
-    let kind = args.method.kind()?;
-    check_flags(&args, &kind)?;
-    if let Some(path) = &args.graph {
-        check_writable(path)?;
+    fn bound_draws(&self) -> usize {
+        if self.method == MethodChoice::AtpStar {
+            self.bound_draws
+        } else {
+            0
+        }
     }
-    let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
-    let embedded = args.model.model == EMBEDDED;
-    let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
-    let work = Work::new(&args, kind, &spec, &task)?;
-    let theirs = match &args.compare {
-        Some(path) => Some(ScoredGraph::read(path, Graph::new(&spec))?),
-        None => None,
-    };
-    let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
-    let found = work.run(&args, &model, &task, &progress)?;
 
-    let mut scores = found.scores;
-    if let Some(theirs) = &theirs {
-        let ours = found.graph.as_ref().expect("checked to be edges");
-        scores.provenance.notes.push(agreement(ours, theirs));
+    fn check_files(&self, spec: &ModelSpec) -> anyhow::Result<()> {
+        if let Some(path) = &self.graph {
+            check_writable(path)?;
+            let is_graph = |path| ScoredGraph::read(path, Graph::new(spec)).is_ok();
+            if path.exists() && !self.common.output.force && !is_graph(path) {
+                return Err(Error::invalid(format!(
+                    "`{}` is no graph of this model, and stays as it is; choose another path with `--graph`, or replace it with \
+                     `--force`",
+                    path.display()
+                ))
+                .into());
+            }
+        }
+        if let Some(path) = &self.compare {
+            let theirs = ScoredGraph::read(path, Graph::new(spec))?;
+            self.theirs.get_or_init(|| theirs);
+        }
+        Ok(())
     }
-    if let (Some(path), Some(graph)) = (&args.graph, &found.graph) {
-        graph.write(path)?;
-    }
-    show::finish(scores, &out, &args.output, ctx)
-}
 
-/// Flags that mean nothing for a method are mistakes, not decoration.
-fn check_flags(args: &AttributeArgs, kind: &Kind) -> anyhow::Result<()> {
-    let is_edges = matches!(kind, Kind::Edges | Kind::ExactEdges);
-    let is_star = args.method == MethodChoice::AtpStar;
-    let is_tokens = matches!(kind, Kind::Tokens(_));
-    let wrong = [
-        (
-            args.sites.is_some() && !matches!(kind, Kind::Nodes),
-            "--sites",
-            "node methods",
-        ),
-        (args.graph.is_some() && !is_edges, "--graph", "edge methods"),
-        (
-            args.compare.is_some() && !is_edges,
-            "--compare",
-            "edge methods",
-        ),
-        (
-            args.by_position && !matches!(kind, Kind::Edges),
-            "--by-position",
-            "estimates of edges",
-        ),
-        (
-            !args.edges.is_empty() && !matches!(kind, Kind::ExactEdges),
-            "--edges",
-            "exact-edges",
-        ),
-        (args.no_qk_fix && !is_star, "--no-qk-fix", "atp-star"),
-        (args.no_grad_drop && !is_star, "--no-grad-drop", "atp-star"),
-        (
-            args.every_edge && args.method != MethodChoice::EapIgActivations,
-            "--every-edge",
-            "eap-ig-activations",
-        ),
-        (
-            args.direction.is_some() && (is_edges || is_tokens),
-            "--direction",
-            "node methods",
-        ),
-        (
-            args.rules.is_some() && (is_tokens || matches!(kind, Kind::ExactEdges)),
-            "--rules",
-            "node and edge estimates",
-        ),
-        (
-            args.verify.is_some() && matches!(kind, Kind::ExactEdges),
-            "--verify",
-            "estimates; `exact-edges` is what it would verify with",
-        ),
-    ];
-    match wrong.into_iter().find(|(wrong, _, _)| *wrong) {
-        Some((_, flag, of)) => anyhow::bail!(
-            "`{flag}` is for {of}, and the method is `{}`; leave it out or choose another `--method`",
-            args.method.name()
-        ),
-        None => Ok(()),
+    fn finish(&self, scores: &mut Scores, spec: &ModelSpec) -> anyhow::Result<()> {
+        if self.graph.is_none() && self.compare.is_none() {
+            return Ok(());
+        }
+        let ours = ScoredGraph::from_scores(scores, Graph::new(spec))?;
+        if let (Some(path), Some(theirs)) = (&self.compare, self.theirs.get()) {
+            scores.provenance.notes.push(format!(
+                "compared with `{}`: {}",
+                path.display(),
+                ours.agreement(theirs)
+            ));
+        }
+        if let Some(path) = &self.graph {
+            ours.write(path)?;
+        }
+        Ok(())
     }
 }
 
-/// What is to be done, checked as far as it can be without weights.
-enum Work {
-    Nodes(NodeAttributionConfig),
-    Edges(EdgeAttributionConfig),
-    ExactEdges(EdgeConfig, Vec<Edge>),
-    /// The method, and what takes a token away for verification.
-    Tokens(TokenConfig, PatchConfig),
-}
-
-/// What was found.
-struct Found {
-    scores: Scores,
-    /// Scores of edges, for interchange.
-    graph: Option<ScoredGraph>,
-}
-
-impl Work {
-    fn new(
-        args: &AttributeArgs,
-        kind: Kind,
-        spec: &ModelSpec,
-        task: &Task,
-    ) -> anyhow::Result<Self> {
-        let rules = args.rules.as_deref().map(parse_rules).transpose()?;
-        let defaults = SweepOptions::default();
-        let sweep = SweepOptions {
-            memory: args.memory.unwrap_or(defaults.memory),
-            ..defaults
+impl AttributeArgs {
+    fn nodes(&self, spec: &ModelSpec) -> anyhow::Result<NodeAttributionConfig> {
+        let default = match (self.method, spec.mlp != Mlp::None) {
+            (MethodChoice::AtpStar, true) => "q,k,v,z,mlp_out",
+            (MethodChoice::AtpStar, false) => "q,k,v,z",
+            (_, true) => "z,mlp_out",
+            (_, false) => "z",
         };
-        let detail = match args.output.per_example {
-            true => Detail::PerExample,
-            false => Detail::Mean,
+        let sites = parse_sites(self.sites.as_deref().unwrap_or(default))?;
+        let source = match self.source {
+            SourceChoice::Pair => PatchSource::Pair,
+            SourceChoice::Zero => PatchSource::Zero,
+            SourceChoice::Mean => PatchSource::Mean,
+            SourceChoice::MeanAll => PatchSource::MeanAll,
         };
-        let rule = match args.step_rule {
-            StepRuleChoice::Midpoint => StepRule::Midpoint,
-            StepRuleChoice::Left => StepRule::Left,
-            StepRuleChoice::Right => StepRule::Right,
+        let patch = PatchConfig {
+            direction: match self.direction {
+                Some(DirectionChoice::Denoise) => Direction::Denoise,
+                Some(DirectionChoice::Noise) => Direction::Noise,
+                Some(DirectionChoice::Ablate) => Direction::Ablate,
+                None if source == PatchSource::Pair => Direction::Noise,
+                None => Direction::Ablate,
+            },
+            source,
+            ..PatchConfig::new(sites)
         };
-        let steps = args.steps.unwrap_or(5);
-        let inputs = Path::Inputs { steps, rule };
-        let reference = || match args.source {
+        let steps = self.steps.unwrap_or(STEPS);
+        let mut config = match self.method {
+            MethodChoice::AtpStar => NodeAttributionConfig::atp_star(patch),
+            MethodChoice::Relp => NodeAttributionConfig::relp(patch),
+            MethodChoice::LayerIg => NodeAttributionConfig::layer_ig(patch, steps),
+            MethodChoice::Conductance => NodeAttributionConfig::conductance(patch, steps),
+            _ => NodeAttributionConfig::atp(patch),
+        };
+        config.qk_fix &= !self.no_qk_fix;
+        config.grad_drop &= !self.no_grad_drop;
+        if let GradientPath::Inputs { rule, .. } = &mut config.path {
+            *rule = self.step_rule.unwrap_or(*rule);
+        }
+        config.rules = self.rules.clone().unwrap_or(config.rules);
+        Ok(config)
+    }
+
+    fn edge_estimates(&self) -> anyhow::Result<EdgeAttributionConfig> {
+        let steps = self.steps.unwrap_or(STEPS);
+        let mut config = match self.method {
+            MethodChoice::EapIg => EdgeAttributionConfig::eap_ig(steps),
+            MethodChoice::CleanCorrupted => EdgeAttributionConfig::clean_corrupted(),
+            MethodChoice::EapIgActivations => EdgeAttributionConfig::eap_ig_activations(steps),
+            MethodChoice::RelpEdges => EdgeAttributionConfig::relp(),
+            _ => EdgeAttributionConfig::eap(),
+        };
+        match &mut config.path {
+            EdgePath::Along(GradientPath::Inputs { rule, .. }) => {
+                *rule = self.step_rule.unwrap_or(*rule);
+            }
+            EdgePath::Activations {
+                rule, every_edge, ..
+            } => {
+                *rule = self.step_rule.unwrap_or(*rule);
+                *every_edge = self.every_edge;
+            }
+            EdgePath::Along(GradientPath::Base | GradientPath::Ends) => {}
+        }
+        config.reference = self.reference()?;
+        config.rules = self.rules.clone().unwrap_or(config.rules);
+        config.by_position = self.by_position;
+        Ok(config)
+    }
+
+    fn reference(&self) -> anyhow::Result<Reference> {
+        match self.source {
             SourceChoice::Pair => Ok(Reference::Pair),
             SourceChoice::Zero => Ok(Reference::Zero),
             SourceChoice::Mean => Ok(Reference::Mean),
-            SourceChoice::MeanAll => Err(Error::invalid(
-                "edges take a mean per position; use `--source mean`",
-            )),
+            SourceChoice::MeanAll => {
+                Err(Error::invalid("edges take a mean per position; use `--source mean`").into())
+            }
+        }
+    }
+
+    fn tokens(&self) -> anyhow::Result<TokenMethod> {
+        let mut method: TokenMethod = self.method.name().parse()?;
+        match &mut method {
+            TokenMethod::IntegratedGradients {
+                steps,
+                rule,
+                baseline,
+            } => {
+                *steps = self.steps.unwrap_or(*steps);
+                *rule = self.step_rule.map_or(*rule, Into::into);
+                *baseline = self.baseline.clone();
+            }
+            TokenMethod::SmoothGrad { draws, .. }
+            | TokenMethod::ExpectedGradients { draws, .. } => {
+                *draws = self.draws.unwrap_or(*draws);
+            }
+            _ => {}
+        }
+        Ok(method)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use candlewick::methods::{Running, check};
+    use candlewick::prelude::Lab;
+    use candlewick::scores::{Cell, Detail, ExampleScores, Provenance, ScoresMeta};
+    use clap::{CommandFactory, FromArgMatches, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: AttributeArgs,
+    }
+
+    /// The arguments, and which flags were typed.
+    fn parsed(words: &[&str]) -> (AttributeArgs, Vec<String>) {
+        let words = ["attribute"].iter().chain(words);
+        let matches = Only::command().try_get_matches_from(words).expect("usage");
+        let only = Only::from_arg_matches(&matches).expect("usage");
+        (only.args, crate::cli::typed(&Only::command(), &matches))
+    }
+
+    /// A table of one edge, whatever measured it.
+    fn one_edge() -> Scores {
+        let cell = Cell {
+            component: "edge".into(),
+            src: Some("m0".into()),
+            dst: Some("logits".into()),
+            ..Cell::default()
         };
-        let work = match kind {
-            Kind::Nodes => {
-                let patch = patch_config(args, spec, task, detail, sweep)?;
-                let base = NodeAttributionConfig {
-                    method: args.method.name(),
-                    ..NodeAttributionConfig::atp(patch)
-                };
-                let config = match args.method {
-                    MethodChoice::AtpStar => NodeAttributionConfig {
-                        qk_fix: !args.no_qk_fix,
-                        grad_drop: !args.no_grad_drop,
-                        ..base
-                    },
-                    MethodChoice::Relp => NodeAttributionConfig {
-                        rules: Rules::relp(),
-                        ..base
-                    },
-                    MethodChoice::LayerIg => NodeAttributionConfig {
-                        path: inputs,
-                        ..base
-                    },
-                    MethodChoice::Conductance => NodeAttributionConfig {
-                        path: inputs,
-                        conductance: true,
-                        ..base
-                    },
-                    _ => base,
-                };
-                let config = NodeAttributionConfig {
-                    rules: rules.unwrap_or(config.rules.clone()),
-                    ..config
-                };
-                config.check(spec, task)?;
-                Work::Nodes(config)
-            }
-            Kind::Edges => {
-                let path = match args.method {
-                    MethodChoice::EapIg => EdgePath::Along(inputs),
-                    MethodChoice::CleanCorrupted => EdgePath::Along(Path::Ends),
-                    MethodChoice::EapIgActivations => EdgePath::Activations {
-                        steps,
-                        rule,
-                        every_edge: args.every_edge,
-                    },
-                    _ => EdgePath::Along(Path::Base),
-                };
-                let own = match args.method {
-                    MethodChoice::RelpEdges => Rules::relp(),
-                    _ => Rules::gradient(),
-                };
-                let config = EdgeAttributionConfig {
-                    method: args.method.name(),
-                    reference: reference()?,
-                    path,
-                    rules: rules.unwrap_or(own),
-                    by_position: args.by_position,
-                    detail,
-                    seed: task.seed,
-                    memory: args.memory,
-                    ..EdgeAttributionConfig::eap(task.metric)
-                };
-                config.check(task)?;
-                Work::Edges(config)
-            }
-            Kind::ExactEdges => {
-                let graph = Graph::new(spec);
-                let edges = match args.edges.is_empty() {
-                    true => graph.edges().collect(),
-                    false => args
-                        .edges
-                        .iter()
-                        .map(|edge| edge.parse())
-                        .collect::<Result<Vec<Edge>, _>>()?,
-                };
-                for edge in &edges {
-                    graph.place(edge)?;
-                }
-                let config = EdgeConfig {
-                    reference: reference()?,
-                    sweep,
-                    ..EdgeConfig::new(task.metric)
-                };
-                Work::ExactEdges(config, edges)
-            }
-            Kind::Tokens(mut method) => {
-                let mut source = PatchSource::Zero;
-                if let TokenMethod::IntegratedGradients {
-                    steps, baseline, ..
-                } = &mut method
-                {
-                    *steps = args.steps.unwrap_or(*steps);
-                    if args.source == SourceChoice::Pair {
-                        *baseline = Baseline::Pair;
-                        source = PatchSource::Pair;
+        let example = ExampleScores {
+            cells: [0].into(),
+            values: vec![0.5],
+            ..ExampleScores::default()
+        };
+        let (meta, about) = (ScoresMeta::default(), Provenance::default());
+        Scores::assemble(&[cell], &[example], &meta, Detail::Mean, about).expect("a table")
+    }
+
+    /// Everything that a command line decides, or why it is refused.
+    fn outcome(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
+        let (args, typed) = parsed(words);
+        args.mode().check(&typed)?;
+        let (spec, task) = (&lab.model.spec, &lab.task);
+        let asked = Asked {
+            tokenizer: &lab.tokenizer,
+            spec,
+            task,
+            task_args: &args.common.task,
+        };
+        let method = args.method(&asked)?;
+        check(&*method, spec, task)?;
+        args.check_files(spec)?;
+        let running = Running::default();
+        let prepared = method.prepare(lab.subject(), &running)?;
+        let cells: Vec<String> = prepared.cells().iter().map(Cell::to_string).collect();
+        let mut scores = one_edge();
+        args.finish(&mut scores, spec)?;
+        let draws = args.common.running.verify.map(|_| args.bound_draws());
+        let written = args.graph.as_ref().map(|path| path.is_file());
+        Ok(format!(
+            "{:?} {} {cells:?} {draws:?} {written:?} {:?}",
+            method.header(task),
+            method.settings(),
+            scores.provenance.notes
+        ))
+    }
+
+    #[test]
+    fn a_flag_acts_with_a_method_or_is_refused() {
+        let lab = Lab::open("embedded", "embedded").expect("it is part of the binary");
+        let lab = lab.first(2);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let (written, theirs) = (path("written.json"), path("theirs.json"));
+        let mut graph = ScoredGraph::new(Graph::new(&lab.model.spec));
+        let edge = "m0->logits".parse().expect("an edge");
+        graph.set_score(&edge, 0.25).expect("an edge of the model");
+        graph.write(theirs.as_ref()).expect("writes");
+        let own: [(&str, &[&str]); 16] = [
+            ("sites", &["--sites", "resid_pre"]),
+            ("direction", &["--direction", "denoise"]),
+            ("source", &["--source", "zero"]),
+            ("baseline", &["--baseline", "zero"]),
+            ("steps", &["--steps", "3"]),
+            ("step_rule", &["--step-rule", "left"]),
+            ("draws", &["--draws", "3"]),
+            ("rules", &["--rules", "cp-lrp"]),
+            ("no_qk_fix", &["--no-qk-fix"]),
+            ("no_grad_drop", &["--no-grad-drop"]),
+            ("by_position", &["--by-position"]),
+            ("every_edge", &["--every-edge"]),
+            ("edges", &["--edges", "m0->logits"]),
+            ("bound_draws", &["--bound-draws", "16"]),
+            ("graph", &["--graph", &written]),
+            ("compare", &["--compare", &theirs]),
+        ];
+        let command = Only::command();
+        let all: BTreeSet<&str> = (command.get_arguments())
+            .map(|argument| argument.get_id().as_str())
+            .filter(|id| !session::COMMON.contains(id) && *id != "method")
+            .collect();
+        let tried: BTreeSet<&str> = own.iter().map(|(flag, _)| *flag).collect();
+        assert_eq!(tried, all, "every flag of the command is tried");
+        let mut acting = BTreeSet::new();
+        for method in MethodChoice::value_variants() {
+            let name = method.name();
+            for verify in [&[] as &[&str], &["--verify", "2"]] {
+                let without = [&["--method", &name], verify].concat();
+                let plain = outcome(&lab, &without).expect("it can be asked for");
+                for (flag, words) in &own {
+                    let with = [&without[..], words].concat();
+                    if let Ok(found) = outcome(&lab, &with) {
+                        assert_ne!(found, plain, "{with:?} does nothing");
+                        acting.insert(*flag);
                     }
+                    let _ = std::fs::remove_file(&written);
                 }
-                let config = TokenConfig {
-                    detail,
-                    seed: task.seed,
-                    memory: sweep.memory,
-                    ..TokenConfig::new(method, task.metric)
-                };
-                config.check(task)?;
-                let removal = PatchConfig {
-                    direction: match source {
-                        PatchSource::Pair => Direction::Noise,
-                        _ => Direction::Ablate,
-                    },
-                    source,
-                    sweep,
-                    seed: task.seed,
-                    ..PatchConfig::new(parse_sites("embed:pos", spec)?, task.metric)
-                };
-                Work::Tokens(config, removal)
             }
-        };
-        Ok(work)
+        }
+        assert_eq!(acting, all, "every flag acts with some method");
     }
 
-    fn run(
-        &self,
-        args: &AttributeArgs,
-        model: &Model,
-        task: &Task,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<Found> {
-        let scores = match self {
-            Work::Nodes(config) => {
-                let verify = args.verify.map(|k| attribution::VerifyOptions {
-                    k,
-                    bound_draws: match args.method {
-                        MethodChoice::AtpStar => args.bound_draws,
-                        _ => 0,
-                    },
-                });
-                attribution::attribute_nodes(model, task, config, verify, progress)?
-            }
-            Work::Edges(config) => {
-                let (scores, estimates) =
-                    attribution::attribute_edges(model, task, config, args.verify, progress)?;
-                let graph = Some(estimates.scored_graph()?);
-                return Ok(Found { scores, graph });
-            }
-            Work::ExactEdges(config, edges) => {
-                let detail = match args.output.per_example {
-                    true => Detail::PerExample,
-                    false => Detail::Mean,
-                };
-                let (scores, measured) =
-                    exact_edges::exact_edge_scores(model, task, edges, config, detail, progress)?;
-                let mut graph = ScoredGraph::new(Graph::new(&model.spec));
-                for (edge, score) in edges.iter().zip(measured.mean()) {
-                    graph.set_score(edge, score)?;
-                }
-                let graph = Some(graph);
-                return Ok(Found { scores, graph });
-            }
-            Work::Tokens(config, removal) => match args.verify {
-                None => tokens::token_attribution(model, task, config, progress)?,
-                Some(k) => verify::verified_tokens(model, task, config, removal, k, progress)?,
-            },
+    #[test]
+    fn a_flag_that_does_nothing_names_what_does() {
+        let message = |words: &[&str]| {
+            let (args, typed) = parsed(words);
+            let refused = args.mode().check(&typed).expect_err("refused");
+            refused.to_string()
         };
-        Ok(Found {
-            scores,
-            graph: None,
-        })
+        for (words, remedy) in [
+            (["--method=ig", "--source=zero"], "--baseline zero"),
+            (["--method=smooth-grad", "--steps=3"], "--draws"),
+            (["--method=atp-star", "--bound-draws=16"], "--verify K"),
+            (["--method=conductance", "--step-rule=left"], "layer-ig"),
+            (
+                ["--method=alti-rollout", "--metric=prob"],
+                "`--metric` does nothing with `--method alti-rollout`",
+            ),
+        ] {
+            let message = message(&words);
+            assert!(message.contains(remedy), "{words:?}: {message}");
+        }
     }
-}
-
-fn patch_config(
-    args: &AttributeArgs,
-    spec: &ModelSpec,
-    task: &Task,
-    detail: Detail,
-    sweep: SweepOptions,
-) -> anyhow::Result<PatchConfig> {
-    let has_mlp = spec.mlp != candlewick::spec::Mlp::None;
-    let default = match (args.method, has_mlp) {
-        (MethodChoice::AtpStar, true) => "q,k,v,z,mlp_out",
-        (MethodChoice::AtpStar, false) => "q,k,v,z",
-        (_, true) => "z,mlp_out",
-        (_, false) => "z",
-    };
-    let sites = parse_sites(args.sites.as_deref().unwrap_or(default), spec)?;
-    let source = match args.source {
-        SourceChoice::Pair => PatchSource::Pair,
-        SourceChoice::Zero => PatchSource::Zero,
-        SourceChoice::Mean => PatchSource::Mean,
-        SourceChoice::MeanAll => PatchSource::MeanAll,
-    };
-    let direction = match args.direction {
-        Some(DirectionChoice::Denoise) => Direction::Denoise,
-        Some(DirectionChoice::Noise) => Direction::Noise,
-        Some(DirectionChoice::Ablate) => Direction::Ablate,
-        None if source == PatchSource::Pair => Direction::Noise,
-        None => Direction::Ablate,
-    };
-    Ok(PatchConfig {
-        direction,
-        source,
-        detail,
-        seed: task.seed,
-        sweep,
-        ..PatchConfig::new(sites, task.metric)
-    })
-}
-
-/// How well two sets of edge scores agree.
-fn agreement(ours: &ScoredGraph, theirs: &ScoredGraph) -> String {
-    let pairs: Vec<(f64, f64)> = ours
-        .edges()
-        .zip(theirs.edges())
-        .filter_map(|((_, a, _), (_, b, _))| Some((a?, b?)))
-        .collect();
-    let correlation = verify::correlation(&pairs).map_or("undefined".into(), |r| format!("{r:.4}"));
-    let gap = pairs.iter().map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    format!(
-        "compared with {} scored edges of the file: correlation {correlation}, largest difference {gap:.3e}",
-        pairs.len()
-    )
 }

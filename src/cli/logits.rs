@@ -1,19 +1,14 @@
 //! `candlewick logits`: what parts of a model write to the logits, and what its layers would say.
 
-use candlewick::Error;
 use candlewick::methods::{
-    DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
-    direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
+    DirectTarget, DlaConfig, EarlyConfig, LensConfig, LensPositions, Method, Part, SourceConfig,
+    TokenLensConfig, single_tokens,
 };
-use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, load, load_tokenizer};
-use candlewick::run::Progress;
-use candlewick::scores::{Detail, Scores};
-use candlewick::task::Task;
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
-use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::open::{load_options, open_task};
-use super::{Context, destination, show};
+use super::Context;
+use super::session::{self, Ask, Asked, CommonArgs, Mode};
 
 /// Take the answer's logit apart, or read every layer through the lens. Nothing in the model is changed.
 ///
@@ -33,18 +28,13 @@ use super::{Context, destination, show};
   candlewick logits --lens knockout --n-pairs 8")]
 pub struct LogitsArgs {
     /// How far the logit is taken apart.
-    #[arg(long, default_value = "head", conflicts_with = "lens")]
-    pub by: ByChoice,
+    #[arg(long, default_value = "head")]
+    pub by: By,
     /// What to look through instead.
     #[arg(long, value_name = "LENS")]
-    pub lens: Option<LensChoice>,
+    pub lens: Option<Lens>,
     /// `difference` (answer less wrong answer), `answer`, `centred` (answer less the vocabulary's mean), or tokens of your own.
-    #[arg(
-        long,
-        value_name = "TARGET",
-        default_value = "difference",
-        conflicts_with = "lens"
-    )]
+    #[arg(long, value_name = "TARGET", default_value = "difference")]
     pub target: Vec<String>,
     /// Tokens that the target's are compared with.
     #[arg(long, value_name = "TOKEN", requires = "target")]
@@ -63,192 +53,125 @@ pub struct LogitsArgs {
     pub relation: Vec<String>,
     /// Where the logit lens looks [default: all positions, if the prompts align; else the end].
     #[arg(long)]
-    pub positions: Option<PositionsChoice>,
+    pub positions: Option<LensPositions>,
     /// Tokens that the Token Lens watches beside the answers.
     #[arg(long, value_name = "TOKEN")]
     pub watch: Vec<String>,
     #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub task: TaskArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub common: CommonArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ByChoice {
-    Component,
-    Head,
-    Neuron,
-    /// Head and source position.
-    HeadSource,
-    /// Head and role of the source.
-    HeadRole,
-    /// Heads classed by whether they read the subject or the relation.
+/// Parts of the model, or its heads classed by what they read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Part(Part),
     SourceClass,
 }
 
+impl ValueEnum for By {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            By::Part(Part::Component),
+            By::Part(Part::Head),
+            By::Part(Part::Neuron),
+            By::Part(Part::HeadSource),
+            By::Part(Part::HeadRole),
+            By::SourceClass,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            By::Part(part) => part.to_possible_value(),
+            By::SourceClass => Some(
+                PossibleValue::new("source-class")
+                    .help("Heads classed by whether they read the subject or the relation"),
+            ),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LensChoice {
+pub enum Lens {
+    /// Every layer's stream, as if the model ended there.
     Logit,
+    /// What attention brings from each role.
     Token,
+    /// What the MLPs write less without attention to each role.
     Knockout,
+    /// Labels after true and false demonstrations.
     Early,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PositionsChoice {
-    All,
-    End,
+pub fn run(args: &LogitsArgs, ctx: &Context) -> anyhow::Result<()> {
+    session::run(args, &args.common, ctx)
 }
 
-/// What was asked for, checked.
-enum Asked {
-    Direct(DlaConfig),
-    Classes(SourceConfig),
-    Lens(LensConfig),
-    Token(TokenLensConfig),
-    Early(EarlyConfig),
-}
-
-pub fn run(args: LogitsArgs, ctx: &Context) -> anyhow::Result<()> {
-    let mut options = load_options(&args.model)?;
-    options.show_download_progress &= !ctx.quiet;
-    // Everything that can be wrong is found before the weights are read.
-    let out = destination(&args.output, "logits.parquet", ctx)?;
-    let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
-    let embedded = args.model.model == EMBEDDED;
-    let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
-    let asked = asked(&args, &tokenizer, &spec, &task)?;
-    let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
-    let scores = measure(&asked, &model, &task, &progress)?;
-    show::finish(scores, &out, &args.output, ctx)
-}
-
-fn asked(
-    args: &LogitsArgs,
-    tokenizer: &Tokenizer,
-    spec: &ModelSpec,
-    task: &Task,
-) -> anyhow::Result<Asked> {
-    let detail = match args.output.per_example {
-        true => Detail::PerExample,
-        false => Detail::Mean,
-    };
-    let seed = task.seed;
-    let asked = match args.lens {
-        None if args.by == ByChoice::SourceClass => Asked::Classes(SourceConfig {
-            relation: args.relation.clone(),
-            detail,
-            seed,
-            ..SourceConfig::new(args.subject.clone())
-        }),
-        None => Asked::Direct(DlaConfig {
-            by: part(args.by),
-            target: target(&args.target, &args.against, tokenizer)?,
-            writes: args.writes,
-            tokens: args.tokens,
-            detail,
-            seed,
-        }),
-        Some(LensChoice::Logit) => Asked::Lens(LensConfig {
-            end_only: match args.positions {
-                Some(positions) => positions == PositionsChoice::End,
-                None => task.batches(usize::MAX).len() > 1,
-            },
-            tokens: args.tokens,
-            detail,
-            seed,
-            ..LensConfig::new(task.metric)
-        }),
-        Some(lens @ (LensChoice::Token | LensChoice::Knockout)) => Asked::Token(TokenLensConfig {
-            knockout: lens == LensChoice::Knockout,
-            watch: tokens(&args.watch, tokenizer)?,
-            detail,
-            seed,
-        }),
-        Some(LensChoice::Early) => Asked::Early(EarlyConfig {
-            detail,
-            seed,
-            ..EarlyConfig::default()
-        }),
-    };
-    match &asked {
-        Asked::Direct(config) => config.check(spec, task)?,
-        Asked::Classes(config) => config.check(task)?,
-        Asked::Lens(config) => config.check(task)?,
-        Asked::Token(config) => config.check(spec.d_vocab, task)?,
-        Asked::Early(config) => config.check(task)?,
+impl Ask for LogitsArgs {
+    fn default_out(&self) -> &'static str {
+        "logits.parquet"
     }
-    Ok(asked)
-}
 
-fn part(by: ByChoice) -> Part {
-    match by {
-        ByChoice::Component => Part::Component,
-        ByChoice::Head => Part::Head,
-        ByChoice::Neuron => Part::Neuron,
-        ByChoice::HeadSource => Part::HeadSource,
-        ByChoice::HeadRole | ByChoice::SourceClass => Part::HeadRole,
-    }
-}
-
-/// A word for one of the targets that every pair has, or tokens.
-fn target(
-    words: &[String],
-    against: &[String],
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<DirectTarget> {
-    let of_pairs = match words {
-        [word] => match word.as_str() {
-            "difference" => Some(DirectTarget::Difference),
-            "answer" => Some(DirectTarget::Answer),
-            "centred" => Some(DirectTarget::Centred),
-            _ => None,
-        },
-        _ => None,
-    };
-    match of_pairs {
-        Some(target) if against.is_empty() => Ok(target),
-        Some(_) => Err(Error::invalid(
-            "`--against` goes with tokens of your own in `--target`; a pair's own answers are compared with its wrong ones",
-        )
-        .into()),
-        None => Ok(DirectTarget::Tokens {
-            for_: tokens(words, tokenizer)?,
-            against: tokens(against, tokenizer)?,
-        }),
-    }
-}
-
-/// Each text as the one token that it is.
-pub fn tokens(texts: &[String], tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
-    let one = |text: &String| match tokenizer.answer_ids(text)?[..] {
-        [id] if tokenizer.unknown() != Some(id) => Ok(id),
-        ref ids => Err(Error::invalid(format!(
-            "`{text}` must be one token, and is {} to this tokenizer (a leading space often matters)",
-            if ids.len() == 1 {
-                "unknown".to_string()
-            } else {
-                format!("{} tokens", ids.len())
+    /// Only the logit lens measures `--metric`; the others say themselves what they read.
+    fn mode(&self) -> Mode {
+        let named = |value: Option<PossibleValue>, flag: &str| {
+            let value = value.map_or(String::new(), |value| value.get_name().to_string());
+            format!("`--{flag} {value}`")
+        };
+        let by = named(self.by.to_possible_value(), "by");
+        let lens = |lens: Lens| named(lens.to_possible_value(), "lens");
+        match (self.lens, self.by) {
+            (None, By::SourceClass) => {
+                Mode::new(by, &["by", "subject", "relation"]).idle(&["metric"])
             }
-        ))),
-    };
-    Ok(texts.iter().map(one).collect::<Result<_, Error>>()?)
-}
+            (None, By::Part(_)) if self.writes == 0 => {
+                let name = format!("{by} and `--writes 0`");
+                Mode::new(name, &["by", "target", "against", "writes"]).idle(&["metric"])
+            }
+            (None, By::Part(_)) => {
+                let acts = ["by", "target", "against", "writes", "tokens"];
+                Mode::new(by, &acts).idle(&["metric"])
+            }
+            (Some(Lens::Logit), _) => {
+                Mode::new(lens(Lens::Logit), &["lens", "positions", "tokens"])
+            }
+            (Some(of @ (Lens::Token | Lens::Knockout)), _) => {
+                Mode::new(lens(of), &["lens", "watch"]).idle(&["metric"])
+            }
+            (Some(Lens::Early), _) => Mode::new(lens(Lens::Early), &["lens"]).idle(&["metric"]),
+        }
+    }
 
-fn measure(
-    asked: &Asked,
-    model: &Model,
-    task: &Task,
-    progress: &dyn Progress,
-) -> candlewick::Result<Scores> {
-    match asked {
-        Asked::Direct(config) => direct_logit_attribution(model, task, config, progress),
-        Asked::Classes(config) => source_classes(model, task, config, progress),
-        Asked::Lens(config) => logit_lens(model, task, config, progress),
-        Asked::Token(config) => token_lens(model, task, config, progress),
-        Asked::Early(config) => early_decoding(model, task, config, progress),
+    fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
+        let seed = Some(on.task.seed);
+        Ok(match (self.lens, self.by) {
+            (None, By::SourceClass) => Box::new(SourceConfig {
+                relation: self.relation.clone(),
+                seed,
+                ..SourceConfig::new(&self.subject)
+            }),
+            (None, By::Part(by)) => Box::new(DlaConfig {
+                by,
+                target: DirectTarget::of_words(&self.target, &self.against, on.tokenizer)?,
+                writes: self.writes,
+                tokens: self.tokens,
+                seed,
+            }),
+            (Some(Lens::Logit), _) => Box::new(LensConfig {
+                metric: Some(on.task.metric),
+                positions: self.positions,
+                tokens: self.tokens,
+                seed,
+            }),
+            (Some(lens @ (Lens::Token | Lens::Knockout)), _) => Box::new(TokenLensConfig {
+                knockout: lens == Lens::Knockout,
+                watch: single_tokens(&self.watch, on.tokenizer)?,
+                seed,
+            }),
+            (Some(Lens::Early), _) => Box::new(EarlyConfig {
+                seed,
+                ..EarlyConfig::default()
+            }),
+        })
     }
 }

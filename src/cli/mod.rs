@@ -12,19 +12,22 @@ mod generate;
 mod heads;
 mod hooks;
 mod logits;
+mod merge;
 mod models;
 mod open;
 mod patch;
 mod path;
 mod progress;
 mod scale;
+mod session;
 mod show;
 mod tokens;
 
 use std::io::IsTerminal;
 
 use candlewick::plot::Color;
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use args::ColorChoice;
 pub use destination::destination;
@@ -54,11 +57,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Patch(patch::PatchArgs),
-    Ablate(ablate::AblateArgs),
-    Path(path::PathArgs),
     Attribute(attribute::AttributeArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
+    Ablate(ablate::AblateArgs),
+    Path(path::PathArgs),
     Generate(generate::GenerateArgs),
     Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
@@ -66,14 +69,21 @@ enum Command {
     Models(models::ModelsArgs),
     Check(check::CheckArgs),
     Fetch(fetch::FetchArgs),
+    Merge(merge::MergeArgs),
     Show(show::ShowArgs),
     Clean(clean::CleanArgs),
 }
 
 /// What every subcommand gets besides its arguments.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     pub quiet: bool,
+    /// When the program began.
+    pub began: std::time::Instant,
+    /// The flags that were typed, as clap names them.
+    pub typed: Vec<String>,
+    /// Shards are merged instead of measuring.
+    pub merging: Option<merge::Merging>,
     /// The arguments of this process, program first: what a result says it was made by.
     pub command: Vec<String>,
     /// What stdout can show.
@@ -98,34 +108,86 @@ impl Context {
     }
 }
 
+/// Parses the command line; wrong usage ends the process. Gives the flags that were typed too.
+pub fn parse() -> (Cli, Vec<String>) {
+    let command = Cli::command();
+    let matches = command.clone().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    (cli, typed(&command, &matches))
+}
+
+/// A command line that was parsed before, and the flags that were typed in it; `None` if it is not one of this version.
+fn parse_again(command_line: &[String]) -> Option<(Cli, Vec<String>)> {
+    let command = Cli::command();
+    let matches = command.clone().try_get_matches_from(command_line).ok()?;
+    let cli = Cli::from_arg_matches(&matches).ok()?;
+    Some((cli, typed(&command, &matches)))
+}
+
+/// The flags that were typed, of a command and of its subcommand, by the names of their fields. (Groups of flags, which also
+/// have names, are no flags.)
+fn typed(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
+    let is_typed = |flag: &&str| {
+        matches.try_contains_id(flag).is_ok()
+            && matches.value_source(flag) == Some(ValueSource::CommandLine)
+    };
+    let flags = command
+        .get_arguments()
+        .map(|flag| flag.get_id().as_str())
+        .filter(is_typed);
+    let mut all: Vec<String> = flags.map(String::from).collect();
+    if let Some((name, matches)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand(name)
+    {
+        all.extend(typed(command, matches));
+    }
+    all
+}
+
 /// Runs the subcommand.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
-    if let Some(threads) = cli.threads {
-        set_threads(threads);
+pub fn run(cli: Cli, typed: Vec<String>) -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cli.threads.map(usize::from);
+    if let Some(threads) = threads {
+        // More threads than cores wait for each other: a tenth of a second becomes minutes.
+        set_threads(threads.min(cores));
     }
     let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
     let ctx = Context {
         quiet: cli.quiet,
+        began: std::time::Instant::now(),
+        typed,
+        merging: None,
         command: command(),
         color: color(cli.color),
         is_terminal: std::io::stdout().is_terminal(),
         width,
     };
-    match cli.command {
-        Command::Patch(args) => patch::run(args, &ctx),
-        Command::Ablate(args) => ablate::run(args, &ctx),
-        Command::Path(args) => path::run(args, &ctx),
-        Command::Attribute(args) => attribute::run(args, &ctx),
-        Command::Logits(args) => logits::run(args, &ctx),
-        Command::Heads(args) => heads::run(args, &ctx),
-        Command::Generate(args) => generate::run(args, &ctx),
-        Command::Scale(args) => scale::run(args, &ctx),
+    if let Some(threads) = threads.filter(|&threads| threads > cores) {
+        ctx.warn(&format!(
+            "this machine has {cores} cores, so {cores} threads are used and not {threads}"
+        ));
+    }
+    dispatch(cli.command, &ctx)
+}
+
+fn dispatch(command: Command, ctx: &Context) -> anyhow::Result<()> {
+    match command {
+        Command::Patch(args) => patch::run(&args, ctx),
+        Command::Ablate(args) => ablate::run(&args, ctx),
+        Command::Merge(args) => merge::run(args, ctx),
+        Command::Attribute(args) => attribute::run(&args, ctx),
+        Command::Logits(args) => logits::run(&args, ctx),
+        Command::Heads(args) => heads::run(&args, ctx),
+        Command::Path(args) => path::run(&args, ctx),
+        Command::Generate(args) => generate::run(args, ctx),
+        Command::Scale(args) => scale::run(&args, ctx),
         Command::Tokens(args) => tokens::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
         Command::Check(args) => check::run(args),
-        Command::Fetch(args) => fetch::run(args, &ctx),
-        Command::Show(args) => show::run(args, &ctx),
+        Command::Fetch(args) => fetch::run(args, ctx),
+        Command::Show(args) => show::run(args, ctx),
         Command::Clean(args) => clean::run(args),
     }
 }
@@ -140,7 +202,7 @@ fn command() -> Vec<String> {
 }
 
 /// candle's kernels, rayon and polars each read the number of threads from the environment when they first need it.
-fn set_threads(threads: u16) {
+fn set_threads(threads: usize) {
     for name in ["RAYON_NUM_THREADS", "POLARS_MAX_THREADS"] {
         // SAFETY: this is called before any other thread exists.
         unsafe { std::env::set_var(name, threads.to_string()) };
@@ -166,16 +228,44 @@ fn color(choice: ColorChoice) -> Color {
     }
 }
 
-/// A command line that a shell reads back as these arguments.
+/// A command line that a POSIX shell (or bash) reads back as these arguments, on one line and without control characters.
 pub fn shell_quoted(argv: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    let quoted = argv.iter().map(|argument| match argument {
-        text if !text.is_empty() && text.chars().all(plain) => text.clone(),
-        // A control character would reach the terminal: `$'...'` writes it as an escape.
-        text if text.chars().any(char::is_control) => format!("$'{}'", text.escape_default()),
-        text => format!("'{}'", text.replace('\'', r"'\''")),
+    let quoted = argv.iter().map(|argument| {
+        if !argument.is_empty() && argument.chars().all(plain) {
+            return argument.clone();
+        }
+        if argument.chars().any(is_hidden) {
+            return ansi_c_quoted(argument);
+        }
+        format!("'{}'", argument.replace('\'', r"'\''"))
     });
     quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// Control characters, and those that turn the direction of text around.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `$'...'`: the bytes of hidden characters as octal escapes of three digits, which no following digit can join.
+fn ansi_c_quoted(argument: &str) -> String {
+    let mut text = String::from("$'");
+    for c in argument.chars() {
+        match c {
+            '\\' | '\'' => text.extend(['\\', c]),
+            c if is_hidden(c) => {
+                let mut bytes = [0; 4];
+                for byte in c.encode_utf8(&mut bytes).bytes() {
+                    text += &format!("\\{byte:03o}");
+                }
+            }
+            c => text.push(c),
+        }
+    }
+    text.push('\'');
+    text
 }
 
 #[cfg(test)]
@@ -188,12 +278,122 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// What a command asks for, if it measures.
+    fn asked(command: &Command) -> Option<&dyn session::Ask> {
+        match command {
+            Command::Patch(args) => Some(args),
+            Command::Ablate(args) => Some(args),
+            Command::Path(args) => Some(args),
+            Command::Scale(args) => Some(args),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_flag_of_a_command_acts_in_a_mode_or_is_refused() {
+        // The arguments that choose a mode, and the command's own flags that act in it.
+        let swept = "sites source reference window layers heads together class head_pairs";
+        let modes = [
+            ("patch", "sites direction source window layers heads noise"),
+            (
+                "patch --noise @S2",
+                "sites direction source window layers heads noise noise_scale noise_samples",
+            ),
+            ("ablate", swept),
+            (
+                "ablate --source zero",
+                "sites source window layers heads together class head_pairs",
+            ),
+            (
+                "ablate --sites z --together a0.h0,a0.h1",
+                &format!("{swept} at"),
+            ),
+            (
+                "ablate --class x=a0.h0,a0.h1 --by mean-all",
+                "sites source reference together class head_pairs at",
+            ),
+            (
+                "ablate --head-pairs all --source resample",
+                "sites source together class head_pairs at",
+            ),
+            (
+                "ablate --block @END:@S2",
+                "block whole_layers window layers heads",
+            ),
+            (
+                "ablate --self-repair heads",
+                "self_repair donors target layers heads",
+            ),
+            (
+                "ablate --self-repair mlp",
+                "self_repair donors target layers",
+            ),
+            (
+                "path",
+                "senders receivers over freeze_mlps at_senders at_receivers",
+            ),
+            ("path --path input:logits", "path"),
+            ("path --composition", "composition"),
+            ("scale --heads a0.h0", "heads factors"),
+        ];
+        for (arguments, acts) in modes {
+            let words = std::iter::once("candlewick").chain(arguments.split(' '));
+            let matches = Cli::command().try_get_matches_from(words).expect(arguments);
+            let cli = Cli::from_arg_matches(&matches).expect(arguments);
+            let mode = asked(&cli.command).expect("it measures").mode();
+            let command = Cli::command();
+            mode.check(&typed(&Cli::command(), &matches))
+                .expect(arguments);
+            let (name, _) = matches.subcommand().expect("a command");
+            let command = command.find_subcommand(name).expect("it was parsed");
+            let ids: Vec<&str> = (command.get_arguments())
+                .map(|flag| flag.get_id().as_str())
+                .collect();
+            for id in ids.iter().filter(|id| !session::COMMON.contains(id)) {
+                let is_said = acts.split(' ').any(|flag| flag == *id);
+                let refused = mode.check(&[id.to_string()]).is_err();
+                assert_eq!(refused, !is_said, "{arguments}: --{id}");
+            }
+            for flag in mode.acts.iter().chain(&mode.idle) {
+                assert!(
+                    ids.contains(flag) || session::COMMON.contains(flag),
+                    "{arguments}: there is no --{flag}"
+                );
+            }
+            for flag in &mode.idle {
+                assert!(
+                    mode.check(&[flag.to_string()]).is_err(),
+                    "{arguments}: {flag}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_shell_reads_back_what_was_quoted() {
-        let quoted = |text: &str| shell_quoted(&[text.to_string()]);
-        assert_eq!(quoted("--out=a.parquet"), "--out=a.parquet");
-        assert_eq!(quoted(""), "''");
-        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
-        assert_eq!(quoted("a\x1b"), r"$'a\u{1b}'");
+        let arguments = [
+            "--out=a.parquet",
+            "",
+            "it's $HOME `ls` \"x\" \\n",
+            "a\u{1b}[31m",
+            "line\nbreak\t7",
+            "caf\u{e9} \u{7}1",
+            "\u{202e}abc",
+            "*?[a]~!#",
+        ];
+        let arguments = arguments.map(String::from).to_vec();
+        let quoted = shell_quoted(&arguments);
+        assert!(!quoted.chars().any(is_hidden), "{quoted}");
+        let script = format!("printf '%s\\0' {quoted}");
+        let output = std::process::Command::new("bash")
+            .args(["-c", &script])
+            .output();
+        let Ok(output) = output else {
+            eprintln!("skipped: there is no bash to read it back");
+            return;
+        };
+        let read = String::from_utf8(output.stdout).expect("what went in was UTF-8");
+        let read: Vec<&str> = read.split_terminator('\0').collect();
+        assert_eq!(read, arguments);
     }
 }

@@ -1,26 +1,24 @@
 //! `candlewick path`: what one part of the model passes to another, along chosen paths only.
 
 use candlewick::Error;
-use candlewick::hooks::{Letter, Node};
 use candlewick::methods::{
-    CompositionConfig, Over, Path, PathConfig, Receiver, composition_scores, patch_paths,
-    path_patching,
+    CompositionConfig, Method, NodePath, NodePathConfig, Over, PathConfig, Receivers, Senders,
+    composition_scores,
 };
-use candlewick::model::{EMBEDDED, ModelSpec, load, load_tokenizer};
-use candlewick::scores::Detail;
-use candlewick::task::Task;
-use clap::{Args, ValueEnum};
+use candlewick::model::load;
+use clap::Args;
 
-use super::ablate::{nodes, positions};
-use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::open::{load_options, open_task};
+use super::ablate::positions;
+use super::open::load_options;
+use super::session::{self, Ask, Asked, COMMON, CommonArgs, Mode};
 use super::{Context, destination, show};
 
 /// Path patching: give receivers what senders would have written in the corrupted run, and nothing else.
 ///
 /// Without flags: what each head passes straight to the logits. `--receivers` may be inputs of heads (`a3.h0.q`), MLPs
 /// (`m3`) or `logits`, or `q`, `k`, `v` for that input of every head; a row is a sender, or with `--over receivers` a receiver.
-/// Heads between are frozen; MLPs between are part of the path unless `--freeze-mlps` is given.
+/// Heads between are frozen; MLPs between are part of the path unless `--freeze-mlps` is given, with which a sender and a receiver are
+/// an exact edge.
 ///
 /// `--path` patches whole chains such as `input:a0.h1.v:a3.h0.q:logits`, which tables print as `input->a0.h1<v>->a3.h0<q>->logits`.
 /// `--composition` scores pairs of heads by their weights alone.
@@ -35,13 +33,13 @@ use super::{Context, destination, show};
 pub struct PathArgs {
     /// Who sends: nodes such as `a0.h1,m0,input`, or `heads` or `all`.
     #[arg(long, default_value = "heads", value_name = "NODES")]
-    pub senders: String,
-    /// Who receives.
+    pub senders: Senders,
+    /// Who receives: `logits`, MLPs, inputs of heads, or `q`, `k`, `v` of every head.
     #[arg(long, default_value = "logits", value_name = "READERS")]
-    pub receivers: String,
+    pub receivers: Receivers,
     /// What a row is.
     #[arg(long, default_value = "senders")]
-    pub over: OverChoice,
+    pub over: Over,
     /// Freeze MLPs between sender and receiver too.
     #[arg(long)]
     pub freeze_mlps: bool,
@@ -62,141 +60,100 @@ pub struct PathArgs {
     )]
     pub at_receivers: Vec<String>,
     /// A chain to patch instead; may be given more than once.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["senders", "receivers", "over", "freeze_mlps", "at_senders", "at_receivers"])]
-    pub path: Vec<String>,
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<NodePath>,
     /// Composition scores of the weights instead; no prompts are run.
-    #[arg(long, conflicts_with_all = ["path", "senders", "receivers", "over", "freeze_mlps", "at_senders", "at_receivers", "per_example"])]
+    #[arg(long)]
     pub composition: bool,
     #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub task: TaskArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub common: CommonArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OverChoice {
-    /// A row for each sender, into all receivers together.
-    Senders,
-    /// A row for each receiver, from all senders together.
-    Receivers,
-    /// One row.
-    Together,
-    /// A row for each sender and receiver.
-    Both,
-}
+/// Common flags that act where only weights are read.
+const OF_WEIGHTS: &[&str] = &[
+    "accept_config_key",
+    "color",
+    "csv",
+    "date",
+    "device",
+    "dtype",
+    "force",
+    "json",
+    "model",
+    "out",
+    "panel",
+    "quiet",
+    "revision",
+    "scale",
+    "seed",
+    "threads",
+    "top",
+];
 
-/// What was asked for, checked.
-enum Asked {
-    Composition,
-    Paths(Vec<Path>),
-    Sweep(PathConfig),
-}
-
-pub fn run(args: PathArgs, ctx: &Context) -> anyhow::Result<()> {
-    let mut options = load_options(&args.model)?;
-    options.show_download_progress &= !ctx.quiet;
-    // Everything that can be wrong is found before the weights are read.
-    let out = destination(&args.output, "path.parquet", ctx)?;
-    let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
-    let embedded = args.model.model == EMBEDDED;
-    let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
-    let asked = asked(&args, &spec, &task)?;
-    let detail = detail(&args);
-    let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
-    let scores = match &asked {
-        Asked::Composition => {
-            let config = CompositionConfig {
-                seed: task.seed,
-                ..CompositionConfig::default()
-            };
-            composition_scores(&model, &config)?
-        }
-        Asked::Paths(paths) => {
-            let metric = task.metric;
-            patch_paths(&model, &task, paths, metric, detail, &progress)?
-        }
-        Asked::Sweep(config) => path_patching(&model, &task, config, &progress)?,
-    };
-    show::finish(scores, &out, &args.output, ctx)
-}
-
-fn detail(args: &PathArgs) -> Detail {
-    match args.output.per_example {
-        true => Detail::PerExample,
-        false => Detail::Mean,
-    }
-}
-
-fn asked(args: &PathArgs, spec: &ModelSpec, task: &Task) -> anyhow::Result<Asked> {
+pub fn run(args: &PathArgs, ctx: &Context) -> anyhow::Result<()> {
     if args.composition {
-        return Ok(Asked::Composition);
+        return composition(args, ctx);
     }
-    if !args.path.is_empty() {
-        let paths = args.path.iter().map(|text| text.parse::<Path>());
-        let paths = paths.collect::<Result<Vec<_>, Error>>()?;
-        paths.iter().try_for_each(|path| path.check(spec))?;
-        return Ok(Asked::Paths(paths));
+    session::run(args, &args.common, ctx)
+}
+
+impl Ask for PathArgs {
+    fn default_out(&self) -> &'static str {
+        "path.parquet"
     }
-    let config = PathConfig {
-        over: match args.over {
-            OverChoice::Senders => Over::Senders,
-            OverChoice::Receivers => Over::Receivers,
-            OverChoice::Together => Over::Together,
-            OverChoice::Both => Over::Both,
-        },
-        freeze_mlps: args.freeze_mlps,
-        at_senders: positions(&args.at_senders)?,
-        at_receivers: positions(&args.at_receivers)?,
-        detail: detail(args),
-        seed: task.seed,
-        ..PathConfig::new(
-            senders(&args.senders, spec)?,
-            receivers(&args.receivers, spec)?,
-            task.metric,
+
+    fn mode(&self) -> Mode {
+        if self.composition {
+            let of_prompts: Vec<&str> = (COMMON.iter().copied())
+                .filter(|flag| !OF_WEIGHTS.contains(flag))
+                .collect();
+            return Mode::new("`--composition`", &["composition"]).idle(&of_prompts);
+        }
+        if !self.path.is_empty() {
+            return Mode::new("`--path`", &["path"]);
+        }
+        Mode::new(
+            "senders and receivers",
+            &[
+                "senders",
+                "receivers",
+                "over",
+                "freeze_mlps",
+                "at_senders",
+                "at_receivers",
+            ],
         )
-    };
-    config.check(spec, task)?;
-    Ok(Asked::Sweep(config))
-}
+    }
 
-fn senders(text: &str, spec: &ModelSpec) -> anyhow::Result<Vec<Node>> {
-    let heads = Node::heads(spec);
-    match text {
-        "heads" => Ok(heads.collect()),
-        "all" => {
-            let mut all: Vec<Node> = heads.chain([Node::Input]).collect();
-            if spec.d_mlp > 0 {
-                all.extend((0..spec.n_layers).map(Node::Mlp));
-            }
-            all.sort();
-            Ok(all)
+    fn method(&self, _: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
+        if !self.path.is_empty() {
+            return Ok(Box::new(NodePathConfig::each(self.path.clone())));
         }
-        _ => nodes(text),
+        Ok(Box::new(PathConfig {
+            over: self.over,
+            freeze_mlps: self.freeze_mlps,
+            at_senders: positions(&self.at_senders)?,
+            at_receivers: positions(&self.at_receivers)?,
+            ..PathConfig::new(self.senders.clone(), self.receivers.clone())
+        }))
     }
 }
 
-fn receivers(text: &str, spec: &ModelSpec) -> anyhow::Result<Vec<Receiver>> {
-    let of_letter = |letter: Letter| {
-        spec.heads().map(move |(layer, head)| Receiver {
-            node: Node::Head { layer, head },
-            letter: Some(letter),
-        })
-    };
-    let mut receivers = Vec::new();
-    for part in text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-    {
-        match part {
-            "q" => receivers.extend(of_letter(Letter::Q)),
-            "k" => receivers.extend(of_letter(Letter::K)),
-            "v" => receivers.extend(of_letter(Letter::V)),
-            _ => receivers.push(part.parse()?),
-        }
+/// Nothing is measured on prompts: there is no task, and no plan or parts of it.
+fn composition(args: &PathArgs, ctx: &Context) -> anyhow::Result<()> {
+    args.mode().check(&ctx.typed)?;
+    if ctx.merging.is_some() {
+        return Err(Error::invalid("composition scores have no shards").into());
     }
-    Ok(receivers)
+    let common = &args.common;
+    let out = destination(&common.output, args.default_out(), ctx)?;
+    let mut options = load_options(&common.model)?;
+    options.show_download_progress &= !ctx.quiet;
+    let model = load(&common.model.model, &options)?.model;
+    let config = CompositionConfig {
+        seed: common.task.seed.unwrap_or_default(),
+        ..CompositionConfig::default()
+    };
+    let scores = composition_scores(&model, &config)?;
+    show::finish(scores, &out, &common.output, ctx)
 }

@@ -1,26 +1,35 @@
 //! The library's [`Progress`] as a bar on stderr, and Ctrl-C as its way to stop.
 
 use std::io::IsTerminal;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, Once};
+use std::time::{Duration, Instant};
 
 use candlewick::run::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::session::duration;
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// A bar with rate and remaining time; hidden unless stderr is a terminal.
+/// How often a line is written where there is no terminal for a bar.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// A bar with rate and remaining time on a terminal; elsewhere a line every half minute.
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
     quiet: bool,
+    is_drawn: bool,
+    /// When the stage began, and when a line was last written.
+    times: Mutex<(Instant, Instant)>,
 }
 
 impl Bar {
     pub(super) fn new(quiet: bool) -> Bar {
         catch_interrupts();
-        let shown = !quiet && std::io::stderr().is_terminal();
-        let target = if shown {
+        let is_drawn = !quiet && std::io::stderr().is_terminal();
+        let target = if is_drawn {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
@@ -32,7 +41,31 @@ impl Bar {
             )
             .expect("the template is a constant that the tests draw"),
         );
-        Bar { bar, quiet }
+        let now = Instant::now();
+        Bar {
+            bar,
+            quiet,
+            is_drawn,
+            times: Mutex::new((now, now)),
+        }
+    }
+
+    /// What has been done, where a line is due.
+    fn line(&self, now: Instant) -> Option<String> {
+        let mut times = self.times.lock().ok()?;
+        if self.quiet || self.is_drawn || now.duration_since(times.1) < EVERY {
+            return None;
+        }
+        times.1 = now;
+        let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let spent = now.duration_since(times.0).as_secs_f64();
+        let left = spent * (all.saturating_sub(done)) as f64 / done.max(1) as f64;
+        Some(format!(
+            "{}: {done} of {all} after {}, about {} left",
+            self.bar.message(),
+            duration(spent),
+            duration(left)
+        ))
     }
 }
 
@@ -41,10 +74,17 @@ impl Progress for Bar {
         self.bar.reset();
         self.bar.set_length(steps);
         self.bar.set_message(what.to_string());
+        if let Ok(mut times) = self.times.lock() {
+            let now = Instant::now();
+            *times = (now, now);
+        }
     }
 
     fn advance(&self, steps: u64) {
         self.bar.inc(steps);
+        if let Some(line) = self.line(Instant::now()) {
+            eprintln!("{line}");
+        }
     }
 
     fn note(&self, message: &str) {
@@ -91,5 +131,25 @@ mod tests {
         bar.start("bootstrap", 4);
         assert_eq!((bar.bar.position(), bar.bar.length()), (0, Some(4)));
         assert!(!bar.cancelled());
+    }
+
+    #[test]
+    fn without_a_terminal_a_line_comes_every_half_minute() {
+        let bar = Bar {
+            is_drawn: false,
+            ..Bar::new(false)
+        };
+        bar.start("patching", 100);
+        bar.bar.inc(25);
+        let begun = Instant::now();
+        assert_eq!(bar.line(begun + Duration::from_secs(20)), None);
+        let line = bar
+            .line(begun + Duration::from_secs(40))
+            .expect("it is due");
+        assert!(
+            line.starts_with("patching: 25 of 100 after 40 s, about 2 minutes left"),
+            "{line}"
+        );
+        assert_eq!(bar.line(begun + Duration::from_secs(60)), None);
     }
 }

@@ -11,6 +11,7 @@ use candlewick::text::visible;
 use clap::Args;
 
 use super::args::{OutputArgs, PrintArgs};
+use super::session::duration;
 use super::{Context, shell_quoted};
 
 /// Show a file of scores: what it is, its picture, its strongest rows, and the command that makes it again.
@@ -57,20 +58,27 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
             })
         })?;
     }
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut stdout = BufWriter::new(io::stdout().lock());
     let for_people = !(args.print.csv || args.print.json);
-    if for_people {
-        writeln!(out, "{}", about(&scores, n_rows))?;
+    if !for_people {
+        print(&scores, &args.print, ctx, &mut stdout)?;
+        return stdout.flush().context("stdout");
     }
+    // A page is whole or not there at all.
+    let mut out = Vec::new();
+    writeln!(out, "{}", about(&scores, n_rows))?;
     print(&scores, &args.print, ctx, &mut out)?;
-    if for_people && !scores.provenance.command.is_empty() {
+    if !scores.provenance.command.is_empty() {
         writeln!(out)?;
         if !scores.provenance.folder.is_empty() {
             writeln!(out, "made in: {}", visible(&scores.provenance.folder))?;
         }
         writeln!(out, "made by: {}", shell_quoted(&scores.provenance.command))?;
     }
-    out.flush().context("stdout")
+    stdout
+        .write_all(&out)
+        .and_then(|()| stdout.flush())
+        .context("stdout")
 }
 
 /// Writes a table into its file, then prints it.
@@ -108,19 +116,23 @@ pub fn tell(scores: &Scores, out: &Path, output: &OutputArgs, ctx: &Context) -> 
         for note in &scores.provenance.notes {
             writeln!(stdout, "{}", visible(note))?;
         }
+        let (all, measuring) = (ctx.began.elapsed().as_secs_f64(), scores.provenance.seconds);
         writeln!(
             stdout,
-            "{} rows from {} examples in {:.1} s: {}",
+            "{} rows from {} examples in {} (loading {}, measuring {}): {}",
             scores.table.height(),
             scores.provenance.examples,
-            scores.provenance.seconds,
+            duration(all),
+            duration((all - measuring).max(0.0)),
+            duration(measuring),
             out.display()
         )?;
     }
     stdout.flush().context("stdout")
 }
 
-/// Prints a table as the flags ask: all rows for a pipe, or the picture and the strongest rows for a person.
+/// Prints a table as the flags ask: all rows for a pipe, or, for a person, how well the model does the task, the picture and
+/// the strongest rows.
 pub fn print(
     scores: &Scores,
     args: &PrintArgs,
@@ -138,6 +150,12 @@ pub fn print(
         }
         .context("stdout")?;
         return Ok(());
+    }
+    if let Some(report) = &scores.provenance.report {
+        for line in report.lines() {
+            writeln!(out, "{}", visible(&line))?;
+        }
+        writeln!(out)?;
     }
     let options = PageOptions {
         heatmap: HeatmapOptions {

@@ -89,6 +89,17 @@ impl Positions {
     }
 }
 
+impl fmt::Display for Positions {
+    /// `all`, or the positions as they are typed: `@S2,-1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Positions::These(list) = self else {
+            return f.write_str("all");
+        };
+        let names: Vec<String> = list.iter().map(Pos::to_string).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
 impl Site {
     /// The whole tensor of a hook.
     pub fn all(hook: Hook) -> Self {

@@ -16,15 +16,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::activation_patching::{PatchConfig, Patched, SiteSet, patch_every_cell};
+use super::activation_patching::{PatchConfig, Patching, SiteSet};
+use super::measure::{Watch, measure};
+use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
-use crate::hooks::{Hook, Kind, Node, Pos, Positions, Site};
-use crate::model::{Model, ModelSpec};
+use crate::hooks::{Hook, Kind, Node, Positions, Site};
 use crate::run::Progress;
-use crate::scores::{Cell, Direction, PartStore, Scores};
+use crate::scores::{Cell, Direction, ExampleScores, Measured, Scores, ScoresMeta};
+use crate::spec::ModelSpec;
 use crate::task::Task;
 
 /// Nodes that are ablated together, under a name.
@@ -41,10 +43,17 @@ pub struct Knockout {
     pub keys: Positions,
 }
 
+impl Knockout {
+    /// What stands in the `role` column.
+    fn label(&self) -> String {
+        format!("{}->{}", self.queries, self.keys)
+    }
+}
+
 /// What to take out besides the sweeps of [`PatchConfig::sites`], and where.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AblationConfig {
-    /// How: `source`, `direction: Ablate`, metric, memory and so on; its `sites` are swept one by one.
+    /// How: `source`, `direction: Ablate`, metric and so on; its `sites` are swept one by one.
     pub patch: PatchConfig,
     /// Sets that go together, a row each (`component` `set`, the name in `src`).
     pub sets: Vec<NodeSet>,
@@ -73,29 +82,86 @@ impl AblationConfig {
         }
     }
 
-    /// # Errors
-    /// What cannot be run as asked, before anything is.
-    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+    fn check_parts(&self, spec: &ModelSpec) -> Result<()> {
         let graph = Graph::new(spec);
         for node in self.nodes() {
             graph.row(node)?;
         }
-        if let Some(node) = self
-            .pairs
-            .iter()
-            .find(|node| !matches!(node, Node::Head { .. }))
-        {
+        let mut pairs = self.pairs.iter();
+        if let Some(node) = pairs.find(|node| !matches!(node, Node::Head { .. })) {
             return Err(Error::invalid(format!(
                 "`{node}` is no head, and pairs are pairs of heads; ablate it with others by `--together`"
             )));
         }
-        if let Some(set) = self.sets.iter().find(|set| set.nodes.is_empty()) {
+        self.check_names()?;
+        if !self.knockouts.is_empty() {
+            let heads: Vec<usize> = self
+                .patch
+                .heads
+                .0
+                .iter()
+                .map(|chosen| chosen.head)
+                .collect();
+            check_range("head", &heads, spec.n_heads, "attention")?;
+        }
+        let has_parts = !(self.sets.is_empty() && self.pairs.is_empty());
+        if self.positions != Positions::All && !has_parts {
+            return Err(Error::invalid(
+                "positions are those of sets and pairs, and there are none; sweeps are taken apart by position with `z:pos` or `z:role`",
+            ));
+        }
+        if !self.patch.sets.is_empty() {
+            return Err(Error::invalid(
+                "an ablation makes its own sets of sites; give nodes in `sets`, or patch the sites themselves",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Every row of a set or a pair has a name of its own, and a set that is called like a node is that node.
+    fn check_names(&self) -> Result<()> {
+        let mut names = BTreeSet::new();
+        for set in &self.sets {
+            if set.nodes.is_empty() {
+                return Err(Error::invalid(format!(
+                    "the set `{}` has no members",
+                    set.name
+                )));
+            }
+            if !names.insert(&set.name) {
+                return Err(Error::invalid(format!(
+                    "two sets are called `{}`; give each a name of its own",
+                    set.name
+                )));
+            }
+            let node = set.name.parse::<Node>().ok();
+            if node.is_some_and(|node| set.nodes != [node]) {
+                return Err(Error::invalid(format!(
+                    "the set `{}` is called like a node, and is another; give it another name",
+                    set.name
+                )));
+            }
+        }
+        let mut labels = BTreeSet::new();
+        if let Some(twice) =
+            (self.knockouts.iter().map(Knockout::label)).find(|label| !labels.insert(label.clone()))
+        {
             return Err(Error::invalid(format!(
-                "the set `{}` has no members",
-                set.name
+                "attention `{twice}` is knocked out twice"
             )));
         }
-        self.patching(spec)?.check(spec, task)
+        let mut heads = BTreeSet::new();
+        if let Some(twice) = self.pairs.iter().find(|head| !heads.insert(**head)) {
+            return Err(Error::invalid(format!(
+                "`{twice}` is named twice among the heads of pairs"
+            )));
+        }
+        if let [alone] = self.pairs[..] {
+            return Err(Error::invalid(format!(
+                "`{alone}` alone makes no pair; name at least two heads"
+            )));
+        }
+        Ok(())
     }
 
     fn nodes(&self) -> impl Iterator<Item = Node> + '_ {
@@ -104,7 +170,7 @@ impl AblationConfig {
     }
 
     /// The patching that this ablation is.
-    fn patching(&self, spec: &ModelSpec) -> Result<PatchConfig> {
+    fn patching(&self, spec: &ModelSpec) -> PatchConfig {
         let mut sets: Vec<SiteSet> = Vec::new();
         for set in &self.sets {
             let cell = Cell {
@@ -115,7 +181,11 @@ impl AblationConfig {
             sets.push(self.set(cell, set.nodes.iter().copied()));
         }
         for (i, &one) in self.pairs.iter().enumerate() {
-            sets.push(self.set(single(one), [one]));
+            let single = self.single(one);
+            // A set of this head alone is the same row.
+            if !sets.iter().any(|set| set.cell == single) {
+                sets.push(self.set(single, [one]));
+            }
             for &other in &self.pairs[i + 1..] {
                 sets.push(self.set(pair(one, other), [one, other]));
             }
@@ -123,10 +193,19 @@ impl AblationConfig {
         for knockout in &self.knockouts {
             sets.extend(self.knocked_out(knockout, spec));
         }
-        Ok(PatchConfig {
+        PatchConfig {
             sets,
             ..self.patch.clone()
-        })
+        }
+    }
+
+    /// One head of a pair, ablated alone: a set of one, told from the cells of sweeps by its component.
+    fn single(&self, node: Node) -> Cell {
+        Cell {
+            component: SET.into(),
+            src: Some(node.to_string()),
+            ..Cell::default()
+        }
     }
 
     fn set(&self, cell: Cell, nodes: impl IntoIterator<Item = Node>) -> SiteSet {
@@ -151,25 +230,23 @@ impl AblationConfig {
 
     /// One set for each layer, or for each head of each layer; the layers of a window around it go together.
     fn knocked_out(&self, knockout: &Knockout, spec: &ModelSpec) -> Vec<SiteSet> {
-        let chosen = |all: usize, only: &[usize]| -> Vec<usize> {
-            (0..all)
-                .filter(|i| only.is_empty() || only.contains(i))
-                .collect()
-        };
-        let layers = chosen(spec.n_layers, &self.patch.layers);
-        let heads = chosen(spec.n_heads, &self.patch.heads);
-        let groups: Vec<(Option<usize>, Vec<usize>)> = match self.whole_layers {
-            true => vec![(None, heads)],
-            false => heads
-                .into_iter()
-                .map(|head| (Some(head), vec![head]))
-                .collect(),
-        };
-        let label = format!("{}->{}", places(&knockout.queries), places(&knockout.keys));
-        let (before, after) = ((self.patch.window.max(1) - 1) / 2, self.patch.window / 2);
+        let layers = (0..spec.n_layers).filter(|&layer| self.patch.layers.has(layer));
+        let label = knockout.label();
         let mut sets = Vec::new();
-        for &layer in &layers {
-            let window = layer.saturating_sub(before)..=(layer + after).min(spec.n_layers - 1);
+        for layer in layers {
+            let heads: Vec<usize> = (0..spec.n_heads)
+                .filter(|&head| self.patch.heads.has(layer, head))
+                .collect();
+            if heads.is_empty() {
+                continue;
+            }
+            let groups: Vec<(Option<usize>, Vec<usize>)> = if self.whole_layers {
+                vec![(None, heads)]
+            } else {
+                let alone = heads.into_iter().map(|head| (Some(head), vec![head]));
+                alone.collect()
+            };
+            let window = spec.window(layer, self.patch.window);
             for (head, taken) in &groups {
                 let site = |layer: usize| Site {
                     positions: knockout.queries.clone(),
@@ -200,19 +277,6 @@ const PAIR: &str = "pair";
 /// The measure of a pair beyond its two heads.
 const INTERACTION: &str = "interaction";
 
-fn single(node: Node) -> Cell {
-    let (layer, head) = match node {
-        Node::Head { layer, head } => (Some(layer as u32), Some(head as u32)),
-        other => (other.layer().map(|layer| layer as u32), None),
-    };
-    Cell {
-        component: Kind::Z.name().into(),
-        layer,
-        head,
-        ..Cell::default()
-    }
-}
-
 fn pair(one: Node, other: Node) -> Cell {
     Cell {
         component: PAIR.into(),
@@ -233,77 +297,128 @@ pub(super) fn site_of(node: Node) -> Site {
     }
 }
 
-fn places(positions: &Positions) -> String {
-    match positions {
-        Positions::All => "all".into(),
-        Positions::These(list) => {
-            let names: Vec<String> = list.iter().map(Pos::to_string).collect();
-            names.join(",")
-        }
-    }
-}
-
-/// Ablates every cell of every sweep, every set, every pair and every knockout in every clean prompt.
+/// Ablates every cell of every sweep, every set, every pair and every knockout in every clean prompt: [`measure`] with the
+/// defaults of [`Running`].
 ///
 /// Pairs also have a row of the measure `interaction`: the score of the pair less the scores of its two heads. It is negative
 /// where the two do more harm together than apart, as heads do that stand in for each other.
 /// # Units
-/// `value` and `score`: the metric's; `base` is `clean`.
+/// `value` and `score`: the metric's; `base` is `clean`. The `value` of an interaction is the clean metric plus the interaction.
 /// # Errors
-/// Those of [`AblationConfig::check`], before anything runs; [`Error::Interrupted`].
-pub fn ablation(
-    model: &Model,
-    task: &Task,
-    config: &AblationConfig,
-    parts: Option<&mut PartStore>,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    config.check(&model.spec, task)?;
-    let patching = config.patching(&model.spec)?;
-    let mut patched = patch_every_cell(model, task, &patching, parts, progress)?;
-    add_interactions(&mut patched);
-    let provenance = &mut patched.provenance;
-    provenance.notes.extend(notes(config, &model.spec));
-    if let Some(reference) = &config.patch.reference {
-        provenance.config["reference"] = json!(reference.name);
-    }
-    patched.assemble("ablation", &patching)
+/// What cannot be run as asked, before anything runs.
+pub fn ablation(on: Subject<'_>, config: &AblationConfig) -> Result<Scores> {
+    measure(on, config, &Running::default(), &Watch::default())
 }
 
-/// Everything that decides a measurement, for a store of its parts.
-/// # Errors
-/// Those of [`AblationConfig::check`].
-pub fn fingerprint(
-    model: &Model,
-    task: &Task,
-    config: &AblationConfig,
-) -> Result<serde_json::Value> {
-    let mut settings = config.patching(&model.spec)?.fingerprint(model, task);
-    settings["method"] = json!("ablation");
-    Ok(settings)
+impl Method for AblationConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        ScoresMeta {
+            method: "ablation".into(),
+            ..self.patch.header(task)
+        }
+    }
+
+    fn settings(&self) -> Value {
+        let mut settings = self.patch.settings();
+        let names = |nodes: &[Node]| nodes.iter().map(Node::to_string).collect::<Vec<_>>();
+        let sets: Vec<_> = self
+            .sets
+            .iter()
+            .map(|set| (&set.name, names(&set.nodes)))
+            .collect();
+        let knockouts: Vec<_> = (self.knockouts.iter())
+            .map(|knockout| (knockout.queries.to_string(), knockout.keys.to_string()))
+            .collect();
+        settings["sets"] = json!(sets);
+        settings["pairs"] = json!(names(&self.pairs));
+        settings["knockouts"] = json!(knockouts);
+        settings["whole_layers"] = json!(self.whole_layers);
+        settings["positions"] = json!(self.positions.to_string());
+        settings
+    }
+
+    fn needs(&self, task: &Task) -> Needs {
+        self.patch.needs(task)
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.check_parts(spec)?;
+        self.patching(spec).check(spec, task)
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        on: Subject<'a>,
+        running: &'a Running,
+    ) -> Result<Box<dyn Prepared + 'a>> {
+        Ok(Box::new(Ablating {
+            config: self,
+            patching: Patching::new(on, self.patching(&on.model.spec), running)?,
+        }))
+    }
+}
+
+/// An ablation is patching, and what follows for pairs.
+struct Ablating<'a> {
+    config: &'a AblationConfig,
+    patching: Patching<'a>,
+}
+
+impl Prepared for Ablating<'_> {
+    fn cells(&self) -> &[Cell] {
+        self.patching.cells()
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        self.patching.bytes(length)
+    }
+
+    fn splits(&self) -> bool {
+        self.patching.splits()
+    }
+
+    fn units(&self, task: &Task, running: &Running) -> Vec<Unit> {
+        self.patching.units(task, running)
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        self.patching.cost(unit)
+    }
+
+    fn begin(&mut self, progress: &dyn Progress) -> Result<()> {
+        self.patching.begin(progress)
+    }
+
+    fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        self.patching.measure(unit, progress)
+    }
+
+    fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
+        self.patching.conclude(measured, progress)?;
+        add_interactions(measured, |node| self.config.single(node));
+        measured
+            .notes
+            .extend(notes(self.config, &self.patching.model.spec));
+        Ok(())
+    }
 }
 
 /// For each pair a row more: joint score less both single scores. The value is the clean metric plus that, so that one sign
 /// holds in the whole table.
-fn add_interactions(patched: &mut Patched) {
-    let cells = &patched.cells;
+fn add_interactions(measured: &mut Measured, single: impl Fn(Node) -> Cell) {
+    let cells = &measured.cells;
     let places: HashMap<&Cell, usize> = cells
         .iter()
         .enumerate()
         .map(|(at, cell)| (cell, at))
         .collect();
-    let find = |wanted: &Cell| places.get(wanted).copied();
     let node = |name: &Option<String>| -> Option<Node> { name.as_deref()?.parse().ok() };
     let mut triples: Vec<[usize; 3]> = Vec::new();
     let mut added: Vec<Cell> = Vec::new();
-    for (joint, cell) in cells
-        .iter()
-        .enumerate()
-        .filter(|(_, cell)| cell.component == PAIR)
-    {
+    for (joint, cell) in (cells.iter().enumerate()).filter(|(_, cell)| cell.component == PAIR) {
         let ends = node(&cell.src).zip(node(&cell.dst));
-        let singles = ends.and_then(|(a, b)| find(&single(a)).zip(find(&single(b))));
-        if let Some((a, b)) = singles {
+        let find = |node| places.get(&single(node)).copied();
+        if let Some((a, b)) = ends.and_then(|(a, b)| find(a).zip(find(b))) {
             triples.push([joint, a, b]);
             added.push(Cell {
                 measure: Some(INTERACTION.into()),
@@ -311,22 +426,16 @@ fn add_interactions(patched: &mut Patched) {
             });
         }
     }
-    for example in &mut patched.examples {
-        let of = |cell: usize| {
-            let at = example.cells.binary_search(&(cell as u32)).ok()?;
-            Some(example.values[at] - example.clean)
-        };
-        let mut indices = example.cells.to_vec();
-        let mut values = example.values.clone();
-        for (n, [joint, a, b]) in triples.iter().enumerate() {
-            if let (Some(joint), Some(a), Some(b)) = (of(*joint), of(*a), of(*b)) {
-                indices.push((cells.len() + n) as u32);
-                values.push(example.clean + joint - a - b);
-            }
-        }
-        (example.cells, example.values) = (indices.into(), values);
+    if added.is_empty() {
+        return;
     }
-    patched.cells.extend(added);
+    measured.append(added, |_, example| {
+        let score = |cell: usize| Some(example.value(cell)? - example.clean);
+        let beyond = |&[joint, a, b]: &[usize; 3]| {
+            Some(example.clean + score(joint)? - score(a)? - score(b)?)
+        };
+        triples.iter().map(beyond).collect()
+    });
 }
 
 /// What a reader of the table should know of this model.
@@ -353,11 +462,9 @@ fn notes(config: &AblationConfig, spec: &ModelSpec) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metric::Metric;
-    use crate::scores::{ExampleScores, Provenance};
 
     fn config() -> AblationConfig {
-        AblationConfig::new(PatchConfig::new(Vec::new(), Metric::LogitDiff))
+        AblationConfig::new(PatchConfig::new(Vec::new()))
     }
 
     #[test]
@@ -378,7 +485,8 @@ mod tests {
     #[test]
     fn an_interaction_is_what_a_pair_does_beyond_its_heads() {
         let [a, b]: [Node; 2] = ["a0.h0", "a1.h1"].map(|text| text.parse().expect(text));
-        let mut patched = Patched {
+        let single = |node| config().single(node);
+        let mut measured = Measured {
             cells: vec![single(a), pair(a, b), single(b)],
             examples: vec![ExampleScores {
                 clean: 5.0,
@@ -386,11 +494,11 @@ mod tests {
                 values: vec![4.0, 1.0, 3.0],
                 ..ExampleScores::default()
             }],
-            provenance: Provenance::default(),
+            ..Measured::default()
         };
-        add_interactions(&mut patched);
+        add_interactions(&mut measured, single);
         // Alone they cost 1 and 2, together 4: one more than the sum.
-        assert_eq!(patched.examples[0].values, [4.0, 1.0, 3.0, 4.0]);
-        assert_eq!(patched.cells[3].measure.as_deref(), Some("interaction"));
+        assert_eq!(measured.examples[0].values, [4.0, 1.0, 3.0, 4.0]);
+        assert_eq!(measured.cells[3].measure.as_deref(), Some("interaction"));
     }
 }

@@ -28,7 +28,7 @@ use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, 
 use crate::spec::{NormPlacement, Position};
 
 /// What to score.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CompositionConfig {
     /// Draws of random matrices behind the baseline.
     pub draws: usize,
@@ -131,6 +131,7 @@ pub fn composition_scores(model: &Model, config: &CompositionConfig) -> Result<S
         method: "composition".into(),
         metric: "composition".into(),
         unit: "share of the norms".into(),
+        base: None,
         direction: Direction::Direct,
         seed: config.seed,
     };

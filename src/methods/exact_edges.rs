@@ -9,19 +9,11 @@
 //! where the MLP begins, and one into the logits at the end.
 //!
 //! ```
-//! use candlewick::hooks::Edge;
-//! use candlewick::methods::{EdgeConfig, exact_edge_effects};
-//! use candlewick::model::load::{LoadOptions, load};
-//! use candlewick::run::Quiet;
-//! use candlewick::task::{ExpandOptions, TaskFile, expand};
+//! use candlewick::prelude::*;
 //!
-//! let loaded = load("embedded", &LoadOptions::default())?;
-//! let options = ExpandOptions { n_pairs: Some(2), ..ExpandOptions::default() };
-//! let task = expand(&TaskFile::open("embedded")?, &loaded.tokenizer, &options)?;
-//! let edges: Vec<Edge> = vec!["input->a0.h1<v>".parse()?, "m0->logits".parse()?];
-//! let config = EdgeConfig::new(task.metric);
-//! let effects = exact_edge_effects(&loaded.model, task.pairs(), &edges, &config, &Quiet)?;
-//! assert_eq!((effects.len(), effects[0].len()), (2, 2)); // [pairs][edges]
+//! let lab = Lab::open("embedded", "embedded")?.first(2);
+//! let scores = lab.measure(&EdgeConfig::of(["input->a0.h1<v>", "m0->logits"])?)?;
+//! assert_eq!(scores.table.height(), 2);
 //! # Ok::<(), candlewick::Error>(())
 //! ```
 //!
@@ -31,28 +23,28 @@
 //! output bias under such a norm moves with the scale too, and belongs to no source. Left out on purpose: edges by position,
 //! and circuits (where an edge that is replaced is replaced in the patched run, not in the clean one).
 
-mod deltas;
+pub(super) mod deltas;
 mod heads;
 mod runs;
 mod together;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Instant;
 
 use candle_core::Tensor;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::circuit::Graph;
-use crate::error::Result;
-use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Pos, Site, Value};
-use crate::methods::record::provenance;
+use crate::error::{Error, Result};
+use crate::hooks::{self, Edge, Edit, Hook, Kind, Letter, Node, Op, Pos, Site};
+use crate::methods::measure::{Watch, measure};
+use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, unmeasured};
 use crate::metric::Metric;
 use crate::model::Model;
 use crate::run::{Progress, Sources, SweepOptions, Variant, sweep};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
-use crate::task::{Pair, Task};
-use runs::{Runs, batches, check_pairs, reference_means};
+use crate::scores::{Cell, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::spec::ModelSpec;
+use crate::task::Task;
+use runs::{EdgeRuns, bytes_of_pair, reference_means};
 
 pub use together::{exact_edge_effects_plain, exact_edges_together};
 
@@ -77,124 +69,216 @@ impl Reference {
     }
 }
 
-/// How edges are patched.
-#[derive(Debug, Clone)]
+/// Which edges are patched one at a time, and how.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct EdgeConfig {
-    pub metric: Metric,
+    /// [default: every edge of the model]
+    pub edges: Option<Vec<Edge>>,
+    /// [default: the task's]
+    pub metric: Option<Metric>,
     pub reference: Reference,
-    pub sweep: SweepOptions,
-    /// Pairs that run together, at most; memory may allow fewer.
-    pub batch: usize,
 }
 
 impl EdgeConfig {
-    /// Patching from the pair's corrupted run; all else at its default.
-    pub fn new(metric: Metric) -> Self {
+    /// Every edge of the model, from the pair's corrupted run.
+    pub fn all() -> Self {
+        EdgeConfig::default()
+    }
+
+    /// These edges, as they are written: `a0.h1->m3`.
+    /// # Errors
+    /// [`Error::Parse`].
+    pub fn of<'t>(edges: impl IntoIterator<Item = &'t str>) -> Result<Self> {
+        let edges: Result<Vec<Edge>> = edges.into_iter().map(str::parse).collect();
+        Ok(EdgeConfig::these(edges?))
+    }
+
+    /// These edges.
+    pub fn these(edges: Vec<Edge>) -> Self {
         EdgeConfig {
-            metric,
-            reference: Reference::Pair,
-            sweep: SweepOptions::default(),
-            batch: 8,
+            edges: Some(edges),
+            ..EdgeConfig::default()
+        }
+    }
+
+    fn metric(&self, task: &Task) -> Metric {
+        self.metric.unwrap_or(task.metric)
+    }
+
+    fn edges(&self, graph: &Graph) -> Vec<Edge> {
+        match &self.edges {
+            Some(edges) => edges.clone(),
+            None => graph.edges().collect(),
         }
     }
 }
 
-/// Measured edges, ready for [`Scores::assemble`](crate::scores::Scores::assemble).
-#[derive(Debug, Clone, PartialEq)]
-pub struct EdgeMeasurements {
-    /// One for each edge, in the order in which they were given.
-    pub cells: Vec<Cell>,
-    /// One for each pair of the task.
-    pub examples: Vec<ExampleScores>,
-}
-
-/// Patches edges one at a time in every pair of a task.
+/// Patches edges one at a time in every pair of a task: [`measure`] with the defaults of [`Running`].
 /// # Units
-/// `values`: the metric's, with the edge patched in the clean run.
+/// `value` and `score`: the metric's, with the edge patched in the clean run.
 /// # Errors
-/// Before anything runs: [`Error::UnknownNode`], [`Error::NoSuchEdge`], an empty task, a metric that the task does not support.
-/// [`Error::Interrupted`].
-pub fn exact_edges(
-    model: &Model,
-    task: &Task,
-    edges: &[Edge],
-    config: &EdgeConfig,
-    progress: &dyn Progress,
-) -> Result<EdgeMeasurements> {
-    model.spec.check_decoder("edges")?;
-    task.check_metric(config.metric)?;
-    let all: Arc<[u32]> = (0..edges.len() as u32).collect();
-    let measured = measure(model, task.pairs(), edges, config, progress)?;
-    let example = |(pair, one): (&Pair, Measured)| ExampleScores {
-        example: pair.index,
-        clean: one.clean,
-        corrupted: one.corrupted,
-        roles: pair.roles.clone(),
-        cells: Arc::clone(&all),
-        values: one
-            .effects
-            .iter()
-            .map(|effect| one.clean + effect)
-            .collect(),
-        ..ExampleScores::default()
-    };
-    Ok(EdgeMeasurements {
-        cells: edges.iter().map(cell).collect(),
-        examples: task.pairs().iter().zip(measured).map(example).collect(),
-    })
+/// Before anything runs: [`Error::UnknownNode`], [`Error::NoSuchEdge`], a metric that the task does not support.
+pub fn exact_edges(on: Subject<'_>, config: &EdgeConfig) -> Result<Scores> {
+    measure(on, config, &Running::default(), &Watch::default())
 }
 
-/// [`exact_edges`] as a table, beside the measurements.
-/// # Units
-/// `value` and `score`: the metric's.
-/// # Errors
-/// Those of [`exact_edges`].
-pub fn exact_edge_scores(
-    model: &Model,
-    task: &Task,
-    edges: &[Edge],
-    config: &EdgeConfig,
-    detail: Detail,
-    progress: &dyn Progress,
-) -> Result<(Scores, EdgeMeasurements)> {
-    let began = Instant::now();
-    let measured = exact_edges(model, task, edges, config, progress)?;
-    let meta = ScoresMeta {
-        method: "exact-edges".into(),
-        metric: config.metric.to_string(),
-        unit: config.metric.unit().into(),
-        direction: config.reference.direction(),
-        seed: task.seed,
-    };
-    let settings = json!({
-        "method": meta.method,
-        "version": env!("CARGO_PKG_VERSION"),
-        "weights": model.origin.weight_hash,
-        "reference": config.reference,
-        "edges": edges.len(),
-    });
-    let provenance = provenance(
-        model,
-        task,
-        settings,
-        began.elapsed().as_secs_f64(),
-        Vec::new(),
-    );
-    let (cells, examples) = (&measured.cells, &measured.examples);
-    let scores = Scores::assemble(cells, examples, &meta, detail, provenance)?;
-    Ok((scores, measured))
-}
+impl Method for EdgeConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        let metric = self.metric(task);
+        ScoresMeta {
+            method: "exact-edges".into(),
+            metric: metric.to_string(),
+            unit: metric.unit().into(),
+            base: None,
+            direction: self.reference.direction(),
+            seed: task.seed,
+        }
+    }
 
-impl EdgeMeasurements {
-    /// The mean effect of each edge over pairs, in the order in which they were given.
-    pub fn mean(&self) -> Vec<f64> {
-        let mut mean = vec![0.0; self.cells.len()];
-        for example in &self.examples {
-            for (mean, value) in mean.iter_mut().zip(&example.values) {
-                *mean += (value - example.clean) / self.examples.len() as f64;
+    fn settings(&self) -> Value {
+        let edges = self.edges.as_ref().map(Vec::len);
+        json!({ "reference": self.reference, "edges": edges })
+    }
+
+    fn needs(&self, task: &Task) -> Needs {
+        Needs {
+            decoder: Some("edges"),
+            aligned: true,
+            metric: Some(self.metric(task)),
+            ..Needs::default()
+        }
+    }
+
+    fn check(&self, spec: &ModelSpec, _: &Task) -> Result<()> {
+        let graph = Graph::new(spec);
+        let edges = self.edges.iter().flatten();
+        let mut seen = std::collections::HashSet::new();
+        for edge in edges {
+            graph.place(edge)?;
+            if !seen.insert(edge) {
+                return Err(Error::invalid(format!("the edge `{edge}` is named twice")));
             }
         }
-        mean
+        if self.edges.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid(
+                "there is no edge to patch; name one such as `a0.h1->m1`, or leave the list out for all",
+            ));
+        }
+        Ok(())
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        on: Subject<'a>,
+        running: &'a Running,
+    ) -> Result<Box<dyn Prepared + 'a>> {
+        let edges = self.edges(&Graph::new(&on.model.spec));
+        Ok(Box::new(ExactEdges {
+            on,
+            config: self,
+            metric: self.metric(on.task),
+            running,
+            cells: edges.iter().map(cell).collect(),
+            edges,
+            means: BTreeMap::new(),
+        }))
+    }
+}
+
+/// A checked run in progress.
+struct ExactEdges<'a> {
+    on: Subject<'a>,
+    config: &'a EdgeConfig,
+    metric: Metric,
+    running: &'a Running,
+    edges: Vec<Edge>,
+    cells: Vec<Cell>,
+    means: runs::Means,
+}
+
+impl Prepared for ExactEdges<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        // Runs may take a quarter of the memory; variants take the rest.
+        4 * bytes_of_pair(&self.on.model.spec, length)
+    }
+
+    fn splits(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, _: &dyn Progress) -> Result<()> {
+        self.means = reference_means(self.on, self.config.reference, self.running.batch)?;
+        Ok(())
+    }
+
+    /// An edge into layer `l` makes a variant that walks the layers above it, from the first position that differs.
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let pair = &self.on.task.pairs()[unit.items[0]];
+        let (spec, length) = (&self.on.model.spec, pair.clean.len());
+        let first = match self.config.reference {
+            Reference::Pair => pair.first_difference(),
+            Reference::Zero | Reference::Mean => 0,
+        };
+        let share = (length - first.min(length)) as f64 / length as f64;
+        let mut packed = 0.0;
+        for edge in &self.edges[unit.cells.clone()] {
+            let above = match edge.dst {
+                Node::Head { layer, .. } => spec.n_layers as f64 - layer as f64 - 0.5,
+                Node::Mlp(layer) => spec.n_layers as f64 - layer as f64 - 0.3,
+                Node::Input | Node::Logits => 0.0,
+            };
+            packed += share * above / spec.n_layers as f64;
+        }
+        Ok(Cost {
+            variants: unit.cells.len(),
+            without_effect: if share > 0.0 { 0 } else { unit.cells.len() },
+            passes: 2.0,
+            packed,
+            bytes: self.bytes(length),
+        })
+    }
+
+    fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let model = self.on.model;
+        let edges = &self.edges[unit.cells.clone()];
+        let wanted = by_reader(&Graph::new(&model.spec), edges)?;
+        let run = EdgeRuns::new(
+            self.on,
+            self.metric,
+            self.config.reference,
+            &unit.items,
+            &self.means,
+        )?;
+        let mut sweeping = Sweeping {
+            model,
+            run: &run,
+            memory: self.running.memory_now(),
+            progress,
+            variants: Vec::new(),
+            of: Vec::new(),
+            bytes: 0,
+            effects: vec![vec![0.0; edges.len()]; unit.items.len()],
+        };
+        for (&reader, sources) in &wanted {
+            sweeping.patch(reader, sources)?;
+        }
+        sweeping.flush()?;
+        let effects = sweeping.effects;
+        let cells: std::sync::Arc<[u32]> =
+            (unit.cells.start as u32..unit.cells.end as u32).collect();
+        let example = |(i, effects): (usize, Vec<f64>)| {
+            let (clean, corrupted) = (run.clean[i], run.corrupted[i]);
+            let mut one = unmeasured(self.on.task, unit.items[i], clean, corrupted);
+            one.judged(run.judged[i]);
+            one.cells = cells.clone();
+            one.values = effects.iter().map(|effect| clean + effect).collect();
+            one
+        };
+        Ok(effects.into_iter().enumerate().map(example).collect())
     }
 }
 
@@ -208,72 +292,10 @@ pub fn cell(edge: &Edge) -> Cell {
     }
 }
 
-/// The effect of each edge on each pair: the metric with the edge patched in the clean run, minus the clean metric.
-/// # Shapes
-/// `[pairs][edges]`
-/// # Units
-/// The metric's.
-/// # Errors
-/// [`Error::UnknownNode`], [`Error::NoSuchEdge`] and [`Error::LengthMismatch`] before anything runs; [`Error::Interrupted`].
-pub fn exact_edge_effects(
-    model: &Model,
-    pairs: &[Pair],
-    edges: &[Edge],
-    config: &EdgeConfig,
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<f64>>> {
-    model.spec.check_decoder("edges")?;
-    let measured = measure(model, pairs, edges, config, progress)?;
-    Ok(measured.into_iter().map(|one| one.effects).collect())
-}
-
-/// What was measured on one pair.
-#[derive(Debug, Clone, Default)]
-struct Measured {
-    clean: f64,
-    corrupted: f64,
-    effects: Vec<f64>,
-}
-
-fn measure(
-    model: &Model,
-    pairs: &[Pair],
-    edges: &[Edge],
-    config: &EdgeConfig,
-    progress: &dyn Progress,
-) -> Result<Vec<Measured>> {
-    let wanted = by_reader(&Graph::new(&model.spec), edges)?;
-    check_pairs(pairs)?;
-    let means = reference_means(model, pairs, config)?;
-    progress.start("patching edges", (pairs.len() * edges.len()) as u64);
-    let mut measured = vec![Measured::default(); pairs.len()];
-    for batch in batches(model, pairs, config) {
-        let run = Runs::new(model, pairs, &batch, config, &means)?;
-        let mut sweeping = Sweeping {
-            model,
-            run: &run,
-            config,
-            progress,
-            variants: Vec::new(),
-            of: Vec::new(),
-            bytes: 0,
-            effects: vec![vec![0.0; edges.len()]; batch.len()],
-        };
-        for (&reader, sources) in &wanted {
-            sweeping.patch(reader, sources)?;
-        }
-        sweeping.flush()?;
-        let effects = sweeping.effects;
-        for ((i, &pair), effects) in batch.iter().enumerate().zip(effects) {
-            measured[pair] = Measured {
-                clean: run.clean[i],
-                corrupted: run.corrupted[i],
-                effects,
-            };
-        }
-    }
-    progress.finish();
-    Ok(measured)
+/// The edge of such a row; `None` for any other cell.
+pub fn edge_of(cell: &Cell) -> Option<Edge> {
+    let (src, dst) = (cell.src.as_deref()?, cell.dst.as_deref()?);
+    (cell.component == "edge").then(|| format!("{src}->{dst}").parse().ok())?
 }
 
 /// A place where the stream is read, without the heads and letters of attention: what is prepared for many edges at once.
@@ -313,8 +335,8 @@ fn by_reader(graph: &Graph, edges: &[Edge]) -> Result<BTreeMap<Reader, Wanted>> 
 /// Variants on their way through the sweep, and what came of them.
 struct Sweeping<'a> {
     model: &'a Model,
-    run: &'a Runs,
-    config: &'a EdgeConfig,
+    run: &'a EdgeRuns,
+    memory: usize,
     progress: &'a dyn Progress,
     variants: Vec<Variant>,
     /// The edge of each variant.
@@ -325,7 +347,7 @@ struct Sweeping<'a> {
 }
 
 /// One source of one prompt, whose difference many edges carry.
-struct Unit<'a> {
+struct Carried<'a> {
     example: usize,
     delta: Tensor,
     wanted: &'a [(usize, Option<(Letter, usize)>)],
@@ -339,7 +361,7 @@ impl Sweeping<'_> {
         for (&source, wanted) in wanted {
             for example in 0..self.effects.len() {
                 match self.run.delta(self.model, source, example)? {
-                    Some(delta) => units.push(Unit {
+                    Some(delta) => units.push(Carried {
                         example,
                         delta,
                         wanted,
@@ -360,10 +382,10 @@ impl Sweeping<'_> {
         let spec = &self.model.spec;
         let qkv = (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head;
         let width = 4 * spec.d_model + qkv + 8 * spec.d_head;
-        (self.config.sweep.memory / (16 * self.run.base.length * width)).max(1)
+        (self.memory / (16 * self.run.base.length * width)).max(1)
     }
 
-    fn patch_units(&mut self, reader: Reader, units: &[Unit<'_>]) -> Result<()> {
+    fn patch_units(&mut self, reader: Reader, units: &[Carried<'_>]) -> Result<()> {
         if units.is_empty() {
             return Ok(());
         }
@@ -375,7 +397,7 @@ impl Sweeping<'_> {
     }
 
     /// Edges into an MLP or the logits: the difference is added to what they read.
-    fn patch_stream(&mut self, hook: Hook, units: &[Unit<'_>]) -> Result<()> {
+    fn patch_stream(&mut self, hook: Hook, units: &[Carried<'_>]) -> Result<()> {
         for unit in units {
             let mut positions = self.run.positions(unit.example);
             let mut delta = unit.delta.clone();
@@ -386,7 +408,7 @@ impl Sweeping<'_> {
                 positions.drain(..answer);
             }
             let site = Site::all(hook).at_positions(positions.into_iter().map(at));
-            let edit = Edit::new(site, Op::Add(Value::Tensor(delta)));
+            let edit = Edit::new(site, Op::Add(hooks::Value::Tensor(delta)));
             for &(edge, _) in unit.wanted {
                 self.push(unit.example, edge, edit.clone())?;
             }
@@ -395,7 +417,7 @@ impl Sweeping<'_> {
     }
 
     /// Edges into heads: the layer's norm, queries, keys and values of all units at once; then, input by input, z.
-    fn patch_heads(&mut self, layer: usize, units: &[Unit<'_>]) -> Result<()> {
+    fn patch_heads(&mut self, layer: usize, units: &[Carried<'_>]) -> Result<()> {
         let spec = &self.model.spec;
         let streams: Vec<(usize, &Tensor)> = units
             .iter()
@@ -421,7 +443,7 @@ impl Sweeping<'_> {
                 self.push(
                     example,
                     edge,
-                    Edit::new(site, Op::Replace(Value::Tensor(z))),
+                    Edit::new(site, Op::Replace(hooks::Value::Tensor(z))),
                 )?;
             }
         }
@@ -429,17 +451,17 @@ impl Sweeping<'_> {
     }
 
     fn push(&mut self, example: usize, edge: usize, edit: Edit) -> Result<()> {
-        if let Op::Add(Value::Tensor(t)) | Op::Replace(Value::Tensor(t)) = &edit.op {
+        if let Op::Add(hooks::Value::Tensor(t)) | Op::Replace(hooks::Value::Tensor(t)) = &edit.op {
             // Beside the values, what an edit and its site weigh.
             self.bytes += 4 * t.elem_count() + 32 * self.run.base.length + 512;
         }
         let edits = vec![edit];
         self.variants.push(Variant { example, edits });
         self.of.push(edge);
-        match self.bytes > self.config.sweep.memory / 4 {
-            true => self.flush(),
-            false => Ok(()),
+        if self.bytes > self.memory / 4 {
+            self.flush()?;
         }
+        Ok(())
     }
 
     /// Runs the variants that have gathered.
@@ -448,8 +470,8 @@ impl Sweeping<'_> {
         let of = std::mem::take(&mut self.of);
         self.bytes = 0;
         let options = SweepOptions {
-            memory: self.config.sweep.memory / 4,
-            ..self.config.sweep.clone()
+            memory: self.memory / 4,
+            ..SweepOptions::default()
         };
         let values = sweep(
             self.model,

@@ -12,113 +12,268 @@
 //! Sources: Elhage et al. 2021, "A mathematical framework for transformer circuits"; Olsson et al. 2022, "In-context learning
 //! and induction heads". Left out on purpose: composition scores, which are about pairs of heads.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Instant;
+mod circuits;
+mod copying;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::logits::{in_layer, provenance, roles_of, unmeasured};
+use super::columns::Columns;
+use super::logits::{captured_bytes, check_tokens};
+use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range, units};
 use crate::error::{Error, Result};
-use crate::hooks::{Hook, Kind, Roles};
-use crate::model::{Model, ModelSpec, Tokenizer};
-use crate::nn::{embed::embed, linear, norm};
-use crate::run::{Logits, Progress, Request, run};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Lists, Scores, ScoresMeta, View};
-use crate::spec::{NormKind, NormPlacement, QkNorm};
+use crate::hooks::{Hook, Kind, Node};
+use crate::model::{ModelSpec, Tokenizer};
+use crate::run::{Cache, Logits, Progress, Request, run};
+use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
 use crate::task::{Pair, Task};
+use copying::{Sources, copying};
 
-/// What to measure.
-#[derive(Debug, Clone)]
+/// What to measure of every head.
+///
+/// Rows with a `role`, on the task's clean prompts: `attention_from_end`, from the last position to that role, and
+/// `copying_at_role`, the copying score there among the tokens at all roles. Rows with `src` and `dst`: the
+/// strongest entries of the circuits asked for. `attn.ov` is what the head writes for token `dst` when it attends to token
+/// `src`, `attn.qk` how much a query at token `src` wants a key at token `dst` (before the softmax, at distance zero where
+/// positions are rotary); both read the token's embedding alone, which is all that layer 0 reads and less than later
+/// layers do. `class` says what a head looks like, with the numbers behind it.
+///
+/// The examples are the task's pairs, and after them the sequences of repeated tokens.
+/// # Units
+/// `score`: attention (mean over queries) for the first five, none for `copying`, nats for `entropy`, tokens for `distance`;
+/// `attn.ov` logits at a final scale of 1, less their mean over the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
 pub struct HeadConfig {
-    /// Different random tokens in a sequence, each of which comes twice.
-    pub block: usize,
+    /// Different random tokens in a sequence, each of which comes twice [default: 24, or as many as the context takes].
+    pub repeat_length: Option<usize>,
     /// Sequences.
     pub samples: usize,
-    /// Layer and head of those whose OV and QK circuits are read out.
-    pub circuits: Vec<(usize, usize)>,
+    /// Heads whose OV and QK circuits are read out.
+    pub circuits: Vec<Node>,
     /// Tokens that the circuits start from; if none is given, those at the roles of the task's first pair.
     pub from: Vec<u32>,
     /// Tokens listed for each of them.
     pub tokens: usize,
-    pub detail: Detail,
-    pub seed: u64,
+    /// Of the sequences and the bootstrap [default: the task's].
+    pub seed: Option<u64>,
 }
 
-impl HeadConfig {
-    /// Eight sequences of 24 tokens twice, or as many as the model's context takes; no circuits.
-    pub fn new(spec: &ModelSpec) -> Self {
+impl Default for HeadConfig {
+    /// Eight sequences; no circuits.
+    fn default() -> Self {
         HeadConfig {
-            block: 24.min((spec.n_ctx.saturating_sub(1)) / 2),
+            repeat_length: None,
             samples: 8,
             circuits: Vec::new(),
             from: Vec::new(),
             tokens: 5,
-            detail: Detail::Mean,
-            seed: 0,
-        }
-    }
-
-    /// # Errors
-    /// [`Error::OutOfRange`], [`Error::Invalid`]: what cannot be run as asked, before anything is.
-    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        let tokenizer = task.tokenizer();
-        let length = 2 * self.block + usize::from(tokenizer.adds_bos());
-        if self.block < 2 || length > spec.n_ctx || self.samples == 0 {
-            return Err(Error::invalid(format!(
-                "{} sequences of {} tokens twice need at least 1 and 2, and must fit the context of {} (`--block`, `--samples`)",
-                self.samples, self.block, spec.n_ctx
-            )));
-        }
-        let ordinary = ordinary(tokenizer, spec).len();
-        if ordinary < self.block {
-            return Err(Error::invalid(format!(
-                "the vocabulary has {ordinary} ordinary tokens, a block needs {} different ones (`--block`)",
-                self.block
-            )));
-        }
-        for &(layer, head) in &self.circuits {
-            Hook::at(Kind::Z, layer).check(spec)?;
-            if head >= spec.n_heads {
-                return Err(Error::OutOfRange {
-                    hook: "the model".into(),
-                    what: "head",
-                    value: head.to_string(),
-                    limit: format!("{} heads, 0 to {}", spec.n_heads, spec.n_heads - 1),
-                });
-            }
-        }
-        match self.from.iter().find(|&&id| id as usize >= spec.d_vocab) {
-            None => Ok(()),
-            Some(id) => Err(Error::OutOfRange {
-                hook: "the vocabulary".into(),
-                what: "token",
-                value: id.to_string(),
-                limit: format!("{} tokens", spec.d_vocab),
-            }),
+            seed: None,
         }
     }
 }
 
+impl HeadConfig {
+    fn repeat_length(&self, spec: &ModelSpec) -> usize {
+        let fits = spec.n_ctx.saturating_sub(1) / 2;
+        self.repeat_length.unwrap_or(24.min(fits))
+    }
+
+    fn seed(&self, task: &Task) -> u64 {
+        self.seed.unwrap_or(task.seed)
+    }
+
+    /// Random tokens, then the same ones again, behind a BOS where the tokenizer puts one.
+    fn sequences(&self, spec: &ModelSpec, task: &Task) -> Vec<Vec<u32>> {
+        let tokenizer = task.tokenizer();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed(task));
+        let mut ordinary = ordinary(tokenizer, spec);
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let length = self.repeat_length(spec);
+        let mut draw = |_| {
+            let (repeated, _) = ordinary.partial_shuffle(&mut rng, length);
+            let twice = repeated.iter().copied().cycle().take(2 * length);
+            bos.into_iter().chain(twice).collect()
+        };
+        (0..self.samples).map(&mut draw).collect()
+    }
+
+    /// Layer and head of the circuits asked for.
+    fn heads(&self) -> Result<Vec<[usize; 2]>> {
+        let head = |node: &Node| match *node {
+            Node::Head { layer, head } => Ok([layer, head]),
+            Node::Input | Node::Mlp(_) | Node::Logits => Err(Error::invalid(format!(
+                "circuits are those of heads, such as `a3.h1`; `{node}` is none"
+            ))),
+        };
+        self.circuits.iter().map(head).collect()
+    }
+}
+
+impl Method for HeadConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        ScoresMeta {
+            method: "head_statistics".into(),
+            metric: Statistic::Induction.name().into(),
+            unit: "attention".into(),
+            base: None,
+            direction: Direction::Direct,
+            seed: self.seed(task),
+        }
+    }
+
+    fn settings(&self) -> Value {
+        let circuits: Vec<String> = self.circuits.iter().map(Node::to_string).collect();
+        json!({
+            "repeat_length": self.repeat_length,
+            "samples": self.samples,
+            "circuits": circuits,
+            "from": self.from,
+            "tokens": self.tokens,
+        })
+    }
+
+    fn needs(&self, _: &Task) -> Needs {
+        Needs::default()
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        let tokenizer = task.tokenizer();
+        let repeated = self.repeat_length(spec);
+        let length = repeated
+            .saturating_mul(2)
+            .saturating_add(usize::from(tokenizer.adds_bos()));
+        if repeated < 2 || length > spec.n_ctx || self.samples == 0 {
+            return Err(Error::invalid(format!(
+                "{} sequences of {repeated} tokens twice need at least 1 and 2, and must fit the context of {} (`--repeat-length`, `--samples`)",
+                self.samples, spec.n_ctx
+            )));
+        }
+        let ordinary = ordinary(tokenizer, spec).len();
+        if ordinary < repeated {
+            return Err(Error::invalid(format!(
+                "the vocabulary has {ordinary} ordinary tokens, and a sequence needs {repeated} different ones (`--repeat-length`)"
+            )));
+        }
+        for [layer, head] in self.heads()? {
+            Hook::at(Kind::Z, layer).check(spec)?;
+            check_range("head", &[head], spec.n_heads, "the model")?;
+        }
+        check_tokens(&self.from, spec)
+    }
+
+    /// Induction by layer and head, then the strongest heads of each kind, and the circuits that were asked for.
+    fn views(&self, _: &Task) -> Vec<View> {
+        let of_kind = Lists {
+            heading: Some(format!(
+                "the strongest heads of each kind, on repeated random tokens (a head is called after a kind from {LOOKS} on)"
+            )),
+            component: Some(Kind::Pattern.name().into()),
+            measures: Statistic::ALL[..6]
+                .iter()
+                .map(|statistic| statistic.name().to_string())
+                .collect(),
+            title: "{measure}".into(),
+            item: "{head}".into(),
+            highest: Some(STRONGEST),
+            ..Lists::default()
+        };
+        let at_roles = |measure: &str, least: f64| Lists {
+            heading: Some(format!("on the task's prompts, from {least} on")),
+            measures: vec![measure.into()],
+            title: "{measure} {role}".into(),
+            at_least: Some(least),
+            ..of_kind.clone()
+        };
+        let looks = at_roles(ATTENTION_FROM_END, SEES);
+        let copies = at_roles(COPYING_AT_ROLE, COPIES);
+        let circuit = |component: &str, says: &str| Lists {
+            component: Some(component.into()),
+            measures: vec!["ov_logit".into(), "qk_score".into()],
+            title: format!("{{head}} with {{src}} {says}"),
+            item: "{dst}".into(),
+            ..Lists::default()
+        };
+        vec![
+            View::Grids,
+            View::Lists(of_kind),
+            View::Lists(looks),
+            View::Lists(copies),
+            View::Lists(circuit("attn.ov", "seen, it writes for")),
+            View::Lists(circuit("attn.qk", "asking, it looks for")),
+        ]
+    }
+
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+        let (spec, roles) = (&on.model.spec, on.task.all_roles());
+        let kinds = [Kind::Pattern, Kind::V];
+        let hooks = |layer| kinds.map(|kind| Hook::at(kind, layer));
+        Ok(Box::new(Looking {
+            on,
+            config: self,
+            sequences: self.sequences(spec, on.task),
+            repeat_length: self.repeat_length(spec),
+            capture: (0..spec.n_layers).flat_map(hooks).collect(),
+            cells: cells(spec, &roles),
+            roles,
+        }))
+    }
+}
+
 /// What is measured on repeated tokens, in the order of the table; the first is the table's own metric.
-const MEASURES: [&str; 8] = [
-    "induction",
-    "previous_token",
-    "duplicate_token",
-    "first_token",
-    "itself",
-    "copying",
-    "entropy",
-    "distance",
-];
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Statistic {
+    Induction,
+    PreviousToken,
+    DuplicateToken,
+    FirstToken,
+    Itself,
+    Copying,
+    Entropy,
+    Distance,
+}
+
+impl Statistic {
+    const ALL: [Statistic; 8] = [
+        Statistic::Induction,
+        Statistic::PreviousToken,
+        Statistic::DuplicateToken,
+        Statistic::FirstToken,
+        Statistic::Itself,
+        Statistic::Copying,
+        Statistic::Entropy,
+        Statistic::Distance,
+    ];
+
+    /// Those that say where a head looks.
+    const PLACES: [Statistic; 5] = [
+        Statistic::Induction,
+        Statistic::PreviousToken,
+        Statistic::DuplicateToken,
+        Statistic::FirstToken,
+        Statistic::Itself,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Statistic::Induction => "induction",
+            Statistic::PreviousToken => "previous_token",
+            Statistic::DuplicateToken => "duplicate_token",
+            Statistic::FirstToken => "first_token",
+            Statistic::Itself => "itself",
+            Statistic::Copying => "copying",
+            Statistic::Entropy => "entropy",
+            Statistic::Distance => "distance",
+        }
+    }
+}
 
 /// What is measured at each role of the task: attention from the last position, and the copying score there, among the
 /// tokens at all roles of the prompt.
-const AT_ROLES: [&str; 2] = ["attention_from_end", "copying_at_role"];
+const ATTENTION_FROM_END: &str = "attention_from_end";
+const COPYING_AT_ROLE: &str = "copying_at_role";
 
 /// Heads that are shown of each kind.
 const STRONGEST: usize = 6;
@@ -131,164 +286,149 @@ const SEES: f64 = 0.2;
 /// From this copying score on (or its negative), a head is said to copy (or to suppress).
 const COPIES: f64 = 0.5;
 
-/// Every statistic of every head. `class` says what a head looks like, with the numbers behind it.
-///
-/// Rows with a `role`, on the task's clean prompts: `attention_from_end`, from the last position to that role, and
-/// `copying_at_role`, the copying score there among the tokens at all roles. Rows with `src` and `dst`: the
-/// strongest entries of the circuits asked for. `attn.ov` is what the head writes for token `dst` when it attends to token
-/// `src`, `attn.qk` how much a query at token `src` wants a key at token `dst` (before the softmax, at distance zero where
-/// positions are rotary); both read the token's embedding alone, which is all that layer 0 reads and less than later
-/// layers do.
-/// # Units
-/// `score`: attention (mean over queries) for the first five, none for `copying`, nats for `entropy`, tokens for `distance`;
-/// `attn.ov` logits at a final scale of 1, less their mean over the vocabulary.
-/// # Errors
-/// Those of [`HeadConfig::check`].
-pub fn head_statistics(
-    model: &Model,
-    task: &Task,
-    config: &HeadConfig,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    config.check(&model.spec, task)?;
-    let began = Instant::now();
-    let sequences = sequences(model, task.tokenizer(), config);
-    let roles = roles_of(task);
-    let heads: Vec<(usize, usize)> = model.spec.heads().collect();
-    let mut cells: Vec<Cell> = Vec::new();
-    for &(layer, head) in &heads {
-        cells.extend(MEASURES.iter().enumerate().map(|(i, measure)| Cell {
-            measure: (i > 0).then(|| measure.to_string()),
-            ..head_cell(Kind::Pattern.name(), layer, head)
-        }));
-    }
-    for measure in AT_ROLES {
-        for &(layer, head) in &heads {
-            cells.extend(roles.iter().map(|role| Cell {
-                role: Some(role.clone()),
-                measure: Some(measure.into()),
-                ..head_cell(Kind::Pattern.name(), layer, head)
-            }));
-        }
-    }
-    progress.start("measuring", (sequences.len() + task.pairs().len()) as u64);
-    let mut all = Vec::new();
-    for (index, sequence) in sequences.iter().enumerate() {
-        stop_if_asked(progress)?;
-        all.push(on_repeated(model, task, sequence, index, config)?);
-        progress.advance(1);
-    }
-    let first_role = heads.len() * MEASURES.len();
-    for batch in task.batches(super::logits::BATCH) {
-        stop_if_asked(progress)?;
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
-        for mut example in on_task(model, task, &pairs, &roles, first_role)? {
-            example.example += sequences.len();
-            all.push(example);
-        }
-        progress.advance(pairs.len() as u64);
-    }
-    progress.finish();
-    let means = means(&all, cells.len());
-    for (i, cell) in cells.iter_mut().enumerate() {
-        let head = match i < first_role {
-            true => i / MEASURES.len(),
-            false => (i - first_role) / roles.len() % heads.len(),
-        };
-        cell.class = Some(class(head, &means, &roles, first_role));
-    }
-    let from = match config.from.is_empty() {
-        true => tokens_of_roles(task),
-        false => config.from.clone(),
-    };
-    for &(layer, head) in &config.circuits {
-        for row in circuits(model, task, layer, head, &from, config.tokens)? {
-            // A fact about weights: it has one value, whatever the prompts.
-            let example = &mut all[0];
-            let next = cells.len() as u32;
-            example.cells = example.cells.iter().copied().chain([next]).collect();
-            example.values.push(row.1);
-            cells.push(row.0);
-        }
-    }
-    let settings = json!({
-        "block": config.block,
-        "samples": config.samples,
-        "circuits": config.circuits,
-        "from": from,
-        "sequences": sequences,
-    });
-    let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
-    provenance.views = views();
-    provenance.notes.push(format!(
-        "examples 0 to {} are the sequences of repeated random tokens, the others the task's pairs",
-        sequences.len() - 1
-    ));
-    let meta = ScoresMeta {
-        method: "head_statistics".into(),
-        metric: MEASURES[0].into(),
-        unit: "attention".into(),
-        direction: Direction::Direct,
-        seed: config.seed,
-    };
-    Scores::assemble(&cells, &all, &meta, config.detail, provenance)
-}
-
-/// Induction by layer and head, then the strongest heads of each kind, and the circuits that were asked for.
-fn views() -> Vec<View> {
-    let of_kind = Lists {
-        heading: Some(format!(
-            "the strongest heads of each kind, on repeated random tokens (a head is called after a kind from {LOOKS} on)"
-        )),
-        component: Some(Kind::Pattern.name().into()),
-        measures: MEASURES[..6]
-            .iter()
-            .map(|measure| measure.to_string())
-            .collect(),
-        title: "{measure}".into(),
-        item: "{head}".into(),
-        highest: Some(STRONGEST),
-        ..Lists::default()
-    };
-    let at_roles = |measure: usize, least: f64| Lists {
-        heading: Some(format!("on the task's prompts, from {least} on")),
-        measures: vec![AT_ROLES[measure].into()],
-        title: "{measure} {role}".into(),
-        at_least: Some(least),
-        ..of_kind.clone()
-    };
-    let (looks, copies) = (at_roles(0, SEES), at_roles(1, COPIES));
-    let circuit = |component: &str, says: &str| Lists {
-        component: Some(component.into()),
-        measures: vec!["ov_logit".into(), "qk_score".into()],
-        title: format!("{{head}} with {{src}} {says}"),
-        item: "{dst}".into(),
-        ..Lists::default()
-    };
-    vec![
-        View::Grids,
-        View::Lists(of_kind),
-        View::Lists(looks),
-        View::Lists(copies),
-        View::Lists(circuit("attn.ov", "seen, it writes for")),
-        View::Lists(circuit("attn.qk", "asking, it looks for")),
-    ]
-}
-
-fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
-    match progress.cancelled() {
-        true => Err(Error::Interrupted {
-            kept: "nothing was asked to be kept".into(),
-        }),
-        false => Ok(()),
-    }
-}
-
-fn head_cell(component: &str, layer: usize, head: usize) -> Cell {
-    Cell {
+/// The statistics of each head; then layer by layer attention to each role by head, and copying there by head.
+fn cells(spec: &ModelSpec, roles: &[String]) -> Vec<Cell> {
+    let of_head = |layer: usize, head: usize| Cell {
         head: Some(head as u32),
-        ..in_layer(component, layer)
+        ..Cell::in_layer(Kind::Pattern.name(), layer)
+    };
+    let mut cells: Vec<Cell> = Vec::new();
+    for (layer, head) in spec.heads() {
+        cells.extend(
+            Statistic::ALL
+                .iter()
+                .enumerate()
+                .map(|(i, statistic)| Cell {
+                    measure: (i > 0).then(|| statistic.name().to_string()),
+                    ..of_head(layer, head)
+                }),
+        );
     }
+    for layer in 0..spec.n_layers {
+        for measure in [ATTENTION_FROM_END, COPYING_AT_ROLE] {
+            for head in 0..spec.n_heads {
+                cells.extend(roles.iter().map(|role| Cell {
+                    role: Some(role.clone()),
+                    measure: Some(measure.into()),
+                    ..of_head(layer, head)
+                }));
+            }
+        }
+    }
+    cells
+}
+
+/// A checked run in progress.
+struct Looking<'a> {
+    on: Subject<'a>,
+    config: &'a HeadConfig,
+    sequences: Vec<Vec<u32>>,
+    repeat_length: usize,
+    capture: Vec<Hook>,
+    roles: Vec<String>,
+    cells: Vec<Cell>,
+}
+
+/// Items are the task's pairs, then the sequences.
+impl Prepared for Looking<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        captured_bytes(&self.capture, &self.on.model.spec, length)
+    }
+
+    fn units(&self, task: &Task, running: &Running) -> Vec<Unit> {
+        let n_cells = self.cells.len();
+        let mut all = units(task, running, |length| self.bytes(length), n_cells, false);
+        let room = running.planned_memory() / self.bytes(self.sequences[0].len()).max(1);
+        let pairs = task.pairs().len();
+        let items: Vec<usize> = (pairs..pairs + self.sequences.len()).collect();
+        let together = room.clamp(1, running.batch.max(1));
+        all.extend(items.chunks(together).map(|items| Unit {
+            items: items.to_vec(),
+            cells: 0..n_cells,
+        }));
+        all
+    }
+
+    fn example(&self, task: &Task, item: usize) -> usize {
+        let pairs = task.pairs();
+        match pairs.get(item) {
+            Some(pair) => pair.index,
+            None => first_sequence(task) + item - pairs.len(),
+        }
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let first = unit.items[0];
+        let of_pair = self.on.task.pairs().get(first).map(|pair| pair.clean.len());
+        let length = of_pair.unwrap_or(self.sequences[0].len());
+        Ok(Cost {
+            bytes: self.bytes(length),
+            ..Cost::passes(unit.items.len() as f64)
+        })
+    }
+
+    fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        if unit.items[0] < self.on.task.pairs().len() {
+            self.on_task(unit)
+        } else {
+            self.on_repeated(unit)
+        }
+    }
+
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        let Subject { model, task } = self.on;
+        let classes = self.classes(&measured.means(Direction::Direct, false));
+        let n_heads = model.spec.n_heads;
+        for cell in &mut measured.cells {
+            if let (Some(layer), Some(head)) = (cell.layer, cell.head) {
+                cell.class = Some(classes[layer as usize * n_heads + head as usize].clone());
+            }
+        }
+        measured.drop_unmeasured();
+        let from = if self.config.from.is_empty() {
+            tokens_of_roles(task)
+        } else {
+            self.config.from.clone()
+        };
+        let mut entries = Vec::new();
+        for head in self.config.heads()? {
+            entries.extend(circuits::circuits(
+                self.on,
+                head,
+                &from,
+                self.config.tokens,
+            )?);
+        }
+        let (cells, values): (Vec<Cell>, Vec<Option<f64>>) = entries
+            .into_iter()
+            .map(|(cell, value)| (cell, Some(value)))
+            .unzip();
+        // A fact about weights has one value, whatever the prompts.
+        measured.append(
+            cells,
+            |i, _| if i == 0 { values.clone() } else { Vec::new() },
+        );
+        let first = first_sequence(task);
+        measured.found.insert("from".into(), json!(from));
+        measured
+            .found
+            .insert("sequences".into(), json!(self.sequences));
+        measured.notes.push(format!(
+            "examples {first} to {} are the sequences of repeated random tokens, the others the task's pairs",
+            first + self.sequences.len() - 1
+        ));
+        Ok(())
+    }
+}
+
+/// The example that the first sequence is: the one after all pairs.
+fn first_sequence(task: &Task) -> usize {
+    let last = task.pairs().iter().map(|pair| pair.index).max();
+    last.map_or(0, |last| last + 1)
 }
 
 /// Tokens that can stand anywhere in text.
@@ -300,69 +440,125 @@ fn ordinary(tokenizer: &Tokenizer, spec: &ModelSpec) -> Vec<u32> {
     (0..largest).filter(is_ordinary).collect()
 }
 
-/// Random tokens, then the same ones again, behind a BOS where the tokenizer puts one.
-fn sequences(model: &Model, tokenizer: &Tokenizer, config: &HeadConfig) -> Vec<Vec<u32>> {
-    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut ordinary = ordinary(tokenizer, &model.spec);
-    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let mut draw = |_| {
-        let (block, _) = ordinary.partial_shuffle(&mut rng, config.block);
-        bos.into_iter()
-            .chain(block.iter().copied().cycle().take(2 * config.block))
-            .collect()
-    };
-    (0..config.samples).map(&mut draw).collect()
-}
-
-/// The statistics of every head on one sequence.
-fn on_repeated(
-    model: &Model,
-    task: &Task,
-    sequence: &[u32],
-    index: usize,
-    config: &HeadConfig,
-) -> Result<ExampleScores> {
-    let spec = &model.spec;
-    let kinds = [Kind::Pattern, Kind::V];
-    let capture: Vec<Hook> = (0..spec.n_layers)
-        .flat_map(|layer| kinds.map(|kind| Hook::at(kind, layer)))
-        .collect();
-    let request = Request {
-        capture: &capture,
-        logits: Logits::None,
-        ..Request::default()
-    };
-    let cache = run(model, &[sequence.to_vec()], &request)?.cache;
-    let first = sequence.len() - 2 * config.block;
-    let sources = Sources {
-        positions: (first as u32..sequence.len() as u32).collect(),
-        tokens: &sequence[first..first + config.block],
-        own: (0..2 * config.block).map(|i| i % config.block).collect(),
-    };
-    let mut values = Vec::new();
-    for layer in 0..spec.n_layers {
-        let pattern = cache.get(Hook::at(Kind::Pattern, layer))?.squeeze(0)?;
-        let pattern: Vec<Vec<Vec<f32>>> = pattern.to_vec3()?; // [head, query, key]
-        let v = cache.get(Hook::at(Kind::V, layer))?.squeeze(0)?; // [pos, n_kv_heads, d_head]
-        let copying = copying(model, layer, &v, &sources)?;
-        for (pattern, copying) in pattern.iter().zip(copying) {
-            let copying = copying.iter().sum::<f64>() / copying.len() as f64;
-            values.extend(statistics(pattern, config.block, copying));
-        }
+impl Looking<'_> {
+    fn run(&self, prompts: &[Vec<u32>]) -> Result<Cache> {
+        let request = Request {
+            capture: &self.capture,
+            logits: Logits::None,
+            ..Request::default()
+        };
+        Ok(run(self.on.model, prompts, &request)?.cache)
     }
-    let unread = Pair {
-        index,
-        roles: Roles::new(),
-        ..Pair::new(sequence, sequence)
-    };
-    Ok(ExampleScores {
-        cells: (0..values.len() as u32).collect(),
-        values,
-        ..unmeasured(task, &unread, 0.0)
-    })
+
+    /// The statistics of every head on some sequences.
+    fn on_repeated(&self, unit: &Unit) -> Result<Vec<ExampleScores>> {
+        let Subject { model, task } = self.on;
+        let pairs = task.pairs().len();
+        let items = unit.items.iter();
+        let sequences: Vec<Vec<u32>> = items.map(|i| self.sequences[i - pairs].clone()).collect();
+        let cache = self.run(&sequences)?;
+        let length = self.repeat_length;
+        let first = sequences[0].len() - 2 * length;
+        let mut columns = Columns::new(sequences.len());
+        for layer in 0..model.spec.n_layers {
+            let v = cache.get(Hook::at(Kind::V, layer))?;
+            let pattern = cache.get(Hook::at(Kind::Pattern, layer))?;
+            // Of each sequence the statistics of each head.
+            let mut of_sequences: Vec<Vec<[f64; 8]>> = Vec::with_capacity(sequences.len());
+            for (i, sequence) in sequences.iter().enumerate() {
+                let sources = Sources {
+                    positions: (first as u32..sequence.len() as u32).collect(),
+                    tokens: &sequence[first..first + length],
+                    own: (0..2 * length).map(|i| i % length).collect(),
+                };
+                let copying = copying(model, layer, &v.get(i)?, &sources)?;
+                let pattern: Vec<Vec<Vec<f32>>> = pattern.get(i)?.to_vec3()?; // [head, query, key]
+                let of_head = |(pattern, copying): (&Vec<Vec<f32>>, &Vec<f64>)| {
+                    let copying = copying.iter().sum::<f64>() / copying.len() as f64;
+                    statistics(pattern, length, copying)
+                };
+                of_sequences.push(pattern.iter().zip(&copying).map(of_head).collect());
+            }
+            #[expect(clippy::needless_range_loop, reason = "heads are the inner axis")]
+            for head in 0..model.spec.n_heads {
+                for statistic in Statistic::ALL {
+                    columns.push_some(|i| Some(of_sequences[i][head][statistic as usize]));
+                }
+            }
+        }
+        let measured = unit.items.iter().zip(&sequences).zip(columns.into_cells());
+        let example =
+            |((&item, sequence), (cells, values)): ((&usize, &Vec<u32>), _)| ExampleScores {
+                example: self.example(task, item),
+                tokens: task.texts(sequence),
+                cells,
+                values,
+                ..ExampleScores::default()
+            };
+        Ok(measured.map(example).collect())
+    }
+
+    /// Attention from the last position to each role, and copying there.
+    fn on_task(&self, unit: &Unit) -> Result<Vec<ExampleScores>> {
+        let Subject { model, task } = self.on;
+        let pairs: Vec<&Pair> = unit.items.iter().map(|&i| &task.pairs()[i]).collect();
+        let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
+        let cache = self.run(&prompts)?;
+        let (roles, n_heads) = (&self.roles, model.spec.n_heads);
+        let mut columns = Columns::new(pairs.len());
+        columns.skip(Statistic::ALL.len() * model.spec.n_layers * n_heads);
+        let places: Vec<Places> = pairs.iter().map(|pair| Places::of(pair, roles)).collect();
+        for layer in 0..model.spec.n_layers {
+            let pattern = cache.get(Hook::at(Kind::Pattern, layer))?;
+            let rows = pattern.narrow(2, cache.length - 1, 1)?.squeeze(2)?;
+            let rows: Vec<Vec<Vec<f32>>> = rows.to_vec3()?; // [pair, head, key]
+            #[expect(clippy::needless_range_loop, reason = "heads are the inner axis")]
+            for head in 0..n_heads {
+                for role in roles {
+                    columns.push_some(|i| {
+                        let positions = pairs[i].roles.get(role)?.iter();
+                        Some(positions.map(|&pos| f64::from(rows[i][head][pos])).sum())
+                    });
+                }
+            }
+            let v = cache.get(Hook::at(Kind::V, layer))?;
+            // Of each pair and head a score for each role that it has.
+            let mut copied: Vec<Vec<Vec<f64>>> = Vec::with_capacity(pairs.len());
+            for (i, places) in places.iter().enumerate() {
+                copied.push(places.copying(self.on, layer, &v.get(i)?)?);
+            }
+            for head in 0..n_heads {
+                for role in 0..roles.len() {
+                    columns.push_some(|i| {
+                        let at = places[i].of_role.iter().position(|&(r, _)| r == role)?;
+                        copied[i].get(head)?.get(at).copied()
+                    });
+                }
+            }
+        }
+        let metric = vec![0.0; pairs.len()];
+        Ok(columns.into_examples(task, &unit.items, &metric))
+    }
+
+    /// What each head looks like, and by which numbers.
+    fn classes(&self, means: &[f64]) -> Vec<String> {
+        let (roles, n_heads) = (&self.roles, self.on.model.spec.n_heads);
+        let heads = self.on.model.spec.heads().enumerate();
+        let first_role = Statistic::ALL.len() * self.on.model.spec.n_layers * n_heads;
+        let class = |(index, (layer, head)): (usize, (usize, usize))| {
+            let of =
+                |statistic: Statistic| means[index * Statistic::ALL.len() + statistic as usize];
+            let at_role = |is_copying: usize, role: usize| {
+                let of_layer = first_role + 2 * layer * n_heads * roles.len();
+                means[of_layer + (is_copying * n_heads + head) * roles.len() + role]
+            };
+            class(roles, of, |role| [at_role(0, role), at_role(1, role)])
+        };
+        heads.map(class).collect()
+    }
 }
 
-/// What one pattern `[query][key]` over twice `block` tokens looks like, in the order of [`MEASURES`].
+/// What one pattern `[query][key]` over twice `block` tokens looks like, in the order of [`Statistic::ALL`].
 fn statistics(pattern: &[Vec<f32>], block: usize, copying: f64) -> [f64; 8] {
     let length = pattern.len();
     let first = length - 2 * block;
@@ -390,205 +586,63 @@ fn statistics(pattern: &[Vec<f32>], block: usize, copying: f64) -> [f64; 8] {
     ]
 }
 
-/// What is written about some tokens from some positions, and which of the tokens stands at each.
-struct Sources<'a> {
-    positions: Vec<u32>,
-    tokens: &'a [u32],
+/// Where the roles of a prompt stand that something can be copied from.
+struct Places {
+    /// Role and position: the last token of each role, but for the prompt's last, where there is nothing to look back at.
+    of_role: Vec<(usize, usize)>,
+    /// The different tokens there.
+    tokens: Vec<u32>,
+    /// Which of them stands at each of the positions.
     own: Vec<usize>,
 }
 
-/// For each head of a layer and each source, how far up the source's own token stands in what the head writes there: -1 to 1.
-/// # Shapes
-/// `v [pos, n_kv_heads, d_head]`; gives `[head][source]`.
-fn copying(
-    model: &Model,
-    layer: usize,
-    v: &Tensor,
-    sources: &Sources<'_>,
-) -> Result<Vec<Vec<f64>>> {
-    let spec = &model.spec;
-    let weights = &model.weights.blocks[layer];
-    let mut readers = readers(model, sources.tokens)?;
-    if let Some(norm) = &weights.ln1_post {
-        // Its scale is positive and common to all tokens, so it changes no order.
-        let scaled = readers.broadcast_mul(&norm.w.to_dtype(DType::F32)?)?;
-        readers = centred(&scaled, spec)?;
+impl Places {
+    fn of(pair: &Pair, roles: &[String]) -> Self {
+        let last = |role: &String| pair.roles.get(role)?.last().copied();
+        let mut of_role: Vec<(usize, usize)> = (roles.iter().enumerate())
+            .filter_map(|(r, role)| Some((r, last(role)?)))
+            .collect();
+        of_role.retain(|&(_, pos)| pos + 1 < pair.clean.len());
+        let mut tokens: Vec<u32> = of_role.iter().map(|&(_, pos)| pair.clean[pos]).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        let own = |&(_, pos): &(usize, usize)| tokens.binary_search(&pair.clean[pos]).ok();
+        Places {
+            own: of_role.iter().filter_map(own).collect(),
+            of_role,
+            tokens,
+        }
     }
-    let w_o = weights.w_o.to_dtype(DType::F32)?;
-    let folded = w_o.matmul(&readers.t()?)?; // [n_heads * d_head, token]
-    let folded = folded.reshape((spec.n_heads, spec.d_head, sources.tokens.len()))?;
-    let positions = Tensor::new(sources.positions.as_slice(), &model.device)?;
-    let v = v
-        .to_dtype(DType::F32)?
-        .index_select(&positions, 0)?
-        .transpose(0, 1)?;
-    let (n, kv) = (sources.positions.len(), spec.n_kv_heads);
-    let v = v
-        .unsqueeze(1)?
-        .broadcast_as((kv, spec.group(), n, spec.d_head))?;
-    let v = v.reshape((spec.n_heads, n, spec.d_head))?;
-    let logits = v.contiguous()?.matmul(&folded)?; // [head, source, token]
-    let logits = logits.broadcast_sub(&logits.mean_keepdim(1)?)?;
-    let logits: Vec<Vec<Vec<f32>>> = logits.to_vec3()?;
-    let of_head = |head: &Vec<Vec<f32>>| {
-        let rows = head.iter().zip(&sources.own);
-        rows.map(|(row, &own)| order_of(row, own)).collect()
-    };
-    Ok(logits.iter().map(of_head).collect())
+
+    /// The copying scores of each head at these places; none where there is only one token, which nothing is above or below.
+    /// # Shapes
+    /// `v [pos, n_kv_heads, d_head]`; gives `[head][place]`.
+    fn copying(&self, on: Subject<'_>, layer: usize, v: &Tensor) -> Result<Vec<Vec<f64>>> {
+        if self.tokens.len() < 2 {
+            return Ok(Vec::new());
+        }
+        let sources = Sources {
+            positions: self.of_role.iter().map(|&(_, pos)| pos as u32).collect(),
+            tokens: &self.tokens,
+            own: self.own.clone(),
+        };
+        copying(on.model, layer, v, &sources)
+    }
 }
 
-/// How far up one entry stands: 1 above all others, -1 below all.
-fn order_of(logits: &[f32], own: usize) -> f64 {
-    let below = logits.iter().filter(|&&logit| logit < logits[own]).count() as f64;
-    let above = logits.iter().filter(|&&logit| logit > logits[own]).count() as f64;
-    (below - above) / (logits.len() - 1) as f64
-}
-
-/// Directions that the final norm and the unembedding read tokens by, without the norm's scale: `[token, d_model]`.
-fn readers(model: &Model, tokens: &[u32]) -> Result<Tensor> {
-    let ids = Tensor::new(tokens, &model.device)?;
-    let u = model
-        .weights
-        .w_u
-        .index_select(&ids, 0)?
-        .to_dtype(DType::F32)?;
-    let u = match &model.weights.ln_final {
-        Some(norm) => u.broadcast_mul(&norm.w.to_dtype(DType::F32)?)?,
-        None => u,
-    };
-    centred(&u, &model.spec)
-}
-
-fn centred(t: &Tensor, spec: &ModelSpec) -> Result<Tensor> {
-    let is_centred = spec.norm == NormKind::Layer && spec.norm_placement != NormPlacement::None;
-    Ok(match is_centred {
-        true => t.broadcast_sub(&t.mean_keepdim(D::Minus1)?)?,
-        false => t.clone(),
-    })
-}
-
-/// Attention from the last position to each role, and copying there.
-/// # Shapes
-/// Cells from `first` on: `[measure][layer][head][role]`, the measures of [`AT_ROLES`].
-fn on_task(
-    model: &Model,
-    task: &Task,
-    pairs: &[&Pair],
+/// What a head looks like. `of` gives the mean of a statistic, `at_role` attention from the end to a role and copying there.
+fn class(
     roles: &[String],
-    first: usize,
-) -> Result<Vec<ExampleScores>> {
-    let spec = &model.spec;
-    let kinds = [Kind::Pattern, Kind::V];
-    let hooks = |layer| kinds.map(|kind| Hook::at(kind, layer));
-    let capture: Vec<Hook> = (0..spec.n_layers).flat_map(hooks).collect();
-    let request = Request {
-        capture: &capture,
-        logits: Logits::None,
-        ..Request::default()
-    };
-    let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
-    let length = prompts[0].len();
-    let cache = run(model, &prompts, &request)?.cache;
-    let per_measure = spec.n_layers * spec.n_heads * roles.len();
-    // The cell and value of each measurement, for each pair.
-    let mut measured: Vec<BTreeMap<u32, f64>> = vec![BTreeMap::new(); pairs.len()];
-    for layer in 0..spec.n_layers {
-        let pattern = cache.get(Hook::at(Kind::Pattern, layer))?;
-        let rows = pattern.narrow(2, length - 1, 1)?.squeeze(2)?;
-        let rows: Vec<Vec<Vec<f32>>> = rows.to_vec3()?; // [pair, head, key]
-        let v = cache.get(Hook::at(Kind::V, layer))?;
-        for (i, pair) in pairs.iter().enumerate() {
-            let cell = |measure: usize, head: usize, role: usize| {
-                let of_head = (layer * spec.n_heads + head) * roles.len() + role;
-                (first + measure * per_measure + of_head) as u32
-            };
-            for (head, row) in rows[i].iter().enumerate() {
-                for (r, role) in roles.iter().enumerate() {
-                    if let Some(positions) = pair.roles.get(role) {
-                        let sum = positions.iter().map(|&pos| f64::from(row[pos])).sum();
-                        measured[i].insert(cell(0, head, r), sum);
-                    }
-                }
-            }
-            let (of_role, tokens) = places(pair, roles);
-            if tokens.len() < 2 {
-                continue;
-            }
-            let own = |pos: usize| tokens.iter().position(|&token| token == pair.clean[pos]);
-            let sources = Sources {
-                positions: of_role.iter().map(|&(_, pos)| pos as u32).collect(),
-                tokens: &tokens,
-                own: of_role
-                    .iter()
-                    .map(|&(_, pos)| own(pos).expect("listed"))
-                    .collect(),
-            };
-            for (head, scores) in copying(model, layer, &v.get(i)?, &sources)?
-                .iter()
-                .enumerate()
-            {
-                for (&(role, _), score) in of_role.iter().zip(scores) {
-                    measured[i].insert(cell(1, head, role), *score);
-                }
-            }
-        }
-    }
-    let one = |(pair, measured): (&&Pair, BTreeMap<u32, f64>)| {
-        let (cells, values): (Vec<u32>, Vec<f64>) = measured.into_iter().unzip();
-        ExampleScores {
-            cells: Arc::from(cells),
-            values,
-            ..unmeasured(task, pair, 0.0)
-        }
-    };
-    Ok(pairs.iter().zip(measured).map(one).collect())
-}
-
-/// The last token of each role but the prompt's last, where there is nothing to look back at, and the different tokens there.
-fn places(pair: &Pair, roles: &[String]) -> (Vec<(usize, usize)>, Vec<u32>) {
-    let last = |role: &String| pair.roles.get(role)?.last().copied();
-    let mut of_role: Vec<(usize, usize)> = (roles.iter().enumerate())
-        .filter_map(|(r, role)| Some((r, last(role)?)))
-        .collect();
-    of_role.retain(|&(_, pos)| pos + 1 < pair.clean.len());
-    let mut tokens: Vec<u32> = of_role.iter().map(|&(_, pos)| pair.clean[pos]).collect();
-    tokens.sort_unstable();
-    tokens.dedup();
-    (of_role, tokens)
-}
-
-/// The mean of each cell over the examples that have it.
-fn means(all: &[ExampleScores], cells: usize) -> Vec<f64> {
-    let (mut sums, mut counts) = (vec![0.0; cells], vec![0.0f64; cells]);
-    for example in all {
-        for (&cell, value) in example.cells.iter().zip(&example.values) {
-            sums[cell as usize] += value;
-            counts[cell as usize] += 1.0;
-        }
-    }
-    sums.iter()
-        .zip(counts)
-        .map(|(sum, n)| sum / n.max(1.0))
-        .collect()
-}
-
-/// What a head looks like, and by which numbers.
-fn class(head: usize, means: &[f64], roles: &[String], first_role: usize) -> String {
-    let of = |measure: usize| means[head * MEASURES.len() + measure];
-    let names = [
-        "induction",
-        "previous token",
-        "duplicate token",
-        "first token",
-        "itself",
-    ];
-    let looks = (0..names.len()).max_by(|&a, &b| of(a).total_cmp(&of(b)));
-    let looks = looks.expect("there are five");
-    let mut said = vec![match of(looks) >= LOOKS {
-        true => format!("{} {:.2}", names[looks], of(looks)),
-        false => "no one place".to_string(),
+    of: impl Fn(Statistic) -> f64,
+    at_role: impl Fn(usize) -> [f64; 2],
+) -> String {
+    let most = (Statistic::PLACES.into_iter()).max_by(|&a, &b| of(a).total_cmp(&of(b)));
+    let place = most.filter(|&most| of(most) >= LOOKS);
+    let mut said = vec![match place {
+        Some(place) => format!("{} {:.2}", place.name().replace('_', " "), of(place)),
+        None => "no one place".to_string(),
     }];
-    let copying = of(5);
+    let copying = of(Statistic::Copying);
     if copying.abs() >= COPIES {
         let verb = if copying > 0.0 {
             "copies"
@@ -597,24 +651,21 @@ fn class(head: usize, means: &[f64], roles: &[String], first_role: usize) -> Str
         };
         said.push(format!("{verb} {copying:+.2}"));
     }
-    let per_measure = means.len().saturating_sub(first_role) / AT_ROLES.len();
-    let at_role = |measure: usize, r: usize| {
-        means[first_role + measure * per_measure + head * roles.len() + r]
-    };
-    let mut seen: Vec<usize> = (0..roles.len())
-        .filter(|&r| at_role(0, r) >= SEES)
-        .collect();
-    seen.sort_by(|&a, &b| at_role(0, b).total_cmp(&at_role(0, a)));
-    let at = |&r: &usize| {
-        let verb = match at_role(1, r) {
+    let mut seen: Vec<(f64, String)> = Vec::new();
+    for (role, name) in roles.iter().enumerate() {
+        let [attention, copying] = at_role(role);
+        let verb = match copying {
             c if c >= COPIES => format!(" (copies {c:+.2})"),
             c if c <= -COPIES => format!(" (suppresses {c:+.2})"),
             _ => String::new(),
         };
-        format!("{} {:.2}{verb}", roles[r], at_role(0, r))
-    };
+        if attention >= SEES {
+            seen.push((attention, format!("{name} {attention:.2}{verb}")));
+        }
+    }
+    seen.sort_by(|(a, _), (b, _)| b.total_cmp(a));
     if !seen.is_empty() {
-        let seen: Vec<String> = seen.iter().map(at).collect();
+        let seen: Vec<String> = seen.into_iter().map(|(_, said)| said).collect();
         said.push(format!("END looks at {}", seen.join(", ")));
     }
     said.join("; ")
@@ -634,96 +685,6 @@ fn tokens_of_roles(task: &Task) -> Vec<u32> {
         }
     }
     tokens
-}
-
-/// Rows of the embedding read at once: a vocabulary of keys is not made in one piece.
-const ROWS: usize = 4096;
-
-/// The strongest entries of a head's OV and QK circuits from each of some tokens.
-fn circuits(
-    model: &Model,
-    task: &Task,
-    layer: usize,
-    head: usize,
-    from: &[u32],
-    tokens: usize,
-) -> Result<Vec<(Cell, f64)>> {
-    let spec = &model.spec;
-    let (d_head, group) = (spec.d_head, spec.group());
-    let [q, _, v] = read(model, layer, from)?;
-    let own = |t: &Tensor, head: usize| -> Result<Tensor> {
-        Ok(t.narrow(1, head, 1)?.squeeze(1)?.contiguous()?) // [token, d_head]
-    };
-    let w_o = &model.weights.blocks[layer].w_o;
-    let w_o = w_o.narrow(0, head * d_head, d_head)?.to_dtype(DType::F32)?;
-    let mut out = own(&v, head / group)?.matmul(&w_o)?; // [token, d_model]
-    if let Some(norm) = &model.weights.blocks[layer].ln1_post {
-        out = norm::forward(&out.to_dtype(model.dtype)?, norm, spec.norm, spec.norm_eps)?;
-        out = out.to_dtype(DType::F32)?;
-    }
-    let q = own(&q, head)?;
-    let (mut ov, mut qk) = (vec![Vec::new(); from.len()], vec![Vec::new(); from.len()]);
-    let vocabulary: Vec<u32> = (0..spec.d_vocab as u32).collect();
-    for ids in vocabulary.chunks(ROWS) {
-        let logits: Vec<Vec<f32>> = out.matmul(&readers(model, ids)?.t()?)?.to_vec2()?;
-        let [_, k, _] = read(model, layer, ids)?;
-        let scores = q.matmul(&own(&k, head / group)?.t()?)?;
-        let scores = (scores * f64::from(spec.attn_scale[layer]))?;
-        let scores: Vec<Vec<f32>> = scores.to_vec2()?;
-        for (all, part) in ov.iter_mut().zip(logits).chain(qk.iter_mut().zip(scores)) {
-            all.extend(part);
-        }
-    }
-    let mut rows = Vec::new();
-    for (component, measure, all, is_centred) in [
-        ("attn.ov", "ov_logit", ov, true),
-        ("attn.qk", "qk_score", qk, false),
-    ] {
-        for (&source, values) in from.iter().zip(all) {
-            let mean = values.iter().sum::<f32>() / values.len() as f32;
-            let shift = if is_centred { mean } else { 0.0 };
-            let mut order: Vec<u32> = vocabulary.clone();
-            order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
-            rows.extend(order.iter().take(tokens).map(|&token| {
-                let cell = Cell {
-                    src: Some(task.text(source)),
-                    dst: Some(task.text(token)),
-                    measure: Some(measure.into()),
-                    ..head_cell(component, layer, head)
-                };
-                (cell, f64::from(values[token as usize] - shift))
-            }));
-        }
-    }
-    Ok(rows)
-}
-
-/// Queries, keys and values of tokens' embeddings in some layer, without positions, f32 `[token, heads, d_head]`.
-fn read(model: &Model, layer: usize, tokens: &[u32]) -> Result<[Tensor; 3]> {
-    let spec = &model.spec;
-    let block = &model.weights.blocks[layer];
-    let x = embed(&model.spec, &model.weights, tokens)?;
-    let x = match &block.ln1 {
-        Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
-        None => x,
-    };
-    let qkv = linear::forward(&x, &block.w_qkv, block.b_qkv.as_ref())?;
-    let counts = [spec.n_heads, spec.n_kv_heads, spec.n_kv_heads];
-    let norms: [Option<&Tensor>; 3] = [block.q_norm.as_ref(), block.k_norm.as_ref(), None];
-    let mut start = 0;
-    let mut out = Vec::with_capacity(3);
-    for (count, w) in counts.into_iter().zip(norms) {
-        let width = count * spec.d_head;
-        let t = qkv.narrow(1, start, width)?.contiguous()?;
-        let t = t.reshape((tokens.len(), count, spec.d_head))?;
-        start += width;
-        let t = match (spec.qk_norm, w) {
-            (QkNorm::None, _) | (_, None) => t,
-            (QkNorm::PerHead | QkNorm::FullWidth, Some(w)) => norm::heads(&t, w, spec.norm_eps)?,
-        };
-        out.push(t.to_dtype(DType::F32)?);
-    }
-    Ok(out.try_into().expect("three letters"))
 }
 
 #[cfg(test)]
@@ -763,10 +724,26 @@ mod tests {
     }
 
     #[test]
-    fn copying_is_the_order_of_the_own_token() {
-        assert_eq!(order_of(&[3.0, 2.0, 1.0], 0), 1.0);
-        assert_eq!(order_of(&[3.0, 2.0, 1.0], 1), 0.0);
-        assert_eq!(order_of(&[3.0, 2.0, 1.0], 2), -1.0);
-        assert_eq!(order_of(&[2.0, 2.0, 2.0], 1), 0.0);
+    fn a_head_is_called_after_the_numbers_behind_it() {
+        let roles = ["A", "B"].map(String::from);
+        let of = |statistic| match statistic {
+            Statistic::PreviousToken => 0.75,
+            Statistic::Induction => 0.5,
+            Statistic::Copying => -0.6,
+            _ => 0.0,
+        };
+        let said = class(&roles, of, |role| [[0.25, 0.9], [0.5, 0.1]][role]);
+        assert_eq!(
+            said,
+            "previous token 0.75; suppresses -0.60; END looks at B 0.50, A 0.25 (copies +0.90)"
+        );
+        assert_eq!(class(&roles, |_| 0.1, |_| [0.1, 1.0]), "no one place");
+    }
+
+    #[test]
+    fn statistics_stand_in_their_order() {
+        for (place, statistic) in Statistic::ALL.into_iter().enumerate() {
+            assert_eq!(statistic as usize, place);
+        }
     }
 }

@@ -1,13 +1,18 @@
-//! One method a file, each a function from (model, task, config) to [`crate::scores::Scores`].
+//! What is measured, and how. [`method`] says what a method is, [`measure`](mod@measure) is the one loop that runs them all;
+//! then one method a file.
 
 pub mod ablation;
 pub mod activation_patching;
 pub mod attribution;
+mod choice;
+mod columns;
 pub mod composition;
 pub mod exact_edges;
 mod gaussian;
 pub mod head_stats;
 pub mod logits;
+pub mod measure;
+pub mod method;
 pub mod path_patching;
 mod record;
 mod reference;
@@ -15,24 +20,35 @@ pub mod scaling;
 pub mod self_repair;
 mod sites;
 pub mod tokens;
+pub mod verify;
 
 pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
 pub use activation_patching::{PatchConfig, PatchSource, SiteSet, activation_patching};
+pub use attribution::{
+    EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
+};
+pub use choice::{ChosenHead, Heads, Layers};
 pub use composition::{CompositionConfig, composition_scores};
 pub use exact_edges::{
-    EdgeConfig, EdgeMeasurements, Reference, exact_edge_effects, exact_edge_effects_plain,
-    exact_edges, exact_edges_together,
+    EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,
 };
 pub use gaussian::GaussianNoise;
-pub use head_stats::{HeadConfig, head_statistics};
+pub use head_stats::HeadConfig;
 pub use logits::{
-    DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
-    direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
+    DirectTarget, DlaConfig, EarlyConfig, LensConfig, LensPositions, Part, SourceConfig,
+    TokenLensConfig, single_tokens,
 };
+pub use measure::{
+    Keeping, Plan, Shards, Watch, check, measure, measure_shard, measurements, merge, plan,
+    read_shards,
+};
+pub use method::{Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, VerifyOptions};
 pub use path_patching::{
-    Over, Path, PathConfig, Receiver, patch_paths, path_effects, path_patching,
+    NodePath, NodePathConfig, Over, PathConfig, PathSet, Receiver, ReceiverChoice, Receivers,
+    Senders, path_patching,
 };
-pub use scaling::{Scaled, ScalingConfig, Share, scaling};
-pub use self_repair::{RepairConfig, RepairTarget, Units, self_repair};
+pub use scaling::{ScalingConfig, scaling};
+pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};
 pub use sites::{Along, Sites, parse_sites};
-pub use tokens::{TokenConfig, TokenMethod, token_attribution};
+pub use tokens::{TokenConfig, TokenMethod};
+pub use verify::Verification;

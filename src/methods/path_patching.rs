@@ -3,7 +3,9 @@
 //! The form of "Interpretability in the wild": in a run of the clean prompt with every head frozen, the senders write what they
 //! write in the corrupted run, and what each receiver then reads is recorded. In a last run of the clean prompt the receivers
 //! alone read what was recorded, and everything after them is recomputed. MLPs between sender and receiver are part of the
-//! path, or frozen like the heads, in which case one sender and one receiver are an exact edge.
+//! path, or frozen like the heads, in which case one sender and one receiver are an exact edge
+//! ([`exact_edges`](super::exact_edges)): where a norm stands on attention's output, a head writes its share of the normed sum, with
+//! the scale of its own run, and the shares of the other heads stay as they are.
 //!
 //! A receiver is one input of a head (`a9.h6<q>`), an MLP, or the final stream. Freezing a head's z is freezing its queries, keys
 //! and values, and giving a receiver the recorded stream to read is giving it the recorded query; under grouped heads it is
@@ -11,81 +13,78 @@
 //! writes, and every last run a variant of another that starts where the receiver reads: less than the two whole forwards
 //! each that the definition asks for.
 //!
-//! A general path (`input->a0.h1<v>->a3.h0<q>->logits`) is patched node by node: each node is run with the change that the
-//! one before it passes on, at that input alone, and passes on the change of its own output. Of a set of paths that share
-//! their ends, every node sees the sum of what its own predecessors pass on, as in a network unfolded into a tree.
+//! A general path (`input->a0.h1<v>->a3.h0<q>->logits`) is patched node by node ([`NodePathConfig`]).
+//!
+//! ```
+//! use candlewick::prelude::*;
+//!
+//! let lab = Lab::open("embedded", "embedded")?.first(2);
+//! let to_queries = PathConfig::between("heads", "a3.h0.q,a3.h1.q")?;
+//! assert_eq!(lab.measure(&to_queries)?.table.height(), 12);
+//! # Ok::<(), candlewick::Error>(())
+//! ```
 //!
 //! Sources: Wang et al. 2023, "Interpretability in the wild", section 3.1; Goldowsky-Dill et al. 2023, "Localizing model
 //! behavior with path patching". Left out on purpose: the linearised variant with frozen norms, which is an approximation.
 
-mod paths;
+mod choice;
+mod node_paths;
+mod runs;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::ablation::site_of;
-use super::logits::{BATCH, provenance, unmeasured};
+pub use choice::{Receiver, ReceiverChoice, Receivers, Senders};
+pub use node_paths::{NodePath, NodePathConfig, PathSet};
+
+use super::measure::{Watch, measure};
+use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, unmeasured};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
-use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Positions, Site, Value};
+use crate::hooks::{Edge, Kind, Node, Positions};
 use crate::metric::Metric;
-use crate::model::{Model, ModelSpec};
-use crate::run::{
-    BaseRun, Progress, Quiet, Readout, Sources, SweepOptions, Variant, sweep, sweep_with_capture,
-};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
-use crate::spec::{Block, Mlp};
-use crate::task::{Pair, Task};
-
-pub use paths::{Path, patch_paths, path_effects};
-
-/// A place that reads the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Receiver {
-    pub node: Node,
-    /// Which input, where it is a head.
-    pub letter: Option<Letter>,
-}
+use crate::run::Progress;
+use crate::scores::{Cell, Direction, ExampleScores, Measured, Scores, ScoresMeta};
+use crate::spec::{ModelSpec, NormPlacement};
+use crate::task::Task;
+use runs::{PathRuns, bytes_of_pair};
 
 /// How senders and receivers make up rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Over {
-    /// A row for each sender; all receivers together.
+    /// A row for each sender, into all receivers together.
     #[default]
     Senders,
-    /// A row for each receiver; all senders together.
+    /// A row for each receiver, from all senders together.
     Receivers,
     /// One row.
     Together,
-    /// A row for each sender and receiver.
+    /// A row for each sender and receiver, where the sender is computed before the receiver reads.
     Both,
 }
 
 /// What to patch, and how.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PathConfig {
-    pub senders: Vec<Node>,
-    pub receivers: Vec<Receiver>,
+    pub senders: Senders,
+    pub receivers: Receivers,
     pub over: Over,
     /// Freeze the MLPs between senders and receivers as well as the heads.
     pub freeze_mlps: bool,
     /// Where the senders are patched, and where the receivers read what was recorded.
     pub at_senders: Positions,
     pub at_receivers: Positions,
-    pub metric: Metric,
-    pub detail: Detail,
-    pub seed: u64,
-    pub sweep: SweepOptions,
+    /// [default: the task's]
+    pub metric: Option<Metric>,
 }
 
 impl PathConfig {
     /// A row for each sender, everywhere, with MLPs as part of the paths.
-    pub fn new(senders: Vec<Node>, receivers: Vec<Receiver>, metric: Metric) -> Self {
+    pub fn new(senders: Senders, receivers: Receivers) -> Self {
         PathConfig {
             senders,
             receivers,
@@ -93,106 +92,212 @@ impl PathConfig {
             freeze_mlps: false,
             at_senders: Positions::All,
             at_receivers: Positions::All,
-            metric,
-            detail: Detail::Mean,
-            seed: 0,
-            sweep: SweepOptions::default(),
+            metric: None,
         }
     }
 
+    /// The same, from senders and receivers as they are written: `heads` or `a0.h1,m0`, and `q` or `a3.h0.q,logits`.
     /// # Errors
-    /// What cannot be run as asked, before anything is.
-    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        task.check_aligned()?;
-        task.check_metric(self.metric)?;
+    /// [`Error::Parse`].
+    pub fn between(senders: &str, receivers: &str) -> Result<Self> {
+        Ok(PathConfig::new(senders.parse()?, receivers.parse()?))
+    }
+
+    fn metric(&self, task: &Task) -> Metric {
+        self.metric.unwrap_or(task.metric)
+    }
+
+    /// Who sends and who receives in this model.
+    /// # Errors
+    /// What the model does not have; [`Error::NoSuchEdge`] for one that is named and has nobody to send to, or nobody to receive
+    /// from.
+    fn ends(&self, spec: &ModelSpec) -> Result<Ends> {
         let graph = Graph::new(spec);
-        self.senders
-            .iter()
-            .try_for_each(|&sender| graph.row(sender).map(drop))?;
-        for receiver in &self.receivers {
+        let mut senders = self.senders.nodes(spec);
+        let mut receivers = self.receivers.places(spec);
+        for &sender in &senders {
+            graph.row(sender)?;
+        }
+        for receiver in &receivers {
             graph.column(receiver.node, receiver.letter)?;
         }
-        if self.receivers.is_empty() {
+        named_once(&senders)?;
+        named_once(&receivers)?;
+        if senders.is_empty() {
+            return Err(Error::invalid(
+                "nothing sends; name a sender such as `a0.h1`, or `heads`",
+            ));
+        }
+        if receivers.is_empty() {
             return Err(Error::invalid(
                 "nothing receives; name a receiver such as `a3.h0<q>` or `logits`",
             ));
         }
-        for pair in task.pairs() {
-            for positions in [&self.at_senders, &self.at_receivers] {
-                positions.resolve(pair.clean.len(), &pair.roles)?;
-            }
+        let is_path = |sender: Node, receiver: Receiver| path_exists(&graph, sender, receiver);
+        let sends = |sender: &Node| receivers.iter().any(|&receiver| is_path(*sender, receiver));
+        if let Senders::These(named) = &self.senders
+            && let Some(&idle) = named.iter().find(|sender| !sends(sender))
+        {
+            return Err(no_path(&graph, idle, &receivers));
         }
-        Ok(())
+        let receives =
+            |receiver: &Receiver| senders.iter().any(|&sender| is_path(sender, *receiver));
+        let named = self.receivers.named();
+        if let Some(idle) = receivers
+            .iter()
+            .find(|receiver| named.contains(receiver) && !receives(receiver))
+        {
+            return Err(Error::NoSuchEdge {
+                edge: format!("{}->{idle}", self.senders),
+                reason: format!("no sender is computed before `{idle}` reads"),
+            });
+        }
+        // What was not named but meant as one of all is left out where it cannot be part of a path.
+        let (sending, receiving): (Vec<bool>, Vec<bool>) = (
+            senders.iter().map(sends).collect(),
+            receivers.iter().map(receives).collect(),
+        );
+        keep(&mut senders, &sending);
+        keep(&mut receivers, &receiving);
+        if senders.is_empty() {
+            return Err(Error::NoSuchEdge {
+                edge: format!("{}->{}", self.senders, self.receivers),
+                reason: "no sender is computed before a receiver reads".into(),
+            });
+        }
+        Ok(Ends { senders, receivers })
     }
 
     /// The rows: who sends, who receives, and the row's place in the table.
-    fn rows(&self) -> Vec<Row> {
-        let all: Vec<Node> = self.senders.clone();
-        let receivers = &self.receivers;
-        match self.over {
-            Over::Senders => (all.into_iter())
-                .map(|sender| Row {
-                    cell: place(sender, None),
-                    senders: vec![sender],
+    fn rows(&self, spec: &ModelSpec) -> Result<Vec<PathRow>> {
+        let graph = Graph::new(spec);
+        let Ends { senders, receivers } = self.ends(spec)?;
+        let all = Arc::<[Node]>::from(senders.as_slice());
+        Ok(match self.over {
+            Over::Senders => (senders.into_iter())
+                .map(|sender| PathRow {
+                    cell: sender_cell(sender),
+                    senders: [sender].into(),
                     receivers: receivers.clone(),
                 })
                 .collect(),
-            Over::Receivers => (receivers.iter())
-                .map(|&receiver| Row {
-                    cell: place(receiver.node, receiver.letter),
-                    senders: all.clone(),
+            Over::Receivers => (receivers.into_iter())
+                .map(|receiver| PathRow {
+                    cell: receiver_cell(receiver),
+                    senders: Arc::clone(&all),
                     receivers: vec![receiver],
                 })
                 .collect(),
-            Over::Together => vec![Row {
-                cell: Cell {
-                    component: "path".into(),
-                    src: Some(names(&all)),
-                    dst: Some(names(receivers)),
-                    ..Cell::default()
-                },
+            Over::Together => vec![PathRow {
+                cell: path_cell(names(&senders), names(&receivers)),
                 senders: all,
-                receivers: receivers.clone(),
+                receivers,
             }],
             Over::Both => {
-                let of = |sender: Node| {
-                    receivers.iter().map(move |&receiver| Row {
-                        cell: Cell {
-                            component: "path".into(),
-                            src: Some(sender.to_string()),
-                            dst: Some(receiver.to_string()),
-                            ..Cell::default()
-                        },
-                        senders: vec![sender],
+                let of_sender = |sender: Node| {
+                    let read = (receivers.iter())
+                        .filter(|&&receiver| path_exists(&graph, sender, receiver));
+                    let row = move |&receiver: &Receiver| PathRow {
+                        cell: path_cell(sender.to_string(), receiver.to_string()),
+                        senders: [sender].into(),
                         receivers: vec![receiver],
-                    })
+                    };
+                    read.map(row).collect::<Vec<_>>()
                 };
-                all.into_iter().flat_map(of).collect()
+                senders.iter().copied().flat_map(of_sender).collect()
             }
-        }
+        })
     }
 }
 
-/// One row of the table.
-struct Row {
-    cell: Cell,
+/// Nodes that send and places that receive, each with at least one on the other side.
+struct Ends {
     senders: Vec<Node>,
     receivers: Vec<Receiver>,
 }
 
-/// A node's row: a head in a grid of layers and heads.
-fn place(node: Node, letter: Option<Letter>) -> Cell {
-    let (kind, head) = match (node, letter) {
-        (Node::Head { head, .. }, None) => (Kind::Result, Some(head as u32)),
-        (Node::Head { head, .. }, Some(letter)) => (letter.input(), Some(head as u32)),
-        (Node::Mlp(_), _) => (Kind::MlpOut, None),
-        (Node::Input, _) => (Kind::Embed, None),
-        (Node::Logits, _) => (Kind::ResidPost, None),
+/// One row of the table.
+struct PathRow {
+    cell: Cell,
+    senders: Arc<[Node]>,
+    receivers: Vec<Receiver>,
+}
+
+fn path_exists(graph: &Graph, sender: Node, receiver: Receiver) -> bool {
+    let edge = Edge {
+        src: sender,
+        dst: receiver.node,
+        letter: receiver.letter,
     };
+    graph.place(&edge).is_ok()
+}
+
+/// Why a sender reaches none of these receivers.
+fn no_path(graph: &Graph, sender: Node, receivers: &[Receiver]) -> Error {
+    if let [receiver] = receivers {
+        let edge = Edge {
+            src: sender,
+            dst: receiver.node,
+            letter: receiver.letter,
+        };
+        if let Err(error) = graph.place(&edge) {
+            return error;
+        }
+    }
+    Error::NoSuchEdge {
+        edge: format!("{sender}->{}", names(receivers)),
+        reason: format!("`{sender}` is computed after all of them read"),
+    }
+}
+
+fn named_once<T: Ord + Copy + std::fmt::Display>(list: &[T]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    match list.iter().find(|&&one| !seen.insert(one)) {
+        None => Ok(()),
+        Some(twice) => Err(Error::invalid(format!("`{twice}` is named twice"))),
+    }
+}
+
+fn keep<T>(list: &mut Vec<T>, kept: &[bool]) {
+    let mut kept = kept.iter();
+    list.retain(|_| kept.next().is_some_and(|&kept| kept));
+}
+
+/// A sender's row: a head in a grid of layers and heads.
+fn sender_cell(sender: Node) -> Cell {
+    let (kind, head) = match sender {
+        Node::Head { head, .. } => (Kind::Result, Some(head as u32)),
+        Node::Mlp(_) => (Kind::MlpOut, None),
+        Node::Input | Node::Logits => (Kind::Embed, None),
+    };
+    node_cell(kind, sender, head)
+}
+
+/// A receiver's row.
+fn receiver_cell(receiver: Receiver) -> Cell {
+    let (kind, head) = match (receiver.node, receiver.letter) {
+        (Node::Head { head, .. }, Some(letter)) => (letter.input(), Some(head as u32)),
+        (Node::Mlp(_), _) => (Kind::MlpIn, None),
+        _ => (Kind::ResidPost, None),
+    };
+    node_cell(kind, receiver.node, head)
+}
+
+fn node_cell(kind: Kind, node: Node, head: Option<u32>) -> Cell {
     Cell {
         component: kind.name().into(),
         layer: node.layer().map(|layer| layer as u32),
         head,
+        ..Cell::default()
+    }
+}
+
+/// A row with both ends.
+fn path_cell(src: String, dst: String) -> Cell {
+    Cell {
+        component: "path".into(),
+        src: Some(src),
+        dst: Some(dst),
         ..Cell::default()
     }
 }
@@ -202,346 +307,250 @@ fn names<T: ToString>(list: &[T]) -> String {
     names.join(",")
 }
 
-/// Patches every row's paths in every clean prompt.
+/// Patches every row's paths in every clean prompt: [`measure`] with the defaults of [`Running`].
 /// # Units
 /// `value` and `score`: the metric's, with the receivers reading what was recorded; `base` is `clean`. `normalised` is the share
 /// of the way to the corrupted run.
 /// # Errors
-/// Those of [`PathConfig::check`], before anything runs; [`Error::Interrupted`].
-pub fn path_patching(
-    model: &Model,
-    task: &Task,
-    config: &PathConfig,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    model.spec.check_decoder("paths")?;
-    config.check(&model.spec, task)?;
-    let began = Instant::now();
-    let rows = config.rows();
-    let cells: Vec<Cell> = rows.iter().map(|row| row.cell.clone()).collect();
-    let all: Arc<[u32]> = (0..cells.len() as u32).collect();
-    let mut examples: Vec<ExampleScores> = Vec::with_capacity(task.pairs().len());
-    progress.start("patching paths", (task.pairs().len() * rows.len()) as u64);
-    for batch in task.batches(BATCH) {
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
-        let runs = Runs::new(model, &pairs, config.metric, &config.sweep)?;
-        let values = runs.patch(&rows, config, progress)?;
-        for ((i, pair), values) in pairs.iter().enumerate().zip(values) {
-            examples.push(ExampleScores {
-                corrupted: runs.corrupted_metric[i],
-                cells: Arc::clone(&all),
-                values,
-                ..unmeasured(task, pair, runs.clean_metric[i])
-            });
-        }
+/// What cannot be run as asked, before anything runs; [`Error::NoSuchEdge`] for a path that cannot be.
+pub fn path_patching(on: Subject<'_>, config: &PathConfig) -> Result<Scores> {
+    measure(on, config, &Running::default(), &Watch::default())
+}
+
+impl Method for PathConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        header(self.metric(task), task)
     }
-    progress.finish();
-    examples.sort_by_key(|example| example.example);
-    let settings = json!({
-        "senders": names(&config.senders),
-        "receivers": names(&config.receivers),
-        "over": config.over,
-        "freeze_mlps": config.freeze_mlps,
-        "at_senders": format!("{:?}", config.at_senders),
-        "at_receivers": format!("{:?}", config.at_receivers),
-        "corruption": task.corruption,
-    });
-    let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
-    let (senders, receivers) = (names(&config.senders), names(&config.receivers));
-    provenance.notes.push(match config.over {
-        Over::Senders => format!("what each sender passes to {receivers}"),
-        Over::Receivers => format!("what each receiver reads from {senders}"),
-        Over::Together | Over::Both => "paths from src to dst".into(),
-    });
-    provenance.notes.push(match config.freeze_mlps {
-        true => "heads and MLPs between are frozen: direct paths alone".into(),
-        false => "heads between are frozen, MLPs between are part of the paths".into(),
-    });
-    let meta = ScoresMeta {
+
+    fn settings(&self) -> Value {
+        json!({
+            "senders": self.senders.to_string(),
+            "receivers": self.receivers.to_string(),
+            "over": self.over,
+            "freeze_mlps": self.freeze_mlps,
+            "at_senders": self.at_senders.to_string(),
+            "at_receivers": self.at_receivers.to_string(),
+        })
+    }
+
+    fn needs(&self, task: &Task) -> Needs {
+        needs(self.metric(task))
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.ends(spec)?;
+        for pair in task.pairs() {
+            for positions in [&self.at_senders, &self.at_receivers] {
+                positions.resolve(pair.clean.len(), &pair.roles)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        on: Subject<'a>,
+        running: &'a Running,
+    ) -> Result<Box<dyn Prepared + 'a>> {
+        let rows = self.rows(&on.model.spec)?;
+        Ok(Box::new(PathPatching {
+            on,
+            running,
+            config: self,
+            cells: rows.iter().map(|row| row.cell.clone()).collect(),
+            rows,
+        }))
+    }
+}
+
+/// What both kinds of path patching share.
+fn header(metric: Metric, task: &Task) -> ScoresMeta {
+    ScoresMeta {
         method: "path_patching".into(),
-        metric: config.metric.to_string(),
-        unit: config.metric.unit().into(),
+        metric: metric.to_string(),
+        unit: metric.unit().into(),
         direction: Direction::Noise,
-        seed: config.seed,
+        base: None,
+        seed: task.seed,
+    }
+}
+
+fn needs(metric: Metric) -> Needs {
+    Needs {
+        decoder: Some("paths"),
+        aligned: true,
+        metric: Some(metric),
+        ..Needs::default()
+    }
+}
+
+/// Whether a norm stands on attention's output, so that what a head writes is its share of the normed sum.
+fn has_post_norm(spec: &ModelSpec) -> bool {
+    matches!(
+        spec.norm_placement,
+        NormPlacement::Post | NormPlacement::Sandwich
+    )
+}
+
+/// What a walk from a node's layer to the answer costs, in forward passes of one prompt, from the first position that differs.
+fn walk(node: Node, spec: &ModelSpec, share: f64) -> f64 {
+    let n_layers = spec.n_layers as f64;
+    let left = match node {
+        Node::Input => n_layers,
+        Node::Head { layer, .. } => n_layers - layer as f64 - 0.5,
+        Node::Mlp(layer) => n_layers - layer as f64 - 0.7,
+        Node::Logits => 0.0,
     };
-    Scores::assemble(&cells, &examples, &meta, config.detail, provenance)
+    share * left / n_layers
 }
 
-/// The two unpatched runs of some pairs of one length.
-pub(super) struct Runs<'a> {
-    model: &'a Model,
-    clean: BaseRun,
-    corrupted: BaseRun,
-    sources: Sources,
-    readout: Readout,
-    options: &'a SweepOptions,
-    pub clean_metric: Vec<f64>,
-    pub corrupted_metric: Vec<f64>,
+/// A checked run in progress.
+struct PathPatching<'a> {
+    on: Subject<'a>,
+    running: &'a Running,
+    config: &'a PathConfig,
+    rows: Vec<PathRow>,
+    cells: Vec<Cell>,
 }
 
-impl<'a> Runs<'a> {
-    pub(super) fn new(
-        model: &'a Model,
-        pairs: &[&Pair],
-        metric: Metric,
-        options: &'a SweepOptions,
-    ) -> Result<Self> {
-        let mut kinds = vec![
-            Kind::Embed,
-            Kind::Z,
-            Kind::AttnOut,
-            Kind::MlpIn,
-            Kind::MlpOut,
-            Kind::ResidPost,
-            Kind::QInput,
-        ];
-        kinds.retain(|kind| kind.absent(&model.spec).is_none());
-        let roles: Vec<_> = pairs.iter().map(|pair| pair.roles.clone()).collect();
-        let run = |prompts: Vec<Vec<u32>>| {
-            BaseRun::new(
-                model,
-                prompts,
-                roles.clone(),
-                Vec::new(),
-                Sources::default(),
-                &kinds,
-            )
-        };
-        let clean = run(pairs.iter().map(|pair| pair.clean.clone()).collect())?;
-        let corrupted = run(pairs.iter().map(|pair| pair.corrupted.clone()).collect())?;
-        let readout = Readout {
-            metric,
-            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
-            reference: match metric.needs_reference() {
-                true => Some(clean.logits(model)?),
-                false => None,
+impl Prepared for PathPatching<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        // The runs may take a quarter of the memory; recordings and variants take the rest.
+        4 * bytes_of_pair(&self.on.model.spec, length)
+    }
+
+    fn splits(&self) -> bool {
+        true
+    }
+
+    /// For each set of senders a walk from the first of them, and for each row one from the first of its receivers.
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let pair = &self.on.task.pairs()[unit.items[0]];
+        let (spec, length) = (&self.on.model.spec, pair.clean.len());
+        let share = (length - pair.first_difference().min(length)) as f64 / length as f64;
+        let rows = &self.rows[unit.cells.clone()];
+        let sets: BTreeSet<&[Node]> = rows.iter().map(|row| &*row.senders).collect();
+        let sending = sets.iter().filter_map(|senders| senders.iter().min());
+        let receivers = |row: &PathRow| row.receivers.iter().map(|receiver| receiver.node).min();
+        let receiving = rows.iter().filter_map(receivers);
+        let packed = sending
+            .copied()
+            .chain(receiving)
+            .map(|node| walk(node, spec, share))
+            .sum();
+        Ok(Cost {
+            variants: sets.len() + rows.len(),
+            without_effect: if share > 0.0 {
+                0
+            } else {
+                sets.len() + rows.len()
             },
-        };
-        let sources = Sources::default()
-            .with("base", clean.source()?)
-            .with("corrupted", corrupted.source()?);
-        Ok(Runs {
-            clean_metric: clean.metric(model, &readout)?,
-            corrupted_metric: corrupted.metric(model, &readout)?,
-            model,
-            clean,
-            corrupted,
-            sources,
-            readout,
-            options,
+            passes: 2.0,
+            packed,
+            bytes: self.bytes(length),
         })
     }
 
-    /// The metric of each row, for each pair.
-    fn patch(
-        &self,
-        rows: &[Row],
-        config: &PathConfig,
-        progress: &dyn Progress,
-    ) -> Result<Vec<Vec<f64>>> {
-        let n = self.clean.prompts.len();
-        let mut values: Vec<Vec<f64>> = self
-            .clean_metric
-            .iter()
-            .map(|&m| vec![m; rows.len()])
-            .collect();
-        // Rows with the same senders share the recording; a few sets at a time, since recordings are whole streams.
-        let mut by_senders: BTreeMap<&[Node], Vec<usize>> = BTreeMap::new();
-        for (index, row) in rows.iter().enumerate() {
-            by_senders.entry(&row.senders).or_default().push(index);
-        }
-        let groups: Vec<(&[Node], Vec<usize>)> = by_senders.into_iter().collect();
-        for chunk in groups.chunks(16) {
-            let readers: BTreeSet<Hook> = (chunk.iter())
-                .flat_map(|(_, of)| of.iter().flat_map(|&row| &rows[row].receivers))
-                .map(|receiver| stream_of(*receiver, &self.model.spec))
-                .collect();
-            let readers: Vec<Hook> = readers.into_iter().collect();
-            let mut sending = Vec::new();
-            for (senders, _) in chunk {
-                let edits = self.sending(senders, config);
-                sending.extend((0..n).map(|example| Variant {
-                    example,
-                    edits: edits.clone(),
-                }));
-            }
-            let (_, recorded) = sweep_with_capture(
-                self.model,
-                &self.clean,
-                &sending,
-                &self.sources,
-                &self.readout,
-                &readers,
-                self.options,
-                &Quiet,
-            )?;
-            let (mut receiving, mut of) = (Vec::new(), Vec::new());
-            for (group, (_, of_group)) in chunk.iter().enumerate() {
-                for &row in of_group {
-                    for example in 0..n {
-                        let mut edits = Vec::new();
-                        for &receiver in &rows[row].receivers {
-                            let hook = stream_of(receiver, &self.model.spec);
-                            let stream = recorded.get(group * n + example, hook);
-                            let stream = stream.map(|(at, t)| (at.to_vec(), t.clone()));
-                            let at = &config.at_receivers;
-                            edits.extend(self.receiving(receiver, example, stream, at)?);
-                        }
-                        if !edits.is_empty() {
-                            receiving.push(Variant { example, edits });
-                            of.push((example, row));
-                        }
-                    }
-                }
-            }
-            let metrics = sweep(
-                self.model,
-                &self.clean,
-                &receiving,
-                &self.sources,
-                &self.readout,
-                self.options,
-                &Quiet,
-            )?;
-            for (&(example, row), metric) in of.iter().zip(metrics) {
-                values[example][row] = metric;
-            }
-            if progress.cancelled() {
-                return Err(Error::Interrupted {
-                    kept: "nothing was asked to be kept".into(),
-                });
-            }
-            let done: usize = chunk.iter().map(|(_, of)| of.len()).sum();
-            progress.advance((done * n) as u64);
-        }
-        Ok(values)
+    fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let with_deltas = has_post_norm(&self.on.model.spec);
+        let metric = self.config.metric(self.on.task);
+        let runs = PathRuns::new(self.on, metric, &unit.items, self.running, with_deltas)?;
+        let rows = &self.rows[unit.cells.clone()];
+        let values = runs.patch(rows, self.config, progress)?;
+        Ok(runs.examples(self.on.task, unit, values))
     }
 
-    /// The edits of a run in which these nodes send: they write what they write in the corrupted run, and every head after the
-    /// first of them is frozen, with the MLPs if so asked.
-    fn sending(&self, senders: &[Node], config: &PathConfig) -> Vec<Edit> {
-        let spec = &self.model.spec;
-        let first = senders
-            .iter()
-            .map(|sender| sender.layer().unwrap_or(0))
-            .min();
-        let first = first.unwrap_or(0);
-        let mut edits = Vec::new();
-        for layer in first..spec.n_layers {
-            let freeze = |kind| Edit::new(Site::all(Hook::at(kind, layer)), Op::Freeze);
-            edits.push(freeze(Kind::Z));
-            if config.freeze_mlps && spec.mlp != Mlp::None {
-                edits.push(freeze(Kind::MlpOut));
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        let config = self.config;
+        measured.notes.push(match config.over {
+            Over::Senders => format!("what each sender passes to {}", config.receivers),
+            Over::Receivers => format!("what each receiver reads from {}", config.senders),
+            Over::Together | Over::Both => "paths from src to dst".into(),
+        });
+        measured.notes.push(
+            if config.freeze_mlps {
+                "heads and MLPs between are frozen: direct paths alone"
+            } else {
+                "heads between are frozen, MLPs between are part of the paths"
             }
-        }
-        edits.extend(senders.iter().map(|&sender| {
-            let site = Site {
-                positions: config.at_senders.clone(),
-                ..site_of(sender)
-            };
-            Edit::new(site, Op::FromRun("corrupted".into()))
-        }));
-        edits
+            .into(),
+        );
+        Ok(())
     }
+}
 
-    /// The edit that lets a receiver read a recorded stream at the positions that differ; none if it is what it reads anyway.
-    fn receiving(
-        &self,
-        receiver: Receiver,
-        example: usize,
-        recorded: Option<(Vec<u32>, Tensor)>,
-        at: &Positions,
-    ) -> Result<Option<Edit>> {
-        let Some((positions, stream)) = recorded else {
-            return Ok(None);
+impl PathRuns<'_> {
+    /// The examples of a unit, from a value for each of its pairs and cells.
+    fn examples(&self, task: &Task, unit: &Unit, values: Vec<Vec<f64>>) -> Vec<ExampleScores> {
+        let cells: Arc<[u32]> = (unit.cells.start as u32..unit.cells.end as u32).collect();
+        let example = |(i, values): (usize, Vec<f64>)| {
+            let (clean, corrupted) = (self.clean_metric[i], self.corrupted_metric[i]);
+            let mut one = unmeasured(task, unit.items[i], clean, corrupted);
+            one.judged(self.judged[i]);
+            one.cells = Arc::clone(&cells);
+            one.values = values;
+            one
         };
-        let roles = &self.clean.roles[example];
-        let length = self.clean.length;
-        let wanted = at.resolve(length, roles)?;
-        let kept: Vec<u32> = (0..positions.len() as u32)
-            .filter(|&row| wanted.contains(&(positions[row as usize] as usize)))
-            .collect();
-        if kept.is_empty() {
-            return Ok(None);
-        }
-        let stream = stream.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        let value = stream.index_select(&Tensor::new(kept.as_slice(), &Device::Cpu)?, 0)?; // [positions, d_model]
-        let site = read_site(receiver, &self.model.spec);
-        let kept = kept.iter().map(|&row| positions[row as usize] as usize);
-        let site = site.at_positions(kept.map(crate::hooks::Pos::Index));
-        Ok(Some(Edit::new(site, Op::Replace(Value::Tensor(value)))))
-    }
-}
-
-/// The hook that holds the stream which a receiver reads.
-fn stream_of(receiver: Receiver, spec: &ModelSpec) -> Hook {
-    match receiver.node {
-        Node::Head { layer, .. } => Hook::at(Kind::ResidPre, layer),
-        // An MLP of a parallel block reads what its attention reads.
-        Node::Mlp(layer) if spec.block != Block::Sequential => Hook::at(Kind::ResidPre, layer),
-        Node::Mlp(layer) => Hook::at(Kind::ResidMid, layer),
-        Node::Input | Node::Logits => Hook::at(Kind::ResidPost, spec.n_layers - 1),
-    }
-}
-
-/// The site at which a receiver, and nobody else, reads.
-fn read_site(receiver: Receiver, spec: &ModelSpec) -> Site {
-    match (receiver.node, receiver.letter) {
-        (Node::Head { layer, head }, Some(letter)) => {
-            Site::all(Hook::at(letter.input(), layer)).heads([head])
-        }
-        (Node::Mlp(layer), _) => Site::all(Hook::at(Kind::MlpIn, layer)),
-        // Checked before: heads have a letter, and the input reads nothing.
-        _ => Site::all(Hook::at(Kind::ResidPost, spec.n_layers - 1)),
-    }
-}
-
-impl std::fmt::Display for Receiver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.letter {
-            Some(letter) => write!(f, "{}<{letter}>", self.node),
-            None => write!(f, "{}", self.node),
-        }
-    }
-}
-
-impl std::str::FromStr for Receiver {
-    type Err = Error;
-
-    /// As it is printed, or `a3.h0.q`, which a shell leaves alone.
-    fn from_str(text: &str) -> Result<Self> {
-        let text = match text.trim().rsplit_once('.') {
-            Some((head, letter @ ("q" | "k" | "v"))) => format!("{head}<{letter}>"),
-            _ => text.to_string(),
-        };
-        // What may stand after the arrow of an edge is what reads.
-        let edge: Edge = format!("input->{text}").parse()?;
-        Ok(Receiver {
-            node: edge.dst,
-            letter: edge.letter,
-        })
+        values.into_iter().enumerate().map(example).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::families::from_config;
+
+    fn spec() -> ModelSpec {
+        let config = include_str!("../../models/embedded/config.json");
+        from_config(config).expect("the embedded model").spec
+    }
+
+    fn rows(senders: &str, receivers: &str, over: Over) -> Result<Vec<String>> {
+        let config = PathConfig {
+            over,
+            ..PathConfig::between(senders, receivers)?
+        };
+        let rows = config.rows(&spec())?.into_iter();
+        Ok(rows.map(|row| row.cell.to_string()).collect())
+    }
 
     #[test]
-    fn receivers_print_and_parse_back() {
-        for text in ["a3.h0<q>", "a10.h2<v>", "m4", "logits"] {
-            let receiver: Receiver = text.parse().expect(text);
-            assert_eq!(receiver.to_string(), text);
-        }
+    fn a_path_that_cannot_be_has_no_row() {
+        let found = rows("a0.h0,a1.h0", "a1.h1.q,a2.h0.v", Over::Both).expect("rows");
         assert_eq!(
-            "a3.h0.q"
-                .parse::<Receiver>()
-                .expect("for shells")
-                .to_string(),
-            "a3.h0<q>"
+            found,
+            ["a0.h0->a1.h1<q>", "a0.h0->a2.h0<v>", "a1.h0->a2.h0<v>"]
         );
-        for text in ["a3.h0", "a3.h0.z", "input", "m4<q>", ""] {
-            assert!(text.parse::<Receiver>().is_err(), "{text}");
-        }
+        // Of all heads, those of layers 0 to 2 send to a head of layer 3.
+        let of_all = rows("heads", "a3.h0.q", Over::Senders).expect("rows");
+        assert_eq!(of_all.len(), 12);
+        // Nothing writes before layer 0 but the input, so its queries are no receivers.
+        let of_queries = rows("heads", "q", Over::Receivers).expect("rows");
+        assert_eq!(of_queries.len(), 12);
+    }
+
+    #[test]
+    fn what_is_named_and_has_no_path_is_refused_by_name() {
+        let says = |senders: &str, receivers: &str, over: Over, what: &str| {
+            let message = rows(senders, receivers, over).expect_err(what).to_string();
+            assert!(message.contains(what), "{message}");
+        };
+        says("a1.h0", "a0.h1.v", Over::Both, "`a1.h0->a0.h1<v>`");
+        says("a1.h0", "a1.h1.q", Over::Senders, "heads of one layer");
+        says("a0.h0,a3.h0", "a1.h1.q,a2.h1.k", Over::Both, "`a3.h0`");
+        says(
+            "a1.h0",
+            "a0.h0.q,logits",
+            Over::Together,
+            "before `a0.h0<q>` reads",
+        );
+        says("heads", "a0.h0.q", Over::Senders, "before `a0.h0<q>` reads");
+        says("a0.h0,a0.h0", "logits", Over::Senders, "named twice");
+        says("a0.h9", "logits", Over::Senders, "a0.h9");
+        says("a0.h0", "a9.h0.q", Over::Senders, "a9.h0");
     }
 }

@@ -1,31 +1,14 @@
 //! The mean activations that ablations put in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hooks::Hook;
 use crate::model::{Model, ModelSpec};
 use crate::run::{Cache, Logits, MeanOf, Request, Source, run};
 use crate::task::{Pair, Task};
-
-/// Means over the corrupted prompts of all pairs, by template and length: one for each position, or one vector for all.
-pub(super) fn reference_means(
-    model: &Model,
-    task: &Task,
-    hooks: &[Hook],
-    by_position: bool,
-    batches: &[Vec<usize>],
-) -> Result<BTreeMap<(usize, usize), Source>> {
-    let over = ReferenceSet {
-        task,
-        corrupted: true,
-    };
-    let means = over.means(model, hooks, by_position, batches)?;
-    let of = |pair: &Pair| Some(((pair.template, pair.clean.len()), means.of(pair)?.clone()));
-    Ok(task.pairs().iter().filter_map(of).collect())
-}
 
 /// The prompts that means are taken over: one side of every pair of a task.
 #[derive(Clone, Copy)]
@@ -90,6 +73,21 @@ impl ReferenceSet<'_> {
         })
     }
 
+    /// Refuses a task some of whose positions would find no mean by role here.
+    /// # Errors
+    /// [`Error::UnknownRole`] naming the roles of such a position.
+    pub fn check_roles(&self, task: &Task) -> Result<()> {
+        let of = |task: &Task| -> BTreeSet<Vec<String>> {
+            task.pairs().iter().flat_map(roles_of_positions).collect()
+        };
+        let known = of(self.task);
+        let has = |roles: &Vec<String>| matching(roles, |one| known.get(one)).is_some();
+        match of(task).iter().find(|roles| !has(roles)) {
+            None => Ok(()),
+            Some(roles) => Err(lacking(roles, known.iter())),
+        }
+    }
+
     fn run(&self, model: &Model, hooks: &[Hook], batch: &[usize]) -> Result<Cache> {
         let prompt = |&pair: &usize| {
             let pair = &self.task.pairs()[pair];
@@ -133,8 +131,10 @@ pub(super) struct RoleMeans {
 }
 
 impl RoleMeans {
-    /// The values that a batch of prompts takes: at each position the mean of what has the same roles; of what has none where
-    /// the reference set has no such position.
+    /// The values that a batch of prompts takes: at each position the mean of what has the same roles, or else has the first of them
+    /// that the reference set has alone.
+    /// # Errors
+    /// [`Error::UnknownRole`] if the reference set has neither.
     pub fn source(&self, spec: &ModelSpec, pairs: &[&Pair]) -> Result<Source> {
         let length = pairs[0].clean.len();
         let mut cache = Cache::new(spec, pairs.len(), length);
@@ -142,24 +142,41 @@ impl RoleMeans {
             .iter()
             .flat_map(|pair| roles_of_positions(pair))
             .collect();
-        let first = self
-            .by_role
-            .values()
-            .next()
-            .expect("a reference set has positions");
         for &hook in &self.hooks {
             let mut rows = Vec::with_capacity(roles.len());
             for roles in &roles {
-                let of = self
-                    .by_role
-                    .get(roles)
-                    .or_else(|| self.by_role.get(&Vec::new()));
-                rows.push(of.unwrap_or(first).packed(hook)?.clone());
+                let of = matching(roles, |one| self.by_role.get(one));
+                let of = of.ok_or_else(|| lacking(roles, self.by_role.keys()))?;
+                rows.push(of.packed(hook)?.clone());
             }
             let rows: Vec<&Tensor> = rows.iter().collect();
             cache.insert(hook, Tensor::cat(&rows, 0)?);
         }
         Source::run(cache)
+    }
+}
+
+/// What is known of these roles together, or of the first of them of which something is known alone.
+fn matching<'m, T>(roles: &[String], known: impl Fn(&[String]) -> Option<&'m T>) -> Option<&'m T> {
+    let alone = || {
+        let mut roles = roles.iter();
+        roles.find_map(|role| known(std::slice::from_ref(role)))
+    };
+    known(roles).or_else(alone)
+}
+
+fn lacking<'r>(roles: &[String], known: impl Iterator<Item = &'r Vec<String>>) -> Error {
+    let name = |roles: &[String]| match roles {
+        [] => "none".to_string(),
+        roles => roles.join(" and "),
+    };
+    let known: Vec<String> = known.map(|roles| name(roles)).collect();
+    Error::UnknownRole {
+        role: name(roles),
+        known: format!(
+            "{} in the reference prompts; take means over all positions (`--source mean-all`), or another reference",
+            known.join(", ")
+        ),
     }
 }
 

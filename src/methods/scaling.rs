@@ -10,22 +10,34 @@
 //! Choosing a head and a factor on these prompts and reporting them on the same ones flatters; use other prompts (`--seed`) for
 //! one of the two.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::DType;
+use serde_json::{Value, json};
+
+use super::choice::Heads;
+use super::measure::{Watch, measure};
+use super::method::{
+    Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range, unmeasured,
+};
 use crate::error::{Error, Result};
-use crate::hooks::{Edit, Hook, Kind, Node, Op, Site};
-use crate::model::{Model, ModelSpec};
-use crate::run::{GenerateRequest, Progress, Quiet, generate};
+use crate::hooks::{Edit, Hook, Kind, Op, Site};
+use crate::metric::{Judgement, Target};
+use crate::run::{GenerateRequest, Logits, Progress, Quiet, Request, generate, run};
+use crate::scores::{Cell, Direction, ExampleScores, Measured, Scores, ScoresMeta};
+use crate::spec::ModelSpec;
 use crate::task::Task;
 
-/// Prompts that run at once.
-const BATCH: usize = 64;
 /// Normal quantile of a 95% interval.
 const Z: f64 = 1.959_963_984_540_054;
 
 /// Which heads, and by how much.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScalingConfig {
-    /// Each is scaled by itself.
-    pub heads: Vec<Node>,
+    /// Each is scaled by itself; none named means every head.
+    pub heads: Heads,
     pub factors: Vec<f32>,
 }
 
@@ -33,222 +45,422 @@ impl ScalingConfig {
     /// The factors that are tried where nobody says which.
     pub const FACTORS: [f32; 11] = [-5.0, -2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0];
 
-    /// Checks what can be checked without a task, and gives layer and head of each node.
-    /// # Errors
-    /// [`Error::UnknownNode`] for a node that is no head of this model; [`Error::Invalid`] without heads or factors, or for a
-    /// factor that is not finite.
-    pub fn check(&self, spec: &ModelSpec) -> Result<Vec<(usize, usize)>> {
-        if self.heads.is_empty() || self.factors.is_empty() {
-            return Err(Error::invalid(
-                "scaling needs at least one head (such as `a3.h1`) and one factor",
-            ));
+    /// These heads, each by all of [`ScalingConfig::FACTORS`].
+    pub fn new(heads: Heads) -> Self {
+        ScalingConfig {
+            heads,
+            factors: ScalingConfig::FACTORS.to_vec(),
+        }
+    }
+
+    /// Each head with each factor.
+    fn scaled(&self, spec: &ModelSpec) -> Vec<Scaled> {
+        let heads = spec
+            .heads()
+            .filter(|&(layer, head)| self.heads.has(layer, head));
+        let by_all = |(layer, head)| {
+            self.factors.iter().map(move |&factor| Scaled {
+                layer,
+                head,
+                factor,
+            })
+        };
+        heads.flat_map(by_all).collect()
+    }
+}
+
+/// A head and what it is multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Scaled {
+    layer: usize,
+    head: usize,
+    factor: f32,
+}
+
+/// What a next token is to the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// One of the task's answers.
+    Answer,
+    /// One of its wrong answers.
+    Wrong,
+    /// Any other token.
+    Other,
+}
+
+impl Class {
+    const ALL: [Class; 3] = [Class::Answer, Class::Wrong, Class::Other];
+
+    fn of(token: u32, target: &Target) -> Self {
+        if target.answers.contains(&token) {
+            Class::Answer
+        } else if target.wrong.contains(&token) {
+            Class::Wrong
+        } else {
+            Class::Other
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Answer => "answer",
+            Class::Wrong => "wrong",
+            Class::Other => "other",
+        })
+    }
+}
+
+/// The class of the greedy next token of every clean prompt, for each head and factor: [`measure`] with the defaults of
+/// [`Running`]. A row for each head, factor (`src`) and class (`target`).
+/// # Units
+/// `score`: the share of prompts, with its Wilson 95% interval; of single prompts 0 or 1.
+/// # Errors
+/// What cannot be run as asked, before anything runs.
+pub fn scaling(on: Subject<'_>, config: &ScalingConfig) -> Result<Scores> {
+    measure(on, config, &Running::default(), &Watch::default())
+}
+
+impl Method for ScalingConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        ScoresMeta {
+            method: "scaling".into(),
+            metric: "next_token".into(),
+            unit: "share of prompts".into(),
+            direction: Direction::Direct,
+            base: None,
+            seed: task.seed,
+        }
+    }
+
+    fn settings(&self) -> Value {
+        json!({ "heads": self.heads, "factors": self.factors })
+    }
+
+    fn needs(&self, _: &Task) -> Needs {
+        Needs::default()
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        if !spec.is_causal() {
+            return Err(Error::invalid(format!(
+                "family `{}` predicts no next token, so there is none to count",
+                spec.family
+            )));
+        }
+        let layers: Vec<usize> = (self.heads.0.iter())
+            .filter_map(|chosen| chosen.layer)
+            .collect();
+        check_range("layer", &layers, spec.n_layers, "the model")?;
+        let heads: Vec<usize> = self.heads.0.iter().map(|chosen| chosen.head).collect();
+        check_range("head", &heads, spec.n_heads, "attention")?;
+        if self.factors.is_empty() {
+            return Err(Error::invalid("scaling needs at least one factor"));
         }
         if let Some(factor) = self.factors.iter().find(|factor| !factor.is_finite()) {
             return Err(Error::invalid(format!(
                 "a factor must be a finite number, not {factor}"
             )));
         }
-        let head = |node: &Node| match *node {
-            Node::Head { layer, head } if layer < spec.n_layers && head < spec.n_heads => {
-                Ok((layer, head))
-            }
-            other => Err(Error::UnknownNode {
-                node: other.to_string(),
+        let mut seen = BTreeSet::new();
+        // Of zero there is one: what is scaled by it is gone, whatever its sign.
+        let mut factors = self.factors.iter();
+        if let Some(factor) = factors.find(|factor| !seen.insert((**factor + 0.0).to_bits())) {
+            return Err(Error::invalid(format!(
+                "the factor {factor} is given twice"
+            )));
+        }
+        match task
+            .pairs()
+            .iter()
+            .find(|pair| pair.target.answers.is_empty())
+        {
+            None => Ok(()),
+            Some(pair) => Err(Error::BadMetric {
+                metric: "next_token".into(),
                 reason: format!(
-                    "what is scaled is a head, written `a3.h1`; there are {} layers of {} heads",
-                    spec.n_layers, spec.n_heads
+                    "needs an answer, and pair {} of task `{}` has none",
+                    pair.index, task.name
                 ),
             }),
+        }
+    }
+
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+        let scaled = self.scaled(&on.model.spec);
+        let of_one = |scaled: &Scaled| {
+            Class::ALL.map(|class| Cell {
+                component: Kind::Z.name().into(),
+                layer: Some(scaled.layer as u32),
+                head: Some(scaled.head as u32),
+                src: Some(scaled.factor.to_string()),
+                target: Some(class.to_string()),
+                ..Cell::default()
+            })
         };
-        self.heads.iter().map(head).collect()
+        Ok(Box::new(Scaling {
+            on,
+            cells: scaled.iter().flat_map(of_one).collect(),
+            scaled,
+        }))
     }
 }
 
-/// A head at one factor: how often the greedy next token was of each class.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scaled {
-    pub layer: usize,
-    pub head: usize,
-    pub factor: f32,
-    /// One of the task's answers.
-    pub answer: Share,
-    /// One of its wrong answers.
-    pub wrong: Share,
-    /// Any other token.
-    pub other: Share,
+/// A checked run in progress.
+struct Scaling<'a> {
+    on: Subject<'a>,
+    scaled: Vec<Scaled>,
+    /// For each head and factor a cell for each class.
+    cells: Vec<Cell>,
 }
 
-/// A count out of some, as a fraction with its Wilson 95% interval.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Share {
-    pub count: usize,
-    pub of: usize,
-    pub fraction: f64,
-    pub low: f64,
-    pub high: f64,
-}
+impl Scaling<'_> {
+    /// The heads and factors that have one of these cells.
+    fn scaled_in(&self, unit: &Unit) -> std::ops::Range<usize> {
+        let classes = Class::ALL.len();
+        unit.cells.start / classes..unit.cells.end.div_ceil(classes)
+    }
 
-impl Share {
-    /// Wilson's interval: it stays within 0 and 1, and is not a point where all or none were counted.
-    pub fn new(count: usize, of: usize) -> Self {
-        let n = of.max(1) as f64;
-        let fraction = count as f64 / n;
-        let square = Z * Z / n;
-        let centre = (fraction + square / 2.0) / (1.0 + square);
-        let spread = fraction * (1.0 - fraction) / n + square / (4.0 * n);
-        let half = Z * spread.sqrt() / (1.0 + square);
-        Share {
-            count,
-            of,
-            fraction,
-            low: (centre - half).max(0.0),
-            high: (centre + half).min(1.0),
-        }
+    fn prompts(&self, items: &[usize]) -> Vec<Vec<u32>> {
+        let pairs = self.on.task.pairs();
+        let prompts = items.iter().map(|&pair| pairs[pair].clean.clone());
+        prompts.collect()
+    }
+
+    /// How the model does without any scaling.
+    fn judged(&self, items: &[usize]) -> Result<Vec<Judgement>> {
+        let request = Request {
+            logits: Logits::Last,
+            ..Request::default()
+        };
+        let logits = run(self.on.model, &self.prompts(items), &request)?.logits;
+        let logits = match logits {
+            Some(logits) => logits.to_dtype(DType::F32)?.to_vec2::<f32>()?,
+            None => Vec::new(),
+        };
+        let judged = |(&item, row): (&usize, &Vec<f32>)| {
+            let target = &self.on.task.pairs()[item].target;
+            target.judge(row)
+        };
+        Ok(items.iter().zip(&logits).map(judged).collect())
+    }
+
+    /// The class of the greedy next token of each prompt.
+    fn next(&self, items: &[usize], edits: &[Edit]) -> Result<Vec<Class>> {
+        let pairs = self.on.task.pairs();
+        let request = GenerateRequest {
+            edits,
+            max_tokens: 1,
+            ..GenerateRequest::default()
+        };
+        let generation = generate(self.on.model, &self.prompts(items), &request, &Quiet)?;
+        let class = |(&pair, tokens): (&usize, &Vec<u32>)| {
+            let target = &pairs[pair].target;
+            tokens
+                .first()
+                .map_or(Class::Other, |&token| Class::of(token, target))
+        };
+        Ok(items.iter().zip(&generation.tokens).map(class).collect())
     }
 }
 
-/// The class of the greedy next token of every clean prompt, for each head and factor.
-/// # Errors
-/// Those of [`ScalingConfig::check`]; [`Error::Interrupted`].
-pub fn scaling(
-    model: &Model,
-    task: &Task,
-    config: &ScalingConfig,
-    progress: &dyn Progress,
-) -> Result<Vec<Scaled>> {
-    let heads = config.check(&model.spec)?;
-    let mut rows = Vec::with_capacity(heads.len() * config.factors.len());
-    progress.start("scaling", (heads.len() * config.factors.len()) as u64);
-    for &(layer, head) in &heads {
-        for &factor in &config.factors {
+impl Prepared for Scaling<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        let spec = &self.on.model.spec;
+        let of_keys = 2 * spec.n_layers * spec.n_kv_heads * spec.d_head;
+        let of_block =
+            4 * spec.d_model + 4 * spec.d_mlp + spec.n_heads * (2 * spec.d_head + length);
+        4 * (length * (of_keys + of_block) + spec.d_vocab)
+    }
+
+    fn splits(&self) -> bool {
+        true
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let length = self.on.task.pairs()[unit.items[0]].clean.len();
+        Ok(Cost {
+            variants: self.scaled_in(unit).len(),
+            bytes: self.bytes(length),
+            ..Cost::passes(1.0 + self.scaled_in(unit).len() as f64)
+        })
+    }
+
+    fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let n = unit.items.len();
+        let mut values: Vec<Vec<f64>> = vec![Vec::with_capacity(unit.cells.len()); n];
+        for at in self.scaled_in(unit) {
             if progress.cancelled() {
-                let kept = "a sweep of factors that is cut short is not kept".into();
-                return Err(Error::Interrupted { kept });
+                return Err(Error::Interrupted {
+                    kept: "nothing of the batch in flight is kept".into(),
+                });
             }
-            rows.push(at_factor(model, task, layer, head, factor)?);
-            progress.advance(1);
+            let Scaled {
+                layer,
+                head,
+                factor,
+            } = self.scaled[at];
+            let site = Site::all(Hook::at(Kind::Z, layer)).heads([head]);
+            let edits = [Edit::new(site, Op::Scale(factor))];
+            let found = self.next(&unit.items, &edits)?;
+            let first = at * Class::ALL.len();
+            for (number, class) in Class::ALL.into_iter().enumerate() {
+                if unit.cells.contains(&(first + number)) {
+                    for (values, found) in values.iter_mut().zip(&found) {
+                        values.push(f64::from(u8::from(*found == class)));
+                    }
+                    progress.advance(n as u64);
+                }
+            }
         }
+        let judged = self.judged(&unit.items)?;
+        let cells: Arc<[u32]> = (unit.cells.start as u32..unit.cells.end as u32).collect();
+        let example = |(i, values): (usize, Vec<f64>)| {
+            let judged = judged.get(i).copied().unwrap_or_default();
+            let right = f64::from(u8::from(judged.top1 == Some(true)));
+            let mut one = unmeasured(self.on.task, unit.items[i], right, right);
+            one.judged(judged);
+            one.cells = Arc::clone(&cells);
+            one.values = values;
+            one
+        };
+        Ok(values.into_iter().enumerate().map(example).collect())
     }
-    progress.finish();
-    Ok(rows)
+
+    /// Shares have Wilson's interval.
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        for cell in 0..measured.cells.len() {
+            let values = measured
+                .examples
+                .iter()
+                .filter_map(|example| example.value(cell));
+            let (mut count, mut of) = (0, 0);
+            for value in values {
+                count += usize::from(value > 0.5);
+                of += 1;
+            }
+            measured.intervals.insert(cell, Some(wilson(count, of)));
+        }
+        measured.notes.push(
+            "the share of prompts whose most probable next token is an answer, a wrong answer or another token (`target`) while z of \
+             one head is multiplied by a factor (`src`); intervals are Wilson's"
+                .into(),
+        );
+        Ok(())
+    }
 }
 
-fn at_factor(model: &Model, task: &Task, layer: usize, head: usize, factor: f32) -> Result<Scaled> {
-    let site = Site::all(Hook::at(Kind::Z, layer)).heads([head]);
-    let edits = [Edit::new(site, Op::Scale(factor))];
-    let request = GenerateRequest {
-        edits: &edits,
-        max_tokens: 1,
-        ..GenerateRequest::default()
-    };
-    let (mut answers, mut wrong) = (0, 0);
-    for batch in task.batches(BATCH) {
-        let prompts: Vec<Vec<u32>> = (batch.iter())
-            .map(|&pair| task.pairs()[pair].clean.clone())
-            .collect();
-        let generation = generate(model, &prompts, &request, &Quiet)?;
-        for (&pair, tokens) in batch.iter().zip(&generation.tokens) {
-            let target = &task.pairs()[pair].target;
-            if target.answers.contains(&tokens[0]) {
-                answers += 1;
-            } else if target.wrong.contains(&tokens[0]) {
-                wrong += 1;
-            }
-        }
-    }
-    let n = task.pairs().len();
-    Ok(Scaled {
-        layer,
-        head,
-        factor,
-        answer: Share::new(answers, n),
-        wrong: Share::new(wrong, n),
-        other: Share::new(n - answers - wrong, n),
-    })
+/// Wilson's 95% interval of a share, `count` of `of`: it stays within 0 and 1, and is no point where all or none were counted.
+fn wilson(count: usize, of: usize) -> (f64, f64) {
+    let n = of.max(1) as f64;
+    let fraction = count as f64 / n;
+    let square = Z * Z / n;
+    let centre = (fraction + square / 2.0) / (1.0 + square);
+    let spread = fraction * (1.0 - fraction) / n + square / (4.0 * n);
+    let half = Z * spread.sqrt() / (1.0 + square);
+    ((centre - half).max(0.0), (centre + half).min(1.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{EMBEDDED, LoadOptions, load};
-    use crate::run::{Request, run};
-    use crate::task::{ExpandOptions, TaskFile, expand};
+    use crate::lab::Lab;
 
     #[test]
     fn wilson_intervals_are_those_of_the_formula() {
         // By hand: n = 10, z^2 / n = 0.384146; centre (0.5 + 0.192073) / 1.384146 = 0.5; half 1.96 sqrt(0.025 + 0.0096036) / 1.384146.
-        let half = Share::new(5, 10);
-        assert!((half.low - 0.236_593).abs() < 1e-5, "{half:?}");
-        assert!((half.high - 0.763_407).abs() < 1e-5, "{half:?}");
-        let all = Share::new(10, 10);
-        assert!((all.low - 0.722_467).abs() < 1e-5, "{all:?}");
-        assert!((all.high - 1.0).abs() < 1e-12, "{all:?}");
-        let none = Share::new(0, 10);
-        assert!(none.low.abs() < 1e-12, "{none:?}");
-        assert!((none.high - 0.277_533).abs() < 1e-5, "{none:?}");
+        for (count, low, high) in [
+            (5, 0.236_593, 0.763_407),
+            (10, 0.722_467, 1.0),
+            (0, 0.0, 0.277_533),
+        ] {
+            let found = wilson(count, 10);
+            assert!(
+                (found.0 - low).abs() < 1e-5 && (found.1 - high).abs() < 1e-5,
+                "{found:?}"
+            );
+        }
     }
 
-    fn setting() -> (Model, Task) {
-        let loaded = load(EMBEDDED, &LoadOptions::default()).expect("it is part of the binary");
-        let options = ExpandOptions {
+    fn lab() -> Lab {
+        let options = crate::task::ExpandOptions {
             n_pairs: Some(12),
-            ..ExpandOptions::default()
+            ..Default::default()
         };
-        let file = TaskFile::open(EMBEDDED).expect("it is part of the binary");
-        let task = expand(&file, &loaded.tokenizer, &options).expect("expands");
-        (loaded.model, task)
+        let loading = crate::model::LoadOptions::default();
+        Lab::open_with("embedded", &loading, "embedded", options).expect("it is in the binary")
     }
 
     #[test]
     fn classes_are_those_of_the_most_probable_token_with_the_head_scaled() {
-        let (model, task) = setting();
+        let lab = lab();
         let config = ScalingConfig {
-            heads: vec![
-                Node::Head { layer: 2, head: 0 },
-                Node::Head { layer: 0, head: 1 },
-            ],
+            heads: "a2.h0,a0.h1".parse().expect("heads"),
             factors: vec![1.0, 0.0, -4.0],
         };
-        let rows = scaling(&model, &task, &config, &Quiet).expect("scales");
-        assert_eq!(rows.len(), 6);
-        for row in &rows {
-            let edit = format!("z{}[head={}] *= {}", row.layer, row.head, row.factor);
+        let scores = lab.measure(&config).expect("scales");
+        let column = |name: &str| -> Vec<f64> {
+            let values = scores.floats(name).expect(name);
+            values.into_iter().map(|value| value.expect(name)).collect()
+        };
+        let (shares, low, high) = (column("score"), column("ci_low"), column("ci_high"));
+        assert_eq!(shares.len(), 18);
+        for (row, scaled) in config.scaled(&lab.model.spec).into_iter().enumerate() {
+            let Scaled {
+                layer,
+                head,
+                factor,
+            } = scaled;
+            let edit = format!("z{layer}[head={head}] *= {factor}");
             let edits = [edit.parse().expect("an edit")];
             let (mut answers, mut wrong) = (0, 0);
-            for pair in task.pairs() {
+            for pair in lab.task.pairs() {
                 let request = Request {
                     edits: &edits,
                     ..Request::default()
                 };
-                let run = run(&model, std::slice::from_ref(&pair.clean), &request).expect("runs");
+                let run =
+                    run(&lab.model, std::slice::from_ref(&pair.clean), &request).expect("runs");
                 let token = run.logits.expect("asked for").argmax(1).expect("a row");
                 let token = token.to_vec1::<u32>().expect("ids")[0];
                 answers += usize::from(pair.target.answers.contains(&token));
                 wrong += usize::from(pair.target.wrong.contains(&token));
             }
-            let counts = [row.answer.count, row.wrong.count, row.other.count];
-            assert_eq!(counts, [answers, wrong, 12 - answers - wrong], "{edit}");
+            for (class, count) in [answers, wrong, 12 - answers - wrong]
+                .into_iter()
+                .enumerate()
+            {
+                let at = 3 * row + class;
+                assert!((shares[at] - count as f64 / 12.0).abs() < 1e-12, "{edit}");
+                assert_eq!((low[at], high[at]), wilson(count, 12), "{edit}");
+            }
         }
         // At factor 1 nothing is changed, and the model knows its task.
-        assert_eq!(rows[0].answer, rows[3].answer);
-        assert!(rows[0].answer.fraction > 0.9, "{:?}", rows[0]);
+        assert_eq!(shares[..3], shares[9..12]);
+        assert_eq!(shares[0], scores.provenance.mean_clean);
+        assert!(shares[0] > 0.9, "{}", shares[0]);
     }
 
     #[test]
-    fn what_is_no_head_is_refused() {
-        let (model, task) = setting();
-        let refused = |heads: Vec<Node>, factors: Vec<f32>| {
-            let config = ScalingConfig { heads, factors };
-            scaling(&model, &task, &config, &Quiet).expect_err("refused")
+    fn what_cannot_be_scaled_is_refused() {
+        let lab = lab();
+        let says = |heads: &str, factors: &[f32], what: &str| {
+            let config = ScalingConfig {
+                heads: heads.parse().expect(heads),
+                factors: factors.to_vec(),
+            };
+            let message = lab.measure(&config).expect_err(what).to_string();
+            assert!(message.contains(what), "{message}");
         };
-        let head = Node::Head { layer: 4, head: 0 };
-        for node in [head, Node::Mlp(0)] {
-            let error = refused(vec![node], vec![1.0]);
-            assert!(matches!(error, Error::UnknownNode { .. }), "{error}");
-        }
-        let head = Node::Head { layer: 0, head: 0 };
-        refused(vec![head], vec![]);
-        refused(vec![head], vec![f32::NAN]);
-        refused(vec![], vec![1.0]);
+        says("a4.h0", &[1.0], "`layer` = 4");
+        says("9", &[1.0], "`head` = 9");
+        says("a0.h0", &[], "one factor");
+        says("a0.h0", &[f32::NAN], "finite");
+        says("a0.h0", &[0.0, -0.0], "twice");
     }
 }

@@ -390,17 +390,13 @@ fn draw_bars(page: &mut Page, scores: &Scores) -> Result<()> {
     );
     page.text(EDGE, 44.0, "fill='#555'", &heading);
     page.reach(EDGE + GLYPH * width(&heading) as f64, 50.0);
-    let reach = order.iter().map(|&row| strength(row)).fold(0.0, f64::max);
     let top = 56.0;
     for (index, (&row, label)) in order.iter().zip(&labels).enumerate() {
         let y = top + ROW * index as f64;
         let (score, interval) = ends(row);
         page.text(left - 8.0, y + 13.0, "text-anchor='end'", label);
         let (from, to) = (at(score.min(0.0)), at(score.max(0.0)));
-        let fill = format!(
-            "fill='{}'",
-            hex(if reach > 0.0 { score / reach } else { 0.0 })
-        );
+        let fill = format!("fill='{}'", hex(0.75 * score.signum()));
         let tip = format!("{label}: {}", number(score));
         page.rectangle(
             [from, y + 3.0, (to - from).max(0.5), ROW - 6.0],

@@ -68,7 +68,7 @@ use super::rows::{Rows, pick, regather};
 use super::{BaseRun, Progress, Sources};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op};
-use crate::metric::{Metric, Reads, Target};
+use crate::metric::{Judgement, Metric, Reads, Target};
 use crate::model::Model;
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::host::to_host;
@@ -396,6 +396,18 @@ impl BaseRun {
         check_variants(model, self, &[], readout)?;
         let examples: Vec<usize> = (0..self.prompts.len()).collect();
         read(model, &self.answer, &examples, readout)
+    }
+
+    /// How the model does on each prompt.
+    /// # Errors
+    /// Those of the tensor product.
+    pub fn judge(&self, model: &Model, targets: &[Target]) -> Result<Vec<Judgement>> {
+        let logits = self.logits(model)?;
+        Ok(targets
+            .iter()
+            .zip(&logits)
+            .map(|(target, logits)| target.judge(logits))
+            .collect())
     }
 
     /// The logits at the answer of each prompt, for metrics that compare with a reference.

@@ -12,9 +12,9 @@ use crate::text::visible;
 /// What was changed in one variant: the coordinates of a cell. Those that do not apply are `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cell {
-    /// The template of the pairs that have it, where rows by position are kept apart by template.
-    #[serde(default)]
-    pub template: Option<u32>,
+    /// Which prompts a position is one of, where prompts of several templates or lengths do not align.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// The hook without its layer (`hook_resid_pre`, `attn.hook_z`), or the name of a bundle.
     pub component: String,
     pub layer: Option<u32>,
@@ -47,7 +47,7 @@ impl Cell {
     pub(super) fn key<'a>(&'a self, meta: &'a ScoresMeta) -> impl Eq + Hash + use<'a> {
         (
             self.metric(meta),
-            self.template,
+            &self.template,
             &self.component,
             self.layer,
             self.head,
@@ -90,11 +90,13 @@ impl Cell {
 /// A cell in few words, safe to show: `z 3.1 @4`, `a0.h1->m3`.
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let (Some(src), Some(dst)) = (&self.src, &self.dst) {
-            return f.write_str(&visible(&format!("{src}->{dst}")));
-        }
         let component = self.component.replace("attn.", "").replace("hook_", "");
-        f.write_str(&visible(&component))?;
+        let name = match (&self.src, &self.dst) {
+            (Some(src), Some(dst)) => format!("{src}->{dst}"),
+            (Some(one), None) | (None, Some(one)) => format!("{component} {one}"),
+            (None, None) => component,
+        };
+        f.write_str(&visible(&name))?;
         if let Some(layer) = self.layer {
             write!(f, " {layer}")?;
         }
@@ -107,7 +109,21 @@ impl fmt::Display for Cell {
         if let Some(role) = &self.role {
             write!(f, " @{}", visible(role))?;
         }
+        if let Some(measure) = &self.measure {
+            write!(f, " ({measure})")?;
+        }
         Ok(())
+    }
+}
+
+impl Cell {
+    /// A component of one layer.
+    pub fn in_layer(component: &str, layer: usize) -> Self {
+        Cell {
+            component: component.into(),
+            layer: Some(layer as u32),
+            ..Cell::default()
+        }
     }
 }
 
@@ -131,6 +147,8 @@ pub struct ExampleScores {
     pub cells: Arc<[u32]>,
     /// The metric with each of `cells` changed.
     pub values: Vec<f64>,
+    /// What else was measured of the example, by name; it has no rows.
+    pub facts: BTreeMap<String, f64>,
 }
 
 /// What kind of change a table measures, which decides its base run.
@@ -188,6 +206,8 @@ pub struct ScoresMeta {
     /// Unit of the metric: `logits`, `probability`, `nats`, ...
     pub unit: String,
     pub direction: Direction,
+    /// The run that rows are of, where it is not the one that the direction says.
+    pub base: Option<&'static str>,
     /// Seeds the bootstrap.
     pub seed: u64,
 }

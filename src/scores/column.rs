@@ -36,7 +36,7 @@ columns! {
     Method "method" "The method, such as `activation_patching`."
     Metric "metric" "What `value` and `score` measure: a metric such as `logit_diff`, or a quantity of the method's own. One for the whole table; a file of side quantities holds several."
     Direction "direction" "`denoise` (clean values into the corrupted run), `noise` (corrupted values into the clean run), `ablate` (values removed from the clean run) or `direct` (nothing is changed: what a part adds by itself)."
-    Template "template" "The template of the task that the row's pairs come from, from 0, where rows are by position and pairs of several templates are kept apart."
+    Template "template" "The template of the task that the row's pairs come from, from 0, and the length of their prompts where it has several (`1 (14 tokens)`): rows by position keep apart what does not align. Null where all pairs align."
     Component "component" "The hook without its layer, such as `hook_resid_pre` or `attn.hook_z`, or the name of a bundle or of an edge's kind."
     Layer "layer" "The layer, from 0; the middle one where several are changed together."
     Head "head" "The head, from 0; for `k` and `v` of grouped-query models a key-value head."
@@ -127,7 +127,7 @@ impl Column {
             Column::Method => Text(|row| Some(row.meta.method.as_str().into())),
             Column::Metric => Text(|row| Some(row.cell.metric(row.meta).into())),
             Column::Direction => Text(|row| Some(row.meta.direction.to_string().into())),
-            Column::Template => Integer(|row| index(row.cell.template)),
+            Column::Template => Text(|row| row.cell.template.as_deref().map(Cow::from)),
             Column::Component => Text(|row| Some(row.cell.component.as_str().into())),
             Column::Layer => Integer(|row| index(row.cell.layer)),
             Column::Head => Integer(|row| index(row.cell.head)),
@@ -156,7 +156,10 @@ impl Column {
             Column::Normalised => Float(|row| row.numbers.normalised),
             Column::NormalisedLow => Float(|row| row.numbers.normalised_interval.map(|i| i.0)),
             Column::NormalisedHigh => Float(|row| row.numbers.normalised_interval.map(|i| i.1)),
-            Column::Base => Text(|row| Some(row.meta.direction.base().into())),
+            Column::Base => Text(|row| {
+                let of_direction = row.meta.direction.base();
+                Some(row.meta.base.unwrap_or(of_direction).into())
+            }),
             Column::Contribution => Float(|row| row.numbers.contribution),
             // Filled in once the strongest rows are known and patched.
             Column::Exact => Float(|_| None),

@@ -193,6 +193,7 @@ fn bytes(path: &Path) -> u64 {
 mod tests {
     use serde_json::json;
 
+    use super::super::parts::Fragment;
     use super::super::{ExampleScores, PartStore};
     use super::*;
 
@@ -200,9 +201,13 @@ mod tests {
     fn parts_and_old_unfinished_files_are_found_and_nothing_else_goes() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let held = PartStore::open_or_create(&at("held.parquet"), &json!({})).unwrap();
-        let mut left = PartStore::open_or_create(&at("left.parquet"), &json!({})).unwrap();
-        left.write(&[ExampleScores::default()]).unwrap();
+        let held = PartStore::open(&at("held.parquet"), &json!({}), None).unwrap();
+        let mut left = PartStore::open(&at("left.parquet"), &json!({}), None).unwrap();
+        let unit = Fragment {
+            cells: 0..1,
+            examples: vec![ExampleScores::default()],
+        };
+        left.write(&unit).unwrap();
         drop(left);
         fs::write(at("left.parquet.parts/notes.txt"), "mine").unwrap();
         fs::create_dir(at("spare.parts")).unwrap();

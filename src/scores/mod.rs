@@ -15,6 +15,7 @@ mod extra;
 mod file;
 mod interval;
 pub mod leftover;
+mod measured;
 mod output;
 mod parquet;
 pub mod parts;
@@ -28,15 +29,16 @@ mod view;
 use polars::prelude::DataFrame;
 
 use crate::error::Result;
-
 pub use crate::text::{visible, width as visible_width};
+
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
 pub use column::{Column, ColumnType};
 pub use condition::Conditions;
 pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};
+pub use measured::Measured;
 pub use output::{OutFormat, check_out, provenance_path, side_path, write_out};
-pub use parts::PartStore;
+pub use parts::{PartStore, Shard};
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
 pub use report::{Estimate, Share, TaskReport};
 

@@ -141,9 +141,10 @@ impl Estimate {
     /// # Errors
     /// Those of the bootstrap.
     pub fn of(values: &[f64], seed: u64) -> Result<Estimate> {
+        let interval = Bootstrap::new(seed).interval_of_mean(values)?;
         Ok(Estimate {
             mean: mean(values),
-            interval: Bootstrap::new(seed).interval_of_mean(values)?,
+            interval: interval.filter(|(low, high)| low.is_finite() && high.is_finite()),
         })
     }
 
@@ -232,6 +233,15 @@ mod tests {
             direct.lines()[1],
             "logit_diff 3.000 on clean prompts logits"
         );
+    }
+
+    #[test]
+    fn a_metric_without_bound_can_be_written_and_read() {
+        let report = report(&[(f64::INFINITY, 1.0), (1.0, 1.0)], Direction::Noise);
+        let text = serde_json::to_string(&report).unwrap();
+        let back: TaskReport = serde_json::from_str(&text).unwrap();
+        assert!(back.clean.mean.is_nan() && back.clean.interval.is_none());
+        assert_eq!(back.corrupted, report.corrupted);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod fill;
 mod options;
 mod pair;
 pub mod pairs;
+mod places;
 mod render;
 mod repeated;
 mod template;

@@ -130,7 +130,7 @@ fn composed_metric(
             let middle = ((&p + &q)? / 2.0)?;
             (divergence(&p, &middle)? + divergence(&q, &middle)?)? / 2.0
         }
-        Metric::Rank | Metric::TopK(_) | Metric::Accuracy => {
+        Metric::Rank | Metric::TopK(_) | Metric::Accuracy | Metric::Custom(_) => {
             unreachable!("flat almost everywhere, so nobody asks for its gradient")
         }
     }

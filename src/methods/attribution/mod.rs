@@ -1,34 +1,32 @@
 //! Estimates of patch effects from gradients: one forward and one backward pass stand in for a sweep.
 //!
 //! To first order, putting another run's value at a site moves the metric by `<other - base, d metric / d site>`. All methods here
-//! are that inner product; they differ in where along the way from one run to the other the gradient is taken ([`Path`]), by
-//! what rules it is computed ([`Rules`]), and whether the site is a node ([`attribute_nodes`]) or an edge ([`attribute_edges`]).
-//! An estimate can be far off, even in sign, where attention saturates: [`verify`] patches the largest exactly.
+//! are that inner product; they differ in where along the way from one run to the other the gradient is taken ([`GradientPath`]), by
+//! what rules it is computed ([`Rules`]), and whether the site is a node ([`NodeAttributionConfig`]) or an edge ([`EdgeAttributionConfig`]).
+//! An estimate can be far off, even in sign, where attention saturates: verification ([`super::verify`]) patches the largest exactly.
 //!
 //! Sources: Nanda 2023 (attribution patching); Syed et al. 2023 (EAP); Hanna et al. 2024, arXiv 2403.17806 (EAP-IG); Kramár et al.
 //! 2024, arXiv 2403.00745 (AtP*); Jafari et al. 2025 (RelP).
 
 mod edges;
+mod inner;
 mod nodes;
 mod qk_fix;
 mod runs;
-pub mod verify;
 
 use std::fmt;
 
 use serde::Serialize;
 
-pub use edges::{
-    EdgeAttributionConfig, EdgeExample, EdgePath, EdgeScores, attribute_edges, edge_scores,
-};
-pub use nodes::{NodeAttributionConfig, VerifyOptions, attribute_nodes, node_scores};
+pub use edges::{EdgeAttributionConfig, EdgePath};
+pub use nodes::NodeAttributionConfig;
 
 use crate::error::{Error, Result};
 use crate::nn::rules::Rules;
 
 /// Where gradients are taken, between the base run and the run that is put in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Path {
+pub enum GradientPath {
     /// At the base run.
     Base,
     /// Averaged over points on the line between the two runs' embeddings; everything above runs freely (integrated gradients).
@@ -37,8 +35,11 @@ pub enum Path {
     Ends,
 }
 
-/// Where on the line the points of an integral stand. The base run is at 1, the other run at 0.
+/// Where on the line from the corrupted run (0) to the clean run (1) the points of an integral stand, whichever of the two is
+/// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
 pub enum StepRule {
     /// `(k - 1/2) / steps`: the error falls with the square of the steps.
     #[default]
@@ -49,21 +50,35 @@ pub enum StepRule {
     Right,
 }
 
-impl Path {
-    /// The points: 1 is the base run, 0 the other.
-    pub fn points(self) -> Vec<f32> {
+impl GradientPath {
+    /// Integrated gradients over the embeddings, at midpoints.
+    pub fn inputs(steps: usize) -> Self {
+        GradientPath::Inputs {
+            steps,
+            rule: StepRule::Midpoint,
+        }
+    }
+
+    /// The points on the line from the other run (0) to the base run (1).
+    pub fn points(self, base_is_clean: bool) -> Vec<f32> {
         match self {
-            Path::Base => vec![1.0],
-            Path::Ends => vec![1.0, 0.0],
-            Path::Inputs { steps, rule } => {
+            GradientPath::Base => vec![1.0],
+            GradientPath::Ends => vec![1.0, 0.0],
+            GradientPath::Inputs { steps, rule } => {
                 let shift = match rule {
                     StepRule::Midpoint => 0.5,
                     StepRule::Left => 0.0,
                     StepRule::Right => 1.0,
                 };
-                (0..steps)
-                    .map(|k| (k as f32 + shift) / steps as f32)
-                    .collect()
+                let from_corrupted = |k: usize| (k as f32 + shift) / steps as f32;
+                let point = |k| {
+                    if base_is_clean {
+                        from_corrupted(k)
+                    } else {
+                        1.0 - from_corrupted(k)
+                    }
+                };
+                (0..steps).map(point).collect()
             }
         }
     }
@@ -72,7 +87,7 @@ impl Path {
     /// [`Error::Invalid`] for an integral without points.
     pub fn check(self) -> Result<()> {
         match self {
-            Path::Inputs { steps: 0, .. } => Err(no_steps()),
+            GradientPath::Inputs { steps: 0, .. } => Err(no_steps()),
             _ => Ok(()),
         }
     }
@@ -82,36 +97,54 @@ pub(super) fn no_steps() -> Error {
     Error::invalid("integrated gradients need at least one step; use `--steps 5`")
 }
 
-impl fmt::Display for Path {
+impl fmt::Display for GradientPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Path::Base => f.write_str("base"),
-            Path::Ends => f.write_str("ends"),
-            Path::Inputs { steps, rule } => {
+            GradientPath::Base => f.write_str("base"),
+            GradientPath::Ends => f.write_str("ends"),
+            GradientPath::Inputs { steps, rule } => {
                 write!(f, "inputs:{steps}:{}", format!("{rule:?}").to_lowercase())
             }
         }
     }
 }
 
+/// A set of rules and its name.
+type NamedRules = (&'static str, fn() -> Rules);
+
+/// The sets of rules that have a name.
+const NAMED_RULES: [NamedRules; 5] = [
+    ("gradient", Rules::gradient),
+    ("relp", Rules::relp),
+    ("relp-frozen-pattern", Rules::relp_frozen_pattern),
+    ("attn-lrp", Rules::attn_lrp),
+    ("cp-lrp", Rules::cp_lrp),
+];
+
 /// Reads the name of a set of rules.
 /// # Errors
 /// [`Error::Parse`] naming the sets that there are.
 pub fn parse_rules(text: &str) -> Result<Rules> {
-    Ok(match text {
-        "gradient" => Rules::gradient(),
-        "relp" => Rules::relp(),
-        "relp-frozen-pattern" => Rules::relp_frozen_pattern(),
-        "attn-lrp" => Rules::attn_lrp(),
-        "cp-lrp" => Rules::cp_lrp(),
-        _ => {
-            return Err(Error::Parse {
-                what: "a set of rules",
-                text: text.into(),
-                reason: "rules are gradient, relp, relp-frozen-pattern, attn-lrp, cp-lrp".into(),
-            });
-        }
-    })
+    match NAMED_RULES.iter().find(|(name, _)| *name == text) {
+        Some((_, rules)) => Ok(rules()),
+        None => Err(Error::Parse {
+            what: "a set of rules",
+            text: text.into(),
+            reason: format!("rules are {}", NAMED_RULES.map(|(name, _)| name).join(", ")),
+        }),
+    }
+}
+
+/// The name of a method whose backward pass goes by some rules: its own name where they are the plain gradient's, else both:
+/// `layer-ig:relp`.
+fn name_with_rules(name: &str, rules: &Rules) -> String {
+    if *rules == Rules::gradient() {
+        return name.into();
+    }
+    match NAMED_RULES.iter().find(|(_, named)| named() == *rules) {
+        Some((of_rules, _)) => format!("{name}:{of_rules}"),
+        None => format!("{name}:other-rules"),
+    }
 }
 
 #[cfg(test)]
@@ -119,16 +152,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rules_are_read_by_name_and_stand_in_the_methods_name() {
+        for (name, rules) in NAMED_RULES {
+            assert_eq!(parse_rules(name).unwrap(), rules());
+        }
+        let message = parse_rules("lrp").unwrap_err().to_string();
+        assert!(message.contains("attn-lrp, cp-lrp"), "{message}");
+        assert_eq!(name_with_rules("eap", &Rules::gradient()), "eap");
+        assert_eq!(name_with_rules("eap", &Rules::cp_lrp()), "eap:cp-lrp");
+        let stopped = Rules::gradient().stopping([1]);
+        assert_eq!(name_with_rules("eap", &stopped), "eap:other-rules");
+    }
+
+    #[test]
     fn the_points_of_a_path() {
-        let inputs = |steps, rule| Path::Inputs { steps, rule }.points();
-        assert_eq!(inputs(2, StepRule::Midpoint), [0.25, 0.75]);
-        assert_eq!(inputs(2, StepRule::Left), [0.0, 0.5]);
-        assert_eq!(inputs(2, StepRule::Right), [0.5, 1.0]);
-        assert_eq!(Path::Ends.points(), [1.0, 0.0]);
-        let none = Path::Inputs {
-            steps: 0,
-            rule: StepRule::Left,
-        };
-        assert!(none.check().is_err());
+        let inputs = |steps, rule| GradientPath::Inputs { steps, rule };
+        let points = |rule| inputs(2, rule).points(true);
+        assert_eq!(points(StepRule::Midpoint), [0.25, 0.75]);
+        assert_eq!(points(StepRule::Left), [0.0, 0.5]);
+        assert_eq!(points(StepRule::Right), [0.5, 1.0]);
+        // Where the corrupted run is changed it is the base run, at 1, and the line is the same one.
+        assert_eq!(inputs(1, StepRule::Left).points(false), [1.0]);
+        assert_eq!(inputs(2, StepRule::Right).points(false), [0.5, 0.0]);
+        assert_eq!(GradientPath::Ends.points(true), [1.0, 0.0]);
+        assert!(inputs(0, StepRule::Left).check().is_err());
     }
 }

@@ -6,43 +6,43 @@
 //! with the same [`PatchConfig`] measures.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use candle_core::Tensor;
-use serde_json::json;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
 
-use super::qk_fix::{self, Prompt};
+use super::inner::{Inner, NodeProbe};
 use super::runs::{Runs, Setting, at_rows, check_metric};
-use super::verify::{Subject, false_negative_bound, verify_nodes};
-use super::{Path, no_steps};
+use super::{GradientPath, name_with_rules, no_steps};
 use crate::error::{Error, Result};
-use crate::hooks::{Axes, Hook, Kind, Ln};
-use crate::methods::PatchConfig;
-use crate::methods::activation_patching::{PatchSource, roles_of};
-use crate::methods::record::provenance;
-use crate::methods::sites::{Along, Extent, fits};
-use crate::model::{Model, ModelSpec};
-use crate::nn::host::{dot, host, on_host, simd};
+use crate::hooks::{Edit, Hook, Kind, Ln};
+use crate::methods::activation_patching::{PatchConfig, PatchSource, Patching};
+use crate::methods::method::{
+    Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, unmeasured,
+};
+use crate::methods::sites::{Along, Extent};
+use crate::methods::verify::{Bound, Verification, bound_of};
+use crate::nn::host::on_host;
 use crate::nn::rules::Rules;
-use crate::run::Progress;
 use crate::run::backward::Probe;
 use crate::run::rows::Rows;
 use crate::run::tape::Tape;
-use crate::scores::{Cell, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::run::{Progress, Source, Variant, sweep};
+use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
+use crate::spec::ModelSpec;
 use crate::task::Task;
 
 /// Which nodes, and how their effects are estimated.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NodeAttributionConfig {
     /// What would be patched exactly.
     pub patch: PatchConfig,
-    /// The method's name, as it stands in the table: `atp`, `relp`, ...
-    pub method: String,
     pub rules: Rules,
-    pub path: Path,
+    pub path: GradientPath,
     /// Sum the gradient times the value's own change from point to point (trapezoid), instead of the mean gradient times the whole
     /// change.
     pub conductance: bool,
@@ -58,9 +58,8 @@ impl NodeAttributionConfig {
     pub fn atp(patch: PatchConfig) -> Self {
         NodeAttributionConfig {
             patch,
-            method: "atp".into(),
             rules: Rules::gradient(),
-            path: Path::Base,
+            path: GradientPath::Base,
             conductance: false,
             qk_fix: false,
             grad_drop: false,
@@ -70,7 +69,6 @@ impl NodeAttributionConfig {
     /// AtP*: both corrections.
     pub fn atp_star(patch: PatchConfig) -> Self {
         NodeAttributionConfig {
-            method: "atp-star".into(),
             qk_fix: true,
             grad_drop: true,
             ..NodeAttributionConfig::atp(patch)
@@ -80,18 +78,76 @@ impl NodeAttributionConfig {
     /// RelP with its authors' default rules.
     pub fn relp(patch: PatchConfig) -> Self {
         NodeAttributionConfig {
-            method: "relp".into(),
             rules: Rules::relp(),
             ..NodeAttributionConfig::atp(patch)
         }
     }
 
-    /// # Errors
-    /// What cannot be estimated as asked, before anything runs.
-    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+    /// Integrated gradients over the embeddings, at midpoints.
+    pub fn layer_ig(patch: PatchConfig, steps: usize) -> Self {
+        NodeAttributionConfig {
+            path: GradientPath::inputs(steps),
+            ..NodeAttributionConfig::atp(patch)
+        }
+    }
+
+    /// The integral of the gradient along each node's own change.
+    pub fn conductance(patch: PatchConfig, steps: usize) -> Self {
+        NodeAttributionConfig {
+            conductance: true,
+            ..NodeAttributionConfig::layer_ig(patch, steps)
+        }
+    }
+
+    /// The method's name, which follows from what it does.
+    pub fn name(&self) -> String {
+        let name = match (self.path, self.qk_fix, self.grad_drop) {
+            _ if self.conductance => "conductance",
+            (GradientPath::Inputs { .. }, ..) => "layer-ig",
+            (GradientPath::Ends, ..) => "atp-clean-corrupted",
+            (GradientPath::Base, true, true) => "atp-star",
+            (GradientPath::Base, true, false) => "atp-qk-fix",
+            (GradientPath::Base, false, true) => "atp-grad-drop",
+            (GradientPath::Base, false, false) if self.rules == Rules::relp() => {
+                return "relp".into();
+            }
+            (GradientPath::Base, false, false) => "atp",
+        };
+        name_with_rules(name, &self.rules)
+    }
+}
+
+impl Method for NodeAttributionConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        ScoresMeta {
+            method: self.name(),
+            ..self.patch.header(task)
+        }
+    }
+
+    fn settings(&self) -> Value {
+        let mut settings = self.patch.settings();
+        settings["rules"] = json!(self.rules);
+        settings["path"] = json!(self.path);
+        settings["conductance"] = json!(self.conductance);
+        settings["qk_fix"] = json!(self.qk_fix);
+        settings["grad_drop"] = json!(self.grad_drop);
+        settings
+    }
+
+    fn needs(&self, task: &Task) -> Needs {
+        Needs {
+            decoder: Some("gradients"),
+            aligned: true,
+            gradient: true,
+            ..self.patch.needs(task)
+        }
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         self.patch.check(spec, task)?;
-        let at_base = self.path == Path::Base;
-        check_metric(self.patch.metric, self.patch.direction, at_base)?;
+        let at_base = self.path == GradientPath::Base;
+        check_metric(self.patch.metric(task), self.patch.direction, at_base)?;
         self.path.check()?;
         if self.patch.window != 1 || self.patch.noise.is_some() {
             return Err(Error::invalid(
@@ -125,7 +181,7 @@ impl NodeAttributionConfig {
             ));
         }
         let other_is_a_run = self.patch.source == PatchSource::Pair;
-        if !other_is_a_run && (self.qk_fix || self.path != Path::Base) {
+        if !other_is_a_run && (self.qk_fix || !at_base) {
             return Err(Error::invalid(
                 "the QK fix and integrals go from one run to the other run of the pair; with zeros or means use \
                  `--method atp`, or leave `--source` out",
@@ -136,178 +192,243 @@ impl NodeAttributionConfig {
                 "AtP* is taken at the base run; its corrections do not combine with integrals",
             ));
         }
-        if self.conductance && self.path.points().len() < 2 {
+        if self.conductance && !matches!(self.path, GradientPath::Inputs { steps: 1.., .. }) {
             return Err(no_steps());
         }
         Ok(())
     }
-}
 
-/// How estimates are held against exact effects.
-#[derive(Debug, Clone, Copy)]
-pub struct VerifyOptions {
-    /// The strongest so many cells, and as many random ones, are patched exactly.
-    pub k: usize,
-    /// Joint patches behind a bound on what was missed; 0 for none.
-    pub bound_draws: usize,
-}
-
-/// Estimates the effect of patching every cell of every sweep, and patches some exactly if `verify` says so.
-/// # Units
-/// `value` and `score`: the metric's. `contribution`, the mean over pairs of the estimate's size, is there with
-/// [`Detail::Mean`](crate::scores::Detail::Mean).
-/// # Errors
-/// What cannot be estimated as asked, before anything runs; [`Error::NoGradient`]; [`Error::Interrupted`].
-pub fn attribute_nodes(
-    model: &Model,
-    task: &Task,
-    config: &NodeAttributionConfig,
-    verify: Option<VerifyOptions>,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    config.check(&model.spec, task)?;
-    if let Some(verify) = verify {
-        let cells = Places::new(model, task, &config.patch).cells.len();
-        super::verify::check(verify.k, cells)?;
+    fn prepare<'a>(
+        &'a self,
+        on: Subject<'a>,
+        running: &'a Running,
+    ) -> Result<Box<dyn Prepared + 'a>> {
+        let places = Places::new(&on.model.spec, on.task, &self.patch);
+        let setting = Setting {
+            model: on.model,
+            task: on.task,
+            metric: self.patch.metric(on.task),
+            direction: self.patch.direction,
+            source: self.patch.source,
+            hooks: places.hooks(),
+            memory: running.memory_now(),
+        };
+        Ok(Box::new(Attributing {
+            config: self,
+            setting,
+            places,
+            means: BTreeMap::new(),
+            batch: running.batch,
+        }))
     }
-    let began = Instant::now();
-    let (cells, examples) = node_scores(model, task, config, progress)?;
-    let patch = &config.patch;
-    let meta = ScoresMeta {
-        method: config.method.clone(),
-        metric: patch.metric.to_string(),
-        unit: patch.metric.unit().into(),
-        direction: patch.direction,
-        seed: patch.seed,
-    };
-    let mut settings = patch.fingerprint(model, task);
-    settings["method"] = json!(config.method);
-    settings["rules"] = json!(config.rules);
-    settings["path"] = json!(config.path);
-    settings["conductance"] = json!(config.conductance);
-    settings["qk_fix"] = json!(config.qk_fix);
-    settings["grad_drop"] = json!(config.grad_drop);
-    let (seconds, warnings) = (
-        began.elapsed().as_secs_f64(),
-        patch.warnings(task, &examples),
-    );
-    let provenance = provenance(model, task, settings, seconds, warnings);
-    let mut scores = Scores::assemble(&cells, &examples, &meta, patch.detail, provenance)?;
-    if let Some(VerifyOptions { k, bound_draws }) = verify {
-        let subject = Subject { model, task };
-        let mut found = verify_nodes(subject, config, &cells, &examples, k, progress)?;
-        if bound_draws > 0 {
-            let (n, draws) = (cells.len(), bound_draws);
-            found.bound = false_negative_bound(subject, patch, n, &found, draws, progress)?;
-        }
-        found.add_to(&mut scores, &cells, &examples, patch.detail)?;
-    }
-    Ok(scores)
-}
 
-/// The estimates behind [`attribute_nodes`], for each pair.
-/// # Errors
-/// Those of [`attribute_nodes`].
-pub fn node_scores(
-    model: &Model,
-    task: &Task,
-    config: &NodeAttributionConfig,
-    progress: &dyn Progress,
-) -> Result<(Vec<Cell>, Vec<ExampleScores>)> {
-    config.check(&model.spec, task)?;
-    let patch = &config.patch;
-    let places = Places::new(model, task, patch);
-    let setting = Setting {
-        model,
-        task,
-        metric: patch.metric,
-        direction: patch.direction,
-        source: patch.source,
-        hooks: places.hooks(),
-        memory: patch.sweep.memory,
-        batch: patch.batch,
-    };
-    let means = setting.means()?;
-    progress.start("attributing", task.pairs().len() as u64);
-    let mut keep = Vec::new();
-    if config.qk_fix {
-        keep = (0..model.spec.n_layers)
-            .flat_map(|layer| [Kind::RotQ, Kind::RotK].map(|kind| Hook::at(kind, layer)))
+    fn exact(&self, cells: &[Cell]) -> Option<Exact> {
+        Some(Exact {
+            method: Box::new(PatchConfig {
+                only: Some(cells.to_vec()),
+                ..self.patch.clone()
+            }),
+            sign: 1.0,
+            sizes: self.grad_drop,
+        })
+    }
+
+    /// Each draw patches a random half of the cells that were not verified together, in a random pair.
+    fn bound(
+        &self,
+        on: Subject<'_>,
+        running: &Running,
+        found: &Verification,
+        draws: usize,
+        progress: &dyn Progress,
+    ) -> Result<Option<Bound>> {
+        const RISK: f64 = 0.01;
+        let patching = Patching::new(on, self.patch.clone(), running)?;
+        let verified: BTreeSet<usize> = found
+            .checked
+            .iter()
+            .filter_map(|checked| checked.index)
             .collect();
+        let rest: Vec<usize> = (0..patching.cells().len())
+            .filter(|cell| !verified.contains(cell))
+            .collect();
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.patch.seed(on.task) ^ 0x6a09_e667);
+        let (mut pairs, mut sets) = (Vec::new(), Vec::new());
+        for _ in 0..draws {
+            pairs.push(rng.random_range(0..on.task.pairs().len()));
+            let set = rest.iter().copied().filter(|_| rng.random_bool(0.5));
+            sets.push(set.collect::<BTreeSet<usize>>());
+        }
+        let effects = patch_together(patching, running, &pairs, &sets, progress)?;
+        Ok(Some(bound_of(&rest, &sets, &effects, RISK)))
     }
-    let mut examples = Vec::new();
-    for batch in setting.batches(0) {
-        let runs = Runs::record(&setting, &batch, &means, &keep)?;
-        let estimates = estimate(&runs, &places, config, &setting.hooks)?;
-        for (i, estimates) in estimates.into_iter().enumerate() {
-            let pair = runs.pairs[i];
-            let base = match patch.direction {
-                Direction::Denoise => runs.corrupted[i],
-                _ => runs.clean[i],
-            };
-            let has = |role: &str| pair.roles.get(role).is_some_and(|at| !at.is_empty());
-            let here: Vec<u32> = (0..places.cells.len() as u32)
-                .filter(|&cell| fits(&places.cells[cell as usize], pair.clean.len(), has))
+}
+
+/// The effect of patching many cells at once: for each set, in its pair.
+fn patch_together(
+    mut patching: Patching<'_>,
+    running: &Running,
+    pairs: &[usize],
+    sets: &[BTreeSet<usize>],
+    progress: &dyn Progress,
+) -> Result<Vec<f64>> {
+    patching.begin(progress)?;
+    let mut effects = vec![0.0; sets.len()];
+    progress.start("patching together", sets.len() as u64);
+    for unit in patching.units(patching.task, running) {
+        // Units of the same pairs differ in their cells, which are not what is asked for here.
+        if unit.cells.start > 0 {
+            continue;
+        }
+        let of_batch: Vec<usize> = (0..sets.len())
+            .filter(|&i| unit.items.contains(&pairs[i]))
+            .collect();
+        if of_batch.is_empty() {
+            continue;
+        }
+        let contrast = patching.contrast(&unit.items)?;
+        let mut variants = Vec::new();
+        for &i in &of_batch {
+            let at = unit.items.iter().position(|&item| item == pairs[i]);
+            let pair = &patching.task.pairs()[pairs[i]];
+            let cells = sets[i].iter();
+            let edits: Vec<Edit> = cells
+                .filter_map(|&cell| patching.edits(cell, pair, &contrast.op))
+                .flatten()
                 .collect();
-            let values = here.iter().map(|&cell| base + estimates[cell as usize]);
-            examples.push(ExampleScores {
-                example: pair.index,
-                clean: runs.clean[i],
-                corrupted: runs.corrupted[i],
-                tokens: task.texts(&runs.base.prompts[i]),
-                roles: pair.roles.clone(),
-                values: values.collect(),
-                cells: Arc::from(here),
-                ..ExampleScores::default()
+            variants.push(Variant {
+                example: at.expect("of this batch"),
+                edits,
             });
         }
-        progress.advance(batch.len() as u64);
-        if progress.cancelled() {
-            let kept = "attribution keeps no parts, and starts again".into();
-            return Err(Error::Interrupted { kept });
+        let values = sweep(
+            patching.model,
+            &contrast.base,
+            &variants,
+            &contrast.sources,
+            &contrast.readout,
+            &patching.options(),
+            progress,
+        )?;
+        for ((&i, value), variant) in of_batch.iter().zip(values).zip(&variants) {
+            effects[i] = value - contrast.base_metric[variant.example];
         }
     }
     progress.finish();
-    examples.sort_by_key(|scores| scores.example);
-    Ok((places.cells, examples))
+    Ok(effects)
+}
+
+/// A checked run in progress.
+struct Attributing<'a> {
+    config: &'a NodeAttributionConfig,
+    setting: Setting<'a>,
+    places: Places,
+    means: BTreeMap<(usize, usize), Source>,
+    batch: usize,
+}
+
+impl Prepared for Attributing<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.places.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        self.setting.bytes(length, 0)
+    }
+
+    fn begin(&mut self, _: &dyn Progress) -> Result<()> {
+        self.means = self.setting.means(self.batch)?;
+        Ok(())
+    }
+
+    /// A backward pass costs about as much as a forward pass; the base and the other run are recorded once.
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let n_layers = self.setting.model.spec.n_layers as f64;
+        let points = match self.config.path {
+            GradientPath::Inputs { steps, .. } => {
+                (steps + usize::from(self.config.conductance)) as f64
+            }
+            GradientPath::Ends => 2.0,
+            GradientPath::Base => 1.0,
+        };
+        let drops = if self.config.grad_drop {
+            0.5 * n_layers
+        } else {
+            0.0
+        };
+        let each = 2.0 * (points - 1.0) + 1.0 + drops;
+        Ok(Cost::passes(unit.items.len() as f64 * (2.0 + each)))
+    }
+
+    fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let mut keep = Vec::new();
+        if self.config.qk_fix {
+            let layers = 0..self.setting.model.spec.n_layers;
+            keep = layers
+                .flat_map(|layer| [Kind::RotQ, Kind::RotK].map(|kind| Hook::at(kind, layer)))
+                .collect();
+        }
+        let runs = Runs::record(&self.setting, &unit.items, &self.means, &keep)?;
+        let estimates = estimate(&runs, &self.places, self.config, &self.setting.hooks)?;
+        let task = self.setting.task;
+        let mut examples = Vec::with_capacity(unit.items.len());
+        for (i, (&item, estimates)) in unit.items.iter().zip(estimates).enumerate() {
+            let pair = runs.pairs[i];
+            let here: Vec<u32> = (unit.cells.clone())
+                .filter(|&cell| self.places.extent.has(&self.places.cells[cell], pair))
+                .map(|cell| cell as u32)
+                .collect();
+            let mut one = unmeasured(task, item, runs.clean[i], runs.corrupted[i]);
+            one.judged(runs.judged[i]);
+            let base = one.base(self.setting.direction);
+            one.tokens = task.texts(&runs.base.prompts[i]);
+            one.values = here
+                .iter()
+                .map(|&cell| base + estimates[cell as usize])
+                .collect();
+            one.cells = Arc::from(here);
+            examples.push(one);
+        }
+        Ok(examples)
+    }
 }
 
 /// The cells of all sweeps, and where those of one hook stand.
-struct Places {
-    cells: Vec<Cell>,
-    of_hook: BTreeMap<Hook, Vec<(Along, Range<usize>)>>,
+pub(super) struct Places {
+    pub cells: Vec<Cell>,
+    pub of_hook: BTreeMap<Hook, Vec<(Along, Range<usize>)>>,
+    extent: Extent,
 }
 
 impl Places {
-    fn new(model: &Model, task: &Task, patch: &PatchConfig) -> Self {
-        let roles = roles_of(task);
-        let lengths = task.pairs().iter().map(|pair| pair.clean.len());
-        let extent = Extent {
-            length: lengths.max().unwrap_or(0),
-            roles: &roles,
-            layers: &patch.layers,
-            heads: &patch.heads,
-        };
-        let mut places = Places {
-            cells: Vec::new(),
-            of_hook: BTreeMap::new(),
-        };
+    fn new(spec: &ModelSpec, task: &Task, patch: &PatchConfig) -> Self {
+        let extent = Extent::new(task, &patch.layers, &patch.heads);
+        let only: Option<HashSet<&Cell>> = patch.only.as_ref().map(|only| only.iter().collect());
+        let (mut all, mut of_hook) = (Vec::new(), BTreeMap::new());
         for sites in &patch.sites {
-            let cells = sites.cells(&model.spec, &extent);
-            let mut start = places.cells.len();
+            let mut cells = sites.cells(spec, &extent);
+            cells.retain(|cell| only.as_ref().is_none_or(|only| only.contains(cell)));
+            let mut start = all.len();
             // Cells stand layer by layer.
             for run in cells.chunk_by(|a, b| a.layer == b.layer) {
                 let hook = Hook {
                     layer: run[0].layer.map(|layer| layer as usize),
                     kind: sites.kind,
                 };
-                let of_hook = places.of_hook.entry(hook).or_default();
-                of_hook.push((sites.along, start..start + run.len()));
+                let ranges: &mut Vec<_> = of_hook.entry(hook).or_default();
+                ranges.push((sites.resolved(&extent), start..start + run.len()));
                 start += run.len();
             }
-            places.cells.extend(cells);
+            all.extend(cells);
         }
-        places
+        Places {
+            cells: all,
+            of_hook,
+            extent,
+        }
     }
 
     fn hooks(&self) -> Vec<Hook> {
@@ -316,7 +437,7 @@ impl Places {
 }
 
 /// Estimates by pair and cell.
-type Estimates = Vec<Vec<f64>>;
+pub(super) type Estimates = Vec<Vec<f64>>;
 
 fn estimate(
     runs: &Runs<'_>,
@@ -327,7 +448,8 @@ fn estimate(
     if config.conductance {
         return conductance(runs, places, config, hooks);
     }
-    let points = config.path.points();
+    let base_is_clean = config.patch.direction != Direction::Denoise;
+    let points = config.path.points(base_is_clean);
     let mut total = places.nothing(runs);
     for &point in &points {
         let tape = runs.at(point, &[])?;
@@ -392,9 +514,10 @@ fn grad_drop(
     }
     for (hook, cells) in &places.of_hook {
         // What stands in a layer is silent when that layer is stopped; what stands between layers never is.
-        let passes = match is_between_layers(hook.kind) {
-            true => n_layers,
-            false => n_layers - 1,
+        let passes = if is_between_layers(hook.kind) {
+            n_layers
+        } else {
+            n_layers - 1
         };
         for (_, range) in cells {
             for total in &mut total {
@@ -421,8 +544,8 @@ fn conductance(
     hooks: &[Hook],
 ) -> Result<Estimates> {
     let steps = match config.path {
-        Path::Inputs { steps, .. } => steps,
-        Path::Base | Path::Ends => 1,
+        GradientPath::Inputs { steps, .. } => steps,
+        GradientPath::Base | GradientPath::Ends => 1,
     };
     let mut total = places.nothing(runs);
     let mut before: Option<(Cow<'_, Tape>, HashMap<Hook, Tensor>)> = None;
@@ -467,210 +590,7 @@ impl Probe for Gradients {
 }
 
 impl Places {
-    fn nothing(&self, runs: &Runs<'_>) -> Estimates {
+    pub(super) fn nothing(&self, runs: &Runs<'_>) -> Estimates {
         vec![vec![0.0; self.cells.len()]; runs.pairs.len()]
-    }
-}
-
-/// Takes the inner products as the gradients pass, and keeps nothing else.
-struct NodeProbe<'a> {
-    runs: &'a Runs<'a>,
-    places: &'a Places,
-    estimates: Estimates,
-    /// The gradient at the stream that leaves each layer, where GradDrop will go on from.
-    streams: Option<Vec<(usize, Tensor)>>,
-    /// Whether queries and keys get their exact softmax; and those of the layer that is passed just now.
-    qk_fix: bool,
-    fixed: HashMap<Hook, Inner>,
-}
-
-impl<'a> NodeProbe<'a> {
-    fn new(runs: &'a Runs<'a>, places: &'a Places, qk_fix: bool) -> Self {
-        NodeProbe {
-            runs,
-            places,
-            estimates: places.nothing(runs),
-            streams: None,
-            qk_fix,
-            fixed: HashMap::new(),
-        }
-    }
-
-    /// The queries and keys of the cells in a layer.
-    fn queries_and_keys(&self, layer: usize) -> Vec<Hook> {
-        [Kind::Q, Kind::RotQ, Kind::K, Kind::RotK]
-            .map(|kind| Hook::at(kind, layer))
-            .into_iter()
-            .filter(|hook| self.places.of_hook.contains_key(hook))
-            .collect()
-    }
-
-    fn fix(&mut self, layer: usize, slope: &Tensor) -> Result<()> {
-        let runs = self.runs;
-        let spec = &runs.model.spec;
-        let (rot_q, rot_k) = (Hook::at(Kind::RotQ, layer), Hook::at(Kind::RotK, layer));
-        let q = [runs.base_values(rot_q)?, runs.other_values(rot_q)?];
-        let (k, k_other) = (on_host(runs.base.get(rot_k)?)?, runs.other_values(rot_k)?);
-        let of = qk_fix::Layer {
-            spec,
-            layer,
-            length: runs.rows.length,
-            q: [&host(&q[0])?, &host(&q[1])?],
-            k: &host(&k)?,
-            k_other: &host(&k_other)?,
-            slope: &host(slope)?,
-        };
-        let (mut queries, mut keys) = (Vec::new(), Vec::new());
-        for (index, segment) in runs.rows.segments.iter().enumerate() {
-            let prompt = Prompt {
-                index,
-                first_row: segment.start,
-                first_pos: segment.positions[0] as usize,
-            };
-            let (of_queries, of_keys) = qk_fix::estimates(&of, prompt);
-            queries.extend(of_queries);
-            keys.extend(of_keys);
-        }
-        for hook in self.queries_and_keys(layer) {
-            let (values, units) = match hook.kind {
-                Kind::Q | Kind::RotQ => (queries.clone(), spec.n_heads),
-                _ => (keys.clone(), spec.n_kv_heads),
-            };
-            let inner = Inner {
-                values,
-                units,
-                keys: 1,
-            };
-            self.fixed.insert(hook, inner);
-        }
-        Ok(())
-    }
-}
-
-impl Probe for NodeProbe<'_> {
-    fn wants(&self, hook: Hook) -> bool {
-        if self.places.of_hook.contains_key(&hook) {
-            return true;
-        }
-        match (hook.kind, hook.layer) {
-            (Kind::ResidPost, _) => self.streams.is_some(),
-            (Kind::Pattern, Some(layer)) => self.qk_fix && !self.queries_and_keys(layer).is_empty(),
-            _ => false,
-        }
-    }
-
-    fn at(&mut self, hook: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
-        if let (Some(streams), Kind::ResidPost, Some(layer)) =
-            (&mut self.streams, hook.kind, hook.layer)
-        {
-            streams.push((layer, gradient.clone()));
-        }
-        if let (true, Kind::Pattern, Some(layer)) = (self.qk_fix, hook.kind, hook.layer)
-            && !self.queries_and_keys(layer).is_empty()
-        {
-            self.fix(layer, gradient)?;
-        }
-        let Some(cells) = self.places.of_hook.get(&hook) else {
-            return Ok(());
-        };
-        let inner = match self.fixed.remove(&hook) {
-            Some(inner) => inner,
-            None => Inner::new(self.runs, hook, &self.runs.delta(hook)?, gradient)?,
-        };
-        inner.add_to(&mut self.estimates, self.runs, self.places, cells);
-        Ok(())
-    }
-}
-
-/// Inner products of a change and a gradient, one for each row and unit (head or neuron; one for a stream), and for patterns each key.
-struct Inner {
-    /// `[rows, units, keys]`
-    values: Vec<f64>,
-    units: usize,
-    keys: usize,
-}
-
-impl Inner {
-    fn new(runs: &Runs<'_>, hook: Hook, change: &Tensor, gradient: &Tensor) -> Result<Self> {
-        let spec = &runs.model.spec;
-        let (units, keys, width) = match hook.kind.axes(spec) {
-            Axes::Stream => (1, 1, spec.d_model),
-            Axes::Scale => (1, 1, 1),
-            Axes::Heads { heads, width } => (heads, 1, width),
-            Axes::Pattern => (spec.n_heads, runs.rows.length, 1),
-            Axes::Neurons => (spec.d_mlp, 1, 1),
-        };
-        let (change, gradient) = (change.contiguous()?, gradient.contiguous()?);
-        let (change, gradient) = (host(&change)?, host(&gradient)?);
-        let values = simd(
-            #[inline(always)]
-            || -> Vec<f64> {
-                let pairs = change.chunks_exact(width).zip(gradient.chunks_exact(width));
-                pairs.map(|(a, b)| f64::from(dot(a, b))).collect()
-            },
-        );
-        Ok(Inner {
-            values,
-            units,
-            keys,
-        })
-    }
-
-    /// Adds them to the cells that they belong to.
-    fn add_to(
-        &self,
-        estimates: &mut Estimates,
-        runs: &Runs<'_>,
-        places: &Places,
-        cells: &[(Along, Range<usize>)],
-    ) {
-        for (i, estimates) in estimates.iter_mut().enumerate() {
-            let rows = runs.rows_of(i);
-            let first = runs.rows.segments[i].positions[0] as usize;
-            let row_of = |pos: usize| {
-                let row = (rows.start + pos).checked_sub(first)?;
-                rows.contains(&row).then_some(row)
-            };
-            for (_, range) in cells {
-                for index in range.clone() {
-                    let cell = &places.cells[index];
-                    let mut sum = 0.0;
-                    match (cell.pos, &cell.role) {
-                        (Some(pos), _) => {
-                            if let Some(row) = row_of(pos as usize) {
-                                sum += self.at(row, cell);
-                            }
-                        }
-                        (None, Some(role)) => {
-                            let positions = runs.pairs[i].roles.get(role).into_iter().flatten();
-                            sum += positions
-                                .filter_map(|&pos| row_of(pos))
-                                .map(|row| self.at(row, cell))
-                                .sum::<f64>();
-                        }
-                        (None, None) => {
-                            sum += rows.clone().map(|row| self.at(row, cell)).sum::<f64>();
-                        }
-                    }
-                    estimates[index] += sum;
-                }
-            }
-        }
-    }
-
-    fn at(&self, row: usize, cell: &Cell) -> f64 {
-        let width = self.units * self.keys;
-        let row = &self.values[row * width..(row + 1) * width];
-        let units = match cell.head.or(cell.neuron) {
-            Some(unit) => unit as usize..unit as usize + 1,
-            None => 0..self.units,
-        };
-        let keys = match cell.key {
-            Some(key) => key as usize..key as usize + 1,
-            None => 0..self.keys,
-        };
-        units
-            .map(|unit| row[unit * self.keys..][keys.clone()].iter().sum::<f64>())
-            .sum()
     }
 }

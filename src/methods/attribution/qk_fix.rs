@@ -107,9 +107,10 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
             let patched = cap(dot(query(0, row), key_other(pos - prompt.first_pos)));
             let moved = (patched - base_scores[pos - low]).exp_m1();
             let weight = pattern[pos - low] * moved;
-            let share = match weight.is_infinite() {
-                true => 1.0,
-                false => weight / (1.0 + weight),
+            let share = if weight.is_infinite() {
+                1.0
+            } else {
+                weight / (1.0 + weight)
             };
             let gain = f64::from(slope[pos - low]) - mean;
             // A key that nobody looks at and that stays so moves nothing.

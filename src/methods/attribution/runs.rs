@@ -8,8 +8,8 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
 use crate::methods::PatchSource;
-use crate::methods::reference::reference_means;
-use crate::metric::{Metric, Target};
+use crate::methods::reference::ReferenceSet;
+use crate::metric::{Judgement, Metric, Target};
 use crate::model::{Model, ModelSpec};
 use crate::nn::embed::unembed;
 use crate::nn::host::{host, on_host, tensor, to_host};
@@ -34,8 +34,6 @@ pub(super) struct Setting<'a> {
     pub hooks: Vec<Hook>,
     /// Bytes for activations.
     pub memory: usize,
-    /// Pairs that run together, at most.
-    pub batch: usize,
 }
 
 /// # Errors
@@ -54,12 +52,9 @@ pub(super) fn check_metric(metric: Metric, direction: Direction, at_base: bool) 
 }
 
 impl Setting<'_> {
-    /// Pairs that run together: as many as memory allows.
-    pub fn batches(&self, per_row: usize) -> Vec<Vec<usize>> {
-        let longest = self.task.pairs().iter().map(|pair| pair.clean.len()).max();
-        let bytes = 4 * longest.unwrap_or(1) * (self.row_width() + per_row);
-        let room = (self.memory / bytes.max(1)).clamp(1, self.batch.max(1));
-        self.task.batches(room)
+    /// Bytes that a pair of this length holds, with `per_row` values more for each token.
+    pub fn bytes(&self, length: usize, per_row: usize) -> usize {
+        4 * length * (self.row_width() + per_row)
     }
 
     /// Values that the runs of one token hold.
@@ -72,14 +67,20 @@ impl Setting<'_> {
     }
 
     /// Means over the corrupted prompts, where they are what is put in place.
-    pub fn means(&self) -> Result<BTreeMap<(usize, usize), Source>> {
+    pub fn means(&self, batch: usize) -> Result<BTreeMap<(usize, usize), Source>> {
         let by_position = match self.source {
             PatchSource::Mean => true,
             PatchSource::MeanAll => false,
             _ => return Ok(BTreeMap::new()),
         };
-        let batches = self.task.batches(self.batch);
-        reference_means(self.model, self.task, &self.hooks, by_position, &batches)
+        let over = ReferenceSet {
+            task: self.task,
+            corrupted: true,
+        };
+        let batches = self.task.batches(batch);
+        let means = over.means(self.model, &self.hooks, by_position, &batches)?;
+        let of = |pair: &Pair| Some(((pair.template, pair.clean.len()), means.of(pair)?.clone()));
+        Ok(self.task.pairs().iter().filter_map(of).collect())
     }
 }
 
@@ -109,6 +110,8 @@ pub(super) struct Runs<'a> {
     /// The metric of each pair's two runs.
     pub clean: Vec<f64>,
     pub corrupted: Vec<f64>,
+    /// How the model does on each clean prompt.
+    pub judged: Vec<Judgement>,
 }
 
 impl<'a> Runs<'a> {
@@ -122,9 +125,12 @@ impl<'a> Runs<'a> {
         let pairs: Vec<&Pair> = batch.iter().map(|&i| &setting.task.pairs()[i]).collect();
         let clean_is_base = setting.direction != Direction::Denoise;
         let prompts = |clean: bool| -> Vec<Vec<u32>> {
-            let of = |pair: &&Pair| match clean {
-                true => pair.clean.clone(),
-                false => pair.corrupted.clone(),
+            let of = |pair: &&Pair| {
+                if clean {
+                    pair.clean.clone()
+                } else {
+                    pair.corrupted.clone()
+                }
             };
             pairs.iter().map(of).collect()
         };
@@ -139,7 +145,12 @@ impl<'a> Runs<'a> {
                 ..TapeRequest::default()
             },
         )?;
-        let differ: Vec<usize> = pairs.iter().map(|pair| first_difference(pair)).collect();
+        let differ: Vec<usize> = (pairs.iter())
+            .map(|pair| {
+                pair.first_difference()
+                    .min(pair.clean.len().saturating_sub(1))
+            })
+            .collect();
         let other = Tape::record(
             model,
             &prompts(!clean_is_base),
@@ -166,18 +177,22 @@ impl<'a> Runs<'a> {
         }
         let targets: Vec<Target> = pairs.iter().map(|pair| pair.target.clone()).collect();
         let clean_tape = if clean_is_base { &base } else { &other };
-        let reference = match setting.metric.needs_reference() {
-            true => Some(all_logits(model, clean_tape)?),
-            false => None,
-        };
+        let logits = all_logits(model, clean_tape)?;
+        let judged = targets
+            .iter()
+            .zip(&logits)
+            .map(|(target, logits)| target.judge(logits));
+        let judged = judged.collect();
+        let reference = setting.metric.needs_reference().then_some(logits);
         let measure = |tape: &Tape| -> Result<Vec<f64>> {
             let of = Measured::new(model, tape, setting.metric, &targets, reference.as_deref());
             Ok(of?.values)
         };
         let (of_base, of_other) = (measure(&base)?, measure(&other)?);
-        let (clean, corrupted) = match clean_is_base {
-            true => (of_base, of_other),
-            false => (of_other, of_base),
+        let (clean, corrupted) = if clean_is_base {
+            (of_base, of_other)
+        } else {
+            (of_other, of_base)
         };
         let key = (pairs[0].template, base.rows.length);
         Ok(Runs {
@@ -195,6 +210,7 @@ impl<'a> Runs<'a> {
             memory: setting.memory,
             clean,
             corrupted,
+            judged,
         })
     }
 
@@ -233,7 +249,10 @@ impl<'a> Runs<'a> {
                 let dims = [vec![self.rows.total], dims].concat();
                 tensor(values, dims)
             }
-            _ => Ok(self.base_values(hook)?.zeros_like()?),
+            (PatchSource::Zero, None) => Ok(self.base_values(hook)?.zeros_like()?),
+            (source, None) => Err(Error::invalid(format!(
+                "attribution does not take {source:?} as what is put in place"
+            ))),
         }
     }
 
@@ -339,17 +358,11 @@ impl<'a> Runs<'a> {
 /// The values of a hook for some of a tape's rows.
 pub(super) fn at_rows(tape: &Tape, hook: Hook, rows: &Rows) -> Result<Tensor> {
     let all = tape.get(hook)?;
-    match rows.total == tape.rows.total {
-        true => Ok(all.clone()),
-        false => regather(all, &tape.rows, rows, None),
+    if rows.total == tape.rows.total {
+        Ok(all.clone())
+    } else {
+        regather(all, &tape.rows, rows, None)
     }
-}
-
-/// The first position where a pair's prompts differ; the last one if nowhere.
-fn first_difference(pair: &Pair) -> usize {
-    let tokens = pair.clean.iter().zip(&pair.corrupted);
-    let same = tokens.take_while(|(clean, corrupted)| clean == corrupted);
-    same.count().min(pair.clean.len().saturating_sub(1))
 }
 
 /// The logits of every token at the answer position of each prompt.

@@ -15,10 +15,11 @@ use crate::run::{BaseRun, Cache, Source};
 use crate::spec::NormKind;
 
 /// The hooks that tell what sources write.
-pub(super) const KINDS: [Kind; 4] = [Kind::Embed, Kind::Z, Kind::MlpOut, Kind::Scale(Ln::OnePost)];
+pub(in crate::methods) const KINDS: [Kind; 4] =
+    [Kind::Embed, Kind::Z, Kind::MlpOut, Kind::Scale(Ln::OnePost)];
 
 /// What every source of a run writes, under the hook that it is read from; z divided by the scale of its post-norm.
-pub(super) fn writes(model: &Model, run: &BaseRun) -> Result<Cache> {
+pub(in crate::methods) fn writes(model: &Model, run: &BaseRun) -> Result<Cache> {
     let spec = &model.spec;
     let mut writes = Cache::new(spec, run.prompts.len(), run.length);
     let get = |hook: Hook| -> Result<Tensor> {
@@ -43,7 +44,7 @@ pub(super) fn writes(model: &Model, run: &BaseRun) -> Result<Cache> {
 }
 
 /// The differences, reference minus clean, of what every source writes.
-pub(super) struct Deltas {
+pub(in crate::methods) struct Deltas {
     differences: Cache,
 }
 
@@ -112,7 +113,12 @@ fn of_reference(source: &Source, hook: Hook, clean: &Cache) -> Result<Tensor> {
 /// What a head adds to the stream, by its z.
 /// # Shapes
 /// `z [rows, d_head]`, divided by the scale of the post-norm where there is one; gives `[rows, d_model]`.
-fn head_write(model: &Model, layer: usize, head: usize, z: &Tensor) -> Result<Tensor> {
+pub(in crate::methods) fn head_write(
+    model: &Model,
+    layer: usize,
+    head: usize,
+    z: &Tensor,
+) -> Result<Tensor> {
     let (spec, weights) = (&model.spec, &model.weights.blocks[layer]);
     let on_host =
         |t: &Tensor| -> Result<Tensor> { Ok(t.to_dtype(DType::F32)?.to_device(&Device::Cpu)?) };

@@ -83,9 +83,10 @@ impl<'a> Read<'a> {
         streams: &[usize],
     ) -> Result<Vec<(usize, Vec<u32>, Tensor)>> {
         let (own, rows) = self.letter(letter, head, streams)?;
-        let asking = match self.layer + 1 == self.model.spec.n_layers {
-            true => rows.last_of_each(),
-            false => rows.clone(),
+        let asking = if self.layer + 1 == self.model.spec.n_layers {
+            rows.last_of_each()
+        } else {
+            rows.clone()
         };
         let z = self.attend(letter, head, own, &rows, &asking)?;
         let of_segment = |segment: rows::Segment| {
@@ -131,9 +132,10 @@ impl<'a> Read<'a> {
         let (spec, layer) = (&self.model.spec, self.layer);
         let base = |kind: Kind| self.base.cache.packed(Hook::at(kind, layer));
         let all_heads = spec.qk_norm == QkNorm::FullWidth && letter != Letter::V;
-        let (first, count, first_kv, count_kv) = match all_heads {
-            true => (0, spec.n_heads, 0, spec.n_kv_heads),
-            false => (head, 1, head / spec.group(), 1),
+        let (first, count, first_kv, count_kv) = if all_heads {
+            (0, spec.n_heads, 0, spec.n_kv_heads)
+        } else {
+            (head, 1, head / spec.group(), 1)
         };
         let base_q = base(Kind::RotQ)?.narrow(1, first, count)?.contiguous()?;
         let base_k = base(Kind::RotK)?

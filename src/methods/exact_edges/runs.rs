@@ -5,33 +5,23 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::deltas::{self, Deltas};
-use super::{EdgeConfig, Reference, heads};
+use super::{Reference, heads};
 use crate::error::Result;
 use crate::hooks::{Kind, Node};
+use crate::methods::method::Subject;
+use crate::metric::{Judgement, Metric};
 use crate::model::Model;
 use crate::run::{BaseRun, MeanOf, Readout, Source, Sources};
+use crate::spec::ModelSpec;
 use crate::task::Pair;
 
-pub(super) fn check_pairs(pairs: &[Pair]) -> Result<()> {
-    pairs.iter().try_for_each(Pair::check_aligned)
-}
+/// Mean outputs of every source, by template and length.
+pub(super) type Means = BTreeMap<(usize, usize), Source>;
 
-/// Indices of pairs that run together: one template and one length, as many as memory allows.
-pub(super) fn batches(model: &Model, pairs: &[Pair], config: &EdgeConfig) -> Vec<Vec<usize>> {
-    let spec = &model.spec;
-    let mut groups: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-    for (i, pair) in pairs.iter().enumerate() {
-        groups.entry(group_of(pair)).or_default().push(i);
-    }
-    let mut batches = Vec::new();
-    for ((_, length), group) in groups {
-        // Streams, branches, queries, keys, values and z of every layer, of two runs and their difference.
-        let width = 6 * spec.d_model + (3 * spec.n_heads + 4 * spec.n_kv_heads) * spec.d_head;
-        let bytes = 3 * 4 * spec.n_layers * length * width;
-        let room = (config.sweep.memory / (4 * bytes).max(1)).clamp(1, config.batch.max(1));
-        batches.extend(group.chunks(room).map(<[usize]>::to_vec));
-    }
-    batches
+/// Streams, branches, queries, keys, values and z of every layer, of two runs and their difference.
+pub(super) fn bytes_of_pair(spec: &ModelSpec, length: usize) -> usize {
+    let width = 6 * spec.d_model + (3 * spec.n_heads + 4 * spec.n_kv_heads) * spec.d_head;
+    3 * 4 * spec.n_layers * length * width
 }
 
 /// Pairs of one group align position by position.
@@ -41,21 +31,22 @@ fn group_of(pair: &Pair) -> (usize, usize) {
 
 /// Mean outputs of every source over the corrupted prompts of each group; none unless they are asked for.
 pub(super) fn reference_means(
-    model: &Model,
-    pairs: &[Pair],
-    config: &EdgeConfig,
-) -> Result<BTreeMap<(usize, usize), Source>> {
+    on: Subject<'_>,
+    reference: Reference,
+    batch: usize,
+) -> Result<Means> {
     let mut means: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
-    if config.reference == Reference::Mean {
-        for batch in batches(model, pairs, config) {
+    if reference == Reference::Mean {
+        let pairs = on.task.pairs();
+        for batch in on.task.batches(batch) {
             let prompts = batch.iter().map(|&pair| pairs[pair].corrupted.clone());
-            let run = run_of(model, prompts.collect())?;
+            let run = run_of(on.model, prompts.collect())?;
             let mean = means.entry(group_of(&pairs[batch[0]]));
             let mean = mean.or_insert_with(|| MeanOf::new(true));
-            mean.add(&deltas::writes(model, &run)?)?;
+            mean.add(&deltas::writes(on.model, &run)?)?;
         }
     }
-    let finish = |(key, mean): ((usize, usize), MeanOf)| Ok((key, mean.finish(&model.spec)?));
+    let finish = |(key, mean): ((usize, usize), MeanOf)| Ok((key, mean.finish(&on.model.spec)?));
     means.into_iter().map(finish).collect()
 }
 
@@ -68,7 +59,7 @@ fn run_of(model: &Model, prompts: Vec<Vec<u32>>) -> Result<BaseRun> {
 }
 
 /// The two runs of a batch, as far as edges need them.
-pub(super) struct Runs {
+pub(super) struct EdgeRuns {
     pub base: BaseRun,
     deltas: Deltas,
     /// For each prompt the first position at which a source can differ.
@@ -76,36 +67,38 @@ pub(super) struct Runs {
     pub readout: Readout,
     pub clean: Vec<f64>,
     pub corrupted: Vec<f64>,
+    pub judged: Vec<Judgement>,
 }
 
-impl Runs {
+impl EdgeRuns {
     pub fn new(
-        model: &Model,
-        pairs: &[Pair],
+        on: Subject<'_>,
+        metric: Metric,
+        reference: Reference,
         batch: &[usize],
-        config: &EdgeConfig,
-        means: &BTreeMap<(usize, usize), Source>,
+        means: &Means,
     ) -> Result<Self> {
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &pairs[pair]).collect();
+        let model = on.model;
+        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &on.task.pairs()[pair]).collect();
         let clean = pairs.iter().map(|pair| pair.clean.clone());
         let corrupted = pairs.iter().map(|pair| pair.corrupted.clone());
         let base = run_of(model, clean.collect())?;
         let other = run_of(model, corrupted.collect())?;
-        let reference = match config.metric.needs_reference() {
-            true => Some(base.logits(model)?),
-            false => None,
-        };
         let readout = Readout {
-            metric: config.metric,
+            metric,
             targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
-            reference,
+            reference: if metric.needs_reference() {
+                Some(base.logits(model)?)
+            } else {
+                None
+            },
         };
         let (clean, corrupted) = (
             base.metric(model, &readout)?,
             other.metric(model, &readout)?,
         );
         let of_pair;
-        let reference = match config.reference {
+        let source = match reference {
             Reference::Pair => {
                 of_pair = Source::run(deltas::writes(model, &other)?)?;
                 Some(&of_pair)
@@ -113,16 +106,14 @@ impl Runs {
             Reference::Zero => None,
             Reference::Mean => Some(&means[&group_of(pairs[0])]),
         };
-        let deltas = Deltas::new(model, &base, reference)?;
-        let first = |pair: &&Pair| match config.reference {
-            Reference::Pair => {
-                let mut tokens = pair.clean.iter().zip(&pair.corrupted);
-                tokens.position(|(a, b)| a != b).unwrap_or(base.length)
-            }
+        let deltas = Deltas::new(model, &base, source)?;
+        let first = |pair: &&Pair| match reference {
+            Reference::Pair => pair.first_difference(),
             Reference::Zero | Reference::Mean => 0,
         };
-        Ok(Runs {
+        Ok(EdgeRuns {
             first: pairs.iter().map(first).collect(),
+            judged: base.judge(model, &readout.targets)?,
             base,
             deltas,
             readout,
@@ -139,9 +130,9 @@ impl Runs {
     /// `None` where it writes the same.
     pub fn delta(&self, model: &Model, source: Node, example: usize) -> Result<Option<Tensor>> {
         let first = self.first[example];
-        match first < self.base.length {
-            true => self.deltas.of(model, source, example, first),
-            false => Ok(None),
+        if first >= self.base.length {
+            return Ok(None);
         }
+        self.deltas.of(model, source, example, first)
     }
 }

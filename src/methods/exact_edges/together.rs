@@ -4,30 +4,28 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::runs::{Runs, batches, check_pairs, reference_means};
+use super::runs::{EdgeRuns, reference_means};
 use super::{EdgeConfig, at};
 use crate::circuit::Graph;
 use crate::error::Result;
 use crate::hooks::{Edge, Edit, Hook, Kind, Letter, Node, Op, Site, Value};
+use crate::methods::measure::check;
+use crate::methods::method::{Running, Subject};
 use crate::model::Model;
-use crate::run::{Progress, Sources, Variant, sweep, sweep_plain};
-use crate::task::Pair;
+use crate::run::{Progress, Sources, SweepOptions, Variant, sweep, sweep_plain};
 
-/// The slow twin of [`exact_edge_effects`](super::exact_edge_effects): for each edge one whole forward pass with one edit,
+/// The slow twin of [`exact_edges`](super::exact_edges()): for each edge of the config one whole forward pass with one edit,
 /// `hook_q_input[head=6] += ...`.
+/// # Shapes
+/// `[pairs][edges]`
 /// # Errors
-/// Those of [`exact_edge_effects`](super::exact_edge_effects).
-pub fn exact_edge_effects_plain(
-    model: &Model,
-    pairs: &[Pair],
-    edges: &[Edge],
-    config: &EdgeConfig,
-) -> Result<Vec<Vec<f64>>> {
-    model.spec.check_decoder("edges")?;
+/// Those of [`exact_edges`](super::exact_edges()).
+pub fn exact_edge_effects_plain(on: Subject<'_>, config: &EdgeConfig) -> Result<Vec<Vec<f64>>> {
+    let edges = config.edges(&Graph::new(&on.model.spec));
     let sets: Vec<Vec<Edge>> = edges.iter().map(|&edge| vec![edge]).collect();
-    joint(model, pairs, &sets, config, |run, variants| {
+    joint(on, &sets, config, &Running::default(), |run, variants| {
         sweep_plain(
-            model,
+            on.model,
             &run.base,
             variants,
             &Sources::default(),
@@ -38,29 +36,35 @@ pub fn exact_edge_effects_plain(
 
 /// The effect of each *set* of edges, patched at once: every reader sees its own stream plus the differences of all the
 /// sources that the set connects it to, taken from the two unpatched runs. Each reader's difference takes `pos * d_model`
-/// floats, so in a large model a set should not have thousands of readers.
+/// floats, so in a large model a set should not have thousands of readers. The config's own list of edges is not looked at.
 /// # Shapes
 /// `[pairs][sets]`
 /// # Errors
-/// Those of [`exact_edge_effects`](super::exact_edge_effects).
+/// Those of [`exact_edges`](super::exact_edges()).
 pub fn exact_edges_together(
-    model: &Model,
-    pairs: &[Pair],
+    on: Subject<'_>,
     sets: &[Vec<Edge>],
     config: &EdgeConfig,
+    running: &Running,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
-    model.spec.check_decoder("edges")?;
-    progress.start("patching sets of edges", (pairs.len() * sets.len()) as u64);
-    let effects = joint(model, pairs, sets, config, |run, variants| {
-        let (sources, options) = (Sources::default(), &config.sweep);
+    progress.start(
+        "patching sets of edges",
+        (on.task.pairs().len() * sets.len()) as u64,
+    );
+    let options = SweepOptions {
+        memory: running.memory_now(),
+        ..SweepOptions::default()
+    };
+    let effects = joint(on, sets, config, running, |run, variants| {
+        let sources = Sources::default();
         sweep(
-            model,
+            on.model,
             &run.base,
             variants,
             &sources,
             &run.readout,
-            options,
+            &options,
             progress,
         )
     })?;
@@ -70,21 +74,23 @@ pub fn exact_edges_together(
 
 /// Patches sets of edges at the readers' own inputs, by whichever twin of the sweep is given.
 fn joint(
-    model: &Model,
-    pairs: &[Pair],
+    on: Subject<'_>,
     sets: &[Vec<Edge>],
     config: &EdgeConfig,
-    values: impl Fn(&Runs, &[Variant]) -> Result<Vec<f64>>,
+    running: &Running,
+    values: impl Fn(&EdgeRuns, &[Variant]) -> Result<Vec<f64>>,
 ) -> Result<Vec<Vec<f64>>> {
+    let Subject { model, task } = on;
     let graph = Graph::new(&model.spec);
     sets.iter()
         .flatten()
         .try_for_each(|edge| graph.place(edge).map(drop))?;
-    check_pairs(pairs)?;
-    let means = reference_means(model, pairs, config)?;
-    let mut effects = vec![vec![0.0; sets.len()]; pairs.len()];
-    for batch in batches(model, pairs, config) {
-        let run = Runs::new(model, pairs, &batch, config, &means)?;
+    check(config, &model.spec, task)?;
+    let (metric, reference) = (config.metric(task), config.reference);
+    let means = reference_means(on, reference, running.batch)?;
+    let mut effects = vec![vec![0.0; sets.len()]; task.pairs().len()];
+    for batch in task.batches(running.batch) {
+        let run = EdgeRuns::new(on, metric, reference, &batch, &means)?;
         for (index, set) in sets.iter().enumerate() {
             let mut variants = Vec::with_capacity(batch.len());
             for example in 0..batch.len() {
@@ -103,7 +109,7 @@ fn joint(
 }
 
 /// One edit for each reader: the sum of the differences that a set of edges carries to it.
-fn edits_of(model: &Model, run: &Runs, set: &[Edge], example: usize) -> Result<Vec<Edit>> {
+fn edits_of(model: &Model, run: &EdgeRuns, set: &[Edge], example: usize) -> Result<Vec<Edit>> {
     let mut sums: BTreeMap<(Node, Option<Letter>), Tensor> = BTreeMap::new();
     for edge in set {
         if let Some(delta) = run.delta(model, edge.src, example)? {

@@ -10,24 +10,27 @@
 //! Sources: Elhage et al. 2021, "A mathematical framework for transformer circuits"; by source token Chughtai et al. 2024,
 //! "Summing up the facts", arXiv 2402.07321.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use candle_core::{DType, Tensor};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::groups::Groups;
 use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
-use super::{BATCH, in_layer, provenance, roles_of, unmeasured};
+use super::written::add_written;
+use super::{NEEDS_DECODER, captured_bytes, check_tokens, clean_prompts, pairs_of};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
+use crate::methods::columns::Columns;
+use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::sites::Extent;
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, Request};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Lists, Scores, ScoresMeta, View};
+use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
 use crate::spec::Mlp;
 use crate::task::{Pair, Task};
 
 /// How far the stream is taken apart. Every choice sums to the same logit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// The output of each attention and each MLP.
@@ -45,7 +48,13 @@ pub enum Part {
 }
 
 /// What to attribute, and how.
-#[derive(Debug, Clone)]
+///
+/// The rows take the target's logit in each clean run apart. Beside them stand, for components and heads, `share`: the part's
+/// share of the sum of magnitudes over all parts of its prompt, with its sign; and for the strongest parts `written_logit`:
+/// what the part (`src`) adds to the logit of a token (`dst`), less the mean over the vocabulary.
+/// # Units
+/// `score`: logits, before any soft-cap.
+#[derive(Debug, Clone, PartialEq)]
 pub struct DlaConfig {
     pub by: Part,
     pub target: DirectTarget,
@@ -53,8 +62,8 @@ pub struct DlaConfig {
     pub writes: usize,
     /// Tokens listed for each of them, most promoted first, and as many most suppressed.
     pub tokens: usize,
-    pub detail: Detail,
-    pub seed: u64,
+    /// Of the bootstrap [default: the task's].
+    pub seed: Option<u64>,
 }
 
 impl Default for DlaConfig {
@@ -64,16 +73,51 @@ impl Default for DlaConfig {
             target: DirectTarget::Difference,
             writes: 0,
             tokens: 5,
-            detail: Detail::Mean,
-            seed: 0,
+            seed: None,
         }
     }
 }
 
 impl DlaConfig {
-    /// # Errors
-    /// What cannot be run as asked, before anything is.
-    pub fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+    /// The difference of answer and wrong answer, taken apart by these parts.
+    pub fn by(by: Part) -> Self {
+        DlaConfig {
+            by,
+            ..DlaConfig::default()
+        }
+    }
+}
+
+impl Method for DlaConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        ScoresMeta {
+            method: "direct_logit_attribution".into(),
+            metric: self.target.name().into(),
+            unit: "logits".into(),
+            base: None,
+            direction: Direction::Direct,
+            seed: self.seed.unwrap_or(task.seed),
+        }
+    }
+
+    fn settings(&self) -> Value {
+        json!({
+            "by": self.by,
+            "target": self.target,
+            "writes": self.writes,
+            "tokens": self.tokens,
+        })
+    }
+
+    fn needs(&self, _: &Task) -> Needs {
+        Needs {
+            decoder: Some(NEEDS_DECODER),
+            roles: self.by == Part::HeadRole,
+            ..Needs::default()
+        }
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         check_target(&self.target, spec, task)?;
         if self.by == Part::Neuron && spec.mlp == Mlp::None {
             return Err(Error::HookAbsent {
@@ -81,13 +125,40 @@ impl DlaConfig {
                 reason: "its blocks have no MLP".into(),
             });
         }
-        if self.by == Part::HeadRole && roles_of(task).is_empty() {
-            return Err(Error::UnknownRole {
-                role: "any".into(),
-                known: "none; take heads apart by position instead".into(),
-            });
-        }
         Ok(())
+    }
+
+    /// Grids, what the strongest parts write for and against, and the strongest parts.
+    fn views(&self, _: &Task) -> Vec<View> {
+        let written = Lists {
+            measures: vec!["written_logit".into()],
+            title: "{src} writes for".into(),
+            below_zero: Some("{src} writes against".into()),
+            item: "{dst}".into(),
+            ..Lists::default()
+        };
+        vec![View::Grids, View::Lists(written), View::Strongest]
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        on: Subject<'a>,
+        running: &'a Running,
+    ) -> Result<Box<dyn Prepared + 'a>> {
+        let extent = Extent::new(on.task, &Default::default(), &Default::default());
+        let places = Places {
+            positions: extent.positions(Kind::Result.name()),
+            groups: Groups::of(on.task),
+            extent,
+        };
+        Ok(Box::new(Attributing {
+            on,
+            config: self,
+            running,
+            cells: cells(self.by, on.model, &places),
+            capture: hooks(self.by, on.model),
+            places,
+        }))
     }
 }
 
@@ -100,16 +171,8 @@ pub(crate) fn check_target(target: &DirectTarget, spec: &ModelSpec, task: &Task)
                 "a target of tokens needs at least one token to be for (`--target`)",
             ));
         }
-        let beyond = |id: &&u32| **id as usize >= spec.d_vocab;
-        return match for_.iter().chain(against).find(beyond) {
-            Some(id) => Err(Error::OutOfRange {
-                hook: "the vocabulary".into(),
-                what: "token",
-                value: id.to_string(),
-                limit: format!("{} tokens", spec.d_vocab),
-            }),
-            None => Ok(()),
-        };
+        check_tokens(for_, spec)?;
+        return check_tokens(against, spec);
     }
     for pair in task.pairs() {
         let lacks = match (&pair.target.answers[..], &pair.target.wrong[..]) {
@@ -128,130 +191,137 @@ pub(crate) fn check_target(target: &DirectTarget, spec: &ModelSpec, task: &Task)
     Ok(())
 }
 
-/// Takes the target's logit in each clean run apart.
-/// # Units
-/// `score`: logits, before any soft-cap. Rows with metric `share` hold the part's share of the sum of magnitudes over all
-/// parts of its prompt, with its sign; rows with metric `written_logit` what a part (`src`) adds to the logit of a token
-/// (`dst`), less the mean over the vocabulary.
-/// # Errors
-/// Those of [`DlaConfig::check`]; [`Error::Incomplete`] if contributions do not sum to the logit.
-pub fn direct_logit_attribution(
-    model: &Model,
-    task: &Task,
-    config: &DlaConfig,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    model
-        .spec
-        .check_decoder("direct logit attribution and lenses")?;
-    config.check(&model.spec, task)?;
-    let began = Instant::now();
-    let (mut cells, shares) = cells(config, model, task);
-    let mut all: Vec<ExampleScores> = Vec::with_capacity(task.pairs().len());
-    let mut kept = Vec::new();
-    let mut worst = 0f64;
-    let mut capped = 0f64;
-    progress.start("attributing", task.pairs().len() as u64);
-    for batch in task.batches(BATCH) {
-        if progress.cancelled() {
-            return Err(Error::Interrupted {
-                kept: "nothing was asked to be kept".into(),
-            });
-        }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
-        let mut ends = run_batch(model, config.by, &pairs)?;
-        let readout = ends.readout(&config.target, &pairs)?;
-        let columns = contributions(&mut ends, &readout, config.by, task, &pairs)?;
-        let after_cap = ends.capped(&config.target, &pairs)?;
-        capped += after_cap.iter().flatten().sum::<f64>();
-        for (i, pair) in pairs.iter().enumerate() {
-            let total = readout.total[i];
-            let mut example = unmeasured(task, pair, total);
-            let present: Vec<(u32, f64)> = (columns.iter().enumerate())
-                .filter_map(|(cell, column)| Some((cell as u32, column.as_ref()?[i])))
-                .collect();
-            worst = worst.max(residual(model, pair, &present, total)?);
-            let magnitude: f64 = present.iter().map(|(_, value)| value.abs()).sum();
-            let of_all = present.iter().filter(|_| shares);
-            let share = of_all.map(|(cell, value)| {
-                (
-                    cell + columns.len() as u32,
-                    value / magnitude.max(f64::MIN_POSITIVE),
-                )
-            });
-            let (indices, values) = present
-                .iter()
-                .copied()
-                .chain(share)
-                .unzip::<_, _, Vec<_>, _>();
-            (example.cells, example.values) = (Arc::from(indices), values);
-            all.push(example);
-        }
-        progress.advance(pairs.len() as u64);
-        if config.writes > 0 {
-            ends.keep_ends(&every_part(config.by, model))?;
-            kept.push(ends);
-        }
+/// Where the heads of a task's prompts look.
+struct Places {
+    extent: Extent,
+    /// A cell for each position, of each template where there are several.
+    positions: Vec<Cell>,
+    groups: Groups,
+}
+
+/// A checked run in progress.
+struct Attributing<'a> {
+    on: Subject<'a>,
+    config: &'a DlaConfig,
+    running: &'a Running,
+    cells: Vec<Cell>,
+    capture: Vec<Hook>,
+    places: Places,
+}
+
+const RESIDUAL: &str = "residual";
+const CAPPED: &str = "capped";
+
+impl Prepared for Attributing<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
     }
-    progress.finish();
-    if config.writes > 0 {
-        let parts = strongest(&cells, &all, config.writes);
-        let written = written(model, task, &mut kept, &parts, config.tokens)?;
-        add_written(&mut cells, &mut all, written);
+
+    fn bytes(&self, length: usize) -> usize {
+        captured_bytes(&self.capture, &self.on.model.spec, length)
     }
-    all.sort_by_key(|example| example.example);
-    let settings = json!({
-        "by": config.by,
-        "target": config.target,
-        "writes": config.writes,
-        "completeness": worst,
-    });
-    let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
-    provenance.views = views();
-    provenance.notes.push(format!(
-        "the rows of every prompt sum to its {}; the largest residual is {worst:.1e} of it",
-        config.target.name()
-    ));
-    if let Some(cap) = model.spec.final_softcap {
-        let mean = capped / all.len() as f64;
-        provenance.notes.push(format!(
-            "logits are taken apart before the soft-cap at {cap}; after it the mean {} is {mean:.4}",
-            config.target.name()
+
+    /// What the strongest parts write takes a second run of each prompt.
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let passes = if self.config.writes > 0 { 2.0 } else { 1.0 };
+        Ok(Cost::passes(unit.items.len() as f64 * passes))
+    }
+
+    fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let Subject { model, task } = self.on;
+        let pairs = pairs_of(task, &unit.items);
+        let request = Request {
+            capture: &self.capture,
+            ..Request::default()
+        };
+        let mut ends = Ends::run(model, &clean_prompts(&pairs), &request)?;
+        let readout = ends.readout(&self.config.target, &pairs)?;
+        let columns = self.contributions(&mut ends, &readout, &pairs)?;
+        let mut examples = columns.into_examples(task, &unit.items, &readout.total);
+        for ((example, pair), total) in examples.iter_mut().zip(&pairs).zip(&readout.total) {
+            let residual = residual(model, pair, &example.values, *total)?;
+            example.facts.insert(RESIDUAL.into(), residual);
+        }
+        if let Some(capped) = ends.capped(&self.config.target, &pairs)? {
+            for (example, capped) in examples.iter_mut().zip(capped) {
+                example.facts.insert(CAPPED.into(), capped);
+            }
+        }
+        Ok(examples)
+    }
+
+    fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
+        measured.drop_unmeasured();
+        let target = self.config.target.name();
+        let facts = |name: &str| -> Vec<f64> {
+            let examples = measured.examples.iter();
+            examples
+                .filter_map(|one| one.facts.get(name).copied())
+                .collect()
+        };
+        let (residuals, capped) = (facts(RESIDUAL), facts(CAPPED));
+        let worst = residuals.into_iter().fold(0.0, f64::max);
+        measured.found.insert("completeness".into(), json!(worst));
+        measured.notes.push(format!(
+            "the rows of every prompt sum to its {target}; the largest residual is {worst:.1e} of it"
         ));
+        if let Some(cap) = self.on.model.spec.final_softcap {
+            let mean = capped.iter().sum::<f64>() / capped.len() as f64;
+            measured.notes.push(format!(
+                "logits are taken apart before the soft-cap at {cap}; after it the mean {target} is {mean:.4}"
+            ));
+        }
+        if matches!(self.config.by, Part::Component | Part::Head) {
+            add_shares(measured);
+        }
+        let units = self.units(self.on.task, self.running);
+        add_written(self.on, self.config, &units, measured, progress)
     }
-    let meta = ScoresMeta {
-        method: "direct_logit_attribution".into(),
-        metric: config.target.name().into(),
-        unit: "logits".into(),
-        direction: Direction::Direct,
-        seed: config.seed,
+}
+
+/// Each part's share of the sum of magnitudes over all parts of its prompt.
+fn add_shares(measured: &mut Measured) {
+    let share = |cell: &Cell| Cell {
+        measure: Some("share".into()),
+        ..cell.clone()
     };
-    Scores::assemble(&cells, &all, &meta, config.detail, provenance)
+    let shares: Vec<Cell> = measured.cells.iter().map(share).collect();
+    measured.append(shares, |_, example| {
+        let magnitude: f64 = example.values.iter().map(|value| value.abs()).sum();
+        let magnitude = magnitude.max(f64::MIN_POSITIVE);
+        let mut shares = Vec::new();
+        for (&cell, value) in example.cells.iter().zip(&example.values) {
+            shares.resize(cell as usize, None);
+            shares.push(Some(value / magnitude));
+        }
+        shares
+    });
 }
 
 /// Relative to the target, or to 1 where it is smaller.
-fn residual(model: &Model, pair: &Pair, parts: &[(u32, f64)], total: f64) -> Result<f64> {
-    let sum: f64 = parts.iter().map(|(_, value)| value).sum();
-    let magnitude: f64 = parts.iter().map(|(_, value)| value.abs()).sum();
+fn residual(model: &Model, pair: &Pair, parts: &[f64], total: f64) -> Result<f64> {
+    let sum: f64 = parts.iter().sum();
+    let magnitude: f64 = parts.iter().map(|value| value.abs()).sum();
     // In half precision the stream itself is rounded after every addition, in proportion to what is added.
     let (tolerance, scale) = match model.dtype {
         DType::F32 | DType::F64 => (1e-3, total.abs().max(1.0)),
         _ => (2e-2, magnitude.max(1.0)),
     };
     let residual = (sum - total).abs() / scale;
-    match residual <= tolerance {
-        true => Ok(residual),
-        // A NaN comes here too.
-        false => Err(Error::Incomplete {
+    // A NaN is no such residual either.
+    if residual <= tolerance {
+        Ok(residual)
+    } else {
+        Err(Error::Incomplete {
             index: pair.index,
             sum,
             total,
-        }),
+        })
     }
 }
 
-/// One run of a batch that keeps what the parts need.
-fn run_batch<'a>(model: &'a Model, by: Part, pairs: &[&Pair]) -> Result<Ends<'a>> {
+/// What a run keeps for the parts.
+fn hooks(by: Part, model: &Model) -> Vec<Hook> {
     let of = |kind| every_layer(model, kind);
     let mut capture = vec![Hook::global(Kind::Embed)];
     if model.weights.w_pos.is_some() {
@@ -269,12 +339,7 @@ fn run_batch<'a>(model: &'a Model, by: Part, pairs: &[&Pair]) -> Result<Ends<'a>
     if by_head(by) {
         capture.extend(of(Kind::Scale(Ln::OnePost)));
     }
-    let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
-    let request = Request {
-        capture: &capture,
-        ..Request::default()
-    };
-    Ends::run(model, &prompts, &request)
+    capture
 }
 
 fn by_head(by: Part) -> bool {
@@ -296,20 +361,8 @@ fn has_mlp_bias(model: &Model, layer: usize) -> bool {
     of_norm.is_some() || mlp.is_some_and(|mlp| mlp.b_out.is_some())
 }
 
-/// Grids, what the strongest parts write for and against, and the strongest parts.
-fn views() -> Vec<View> {
-    let written = Lists {
-        measures: vec!["written_logit".into()],
-        title: "{src} writes for".into(),
-        below_zero: Some("{src} writes against".into()),
-        item: "{dst}".into(),
-        ..Lists::default()
-    };
-    vec![View::Grids, View::Lists(written), View::Strongest]
-}
-
-/// The cells of the table in the order of [`contributions`], and whether each has a share beside it.
-fn cells(config: &DlaConfig, model: &Model, task: &Task) -> (Vec<Cell>, bool) {
+/// The parts in the order of [`Attributing::contributions`].
+fn cells(by: Part, model: &Model, places: &Places) -> Vec<Cell> {
     let spec = &model.spec;
     let outside = |component: &str| Cell {
         component: component.into(),
@@ -319,116 +372,118 @@ fn cells(config: &DlaConfig, model: &Model, task: &Task) -> (Vec<Cell>, bool) {
     if Kind::PosEmbed.absent(spec).is_none() {
         cells.push(outside(Kind::PosEmbed.name()));
     }
-    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
-    let longest = longest.unwrap_or(0);
-    let groups = groups_of(task);
     for layer in 0..spec.n_layers {
-        let head = |head: usize| Cell {
+        let heads = (0..spec.n_heads).map(|head| Cell {
             head: Some(head as u32),
-            ..in_layer(Kind::Result.name(), layer)
-        };
-        match config.by {
-            Part::Component | Part::Neuron => cells.push(in_layer(Kind::AttnOut.name(), layer)),
-            Part::Head => cells.extend((0..spec.n_heads).map(head)),
-            Part::HeadSource => {
-                for h in 0..spec.n_heads {
-                    cells.extend((0..longest).map(|pos| Cell {
-                        pos: Some(pos as i32),
-                        ..head(h)
-                    }));
-                }
+            ..Cell::in_layer(Kind::Result.name(), layer)
+        });
+        match by {
+            Part::Component | Part::Neuron => {
+                cells.push(Cell::in_layer(Kind::AttnOut.name(), layer));
             }
-            Part::HeadRole => {
-                for h in 0..spec.n_heads {
-                    cells.extend(groups.iter().map(|group| Cell {
-                        role: Some(group.clone()),
-                        ..head(h)
-                    }));
-                }
-            }
+            Part::Head => cells.extend(heads),
+            Part::HeadSource => cells.extend(heads.flat_map(|head| {
+                let at = move |place: &Cell| Cell {
+                    layer: head.layer,
+                    head: head.head,
+                    ..place.clone()
+                };
+                places.positions.iter().map(at)
+            })),
+            Part::HeadRole => cells.extend(heads.flat_map(|head| {
+                let of = move |group: &String| Cell {
+                    role: Some(group.clone()),
+                    ..head.clone()
+                };
+                places.groups.names.iter().map(of)
+            })),
         }
-        if by_head(config.by) && has_attention_bias(model, layer) {
-            cells.push(in_layer("attn.b_O", layer));
+        if by_head(by) && has_attention_bias(model, layer) {
+            cells.push(Cell::in_layer("attn.b_O", layer));
         }
-        match (spec.mlp, config.by) {
+        match (spec.mlp, by) {
             (Mlp::None, _) => {}
             (_, Part::Neuron) => {
                 cells.extend((0..spec.d_mlp).map(|neuron| Cell {
                     neuron: Some(neuron as u32),
-                    ..in_layer(Kind::MlpPost.name(), layer)
+                    ..Cell::in_layer(Kind::MlpPost.name(), layer)
                 }));
                 if has_mlp_bias(model, layer) {
-                    cells.push(in_layer("mlp.b_out", layer));
+                    cells.push(Cell::in_layer("mlp.b_out", layer));
                 }
             }
-            _ => cells.push(in_layer(Kind::MlpOut.name(), layer)),
+            _ => cells.push(Cell::in_layer(Kind::MlpOut.name(), layer)),
         }
     }
     cells.push(outside("bias"));
-    let shares = matches!(config.by, Part::Component | Part::Head);
-    if shares {
-        let share = |cell: &Cell| Cell {
-            measure: Some("share".into()),
-            ..cell.clone()
-        };
-        let of_all: Vec<Cell> = cells.iter().map(share).collect();
-        cells.extend(of_all);
-    }
-    (cells, shares)
+    cells
 }
 
-/// The contribution of each part to each prompt of a batch; `None` where the prompts have no such position or role.
-fn contributions(
-    ends: &mut Ends<'_>,
-    readout: &Readout,
-    by: Part,
-    task: &Task,
-    pairs: &[&Pair],
-) -> Result<Vec<Option<Vec<f64>>>> {
-    let model = ends.model;
-    let reader = &readout.reader;
-    let mut columns: Vec<Option<Vec<f64>>> = Vec::new();
-    let mut embeddings = vec![Hook::global(Kind::Embed), Hook::global(Kind::PosEmbed)];
-    embeddings.retain(|&hook| ends.cache.contains(hook));
-    for hook in embeddings {
-        columns.push(Some(rowwise_dot(&ends.at_end(hook)?, reader)?));
-    }
-    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
-    let groups = groups_of(task);
-    for layer in 0..model.spec.n_layers {
-        match by {
-            Part::Component | Part::Neuron => {
-                let out = ends.at_end(Hook::at(Kind::AttnOut, layer))?;
-                columns.push(Some(rowwise_dot(&out, reader)?));
+impl Attributing<'_> {
+    /// The contribution of each part to each prompt of a batch that has it.
+    fn contributions(
+        &self,
+        ends: &mut Ends<'_>,
+        readout: &Readout,
+        pairs: &[&Pair],
+    ) -> Result<Columns> {
+        let (model, by, reader) = (self.on.model, self.config.by, &readout.reader);
+        let mut columns = Columns::new(pairs.len());
+        for hook in [Kind::Embed, Kind::PosEmbed].map(Hook::global) {
+            if ends.cache.contains(hook) {
+                columns.push(&rowwise_dot(&ends.at_end(hook)?, reader)?);
             }
-            Part::Head => columns.extend(heads(ends, reader, layer)?.into_iter().map(Some)),
-            Part::HeadSource => {
-                for by_position in sources(ends, reader, layer)? {
-                    let missing = longest.unwrap_or(0) - by_position.len();
-                    columns.extend(by_position.into_iter().map(Some));
-                    columns.extend(std::iter::repeat_n(None, missing));
+        }
+        for layer in 0..model.spec.n_layers {
+            match by {
+                Part::Component | Part::Neuron => {
+                    let out = ends.at_end(Hook::at(Kind::AttnOut, layer))?;
+                    columns.push(&rowwise_dot(&out, reader)?);
+                }
+                Part::Head => {
+                    for head in heads(ends, reader, layer)? {
+                        columns.push(&head);
+                    }
+                }
+                Part::HeadSource => {
+                    // Prompts of a batch are of one template and length, so they have the same places.
+                    let extent = &self.places.extent;
+                    let cells = self.places.positions.iter();
+                    let has: Vec<bool> = cells.map(|cell| extent.has(cell, pairs[0])).collect();
+                    for by_position in sources(ends, reader, layer)? {
+                        let mut own = by_position.iter();
+                        for &has in &has {
+                            match if has { own.next() } else { None } {
+                                Some(values) => columns.push(values),
+                                None => columns.skip(1),
+                            }
+                        }
+                    }
+                }
+                Part::HeadRole => {
+                    for by_position in sources(ends, reader, layer)? {
+                        self.places.groups.push(&mut columns, &by_position, pairs);
+                    }
                 }
             }
-            Part::HeadRole => {
-                for by_position in sources(ends, reader, layer)? {
-                    columns.extend(by_role(&by_position, &groups, pairs));
+            if by_head(by) && has_attention_bias(model, layer) {
+                columns.push(&attention_bias(ends, reader, layer)?);
+            }
+            if by == Part::Neuron {
+                let (neurons, bias) = neurons(ends, reader, layer)?;
+                neurons.iter().for_each(|neuron| columns.push(neuron));
+                if has_mlp_bias(model, layer) {
+                    columns.push(&bias);
                 }
+            } else if model.spec.mlp != Mlp::None {
+                let out = ends.at_end(Hook::at(Kind::MlpOut, layer))?;
+                columns.push(&rowwise_dot(&out, reader)?);
             }
         }
-        if by_head(by) && has_attention_bias(model, layer) {
-            columns.push(Some(attention_bias(ends, reader, layer)?));
-        }
-        if by == Part::Neuron {
-            let (neurons, bias) = neurons(ends, reader, layer)?;
-            columns.extend(neurons.into_iter().map(Some));
-            columns.extend(has_mlp_bias(model, layer).then_some(Some(bias)));
-        } else if model.spec.mlp != Mlp::None {
-            let out = ends.at_end(Hook::at(Kind::MlpOut, layer))?;
-            columns.push(Some(rowwise_dot(&out, reader)?));
-        }
+        columns.push(&readout.bias);
+        debug_assert_eq!(columns.len(), self.cells.len());
+        Ok(columns)
     }
-    columns.push(Some(readout.bias.clone()));
-    Ok(columns)
 }
 
 /// What each head of a layer contributes: `z_h . (W_O[h] reader)`.
@@ -503,56 +558,6 @@ pub(super) fn sources(
     Ok(products.permute((1, 2, 0))?.to_vec3()?)
 }
 
-/// The roles of a task and the rest of its prompts.
-fn groups_of(task: &Task) -> Vec<String> {
-    let mut groups = roles_of(task);
-    groups.push(OTHER.into());
-    groups
-}
-
-/// The group of positions without a role.
-pub(super) const OTHER: &str = "other";
-
-/// Sums over the positions of each role and of the rest. A position with several roles counts for the first of them in the
-/// prompt, so that groups sum to the head.
-/// # Shapes
-/// `by_position [key position][batch]`; gives `[group][batch]`, `None` where a prompt lacks the role.
-pub(super) fn by_role(
-    by_position: &[Vec<f64>],
-    groups: &[String],
-    pairs: &[&Pair],
-) -> Vec<Option<Vec<f64>>> {
-    let group_at = |i: usize, pos: usize| {
-        let roles = &pairs[i].roles;
-        let has = |group: &String| roles.get(group).is_some_and(|at| at.contains(&pos));
-        groups.iter().position(has).unwrap_or(groups.len() - 1)
-    };
-    let sums = by_group(by_position, groups.len(), pairs.len(), group_at);
-    let has = |group: &str, pair: &Pair| pair.roles.get(group).is_some_and(|at| !at.is_empty());
-    let present = |group: &str| group == OTHER || pairs.iter().all(|pair| has(group, pair));
-    let sums = groups.iter().zip(sums);
-    sums.map(|(group, sums)| present(group).then_some(sums))
-        .collect()
-}
-
-/// Sums over positions, where `group_at(prompt, position)` says to which group one belongs.
-/// # Shapes
-/// `by_position [key position][batch]`; gives `[group][batch]`.
-pub(super) fn by_group(
-    by_position: &[Vec<f64>],
-    groups: usize,
-    batch: usize,
-    group_at: impl Fn(usize, usize) -> usize,
-) -> Vec<Vec<f64>> {
-    let mut sums = vec![vec![0.0; batch]; groups];
-    for (pos, values) in by_position.iter().enumerate() {
-        for (i, value) in values.iter().enumerate() {
-            sums[group_at(i, pos)][i] += value;
-        }
-    }
-    sums
-}
-
 /// What each neuron contributes, `post_n (W_out[n] . reader)`, and what the output bias does.
 /// # Shapes
 /// Gives `[d_mlp][batch]` and `[batch]`.
@@ -569,163 +574,4 @@ fn neurons(
     let products = (post * folded)?.to_dtype(DType::F64)?;
     let bias = branch_bias(ends, reader, layer, Ln::TwoPost, mlp.b_out.as_ref())?;
     Ok((products.t()?.to_vec2()?, bias))
-}
-
-/// One part of the model whose writing is read out over the whole vocabulary.
-#[derive(Debug, Clone, PartialEq)]
-struct Writer {
-    /// The coordinates of the part.
-    cell: Cell,
-    kind: Kind,
-}
-
-/// What one part writes for: its rows, and the values of each prompt for each of them.
-struct Written {
-    cells: Vec<Cell>,
-    /// `[prompt][cell]`
-    values: Vec<Vec<f64>>,
-}
-
-/// The hooks that hold what the parts write.
-fn every_part(by: Part, model: &Model) -> Vec<Hook> {
-    let kinds: &[Kind] = match by {
-        Part::Component => &[Kind::AttnOut, Kind::MlpOut],
-        Part::Neuron => &[Kind::AttnOut, Kind::MlpPost, Kind::Scale(Ln::TwoPost)],
-        Part::Head => &[Kind::Z, Kind::MlpOut, Kind::Scale(Ln::OnePost)],
-        // A head's sources together write what its z does, which these runs do not keep.
-        Part::HeadSource | Part::HeadRole => &[Kind::MlpOut],
-    };
-    kinds
-        .iter()
-        .flat_map(|&kind| every_layer(model, kind))
-        .collect()
-}
-
-/// The parts whose mean contribution is largest in magnitude, among those whose writing can be read out.
-fn strongest(cells: &[Cell], all: &[ExampleScores], n: usize) -> Vec<Writer> {
-    let mut sums = vec![0f64; cells.len()];
-    for example in all {
-        for (&cell, value) in example.cells.iter().zip(&example.values) {
-            sums[cell as usize] += value;
-        }
-    }
-    let kinds = [Kind::Result, Kind::AttnOut, Kind::MlpOut, Kind::MlpPost];
-    let mut writers: Vec<(f64, Writer)> = (cells.iter().zip(sums))
-        .filter(|(cell, _)| cell.measure.is_none() && cell.pos.is_none() && cell.role.is_none())
-        .filter_map(|(cell, sum)| {
-            let kind = kinds
-                .into_iter()
-                .find(|kind| kind.name() == cell.component)?;
-            let cell = cell.clone();
-            Some((sum.abs(), Writer { cell, kind }))
-        })
-        .collect();
-    writers.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    writers.truncate(n);
-    writers.into_iter().map(|(_, writer)| writer).collect()
-}
-
-/// For each part, the tokens whose logits it raises and lowers most on average, less what it does to all of them.
-fn written(
-    model: &Model,
-    task: &Task,
-    runs: &mut [Ends<'_>],
-    parts: &[Writer],
-    tokens: usize,
-) -> Result<Vec<Written>> {
-    let w_u = model.weights.w_u.to_dtype(DType::F32)?;
-    let mean_u = w_u.mean_keepdim(0)?;
-    let factor = f64::from(model.spec.logit_scale.unwrap_or(1.0));
-    let mut all = Vec::with_capacity(parts.len());
-    for part in parts {
-        let mut rows = Vec::with_capacity(runs.len());
-        for ends in runs.iter_mut() {
-            let out = output(ends, part)?;
-            let mut read = ends.centred(&out)?.broadcast_div(&ends.scale)?;
-            if let Some(norm) = &model.weights.ln_final {
-                read = read.broadcast_mul(&norm.w.to_dtype(DType::F32)?)?;
-            }
-            rows.push((read * factor)?);
-        }
-        let rows = Tensor::cat(&rows, 0)?; // [prompts, d_model]
-        let mean = rows.mean_keepdim(0)?;
-        let logits = mean.matmul(&w_u.t()?)?.squeeze(0)?.to_vec1::<f32>()?;
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
-        let few = tokens.min(order.len() / 2);
-        let chosen = [&order[..few], &order[order.len() - few..]].concat();
-        let directions = w_u
-            .index_select(&Tensor::new(chosen.as_slice(), &model.device)?, 0)?
-            .broadcast_sub(&mean_u)?;
-        let values = rows
-            .matmul(&directions.t()?)?
-            .to_dtype(DType::F64)?
-            .to_vec2()?;
-        let row = |&token: &u32| Cell {
-            src: Some(node(part)),
-            dst: Some(task.text(token)),
-            measure: Some("written_logit".into()),
-            ..part.cell.clone()
-        };
-        all.push(Written {
-            cells: chosen.iter().map(row).collect(),
-            values,
-        });
-    }
-    Ok(all)
-}
-
-/// What a part adds to the stream at the end of each prompt: `[batch, d_model]`.
-fn output(ends: &mut Ends<'_>, part: &Writer) -> Result<Tensor> {
-    let layer = part.cell.layer.expect("every writer is in a layer") as usize;
-    let block = &ends.model.weights.blocks[layer];
-    let d_head = ends.model.spec.d_head;
-    match part.kind {
-        Kind::Result => {
-            let head = part.cell.head.expect("a head") as usize;
-            let z = ends
-                .at_end(Hook::at(Kind::Z, layer))?
-                .narrow(1, head, 1)?
-                .squeeze(1)?;
-            let w_o = block
-                .w_o
-                .narrow(0, head * d_head, d_head)?
-                .to_dtype(DType::F32)?;
-            ends.after_post_norm(&z.contiguous()?.matmul(&w_o)?, layer, Ln::OnePost)
-        }
-        Kind::MlpPost => {
-            let neuron = part.cell.neuron.expect("a neuron") as usize;
-            let mlp = block.mlp.as_ref().expect("a neuron has an MLP");
-            let w_out = mlp.w_out.narrow(0, neuron, 1)?.to_dtype(DType::F32)?;
-            let post = ends
-                .at_end(Hook::at(Kind::MlpPost, layer))?
-                .narrow(1, neuron, 1)?;
-            ends.after_post_norm(&post.contiguous()?.matmul(&w_out)?, layer, Ln::TwoPost)
-        }
-        kind => ends.at_end(Hook::at(kind, layer)),
-    }
-}
-
-/// The name of a part: `a3.h0`, `m2`, `m2.n17`.
-fn node(part: &Writer) -> String {
-    let layer = part.cell.layer.unwrap_or(0);
-    match (part.kind, part.cell.head, part.cell.neuron) {
-        (_, Some(head), _) => format!("a{layer}.h{head}"),
-        (_, _, Some(neuron)) => format!("m{layer}.n{neuron}"),
-        (Kind::AttnOut, ..) => format!("a{layer}"),
-        _ => format!("m{layer}"),
-    }
-}
-
-/// Appends the rows of what was written; examples stand in the order of the runs.
-fn add_written(cells: &mut Vec<Cell>, all: &mut [ExampleScores], written: Vec<Written>) {
-    for of_part in written {
-        let first = cells.len() as u32;
-        let indices: Vec<u32> = (0..of_part.cells.len() as u32).map(|i| first + i).collect();
-        cells.extend(of_part.cells);
-        for (example, values) in all.iter_mut().zip(of_part.values) {
-            example.cells = example.cells.iter().chain(&indices).copied().collect();
-            example.values.extend(values);
-        }
-    }
 }

@@ -1,182 +1,527 @@
-//! The logit lens: what the model would say if it stopped after a layer.
+//! The logit lens: the residual stream after each layer, through the final norm and the unembedding, as if the model ended there.
 //!
-//! The stream after each layer goes through the final norm, with the statistics of that stream itself, and through the
-//! unembedding with its bias and soft-cap. (With the final run's scale in their place, as a cache would offer it, early
-//! layers look far less sure than they are.) At the last layer the lens is the model.
+//! Each stream is normalised with its own mean and scale (the norm applied as a function), not with those of the final stream:
+//! an early stream is much smaller, and the frozen scale would shrink its logits with it. At the last layer the lens is the model.
 //!
 //! Source: nostalgebraist 2020, "Interpreting GPT: the logit lens". Left out on purpose: trained lenses (Belrose et al. 2023).
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Tensor};
-use rayon::prelude::*;
-use serde_json::json;
+use candle_core::Tensor;
+use serde_json::{Value, json};
 
 use super::readout::every_layer;
-use super::{BATCH, in_layer, provenance, unmeasured};
+use super::vocabulary::{Distribution, Look, Sums, normed, read, stretches};
+use super::{
+    NEEDS_DECODER, captured_bytes, check_answers, clean_prompts, distinct_texts, pairs_of,
+};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
+use crate::methods::columns::Columns;
+use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::sites::Extent;
 use crate::metric::{Metric, Reads, Target};
-use crate::model::Model;
+use crate::model::{Model, ModelSpec};
 use crate::nn::embed::{unembed, unembed_columns};
-use crate::nn::{host::to_host, norm};
-use crate::run::{Logits, Progress, Request, run};
+use crate::nn::host::{tensor, to_host};
+use crate::run::{Cache, Logits, Progress, Request, run};
 use crate::scores::{
-    Cell, Detail, Direction, ExampleScores, LayerColumn, Layers, Scores, ScoresMeta, View,
+    Cell, Direction, ExampleScores, LayerColumn, Layers, Measured, ScoresMeta, View,
 };
 use crate::task::{Pair, Task};
-
-/// Streams that are read together: a vocabulary of logits each.
-const ROWS: usize = 64;
 
 /// What is measured beside the metric, in the order of the table.
 const MEASURES: [&str; 6] = ["logit", "prob", "rank", "top1", "entropy", "kl"];
 
-/// How to look through the lens.
-#[derive(Debug, Clone)]
-pub struct LensConfig {
-    pub metric: Metric,
-    /// Only the last position, where the answer belongs; else all of them.
-    pub end_only: bool,
-    /// Likeliest tokens listed for each layer, at the last position.
-    pub tokens: usize,
-    pub detail: Detail,
-    pub seed: u64,
+/// Bytes of streams at the ends that are kept until the likeliest tokens are known; what is beyond runs again.
+const KEPT_BYTES: usize = 32 << 20;
+
+/// Where the lens looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum LensPositions {
+    /// Every position; of each template, where there are several.
+    All,
+    /// Only the last position, where the answer belongs.
+    End,
 }
 
-impl LensConfig {
-    /// All positions, five tokens.
-    pub fn new(metric: Metric) -> Self {
-        LensConfig {
-            metric,
-            end_only: false,
-            tokens: 5,
-            detail: Detail::Mean,
-            seed: 0,
-        }
-    }
-
-    /// # Errors
-    /// What cannot be run as asked, before anything is.
-    pub fn check(&self, task: &Task) -> Result<()> {
-        task.check_metric(self.metric)?;
-        match task
-            .pairs()
-            .iter()
-            .find(|pair| pair.target.answers.is_empty())
-        {
-            None => Ok(()),
-            Some(pair) => Err(Error::BadMetric {
-                metric: "rank".into(),
-                reason: format!(
-                    "follows an answer through the layers, and pair {} of task `{}` has none; fill the column `answer`",
-                    pair.index, task.name
-                ),
-            }),
-        }
-    }
-}
-
-/// The lens over every layer of every clean run: `hook_resid_pre` of layer 0, then `hook_resid_post` of each layer.
+/// How to look through the lens: over every layer of every clean run, `hook_resid_pre` of layer 0, then `hook_resid_post` of each
+/// layer.
 ///
 /// The metric and six measures of one distribution: `logit` of the answer (mean of several), its `prob` and `rank`, `top1`
 /// (1 where the rank is 1), `entropy`, and `kl`, the divergence of the model's own distribution at that position from the
-/// layer's, `KL(final || layer)`.
+/// layer's, `KL(final || layer)`. For the likeliest tokens at the last position, on average, `top_prob`.
 /// # Units
 /// `score`: the metric's unit; logits, probability, rank, fraction, nats and nats.
-/// # Errors
-/// Those of [`LensConfig::check`].
-pub fn logit_lens(
-    model: &Model,
-    task: &Task,
-    config: &LensConfig,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    model
-        .spec
-        .check_decoder("direct logit attribution and lenses")?;
-    config.check(task)?;
-    let began = Instant::now();
-    let hooks = streams(model);
-    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
-    let places = if config.end_only {
-        1
-    } else {
-        longest.unwrap_or(1)
-    };
-    let mut cells = cells(&hooks, places, config.end_only);
-    let mut all: Vec<ExampleScores> = Vec::with_capacity(task.pairs().len());
-    let mut ends = Ends::new(hooks.len(), model.spec.d_vocab);
-    progress.start("looking through the lens", task.pairs().len() as u64);
-    for batch in task.batches(BATCH) {
-        if progress.cancelled() {
-            return Err(Error::Interrupted {
-                kept: "nothing was asked to be kept".into(),
-            });
-        }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
-        let readings = read_batch(model, &hooks, &pairs, config, &mut ends)?;
-        for (pair, readings) in pairs.iter().zip(readings) {
-            let last = readings.len() / hooks.len();
-            // At the last layer and position the lens is the model.
-            let clean = readings[readings.len() - 1].metric;
-            let mut example = unmeasured(task, pair, clean);
-            let cell = |layer: usize, place: usize| (layer * places + place) * (MEASURES.len() + 1);
-            let (mut indices, mut values) = (Vec::new(), Vec::new());
-            for (i, reading) in readings.iter().enumerate() {
-                let first = cell(i / last, i % last) as u32;
-                indices.extend(first..first + MEASURES.len() as u32 + 1);
-                values.extend(reading.values());
-            }
-            (example.cells, example.values) = (Arc::from(indices), values);
-            all.push(example);
-        }
-        progress.advance(pairs.len() as u64);
-    }
-    progress.finish();
-    add_top_tokens(
-        model,
-        task,
-        &hooks,
-        &ends,
-        config.tokens,
-        &mut cells,
-        &mut all,
-    )?;
-    all.sort_by_key(|example| example.example);
-    let settings = json!({
-        "metric": config.metric.to_string(),
-        "end_only": config.end_only,
-        "tokens": config.tokens,
-    });
-    let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
-    provenance.views = views(config);
-    let meta = ScoresMeta {
-        method: "logit_lens".into(),
-        metric: config.metric.to_string(),
-        unit: config.metric.unit().into(),
-        direction: Direction::Direct,
-        seed: config.seed,
-    };
-    Scores::assemble(&cells, &all, &meta, config.detail, provenance)
+#[derive(Debug, Clone, PartialEq)]
+pub struct LensConfig {
+    /// [default: the task's]
+    pub metric: Option<Metric>,
+    /// [default: all, if the prompts align; else the end]
+    pub positions: Option<LensPositions>,
+    /// Likeliest tokens listed for each layer, at the last position.
+    pub tokens: usize,
+    /// Of the bootstrap [default: the task's].
+    pub seed: Option<u64>,
 }
 
-/// Each layer's measures at the last position, and before them a grid where other positions are read too.
-fn views(config: &LensConfig) -> Vec<View> {
-    let metric = LayerColumn::of(&config.metric.to_string());
-    let measures = ["prob", "rank", "top1", "entropy", "kl"].map(LayerColumn::of);
-    let layers = Layers {
-        columns: [vec![metric], measures.to_vec()].concat(),
-        tokens: Some("top_prob".into()),
+impl Default for LensConfig {
+    fn default() -> Self {
+        LensConfig {
+            metric: None,
+            positions: None,
+            tokens: 5,
+            seed: None,
+        }
+    }
+}
+
+impl LensConfig {
+    /// All positions where the prompts align, else the end, unless something else is asked for.
+    fn positions_of(&self, task: &Task) -> LensPositions {
+        let aligned = Extent::new(task, &Default::default(), &Default::default()).groups() == 1;
+        let default = if aligned {
+            LensPositions::All
+        } else {
+            LensPositions::End
+        };
+        self.positions.unwrap_or(default)
+    }
+
+    /// Only the last position.
+    pub fn at_end() -> Self {
+        LensConfig {
+            positions: Some(LensPositions::End),
+            ..LensConfig::default()
+        }
+    }
+
+    fn metric(&self, task: &Task) -> Metric {
+        self.metric.unwrap_or(task.metric)
+    }
+}
+
+impl Method for LensConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        let metric = self.metric(task);
+        ScoresMeta {
+            method: "logit_lens".into(),
+            metric: metric.to_string(),
+            unit: metric.unit().into(),
+            base: None,
+            direction: Direction::Direct,
+            seed: self.seed.unwrap_or(task.seed),
+        }
+    }
+
+    fn settings(&self) -> Value {
+        json!({ "positions": self.positions, "tokens": self.tokens })
+    }
+
+    fn needs(&self, task: &Task) -> Needs {
+        Needs {
+            decoder: Some(NEEDS_DECODER),
+            metric: Some(self.metric(task)),
+            ..Needs::default()
+        }
+    }
+
+    fn check(&self, _: &ModelSpec, task: &Task) -> Result<()> {
+        check_answers(task, "rank")
+    }
+
+    /// Each layer's measures at the last position, and before them a grid where other positions are read too.
+    fn views(&self, task: &Task) -> Vec<View> {
+        let metric = LayerColumn::of(&self.header(task).metric);
+        let measures = ["prob", "rank", "top1", "entropy", "kl"].map(LayerColumn::of);
+        let layers = Layers {
+            columns: [vec![metric], measures.to_vec()].concat(),
+            tokens: Some("top_prob".into()),
+        };
+        let grids = (self.positions_of(task) != LensPositions::End).then_some(View::Grids);
+        grids.into_iter().chain([View::Layers(layers)]).collect()
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        on: Subject<'a>,
+        running: &'a Running,
+    ) -> Result<Box<dyn Prepared + 'a>> {
+        let extent = Extent::new(on.task, &Default::default(), &Default::default());
+        let positions = self.positions_of(on.task);
+        let places = match positions {
+            LensPositions::All => extent.positions(""),
+            LensPositions::End => vec![Cell {
+                pos: Some(-1),
+                ..Cell::default()
+            }],
+        };
+        let metric = self.metric(on.task);
+        // What is the metric already has no second row.
+        let is_beside = |name: &&str| *name != metric.to_string();
+        let measures: Vec<&str> = MEASURES.into_iter().filter(is_beside).collect();
+        let hooks = streams(on.model);
+        Ok(Box::new(Looking {
+            on,
+            config: self,
+            running,
+            metric,
+            positions,
+            cells: cells(&hooks, &places, &measures),
+            hooks,
+            extent,
+            places,
+            measures,
+            ends: Mutex::default(),
+        }))
+    }
+}
+
+/// The streams that the lens looks at.
+pub(super) fn streams(model: &Model) -> Vec<Hook> {
+    let mut hooks = vec![Hook::at(Kind::ResidPre, 0)];
+    hooks.extend(every_layer(model, Kind::ResidPost));
+    hooks
+}
+
+/// Streams of some places as the unembedding reads them.
+/// # Shapes
+/// `rows`: places in the packed tensors; gives `[place * stream, d_model]`.
+pub(super) fn normed_at(
+    model: &Model,
+    cache: &Cache,
+    hooks: &[Hook],
+    rows: &[u32],
+) -> Result<Tensor> {
+    let index = Tensor::new(rows, &model.device)?;
+    let of = |hook: &Hook| Ok(cache.packed(*hook)?.index_select(&index, 0)?);
+    let of_streams: Vec<Tensor> = hooks.iter().map(of).collect::<Result<_>>()?;
+    let stacked = Tensor::stack(&of_streams, 1)?; // [place, stream, d_model]
+    normed(model, &stacked.flatten(0, 1)?)
+}
+
+fn cells(hooks: &[Hook], places: &[Cell], measures: &[&str]) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for hook in hooks {
+        for place in places {
+            let cell = Cell {
+                component: hook.kind.name().into(),
+                layer: hook.layer.map(|layer| layer as u32),
+                ..place.clone()
+            };
+            let measure = |name: &&str| Cell {
+                measure: Some(name.to_string()),
+                ..cell.clone()
+            };
+            cells.push(cell.clone());
+            cells.extend(measures.iter().map(measure));
+        }
+    }
+    cells
+}
+
+/// A checked run in progress.
+struct Looking<'a> {
+    on: Subject<'a>,
+    config: &'a LensConfig,
+    running: &'a Running,
+    metric: Metric,
+    positions: LensPositions,
+    hooks: Vec<Hook>,
+    extent: Extent,
+    /// The places of all prompts, as cells without a hook.
+    places: Vec<Cell>,
+    measures: Vec<&'static str>,
+    cells: Vec<Cell>,
+    /// What was seen at the ends while measuring here; what was measured elsewhere is looked at again in the end.
+    ends: Mutex<Ends>,
+}
+
+/// The distributions at the ends of prompts.
+#[derive(Debug, Default)]
+struct Ends {
+    sums: Sums,
+    /// Of each item that is in the sums its streams there, if there was room.
+    streams: BTreeMap<usize, Option<EndStreams>>,
+    bytes: usize,
+}
+
+/// The streams at the end of one prompt: enough to find any one probability again.
+#[derive(Debug)]
+struct EndStreams {
+    /// `[stream * d_model]`, as the unembedding reads them.
+    normed: Vec<f32>,
+    /// `[stream]`
+    lse: Vec<f64>,
+}
+
+impl Prepared for Looking<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        captured_bytes(&self.hooks, &self.on.model.spec, length)
+    }
+
+    /// Reading a stream costs an unembedding, which a forward pass has one of.
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let spec = &self.on.model.spec;
+        let length = self.on.task.pairs()[unit.items[0]].clean.len();
+        let places = match self.positions {
+            LensPositions::All => length,
+            LensPositions::End => 1,
+        };
+        let unembedding = (spec.d_model * spec.d_vocab) as f64;
+        let attention = (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head * spec.d_model;
+        let block = (attention + 3 * spec.d_mlp * spec.d_model) as f64;
+        let whole = (length * spec.n_layers) as f64 * block + unembedding;
+        let each = 1.0 + (places * self.hooks.len()) as f64 * unembedding / whole;
+        Ok(Cost::passes(unit.items.len() as f64 * each))
+    }
+
+    fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let readings = self.look(unit, self.positions, Some(&mut ends))?;
+        let pairs = pairs_of(self.on.task, &unit.items);
+        // Prompts of a unit are of one template and length, so they have the same places.
+        let has =
+            |place: &Cell| self.positions == LensPositions::End || self.extent.has(place, pairs[0]);
+        let has: Vec<bool> = self.places.iter().map(has).collect();
+        let streams = self.hooks.len();
+        let mut columns = Columns::new(pairs.len());
+        for stream in 0..streams {
+            let mut own = 0;
+            for &has in &has {
+                if !has {
+                    columns.skip(1 + self.measures.len());
+                    continue;
+                }
+                let reading = |i: usize| &readings[i][own * streams + stream];
+                columns.push_some(|i| Some(reading(i).metric));
+                for measure in &self.measures {
+                    columns.push_some(|i| Some(reading(i).value(measure)));
+                }
+                own += 1;
+            }
+        }
+        // At the last layer and position the lens is the model.
+        let clean: Vec<f64> = readings.iter().map(|of| of[of.len() - 1].metric).collect();
+        Ok(columns.into_examples(self.on.task, &unit.items, &clean))
+    }
+
+    fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
+        if self.config.tokens == 0 {
+            return Ok(());
+        }
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let units = self.units(self.on.task, self.running);
+        let is_unseen = |unit: &&Unit| !ends.streams.contains_key(&unit.items[0]);
+        let unseen: Vec<&Unit> = units.iter().filter(is_unseen).collect();
+        progress.start("looking for the likeliest tokens", unseen.len() as u64);
+        for unit in unseen {
+            stop_if_asked(progress)?;
+            self.look(unit, LensPositions::End, Some(&mut ends))?;
+            progress.advance(1);
+        }
+        progress.finish();
+        let likeliest: Vec<Vec<u32>> = (ends.sums.0)
+            .chunks(self.on.model.spec.d_vocab)
+            .map(|sums| first_by(sums, self.config.tokens))
+            .collect();
+        let mut cells = Vec::new();
+        for (hook, tokens) in self.hooks.iter().zip(&likeliest) {
+            let names = distinct_texts(self.on.task, tokens);
+            cells.extend(names.into_iter().map(|token| Cell {
+                src: Some(hook.to_string()),
+                dst: Some(token),
+                measure: Some("top_prob".into()),
+                ..Cell::in_layer(hook.kind.name(), hook.layer.unwrap_or(0))
+            }));
+        }
+        let mut probs: HashMap<usize, Vec<f64>> = HashMap::new();
+        for unit in &units {
+            stop_if_asked(progress)?;
+            let mut again = Ends::default();
+            if unit.items.iter().any(|&item| ends.of(item).is_none()) {
+                self.look(unit, LensPositions::End, Some(&mut again))?;
+            }
+            for item in &unit.items {
+                if let Some(kept) = ends.of(*item).or_else(|| again.of(*item)) {
+                    let index = self.on.task.pairs()[*item].index;
+                    probs.insert(index, self.probabilities(kept, &likeliest)?);
+                }
+            }
+        }
+        measured.append(cells, |_, example| {
+            let probs = probs.remove(&example.example).unwrap_or_default();
+            probs.into_iter().map(Some).collect()
+        });
+        Ok(())
+    }
+}
+
+fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
+    if progress.cancelled() {
+        return Err(Error::Interrupted {
+            kept: String::new(),
+        });
+    }
+    Ok(())
+}
+
+/// The indices of the `n` largest values, largest first.
+fn first_by(values: &[f64], n: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..values.len() as u32).collect();
+    let by = |a: &u32, b: &u32| {
+        let (x, y) = (values[*a as usize], values[*b as usize]);
+        y.total_cmp(&x).then(a.cmp(b))
     };
-    let grids = (!config.end_only).then_some(View::Grids);
-    grids.into_iter().chain([View::Layers(layers)]).collect()
+    let n = n.min(order.len());
+    if n < order.len() {
+        order.select_nth_unstable_by(n, by);
+        order.truncate(n);
+    }
+    order.sort_by(by);
+    order
+}
+
+impl Looking<'_> {
+    /// For each prompt of a unit the readings of its places, stream by stream.
+    fn look(
+        &self,
+        unit: &Unit,
+        positions: LensPositions,
+        mut ends: Option<&mut Ends>,
+    ) -> Result<Vec<Vec<Reading>>> {
+        let model = self.on.model;
+        let pairs = pairs_of(self.on.task, &unit.items);
+        let length = pairs[0].clean.len();
+        let request = Request {
+            capture: &self.hooks,
+            logits: Logits::None,
+            ..Request::default()
+        };
+        let cache = run(model, &clean_prompts(&pairs), &request)?.cache;
+        let first = match positions {
+            LensPositions::All => 0,
+            LensPositions::End => length - 1,
+        };
+        let places: Vec<(usize, usize)> = (0..pairs.len())
+            .flat_map(|i| (first..length).map(move |pos| (i, pos)))
+            .collect();
+        let columns: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.target.columns()).collect();
+        let is_end: Vec<bool> = places.iter().map(|(_, pos)| pos + 1 == length).collect();
+        let mut readings = vec![Vec::new(); pairs.len()];
+        let adds = ends.is_some() && self.config.tokens > 0;
+        let streams = self.hooks.len();
+        for stretch in stretches(&is_end, streams, model.spec.d_vocab) {
+            let places = &places[stretch.clone()];
+            let rows: Vec<u32> = (places.iter())
+                .map(|(i, pos)| (i * length + pos) as u32)
+                .collect();
+            let normed = normed_at(model, &cache, &self.hooks, &rows)?;
+            let looks: Vec<Look<'_>> = (places.iter())
+                .map(|&(i, pos)| Look {
+                    columns: &columns[i],
+                    watched: pairs[i].target.answers.len(),
+                    is_end: pos + 1 == length,
+                })
+                .collect();
+            let sums = ends
+                .as_deref_mut()
+                .filter(|_| adds)
+                .map(|ends| &mut ends.sums);
+            let read = read(model, &normed, streams, &looks, best, sums)?;
+            for (place, &(i, pos)) in places.iter().enumerate() {
+                let own = place * streams..(place + 1) * streams;
+                let slow = self.slow_metric(&normed, own.clone(), pairs[i])?;
+                for (stream, one) in read[own.clone()].iter().enumerate() {
+                    let metric = slow.as_ref().map(|values| values[stream]);
+                    readings[i].push(Reading::of(one, pairs[i], self.metric, metric)?);
+                }
+                if let Some(ends) = ends.as_deref_mut().filter(|_| adds && pos + 1 == length) {
+                    let kept = EndStreams {
+                        normed: to_host(&normed.narrow(0, own.start, streams)?)?,
+                        lse: read[own].iter().map(|one| one.lse).collect(),
+                    };
+                    ends.keep(unit.items[i], kept);
+                }
+            }
+        }
+        Ok(readings)
+    }
+
+    /// The metric of each stream of a place, where it must be read off whole distributions.
+    fn slow_metric(
+        &self,
+        normed: &Tensor,
+        rows: std::ops::Range<usize>,
+        pair: &Pair,
+    ) -> Result<Option<Vec<f64>>> {
+        if is_told_by_reading(self.metric) {
+            return Ok(None);
+        }
+        let (spec, weights) = (&self.on.model.spec, &self.on.model.weights);
+        let logits = unembed(spec, weights, &normed.narrow(0, rows.start, rows.len())?)?;
+        let logits: Vec<Vec<f32>> = logits.to_vec2()?;
+        let reference = logits.last().map(Vec::as_slice);
+        let value = |logits: &Vec<f32>| self.metric.value(logits, &pair.target, reference);
+        logits.iter().map(value).collect::<Result<_>>().map(Some)
+    }
+
+    /// The probabilities of each stream's tokens at the end of one prompt, stream by stream.
+    fn probabilities(&self, kept: &EndStreams, tokens: &[Vec<u32>]) -> Result<Vec<f64>> {
+        let model = self.on.model;
+        let shape = (tokens.len(), model.spec.d_model);
+        let normed = tensor(kept.normed.clone(), shape)?;
+        let columns: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+        let logits = unembed_columns(&model.spec, &model.weights, &normed, &columns)?;
+        let of_streams = logits.iter().zip(&kept.lse);
+        let probs = of_streams.flat_map(|(logits, lse)| {
+            let prob = |&logit: &f32| (f64::from(logit) - lse).exp();
+            logits.iter().map(prob).collect::<Vec<f64>>()
+        });
+        Ok(probs.collect())
+    }
+}
+
+impl Ends {
+    fn keep(&mut self, item: usize, streams: EndStreams) {
+        self.bytes += 4 * streams.normed.len() + 8 * streams.lse.len();
+        let has_room = self.bytes <= KEPT_BYTES;
+        self.streams.insert(item, has_room.then_some(streams));
+    }
+
+    fn of(&self, item: usize) -> Option<&EndStreams> {
+        self.streams.get(&item)?.as_ref()
+    }
+}
+
+fn best(logits: &[f32]) -> f32 {
+    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Whether a metric follows from what is read of every distribution anyway.
+fn is_told_by_reading(metric: Metric) -> bool {
+    metric.reads() == Reads::Answers
+        || matches!(
+            metric,
+            Metric::ProbDiff
+                | Metric::LogProb
+                | Metric::Prob
+                | Metric::Kl
+                | Metric::Rank
+                | Metric::TopK(_)
+        )
 }
 
 /// What one stream says.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Reading {
+struct Reading {
     metric: f64,
     logit: f64,
     prob: f64,
@@ -186,228 +531,47 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    fn values(&self) -> [f64; 7] {
-        let top1 = f64::from(u8::from(self.rank == 1.0));
-        [
-            self.metric,
-            self.logit,
-            self.prob,
-            self.rank,
-            top1,
-            self.entropy,
-            self.kl,
-        ]
-    }
-}
-
-/// The streams that the lens looks at.
-pub(crate) fn streams(model: &Model) -> Vec<Hook> {
-    let mut hooks = vec![Hook::at(Kind::ResidPre, 0)];
-    hooks.extend(every_layer(model, Kind::ResidPost));
-    hooks
-}
-
-/// The logits of streams, as the model would make them of its last one.
-/// # Shapes
-/// `x [rows, d_model]`, before the final norm; gives f32 `[rows, d_vocab]`, and what the unembedding read.
-pub(crate) fn decode(model: &Model, x: &Tensor) -> Result<(Tensor, Tensor)> {
-    let normed = match &model.weights.ln_final {
-        Some(w) => norm::forward(x, w, model.spec.norm, model.spec.norm_eps)?,
-        None => x.clone(),
-    };
-    Ok((
-        unembed(&model.spec, &model.weights, &normed)?.to_dtype(DType::F32)?,
-        normed,
-    ))
-}
-
-fn cells(hooks: &[Hook], places: usize, end_only: bool) -> Vec<Cell> {
-    let mut cells = Vec::new();
-    for hook in hooks {
-        for place in 0..places {
-            let cell = Cell {
-                pos: Some(if end_only { -1 } else { place as i32 }),
-                ..in_layer(hook.kind.name(), hook.layer.unwrap_or(0))
-            };
-            let measure = |name: &&str| Cell {
-                measure: Some(name.to_string()),
-                ..cell.clone()
-            };
-            cells.push(cell.clone());
-            cells.extend(MEASURES.iter().map(measure));
+    fn value(&self, measure: &str) -> f64 {
+        match measure {
+            "logit" => self.logit,
+            "prob" => self.prob,
+            "rank" => self.rank,
+            "top1" => f64::from(u8::from(self.rank == 1.0)),
+            "entropy" => self.entropy,
+            _ => self.kl,
         }
     }
-    cells
-}
 
-/// The distributions at the ends of all prompts: their sums, and enough to find any one probability again.
-struct Ends {
-    /// `[stream][token]`, sums of probabilities over prompts.
-    sums: Vec<Vec<f64>>,
-    /// `[stream]`, one tensor `[d_model]` and one logarithm of the sum of exponentials for each prompt, in the order they ran.
-    normed: Vec<Vec<(Tensor, f64)>>,
-}
-
-impl Ends {
-    fn new(streams: usize, d_vocab: usize) -> Self {
-        Ends {
-            sums: vec![vec![0.0; d_vocab]; streams],
-            normed: vec![Vec::new(); streams],
-        }
-    }
-}
-
-/// For each prompt of a batch the readings of its streams, layer by layer, position by position.
-fn read_batch(
-    model: &Model,
-    hooks: &[Hook],
-    pairs: &[&Pair],
-    config: &LensConfig,
-    ends: &mut Ends,
-) -> Result<Vec<Vec<Reading>>> {
-    let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
-    let length = prompts[0].len();
-    let request = Request {
-        capture: hooks,
-        logits: Logits::None,
-        ..Request::default()
-    };
-    let cache = run(model, &prompts, &request)?.cache;
-    let rows: Vec<u32> = match config.end_only {
-        true => (0..pairs.len())
-            .map(|i| ((i + 1) * length - 1) as u32)
-            .collect(),
-        false => (0..(pairs.len() * length) as u32).collect(),
-    };
-    let places = rows.len() / pairs.len();
-    let none = Reading {
-        metric: 0.0,
-        logit: 0.0,
-        prob: 0.0,
-        rank: 0.0,
-        entropy: 0.0,
-        kl: 0.0,
-    };
-    let mut readings = vec![vec![none; hooks.len() * places]; pairs.len()];
-    for (chunk, rows) in rows.chunks(ROWS).enumerate() {
-        let index = Tensor::new(rows, &model.device)?;
-        let decoded = |hook: &Hook| decode(model, &cache.packed(*hook)?.index_select(&index, 0)?);
-        let (last, _) = decoded(hooks.last().expect("a model has a layer"))?;
-        let reference = to_host(&last)?;
-        for (layer, hook) in hooks.iter().enumerate() {
-            let (logits, normed) = decoded(hook)?;
-            let logits = to_host(&logits)?;
-            let vocab = model.spec.d_vocab;
-            let read: Vec<(Reading, f64)> = logits
-                .par_chunks(vocab)
-                .zip(reference.par_chunks(vocab))
-                .zip(rows)
-                .map(|((logits, reference), &row)| {
-                    let target = &pairs[row as usize / length].target;
-                    read_row(logits, reference, target, config.metric)
-                })
-                .collect::<Result<_>>()?;
-            for (i, ((reading, lse), &row)) in read.into_iter().zip(rows).enumerate() {
-                let at = chunk * ROWS + i;
-                readings[at / places][layer * places + at % places] = reading;
-                if (row as usize + 1).is_multiple_of(length) {
-                    ends.normed[layer].push((normed.get(i)?, lse));
-                    let sums = ends.sums[layer].iter_mut();
-                    let logits = &logits[i * vocab..(i + 1) * vocab];
-                    sums.zip(logits)
-                        .for_each(|(sum, &l)| *sum += (f64::from(l) - lse).exp());
-                }
+    /// `slow`: the metric, where it was read off the whole distribution.
+    fn of(read: &Distribution, pair: &Pair, metric: Metric, slow: Option<f64>) -> Result<Self> {
+        let Target { answers, .. } = &pair.target;
+        let (answers, wrong) = read.logits.split_at(answers.len());
+        let prob = |logits: &[f32]| logits.iter().map(|&l| read.prob(l)).sum::<f64>();
+        let rank = (1 + read.above) as f64;
+        let value = match (metric, slow) {
+            (_, Some(value)) => value,
+            (Metric::Prob, _) => prob(answers),
+            (Metric::LogProb, _) => {
+                let largest = f64::from(best(answers));
+                let shifted = |&l: &f32| (f64::from(l) - largest).exp();
+                largest - read.lse + answers.iter().map(shifted).sum::<f64>().ln()
             }
-        }
+            (Metric::ProbDiff, _) => prob(answers) - prob(wrong),
+            (Metric::Rank, _) => rank,
+            (Metric::TopK(k), _) => f64::from(u8::from(rank <= k as f64)),
+            (Metric::Kl, _) => read.kl,
+            (metric, _) => metric.value(&read.logits, &pair.target, None)?,
+        };
+        let sum: f64 = answers.iter().map(|&l| f64::from(l)).sum();
+        Ok(Reading {
+            metric: value,
+            logit: sum / answers.len() as f64,
+            prob: prob(answers),
+            rank,
+            entropy: read.entropy,
+            kl: read.kl,
+        })
     }
-    Ok(readings)
-}
-
-/// Reads one distribution; also gives the logarithm of the sum of the exponentials of its logits.
-fn read_row(
-    logits: &[f32],
-    reference: &[f32],
-    target: &Target,
-    metric: Metric,
-) -> Result<(Reading, f64)> {
-    let lse = log_sum_exp(logits);
-    let reference_lse = log_sum_exp(reference);
-    let (mut entropy, mut kl) = (0.0, 0.0);
-    for (&logit, &of_reference) in logits.iter().zip(reference) {
-        let here = f64::from(logit) - lse;
-        let there = f64::from(of_reference) - reference_lse;
-        entropy -= here.exp() * here;
-        kl += there.exp() * (there - here);
-    }
-    let at = |ids: &[u32]| {
-        ids.iter()
-            .map(|&id| logits[id as usize])
-            .collect::<Vec<f32>>()
-    };
-    let answers = at(&target.answers);
-    let best = answers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let chances = answers.iter().map(|&logit| (f64::from(logit) - lse).exp());
-    let prob: f64 = chances.sum();
-    let metric = match metric.reads() {
-        Reads::Answers => metric.value(&at(&target.columns()), target, None)?,
-        Reads::Vocabulary => metric.value(logits, target, Some(reference))?,
-    };
-    let reading = Reading {
-        metric,
-        logit: answers.iter().map(|&l| f64::from(l)).sum::<f64>() / answers.len() as f64,
-        prob,
-        rank: (1 + logits.iter().filter(|&&logit| logit > best).count()) as f64,
-        entropy,
-        // Rounding can put it a hair below zero, where it cannot be.
-        kl: kl.max(0.0),
-    };
-    Ok((reading, lse))
-}
-
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - largest).exp()).sum();
-    largest + sum.ln()
-}
-
-/// Rows for the tokens that are likeliest on average after each layer.
-fn add_top_tokens(
-    model: &Model,
-    task: &Task,
-    hooks: &[Hook],
-    ends: &Ends,
-    tokens: usize,
-    cells: &mut Vec<Cell>,
-    all: &mut [ExampleScores],
-) -> Result<()> {
-    for (layer, hook) in hooks.iter().enumerate() {
-        let sums = &ends.sums[layer];
-        let mut order: Vec<u32> = (0..sums.len() as u32).collect();
-        order.sort_by(|&a, &b| sums[b as usize].total_cmp(&sums[a as usize]));
-        order.truncate(tokens);
-        let first = cells.len() as u32;
-        cells.extend(order.iter().map(|&token| Cell {
-            src: Some(hook.to_string()),
-            dst: Some(task.text(token)),
-            measure: Some("top_prob".into()),
-            ..in_layer(hook.kind.name(), hook.layer.unwrap_or(0))
-        }));
-        let indices: Vec<u32> = (first..cells.len() as u32).collect();
-        for (example, (normed, lse)) in all.iter_mut().zip(&ends.normed[layer]) {
-            let logits = unembed_columns(
-                &model.spec,
-                &model.weights,
-                &normed.unsqueeze(0)?,
-                &[&order],
-            )?;
-            let probs = logits[0]
-                .iter()
-                .map(|&logit| (f64::from(logit) - lse).exp());
-            example.cells = example.cells.iter().chain(&indices).copied().collect();
-            example.values.extend(probs);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -416,26 +580,42 @@ mod tests {
 
     #[test]
     fn a_distribution_is_read_as_by_hand() {
-        // Probabilities 1/8, 1/8, 1/4, 1/2 here; the model ends at 1/4 each.
-        let logits: Vec<f32> = [1.0f32, 1.0, 2.0, 4.0]
-            .iter()
-            .map(|p| p.ln() - 2.0)
-            .collect();
-        let target = Target {
-            answers: vec![2],
-            wrong: vec![3],
+        // Probabilities 1/8, 1/8, 1/4, 1/2; the answer is the third, the wrong one the fourth.
+        let [third, fourth] = [2.0f32, 4.0].map(|p| p.ln() - 2.0);
+        let read = Distribution {
+            logits: vec![third, fourth],
+            lse: 8f64.ln() - 2.0,
+            entropy: 1.75 * 2f64.ln(),
+            kl: 0.25 * 2f64.ln(),
+            above: 1,
         };
-        let (reading, lse) =
-            read_row(&logits, &[7.0; 4], &target, Metric::LogitDiff).expect("reads");
+        let pair = Pair::new([0], [0]).answer(2).wrong(3);
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} against {b}");
+        let of = |metric| Reading::of(&read, &pair, metric, None).expect("reads");
+        let reading = of(Metric::LogitDiff);
         near(reading.metric, -(2f64.ln()));
         near(reading.logit, 2f64.ln() - 2.0);
         near(reading.prob, 0.25);
         near(reading.rank, 2.0);
-        // 2/8 ln 8 + 1/4 ln 4 + 1/2 ln 2 = (6/8 + 4/8 + 4/8) ln 2.
-        near(reading.entropy, 1.75 * 2f64.ln());
-        // Mean of ln(1/4) - ln p over the four: (1 + 1 + 0 - 1) / 4 ln 2.
-        near(reading.kl, 0.25 * 2f64.ln());
-        near(lse, 8f64.ln() - 2.0);
+        let logits: Vec<f32> = [1.0f32, 1.0, 2.0, 4.0].map(|p| p.ln() - 2.0).to_vec();
+        for metric in [
+            Metric::Prob,
+            Metric::LogProb,
+            Metric::ProbDiff,
+            Metric::Rank,
+            Metric::TopK(1),
+            Metric::TopK(2),
+        ] {
+            assert!(is_told_by_reading(metric));
+            let wanted = metric.value(&logits, &pair.target, None).expect("a value");
+            near(of(metric).metric, wanted);
+        }
+        assert!(!is_told_by_reading(Metric::Js));
+    }
+
+    #[test]
+    fn the_first_are_the_largest_in_order() {
+        assert_eq!(first_by(&[0.5, 2.0, 2.0, 1.0, 3.0], 3), [4, 1, 2]);
+        assert_eq!(first_by(&[1.0, 2.0], 5), [1, 0]);
     }
 }

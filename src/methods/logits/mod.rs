@@ -7,66 +7,113 @@
 //! - [`overthinking`]: early decoding under true and false demonstrations, false induction heads.
 //!
 //! All but the lens share [`readout`]: the final norm with the scale of the run itself, which makes the read-out linear, so
-//! that contributions sum to the logit exactly.
+//! that contributions sum to the logit exactly. The lens and early decoding share [`vocabulary`], which reads whole distributions.
 
 pub mod dla;
+mod groups;
 pub mod lens;
 pub mod overthinking;
 pub(super) mod readout;
 pub mod source_tokens;
 pub mod token_lens;
+mod vocabulary;
+mod written;
 
-pub(super) use super::activation_patching::roles_of;
-use super::record;
-use crate::model::Model;
-use crate::scores::{Cell, ExampleScores, Provenance};
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::hooks::Hook;
+use crate::model::{ModelSpec, Tokenizer};
 use crate::task::{Pair, Task};
 
-pub use dla::{DlaConfig, Part, direct_logit_attribution};
-pub use lens::{LensConfig, logit_lens};
-pub use overthinking::{EarlyConfig, early_decoding};
+pub use dla::{DlaConfig, Part};
+pub use lens::{LensConfig, LensPositions};
+pub use overthinking::EarlyConfig;
 pub use readout::DirectTarget;
-pub use source_tokens::{SourceConfig, source_classes};
-pub use token_lens::{TokenLensConfig, token_lens};
+pub use source_tokens::SourceConfig;
+pub use token_lens::TokenLensConfig;
 
-/// Prompts that run together, at most.
-pub(crate) const BATCH: usize = 16;
+/// What asks for attention that looks back alone, in the words of the refusal.
+const NEEDS_DECODER: &str = "direct logit attribution and lenses";
 
-/// An example that nothing was measured on yet: its labels, and the metric of its clean run.
-pub(crate) fn unmeasured(task: &Task, pair: &Pair, clean: f64) -> ExampleScores {
-    ExampleScores {
-        example: pair.index,
-        clean,
-        corrupted: clean,
-        tokens: task.texts(&pair.clean),
-        roles: pair.roles.clone(),
-        ..ExampleScores::default()
+/// Each text as the one token that it is.
+/// # Errors
+/// [`Error::Invalid`] naming a text that is several tokens, or unknown.
+pub fn single_tokens(texts: &[String], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let single = |text: &String| match tokenizer.answer_ids(text)?[..] {
+        [id] if tokenizer.unknown() != Some(id) => Ok(id),
+        ref ids => Err(Error::invalid(format!(
+            "`{text}` must be one token, and is {} to this tokenizer (a leading space often matters)",
+            if ids.len() == 1 {
+                "unknown".to_string()
+            } else {
+                format!("{} tokens", ids.len())
+            }
+        ))),
+    };
+    texts.iter().map(single).collect()
+}
+
+/// # Errors
+/// [`Error::OutOfRange`] for a token that is not in the vocabulary.
+pub(super) fn check_tokens(tokens: &[u32], spec: &ModelSpec) -> Result<()> {
+    match tokens.iter().find(|&&id| id as usize >= spec.d_vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::OutOfRange {
+            hook: "the vocabulary".into(),
+            what: "token",
+            value: id.to_string(),
+            limit: format!("{} tokens", spec.d_vocab),
+        }),
     }
 }
 
-/// A part of one layer.
-pub(crate) fn in_layer(component: &str, layer: usize) -> Cell {
-    Cell {
-        component: component.into(),
-        layer: Some(layer as u32),
-        ..Cell::default()
+/// # Errors
+/// [`Error::BadMetric`] naming the first pair without an answer, which `what` is about.
+fn check_answers(task: &Task, what: &str) -> Result<()> {
+    match task
+        .pairs()
+        .iter()
+        .find(|pair| pair.target.answers.is_empty())
+    {
+        None => Ok(()),
+        Some(pair) => Err(Error::BadMetric {
+            metric: what.into(),
+            reason: format!(
+                "needs an answer, and pair {} of task `{}` has none; fill the column `answer`",
+                pair.index, task.name
+            ),
+        }),
     }
 }
 
-/// What a result knows of its model and task; `config` is the method's own.
-pub(crate) fn provenance(
-    model: &Model,
-    task: &Task,
-    config: serde_json::Value,
-    seconds: f64,
-) -> Provenance {
-    let mut warnings = Vec::new();
-    if task.pairs().len() < task.asked {
-        warnings.push(format!(
-            "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
-            task.pairs().len(),
-            task.asked
-        ));
-    }
-    record::provenance(model, task, config, seconds, warnings)
+/// Tokens as text, each told from the others: a text that several of them have goes with the id.
+pub(super) fn distinct_texts(task: &Task, tokens: &[u32]) -> Vec<String> {
+    let texts: Vec<String> = tokens.iter().map(|&token| task.text(token)).collect();
+    let mut counts: BTreeMap<&String, usize> = BTreeMap::new();
+    texts
+        .iter()
+        .for_each(|text| *counts.entry(text).or_default() += 1);
+    let distinct = texts.iter().zip(tokens).map(|(text, token)| {
+        if counts[text] > 1 {
+            format!("{text} [{token}]")
+        } else {
+            text.clone()
+        }
+    });
+    distinct.collect()
+}
+
+fn pairs_of<'a>(task: &'a Task, items: &[usize]) -> Vec<&'a Pair> {
+    items.iter().map(|&item| &task.pairs()[item]).collect()
+}
+
+fn clean_prompts(pairs: &[&Pair]) -> Vec<Vec<u32>> {
+    pairs.iter().map(|pair| pair.clean.clone()).collect()
+}
+
+/// Bytes of what a run over one prompt keeps of some hooks.
+pub(super) fn captured_bytes(hooks: &[Hook], spec: &ModelSpec, length: usize) -> usize {
+    let values = |hook: &Hook| hook.shape(spec, 1, length).iter().product::<usize>();
+    4 * hooks.iter().map(values).sum::<usize>()
 }

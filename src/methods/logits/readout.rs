@@ -7,13 +7,15 @@
 //!
 //! A norm on the output of a branch is treated the same way: with its own run's scale it is linear in what goes into it.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use candle_core::{D, DType, Tensor};
 
-use crate::error::Result;
+use super::single_tokens;
+use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
-use crate::model::Model;
+use crate::model::{Model, Tokenizer};
 use crate::nn::{host::to_host, norm};
 use crate::run::{Cache, Logits, Request, walk};
 use crate::spec::{NormKind, NormPlacement, NormWeights};
@@ -35,6 +37,31 @@ pub enum DirectTarget {
 }
 
 impl DirectTarget {
+    /// As it is typed: `difference`, `answer` or `centred`, or words that are one token each; `against` goes with those.
+    /// # Errors
+    /// [`Error::Invalid`] for a word that is not one token, and for `against` beside a target that every pair has of its own.
+    pub fn of_words(words: &[String], against: &[String], tokenizer: &Tokenizer) -> Result<Self> {
+        let of_pairs = match words {
+            [word] => match word.as_str() {
+                "difference" => Some(DirectTarget::Difference),
+                "answer" => Some(DirectTarget::Answer),
+                "centred" => Some(DirectTarget::Centred),
+                _ => None,
+            },
+            _ => None,
+        };
+        match of_pairs {
+            Some(target) if against.is_empty() => Ok(target),
+            Some(_) => Err(Error::invalid(
+                "`--against` goes with tokens of your own in `--target`; a pair's own answers are compared with its wrong ones",
+            )),
+            None => Ok(DirectTarget::Tokens {
+                for_: single_tokens(words, tokenizer)?,
+                against: single_tokens(against, tokenizer)?,
+            }),
+        }
+    }
+
     /// Each token's coefficient, for one pair.
     fn coefficients(&self, pair: &Pair) -> Vec<(u32, f32)> {
         let (plus, minus): (&[u32], &[u32]) = match self {
@@ -81,6 +108,8 @@ pub(crate) struct Ends<'a> {
     pub normed: Tensor,
     /// The scale of the final norm there, f32 `[batch, 1]`; 1 without norms.
     pub scale: Tensor,
+    /// The mean direction of the vocabulary, f32 `[1, d_model]`, once somebody asked for it.
+    mean_direction: OnceCell<Tensor>,
 }
 
 /// A direction of the unembedding for each prompt, through the final norm of the prompt's own run.
@@ -125,6 +154,7 @@ impl<'a> Ends<'a> {
             at_end: HashMap::new(),
             normed,
             scale,
+            mean_direction: OnceCell::new(),
         })
     }
 
@@ -141,15 +171,6 @@ impl<'a> Ends<'a> {
         Ok(t)
     }
 
-    /// Keeps the ends of some hooks and lets go of everything else.
-    pub fn keep_ends(&mut self, hooks: &[Hook]) -> Result<()> {
-        for &hook in hooks {
-            self.at_end(hook)?;
-        }
-        self.cache = Cache::new(&self.model.spec, self.batch, self.length);
-        Ok(())
-    }
-
     /// The read-out of a target, one for each prompt.
     pub fn readout(&self, target: &DirectTarget, pairs: &[&Pair]) -> Result<Readout> {
         let coefficients: Vec<_> = pairs.iter().map(|pair| target.coefficients(pair)).collect();
@@ -162,8 +183,7 @@ impl<'a> Ends<'a> {
         let weights = &self.model.weights;
         let mut u = self.directions(coefficients)?;
         if centred {
-            let mean = weights.w_u.to_dtype(DType::F32)?.mean_keepdim(0)?;
-            u = u.broadcast_sub(&mean)?;
+            u = u.broadcast_sub(&self.mean_direction()?)?;
         }
         let factor = f64::from(self.model.spec.logit_scale.unwrap_or(1.0));
         let b_u = match &weights.b_u {
@@ -203,6 +223,15 @@ impl<'a> Ends<'a> {
             bias: with_bias(shift),
             total,
         })
+    }
+
+    /// The mean of `W_U[t]` over the vocabulary: `[1, d_model]`.
+    fn mean_direction(&self) -> Result<Tensor> {
+        if let Some(mean) = self.mean_direction.get() {
+            return Ok(mean.clone());
+        }
+        let mean = (self.model.weights.w_u.to_dtype(DType::F32)?).mean_keepdim(0)?;
+        Ok(self.mean_direction.get_or_init(|| mean).clone())
     }
 
     /// `sum c_t W_U[t]` for each prompt: `[batch, d_model]`.
@@ -247,10 +276,11 @@ impl<'a> Ends<'a> {
     /// `C(v)`: the mean over `d_model` taken out under LayerNorm.
     pub fn centred(&self, v: &Tensor) -> Result<Tensor> {
         let has_norm = self.model.spec.norm_placement != NormPlacement::None;
-        Ok(match has_norm && self.model.spec.norm == NormKind::Layer {
-            true => v.broadcast_sub(&v.mean_keepdim(D::Minus1)?)?,
-            false => v.clone(),
-        })
+        if has_norm && self.model.spec.norm == NormKind::Layer {
+            Ok(v.broadcast_sub(&v.mean_keepdim(D::Minus1)?)?)
+        } else {
+            Ok(v.clone())
+        }
     }
 
     /// The reader of what comes out of a branch, before the norm on its output and the residual multiplier, where it has them;

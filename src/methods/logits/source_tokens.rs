@@ -9,23 +9,32 @@
 //! Source: Chughtai, Cooney and Nanda 2024, "Summing up the facts", arXiv 2402.07321. The cut-off is arbitrary, so classes are
 //! given for several; the choice of heads, above a percentile of the sum, is ours.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::dla::{by_group, sources};
+use super::dla::sources;
+use super::groups::by_group;
 use super::readout::{Ends, every_layer, rowwise_dot};
-use super::{BATCH, in_layer, provenance, roles_of, unmeasured};
+use super::{NEEDS_DECODER, captured_bytes, check_answers, clean_prompts, pairs_of};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
-use crate::model::Model;
+use crate::methods::columns::Columns;
+use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::model::ModelSpec;
 use crate::run::{Progress, Request};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Lists, Scores, ScoresMeta, View};
+use crate::scores::statistics::percentile;
+use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
 use crate::task::{Pair, Task};
 
 /// Which positions belong to what, and where the classes are cut.
-#[derive(Debug, Clone)]
+///
+/// Rows: each head by group (`role`), for the `target`s `answer`, `subject attributes` and `relation attributes` (the last two
+/// where the task has such pairs), with the head's `class`; one row for all MLPs together; and for each classed head and cut-off
+/// a row with metric `at_ratio`, whose score is subject and relation together.
+/// # Units
+/// `score`: logits, less the mean over the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
 pub struct SourceConfig {
     /// Roles of the task that make up the subject.
     pub subject: Vec<String>,
@@ -36,29 +45,55 @@ pub struct SourceConfig {
     pub ratios: Vec<f64>,
     /// Heads below this percentile of the magnitude of subject and relation together stay unclassed.
     pub percentile: f64,
-    pub detail: Detail,
-    pub seed: u64,
+    /// Of the bootstrap [default: the task's].
+    pub seed: Option<u64>,
 }
 
 impl SourceConfig {
     /// A subject, everything else as the relation, and the cut-offs 10, 3 and 30.
-    pub fn new(subject: Vec<String>) -> Self {
+    pub fn new(subject: impl IntoIterator<Item = impl Into<String>>) -> Self {
         SourceConfig {
-            subject,
+            subject: subject.into_iter().map(Into::into).collect(),
             relation: Vec::new(),
             ratios: vec![10.0, 3.0, 30.0],
             percentile: 95.0,
-            detail: Detail::Mean,
-            seed: 0,
+            seed: None,
+        }
+    }
+}
+
+impl Method for SourceConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        ScoresMeta {
+            method: "source_classes".into(),
+            metric: METRIC.into(),
+            unit: "logits".into(),
+            base: None,
+            direction: Direction::Direct,
+            seed: self.seed.unwrap_or(task.seed),
         }
     }
 
-    /// # Errors
-    /// What cannot be run as asked, before anything is.
-    pub fn check(&self, task: &Task) -> Result<()> {
-        let known = roles_of(task);
-        if let Some(role) = (self.subject.iter().chain(&self.relation)).find(|r| !known.contains(r))
-        {
+    fn settings(&self) -> Value {
+        json!({
+            "subject": self.subject,
+            "relation": self.relation,
+            "ratios": self.ratios,
+            "percentile": self.percentile,
+        })
+    }
+
+    fn needs(&self, _: &Task) -> Needs {
+        Needs {
+            decoder: Some(NEEDS_DECODER),
+            ..Needs::default()
+        }
+    }
+
+    fn check(&self, _: &ModelSpec, task: &Task) -> Result<()> {
+        let known = task.all_roles();
+        let mut named = self.subject.iter().chain(&self.relation);
+        if let Some(role) = named.find(|role| !known.contains(role)) {
             return Err(Error::UnknownRole {
                 role: role.clone(),
                 known: known.join(", "),
@@ -77,19 +112,33 @@ impl SourceConfig {
                 self.ratios, self.percentile
             )));
         }
-        match task
-            .pairs()
-            .iter()
-            .find(|pair| pair.target.answers.is_empty())
-        {
-            None => Ok(()),
-            Some(pair) => Err(Error::BadMetric {
-                metric: "centred_logit".into(),
-                reason: format!("needs an answer, and pair {} has none", pair.index),
-            }),
-        }
+        check_answers(task, METRIC)
+    }
+
+    fn views(&self, _: &Task) -> Vec<View> {
+        let classes = Lists {
+            measures: vec!["at_ratio".into()],
+            title: "{target}, {class}:".into(),
+            item: "{head}".into(),
+            ..Lists::default()
+        };
+        vec![View::Grids, View::Lists(classes), View::Strongest]
+    }
+
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+        let of = |kind| every_layer(on.model, kind);
+        let scale = Kind::Scale(Ln::OnePost);
+        Ok(Box::new(Classing {
+            on,
+            config: self,
+            capture: [of(Kind::Pattern), of(Kind::V), of(Kind::MlpOut), of(scale)].concat(),
+            attributes: Attributes::new(self, on.task),
+            cells: cells(&on.model.spec),
+        }))
     }
 }
+
+const METRIC: &str = "centred_logit";
 
 /// The groups of positions, in the order of the table.
 const GROUPS: [&str; 3] = ["subject", "relation", "rest"];
@@ -111,11 +160,14 @@ impl SourceClass {
     /// The class of a head that owes `subject` and `relation` to the two; the smaller counts as at least `floor`.
     pub fn of(subject: f64, relation: f64, ratio: f64, floor: f64) -> Self {
         let (x, y) = (subject.max(floor), relation.max(floor));
-        match () {
-            _ if subject + relation < 0.0 => SourceClass::Negative,
-            _ if x >= ratio * y => SourceClass::Subject,
-            _ if y >= ratio * x => SourceClass::Relation,
-            _ => SourceClass::Mixed,
+        if subject + relation < 0.0 {
+            SourceClass::Negative
+        } else if x >= ratio * y {
+            SourceClass::Subject
+        } else if y >= ratio * x {
+            SourceClass::Relation
+        } else {
+            SourceClass::Mixed
         }
     }
 
@@ -129,66 +181,19 @@ impl SourceClass {
     }
 }
 
-/// What each head adds to the answer from the subject, from the relation and from the rest, with its class.
-///
-/// Rows: each head by group (`role`), for the `target`s `answer`, `subject attributes` and `relation attributes` (the last two
-/// where the task has such pairs); one row for all MLPs together; and for each classed head and cut-off a row with metric
-/// `at_ratio`, whose score is subject and relation together.
-/// # Units
-/// `score`: logits, less the mean over the vocabulary.
-/// # Errors
-/// Those of [`SourceConfig::check`].
-pub fn source_classes(
-    model: &Model,
-    task: &Task,
-    config: &SourceConfig,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    model
-        .spec
-        .check_decoder("direct logit attribution and lenses")?;
-    config.check(task)?;
-    let began = Instant::now();
-    let spec = &model.spec;
-    let n_heads = spec.n_layers * spec.n_heads;
-    let mut all: Vec<ExampleScores> = Vec::new();
-    progress.start("attributing", task.pairs().len() as u64);
-    for batch in task.batches(BATCH) {
-        if progress.cancelled() {
-            return Err(Error::Interrupted {
-                kept: "nothing was asked to be kept".into(),
-            });
-        }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
-        all.extend(measure(model, task, config, &pairs)?);
-        progress.advance(pairs.len() as u64);
-    }
-    progress.finish();
-    all.sort_by_key(|example| example.example);
+/// What contributions are to, in the order of the table.
+const TARGETS: [&str; 3] = ["answer", "subject attributes", "relation attributes"];
 
-    // Classes are cut on means over prompts, never on a mean of ratios.
-    let means = means(&all, n_heads * GROUPS.len());
-    let of = |head: usize, group: usize| means[head * GROUPS.len() + group];
-    let strengths: Vec<f64> = (0..n_heads)
-        .map(|head| (of(head, SUBJECT) + of(head, RELATION)).abs())
-        .collect();
-    let least = percentile(&strengths, config.percentile / 100.0);
-    let floor = 1e-3 * means.iter().fold(0f64, |most, mean| most.max(mean.abs()));
-    let classed: Vec<usize> = (0..n_heads)
-        .filter(|&head| strengths[head] >= least)
-        .collect();
-    let class = |head: usize, ratio: f64| {
-        SourceClass::of(of(head, SUBJECT), of(head, RELATION), ratio, floor).name()
-    };
+/// For each target every head by group, then all MLPs together.
+fn cells(spec: &ModelSpec) -> Vec<Cell> {
     let mut cells = Vec::new();
     for target in TARGETS {
-        for head in 0..n_heads {
-            let is_classed = classed.contains(&head);
-            cells.extend(GROUPS.iter().map(|group| Cell {
-                role: Some(group.to_string()),
+        for (layer, head) in spec.heads() {
+            cells.extend(GROUPS.map(|group| Cell {
+                role: Some(group.into()),
                 target: Some(target.into()),
-                class: is_classed.then(|| class(head, config.ratios[0]).to_string()),
-                ..cell_of(model, head)
+                head: Some(head as u32),
+                ..Cell::in_layer(Kind::Result.name(), layer)
             }));
         }
         cells.push(Cell {
@@ -197,198 +202,224 @@ pub fn source_classes(
             ..Cell::default()
         });
     }
-    for &ratio in &config.ratios {
-        for &head in &classed {
-            let index = cells.len() as u32;
-            cells.push(Cell {
+    cells
+}
+
+/// A checked run in progress.
+struct Classing<'a> {
+    on: Subject<'a>,
+    config: &'a SourceConfig,
+    capture: Vec<Hook>,
+    attributes: Attributes,
+    cells: Vec<Cell>,
+}
+
+impl Prepared for Classing<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        captured_bytes(&self.capture, &self.on.model.spec, length)
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        Ok(Cost::passes(unit.items.len() as f64))
+    }
+
+    fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let Subject { model, task } = self.on;
+        let pairs = pairs_of(task, &unit.items);
+        let request = Request {
+            capture: &self.capture,
+            ..Request::default()
+        };
+        let mut ends = Ends::run(model, &clean_prompts(&pairs), &request)?;
+        let mut columns = Columns::new(pairs.len());
+        let mut clean = Vec::new();
+        for target in TARGETS {
+            let tokens: Vec<Vec<u32>> = (pairs.iter())
+                .map(|pair| self.attributes.of(target, pair))
+                .collect();
+            let coefficients: Vec<Vec<(u32, f32)>> = (tokens.iter().zip(&pairs))
+                .map(|(tokens, pair)| {
+                    // A prompt without such attributes is read for its answer, and has no such rows.
+                    let tokens = if tokens.is_empty() {
+                        &pair.target.answers
+                    } else {
+                        tokens
+                    };
+                    let part = 1.0 / tokens.len() as f32;
+                    tokens.iter().map(|&token| (token, part)).collect()
+                })
+                .collect();
+            let readout = ends.readout_of(&coefficients, true)?;
+            if clean.is_empty() {
+                clean.clone_from(&readout.total);
+            }
+            let mut mlps = vec![0.0; pairs.len()];
+            let mut push = |values: &[f64]| {
+                columns.push_some(|i| (!tokens[i].is_empty()).then_some(values[i]));
+            };
+            for layer in 0..model.spec.n_layers {
+                for by_position in sources(&mut ends, &readout.reader, layer)? {
+                    let group_at = |i: usize, pos: usize| self.group_at(pairs[i], pos);
+                    for sums in by_group(&by_position, GROUPS.len(), pairs.len(), group_at) {
+                        push(&sums);
+                    }
+                }
+                let mlp_out = Hook::at(Kind::MlpOut, layer);
+                if ends.cache.contains(mlp_out) {
+                    let products = rowwise_dot(&ends.at_end(mlp_out)?, &readout.reader)?;
+                    mlps.iter_mut().zip(products).for_each(|(sum, p)| *sum += p);
+                }
+            }
+            push(&mlps);
+        }
+        Ok(columns.into_examples(task, &unit.items, &clean))
+    }
+
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        let spec = &self.on.model.spec;
+        let heads: Vec<(usize, usize)> = spec.heads().collect();
+        // Classes are cut on means over prompts, never on a mean of ratios.
+        let means = measured.means(Direction::Direct, false);
+        let of = |head: usize, group: usize| means[head * GROUPS.len() + group];
+        let strengths: Vec<f64> = (0..heads.len())
+            .map(|head| (of(head, SUBJECT) + of(head, RELATION)).abs())
+            .collect();
+        let least = percentile(&mut strengths.clone(), self.config.percentile / 100.0);
+        let of_answer = &means[..heads.len() * GROUPS.len()];
+        let floor = 1e-3
+            * of_answer
+                .iter()
+                .fold(0f64, |most, mean| most.max(mean.abs()));
+        let class = |head: usize, ratio: f64| {
+            SourceClass::of(of(head, SUBJECT), of(head, RELATION), ratio, floor).name()
+        };
+        let classed: Vec<usize> = (0..heads.len())
+            .filter(|&head| strengths[head] >= least)
+            .collect();
+        let per_target = heads.len() * GROUPS.len() + 1;
+        for target in 0..TARGETS.len() {
+            for &head in &classed {
+                let first = target * per_target + head * GROUPS.len();
+                for cell in &mut measured.cells[first..first + GROUPS.len()] {
+                    cell.class = Some(class(head, self.config.ratios[0]).into());
+                }
+            }
+        }
+        let mut at_ratios = Vec::new();
+        for &ratio in &self.config.ratios {
+            at_ratios.extend(classed.iter().map(|&head| Cell {
+                head: Some(heads[head].1 as u32),
                 target: Some(format!("ratio {ratio}")),
                 measure: Some("at_ratio".into()),
                 class: Some(class(head, ratio).into()),
-                ..cell_of(model, head)
-            });
-            for example in &mut all {
-                let first = head * GROUPS.len();
-                example.cells = example.cells.iter().copied().chain([index]).collect();
-                let both = example.values[first + SUBJECT] + example.values[first + RELATION];
-                example.values.push(both);
-            }
+                ..Cell::in_layer(Kind::Result.name(), heads[head].0)
+            }));
         }
-    }
-    let settings = json!({
-        "subject": config.subject,
-        "relation": config.relation,
-        "ratios": config.ratios,
-        "percentile": config.percentile,
-    });
-    let mut provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
-    let classes = Lists {
-        measures: vec!["at_ratio".into()],
-        title: "{target}, {class}:".into(),
-        item: "{head}".into(),
-        ..Lists::default()
-    };
-    provenance.views = vec![View::Grids, View::Lists(classes), View::Strongest];
-    if task
-        .pairs()
-        .iter()
-        .any(|pair| pair.template != task.pairs()[0].template)
-    {
-        provenance.warnings.push(
-            "the pairs come from several templates: if these are several relations, take one at a time (`--template 0`), \
-             because the class of a head is that under one relation"
-                .into(),
-        );
-    }
-    let meta = ScoresMeta {
-        method: "source_classes".into(),
-        metric: "centred_logit".into(),
-        unit: "logits".into(),
-        direction: Direction::Direct,
-        seed: config.seed,
-    };
-    Scores::assemble(&cells, &all, &meta, config.detail, provenance)
-}
-
-/// What contributions are to, in the order of the table.
-const TARGETS: [&str; 3] = ["answer", "subject attributes", "relation attributes"];
-
-fn cell_of(model: &Model, head: usize) -> Cell {
-    Cell {
-        head: Some((head % model.spec.n_heads) as u32),
-        ..in_layer(Kind::Result.name(), head / model.spec.n_heads)
+        measured.append(at_ratios, |_, example| {
+            let both = |&head: &usize| {
+                let of = |group: usize| example.value(head * GROUPS.len() + group);
+                Some(of(SUBJECT)? + of(RELATION)?)
+            };
+            let of_classed: Vec<Option<f64>> = classed.iter().map(both).collect();
+            of_classed.repeat(self.config.ratios.len())
+        });
+        measured.drop_unmeasured();
+        let pairs = self.on.task.pairs();
+        if pairs.iter().any(|pair| pair.template != pairs[0].template) {
+            measured.warnings.push(
+                "the pairs come from several templates: if these are several relations, take one at a time (`--template 0`), \
+                 because the class of a head is that under one relation"
+                    .into(),
+            );
+        }
+        Ok(())
     }
 }
 
-/// The rows of one batch: for each target every head by group, then all MLPs together.
-fn measure(
-    model: &Model,
-    task: &Task,
-    config: &SourceConfig,
-    pairs: &[&Pair],
-) -> Result<Vec<ExampleScores>> {
-    let of = |kind| every_layer(model, kind);
-    let scale = Kind::Scale(Ln::OnePost);
-    let capture = [of(Kind::Pattern), of(Kind::V), of(Kind::MlpOut), of(scale)].concat();
-    let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
-    let request = Request {
-        capture: &capture,
-        ..Request::default()
-    };
-    let mut ends = Ends::run(model, &prompts, &request)?;
-    let at = |roles: &[String], pair: &Pair, pos: usize| {
-        roles
-            .iter()
-            .any(|role| pair.roles.get(role).is_some_and(|at| at.contains(&pos)))
-    };
-    let group_at = |i: usize, pos: usize| {
-        let is_relation = match config.relation.is_empty() {
-            true => !(task.bos && pos == 0),
-            false => at(&config.relation, pairs[i], pos),
+impl Classing<'_> {
+    fn group_at(&self, pair: &Pair, pos: usize) -> usize {
+        let is_of = |roles: &[String]| {
+            let of = |role: &String| pair.roles.get(role).is_some_and(|at| at.contains(&pos));
+            roles.iter().any(of)
         };
-        match at(&config.subject, pairs[i], pos) {
-            true => SUBJECT,
-            false if is_relation => RELATION,
-            false => REST,
-        }
-    };
-    let mut examples: Vec<(ExampleScores, Vec<u32>)> = Vec::new();
-    let per_target = model.spec.n_layers * model.spec.n_heads * GROUPS.len() + 1;
-    for (index, target) in TARGETS.into_iter().enumerate() {
-        let tokens: Vec<Vec<u32>> = (pairs.iter())
-            .map(|pair| watched(target, pair, task, config))
-            .collect();
-        let coefficients: Vec<Vec<(u32, f32)>> = (tokens.iter().zip(pairs))
-            .map(|(tokens, pair)| {
-                // A prompt without such attributes is read for its answer, and its rows are left out below.
-                let tokens = if tokens.is_empty() {
-                    &pair.target.answers
-                } else {
-                    tokens
-                };
-                let part = 1.0 / tokens.len() as f32;
-                tokens.iter().map(|&token| (token, part)).collect()
-            })
-            .collect();
-        let readout = ends.readout_of(&coefficients, true)?;
-        if index == 0 {
-            let clean = pairs.iter().zip(&readout.total);
-            let new = |(pair, &total): (&&Pair, &f64)| (unmeasured(task, pair, total), vec![]);
-            examples = clean.map(new).collect();
-        }
-        let mut columns = Vec::with_capacity(per_target);
-        let mut mlps = vec![0.0; pairs.len()];
-        for layer in 0..model.spec.n_layers {
-            for by_position in sources(&mut ends, &readout.reader, layer)? {
-                columns.extend(by_group(&by_position, GROUPS.len(), pairs.len(), group_at));
-            }
-            let mlp_out = Hook::at(Kind::MlpOut, layer);
-            if ends.cache.contains(mlp_out) {
-                let products = rowwise_dot(&ends.at_end(mlp_out)?, &readout.reader)?;
-                mlps.iter_mut().zip(products).for_each(|(sum, p)| *sum += p);
-            }
-        }
-        columns.push(mlps);
-        for (i, (example, indices)) in examples.iter_mut().enumerate() {
-            if !tokens[i].is_empty() {
-                let first = index * per_target;
-                indices.extend((first..first + per_target).map(|cell| cell as u32));
-                example
-                    .values
-                    .extend(columns.iter().map(|column| column[i]));
-            }
+        let is_relation = if self.config.relation.is_empty() {
+            !(self.on.task.bos && pos == 0)
+        } else {
+            is_of(&self.config.relation)
+        };
+        if is_of(&self.config.subject) {
+            SUBJECT
+        } else if is_relation {
+            RELATION
+        } else {
+            REST
         }
     }
-    let finish = |(mut example, indices): (ExampleScores, Vec<u32>)| {
-        example.cells = Arc::from(indices);
-        example
-    };
-    Ok(examples.into_iter().map(finish).collect())
 }
 
-/// The tokens of one target for one pair: its answers; answers of pairs with the same subject and another template (relation);
-/// answers of pairs of the same template and another subject.
-fn watched(target: &str, pair: &Pair, task: &Task, config: &SourceConfig) -> Vec<u32> {
-    let subject = |pair: &Pair| -> Vec<u32> {
-        let roles = config
-            .subject
-            .iter()
-            .filter_map(|role| pair.roles.get(role));
+/// The answers of a task, by what they are about.
+struct Attributes {
+    /// The roles that make up a subject.
+    roles: Vec<String>,
+    /// Of each subject its answers, with the template that asked for them.
+    of_subject: HashMap<Vec<u32>, BTreeSet<(usize, u32)>>,
+    /// Of each template its answers, with the subjects that they are answers for.
+    of_template: BTreeMap<usize, BTreeMap<u32, BTreeSet<Vec<u32>>>>,
+}
+
+impl Attributes {
+    fn new(config: &SourceConfig, task: &Task) -> Self {
+        let mut all = Attributes {
+            roles: config.subject.clone(),
+            of_subject: HashMap::new(),
+            of_template: BTreeMap::new(),
+        };
+        for pair in task.pairs() {
+            let subject = all.subject(pair);
+            let of_subject = all.of_subject.entry(subject.clone()).or_default();
+            let of_template = all.of_template.entry(pair.template).or_default();
+            for &answer in &pair.target.answers {
+                of_subject.insert((pair.template, answer));
+                of_template
+                    .entry(answer)
+                    .or_default()
+                    .insert(subject.clone());
+            }
+        }
+        all
+    }
+
+    /// The tokens that make up a pair's subject.
+    fn subject(&self, pair: &Pair) -> Vec<u32> {
+        let roles = self.roles.iter().filter_map(|role| pair.roles.get(role));
         roles.flatten().map(|&pos| pair.clean[pos]).collect()
-    };
-    let own = subject(pair);
-    let wanted = |other: &&Pair| match target {
-        "subject attributes" => subject(other) == own && other.template != pair.template,
-        _ => subject(other) != own && other.template == pair.template,
-    };
-    if target == "answer" {
-        return pair.target.answers.clone();
     }
-    let mut tokens: Vec<u32> = (task.pairs().iter().filter(wanted))
-        .flat_map(|other| other.target.answers.iter().copied())
-        .filter(|token| !pair.target.answers.contains(token))
-        .collect();
-    tokens.sort_unstable();
-    tokens.dedup();
-    tokens
-}
 
-/// Means over examples of the first `n` cells, which every example has.
-fn means(all: &[ExampleScores], n: usize) -> Vec<f64> {
-    let mut sums = vec![0.0; n];
-    for example in all {
-        sums.iter_mut()
-            .zip(&example.values)
-            .for_each(|(sum, value)| *sum += value);
+    /// The tokens of one target for one pair: its answers; answers of pairs with the same subject and another template (relation);
+    /// answers of pairs of the same template and another subject.
+    fn of(&self, target: &str, pair: &Pair) -> Vec<u32> {
+        let answers = &pair.target.answers;
+        let own = self.subject(pair);
+        let mut tokens: Vec<u32> = match target {
+            "answer" => return answers.clone(),
+            "subject attributes" => (self.of_subject.get(&own).into_iter().flatten())
+                .filter(|(template, _)| *template != pair.template)
+                .map(|(_, token)| *token)
+                .collect(),
+            _ => (self.of_template.get(&pair.template).into_iter().flatten())
+                .filter(|(_, subjects)| subjects.len() > 1 || !subjects.contains(&own))
+                .map(|(token, _)| *token)
+                .collect(),
+        };
+        tokens.retain(|token| !answers.contains(token));
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
     }
-    sums.iter().map(|sum| sum / all.len() as f64).collect()
-}
-
-fn percentile(values: &[f64], q: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let rank = q * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
-    below + (rank - rank.floor()) * (above - below)
 }
 
 #[cfg(test)]
@@ -404,5 +435,25 @@ mod tests {
         // The floor keeps a negative or vanishing side from deciding everything.
         assert_eq!(class(0.009, -0.001), SourceClass::Mixed);
         assert_eq!(class(-0.3, 0.1), SourceClass::Negative);
+    }
+
+    #[test]
+    fn attributes_are_those_of_the_subject_and_those_of_the_relation() {
+        let mut all = Attributes {
+            roles: vec!["S".into()],
+            of_subject: HashMap::new(),
+            of_template: BTreeMap::new(),
+        };
+        // Subjects 1 and 2 under relation 0, subject 1 under relation 1; both have answer 8 under relation 0.
+        for (subject, template, answer) in [(1, 0, 7), (2, 0, 9), (1, 1, 5), (1, 0, 8), (2, 0, 8)] {
+            let of_subject = all.of_subject.entry(vec![subject]).or_default();
+            of_subject.insert((template, answer));
+            let of_template = all.of_template.entry(template).or_default();
+            of_template.entry(answer).or_default().insert(vec![subject]);
+        }
+        let pair = Pair::new([1, 3], [1, 3]).role("S", [0]).answer(7);
+        assert_eq!(all.of("answer", &pair), [7]);
+        assert_eq!(all.of("subject attributes", &pair), [5]);
+        assert_eq!(all.of("relation attributes", &pair), [8, 9]);
     }
 }

@@ -8,131 +8,122 @@
 //! Source: Yan and Jia 2025, "Promote, suppress, iterate: how language models answer one-to-many factual queries". Logits are
 //! read less their mean over the vocabulary, which is our choice: a raw logit carries a shift common to all tokens.
 
-use std::sync::Arc;
-use std::time::Instant;
+use candle_core::Tensor;
+use serde_json::{Value, json};
 
-use serde_json::json;
-
-use super::dla::{OTHER, attention_bias, by_role, has_attention_bias, sources};
+use super::dla::{attention_bias, has_attention_bias, sources};
+use super::groups::Groups;
 use super::readout::{Ends, Readout, every_layer, rowwise_dot};
-use super::{BATCH, in_layer, provenance, roles_of, unmeasured};
-use crate::error::{Error, Result};
+use super::{
+    NEEDS_DECODER, captured_bytes, check_answers, check_tokens, clean_prompts, distinct_texts,
+    pairs_of,
+};
+use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site};
-use crate::model::Model;
+use crate::methods::columns::Columns;
+use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, Request};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::task::{Pair, Task};
 
 /// What to look at.
-#[derive(Debug, Clone)]
+///
+/// The lens: for each watched token and layer a row for each role (`hook_attn_out` with that role), one for `b_O`, one for
+/// `hook_attn_out` whole (their sum) and one for `hook_mlp_out`.
+///
+/// The knockout: for each watched token, role and layer what `hook_mlp_out` writes less what it writes without attention
+/// to the role (`promoted`: positive means that the attention made the MLP promote the token), each with its own run's final
+/// scale, and beside it with the clean run's (`promoted_at_clean_scale`); and a row `logits` for the whole model.
+/// # Units
+/// `score`: logits, less the mean over the vocabulary.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenLensConfig {
     /// Knock attention out and compare, rather than read what it brings.
     pub knockout: bool,
     /// Tokens watched beside the answers and the wrong answers of each pair.
     pub watch: Vec<u32>,
-    pub detail: Detail,
-    pub seed: u64,
+    /// Of the bootstrap [default: the task's].
+    pub seed: Option<u64>,
 }
 
 impl TokenLensConfig {
-    /// # Errors
-    /// What cannot be run as asked, before anything is.
-    pub fn check(&self, model_vocab: usize, task: &Task) -> Result<()> {
-        if roles_of(task).is_empty() {
-            return Err(Error::UnknownRole {
-                role: "any".into(),
-                known: "none; the Token Lens groups tokens by role".into(),
-            });
-        }
-        if let Some(id) = self.watch.iter().find(|&&id| id as usize >= model_vocab) {
-            return Err(Error::OutOfRange {
-                hook: "the vocabulary".into(),
-                what: "token",
-                value: id.to_string(),
-                limit: format!("{model_vocab} tokens"),
-            });
-        }
-        match task
-            .pairs()
-            .iter()
-            .find(|pair| pair.target.answers.is_empty())
-        {
-            None => Ok(()),
-            Some(pair) => Err(Error::BadMetric {
-                metric: "centred_logit".into(),
-                reason: format!("needs an answer, and pair {} has none", pair.index),
-            }),
+    /// What attention brings; answers and wrong answers are watched.
+    pub fn lens() -> Self {
+        TokenLensConfig::default()
+    }
+
+    /// What attention makes the MLPs write; answers and wrong answers are watched.
+    pub fn knockout() -> Self {
+        TokenLensConfig {
+            knockout: true,
+            ..TokenLensConfig::default()
         }
     }
 }
 
-/// The lens: for each watched token and layer a row for each role (`hook_attn_out` with that role), one for `b_O`, one for
-/// `hook_attn_out` whole (their sum) and one for `hook_mlp_out`.
-///
-/// With `knockout`: for each watched token, role and layer what `hook_mlp_out` writes less what it writes without attention
-/// to the role (`promoted`: positive means that the attention made the MLP promote the token), each with its own run's final
-/// scale, and beside it with the clean run's (`promoted_at_clean_scale`); and a row `logits` for the whole model.
-/// # Units
-/// `score`: logits, less the mean over the vocabulary.
-/// # Errors
-/// Those of [`TokenLensConfig::check`].
-pub fn token_lens(
-    model: &Model,
-    task: &Task,
-    config: &TokenLensConfig,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    model
-        .spec
-        .check_decoder("direct logit attribution and lenses")?;
-    config.check(model.spec.d_vocab, task)?;
-    let began = Instant::now();
-    let roles = roles_of(task);
-    let targets = targets(task, config);
-    let cells: Vec<Cell> = match config.knockout {
-        false => lens_cells(model, &roles, &targets),
-        true => knockout_cells(model, &roles, &targets),
-    };
-    let mut all = Vec::with_capacity(task.pairs().len());
-    progress.start("reading", task.pairs().len() as u64);
-    for batch in task.batches(BATCH) {
-        if progress.cancelled() {
-            return Err(Error::Interrupted {
-                kept: "nothing was asked to be kept".into(),
-            });
-        }
-        let pairs: Vec<&Pair> = batch.iter().map(|&pair| &task.pairs()[pair]).collect();
-        let columns = match config.knockout {
-            false => lens(model, &roles, &targets, &pairs)?,
-            true => knockout(model, &roles, &targets, &pairs)?,
+impl Method for TokenLensConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        let (method, metric) = if self.knockout {
+            ("attention_knockout", "promoted")
+        } else {
+            ("token_lens", "centred_logit")
         };
-        debug_assert_eq!(columns.rows.len(), cells.len());
-        for (i, pair) in pairs.iter().enumerate() {
-            let mut example = unmeasured(task, pair, columns.clean[i]);
-            let present = (columns.rows.iter().enumerate())
-                .filter_map(|(cell, column)| Some((cell as u32, column.as_ref()?[i])));
-            let (indices, values): (Vec<u32>, Vec<f64>) = present.unzip();
-            (example.cells, example.values) = (Arc::from(indices), values);
-            all.push(example);
+        ScoresMeta {
+            method: method.into(),
+            metric: metric.into(),
+            unit: "logits".into(),
+            base: None,
+            direction: Direction::Direct,
+            seed: self.seed.unwrap_or(task.seed),
         }
-        progress.advance(pairs.len() as u64);
     }
-    progress.finish();
-    all.sort_by_key(|example: &ExampleScores| example.example);
-    let settings = json!({ "knockout": config.knockout, "watch": config.watch });
-    let provenance = provenance(model, task, settings, began.elapsed().as_secs_f64());
-    let (method, metric) = match config.knockout {
-        false => ("token_lens", "centred_logit"),
-        true => ("attention_knockout", "promoted"),
-    };
-    let meta = ScoresMeta {
-        method: method.into(),
-        metric: metric.into(),
-        unit: "logits".into(),
-        direction: Direction::Direct,
-        seed: config.seed,
-    };
-    Scores::assemble(&cells, &all, &meta, config.detail, provenance)
+
+    fn settings(&self) -> Value {
+        json!({ "watch": self.watch })
+    }
+
+    fn needs(&self, _: &Task) -> Needs {
+        Needs {
+            decoder: Some(NEEDS_DECODER),
+            roles: true,
+            ..Needs::default()
+        }
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        check_tokens(&self.watch, spec)?;
+        check_answers(task, "centred_logit")
+    }
+
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+        let of = |kind| every_layer(on.model, kind);
+        let mut capture = of(Kind::MlpOut);
+        if !self.knockout {
+            let kinds = [
+                Kind::Pattern,
+                Kind::V,
+                Kind::AttnOut,
+                Kind::Scale(Ln::OnePost),
+            ];
+            capture.extend(kinds.into_iter().flat_map(of));
+        }
+        let mut reading = Reading {
+            on,
+            is_knockout: self.knockout,
+            capture,
+            groups: Groups::of(on.task),
+            roles: on.task.all_roles(),
+            targets: targets(on.task, self),
+            cells: Vec::new(),
+        };
+        reading.cells = if self.knockout {
+            reading.knockout_cells()
+        } else {
+            reading.lens_cells()
+        };
+        Ok(Box::new(reading))
+    }
 }
 
 /// What is watched: the tokens of each pair's target, or one token in all.
@@ -165,149 +156,204 @@ impl Watched {
 
 fn targets(task: &Task, config: &TokenLensConfig) -> Vec<Watched> {
     let mut targets = vec![Watched::Answers];
-    if task
-        .pairs()
-        .iter()
-        .all(|pair| !pair.target.wrong.is_empty())
-    {
+    let has_wrong = |pair: &Pair| !pair.target.wrong.is_empty();
+    if task.pairs().iter().all(has_wrong) {
         targets.push(Watched::Wrong);
     }
-    let token = |&id: &u32| Watched::Token(id, task.text(id));
-    targets.extend(config.watch.iter().map(token));
+    let mut tokens: Vec<u32> = Vec::new();
+    for &token in &config.watch {
+        if !tokens.contains(&token) {
+            tokens.push(token);
+        }
+    }
+    let named = tokens.iter().zip(distinct_texts(task, &tokens));
+    targets.extend(named.map(|(&token, name)| Watched::Token(token, name)));
     targets
 }
 
-/// Values of one batch: `[cell][prompt]`, and the first target's logit.
-struct Columns {
-    rows: Vec<Option<Vec<f64>>>,
-    clean: Vec<f64>,
+/// A checked run in progress.
+struct Reading<'a> {
+    on: Subject<'a>,
+    is_knockout: bool,
+    capture: Vec<Hook>,
+    /// Roles, and positions of none.
+    groups: Groups,
+    roles: Vec<String>,
+    targets: Vec<Watched>,
+    cells: Vec<Cell>,
 }
 
-fn lens_cells(model: &Model, roles: &[String], targets: &[Watched]) -> Vec<Cell> {
-    let mut cells = Vec::new();
-    for target in targets {
-        for layer in 0..model.spec.n_layers {
-            let cell = |component: &str, role: Option<&str>| Cell {
-                role: role.map(String::from),
-                target: Some(target.name().into()),
-                ..in_layer(component, layer)
-            };
-            let by_role = roles.iter().map(String::as_str).chain([OTHER]);
-            cells.extend(by_role.map(|role| cell(Kind::AttnOut.name(), Some(role))));
-            if has_attention_bias(model, layer) {
-                cells.push(cell("attn.b_O", None));
-            }
-            cells.push(Cell {
-                measure: Some("whole".into()),
-                ..cell(Kind::AttnOut.name(), None)
-            });
-            if Kind::MlpOut.absent(&model.spec).is_none() {
-                cells.push(cell(Kind::MlpOut.name(), None));
-            }
-        }
+impl Prepared for Reading<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
     }
-    cells
-}
 
-fn lens(model: &Model, roles: &[String], targets: &[Watched], pairs: &[&Pair]) -> Result<Columns> {
-    let of = |kind| every_layer(model, kind);
-    let scale = Kind::Scale(Ln::OnePost);
-    let kinds = [Kind::Pattern, Kind::V, Kind::AttnOut, Kind::MlpOut, scale];
-    let capture: Vec<Hook> = kinds.into_iter().flat_map(of).collect();
-    let mut ends = run(model, pairs, &capture, &[])?;
-    let groups: Vec<String> = roles.iter().cloned().chain([OTHER.to_string()]).collect();
-    let (mut rows, mut clean) = (Vec::new(), Vec::new());
-    for target in targets {
-        let readout = readout(&ends, target, pairs)?;
-        if clean.is_empty() {
-            clean.clone_from(&readout.total);
-        }
-        for layer in 0..model.spec.n_layers {
-            let heads = sources(&mut ends, &readout.reader, layer)?;
-            let positions = (0..ends.length).map(|pos| {
-                let sum = |i: usize| heads.iter().map(|head| head[pos][i]).sum();
-                (0..pairs.len()).map(sum).collect::<Vec<f64>>()
-            });
-            let by_position: Vec<Vec<f64>> = positions.collect();
-            let whole = ends.at_end(Hook::at(Kind::AttnOut, layer))?;
-            let whole = rowwise_dot(&whole, &readout.reader)?;
-            let bias = attention_bias(&mut ends, &readout.reader, layer)?;
-            rows.extend(by_role(&by_position, &groups, pairs));
-            rows.extend(has_attention_bias(model, layer).then_some(Some(bias)));
-            rows.push(Some(whole));
-            let mlp_out = Hook::at(Kind::MlpOut, layer);
-            if ends.cache.contains(mlp_out) {
-                rows.push(Some(rowwise_dot(&ends.at_end(mlp_out)?, &readout.reader)?));
-            }
-        }
+    fn bytes(&self, length: usize) -> usize {
+        let runs = if self.is_knockout { 2 } else { 1 };
+        runs * captured_bytes(&self.capture, &self.on.model.spec, length)
     }
-    Ok(Columns { rows, clean })
-}
 
-fn knockout_cells(model: &Model, roles: &[String], targets: &[Watched]) -> Vec<Cell> {
-    let has_mlp = Kind::MlpOut.absent(&model.spec).is_none();
-    let layers = if has_mlp { model.spec.n_layers } else { 0 };
-    let mut cells = Vec::new();
-    for role in roles {
-        for target in targets {
-            let of = |cell: Cell, measure: Option<&str>| Cell {
-                role: Some(role.clone()),
-                target: Some(target.name().into()),
-                measure: measure.map(String::from),
-                ..cell
-            };
-            for layer in 0..layers {
-                let cell = || in_layer(Kind::MlpOut.name(), layer);
-                cells.push(of(cell(), None));
-                cells.push(of(cell(), Some("promoted_at_clean_scale")));
-            }
-            let whole = Cell {
-                component: "logits".into(),
-                ..Cell::default()
-            };
-            cells.push(of(whole, None));
-        }
-    }
-    cells
-}
-
-fn knockout(
-    model: &Model,
-    roles: &[String],
-    targets: &[Watched],
-    pairs: &[&Pair],
-) -> Result<Columns> {
-    let capture = every_layer(model, Kind::MlpOut);
-    let mut full = run(model, pairs, &capture, &[])?;
-    let (mut rows, mut clean) = (Vec::new(), Vec::new());
-    for role in roles {
-        let has = |pair: &&Pair| pair.roles.get(role).is_some_and(|at| !at.is_empty());
-        let is_there = pairs.iter().all(has);
-        let edits = match is_there {
-            true => knock_out(model, role),
-            false => Vec::new(),
+    /// A knockout runs once more for each role.
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let more = if self.is_knockout {
+            self.roles.len()
+        } else {
+            0
         };
-        let mut knocked = run(model, pairs, &capture, &edits)?;
-        for target in targets {
-            let before = readout(&full, target, pairs)?;
-            let after = readout(&knocked, target, pairs)?;
-            if clean.is_empty() {
-                clean.clone_from(&before.total);
-            }
-            let less = |a: &[f64], b: &[f64]| -> Option<Vec<f64>> {
-                let gaps = a.iter().zip(b).map(|(a, b)| a - b);
-                is_there.then(|| gaps.collect())
-            };
-            for &hook in &capture {
-                let with = rowwise_dot(&full.at_end(hook)?, &before.reader)?;
-                let out = knocked.at_end(hook)?;
-                rows.push(less(&with, &rowwise_dot(&out, &after.reader)?));
-                rows.push(less(&with, &rowwise_dot(&out, &before.reader)?));
-            }
-            rows.push(less(&before.total, &after.total));
-        }
+        Ok(Cost::passes((unit.items.len() * (1 + more)) as f64))
     }
-    Ok(Columns { rows, clean })
+
+    fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let pairs = pairs_of(self.on.task, &unit.items);
+        let (columns, clean) = if self.is_knockout {
+            self.knockout(&pairs)?
+        } else {
+            self.lens(&pairs)?
+        };
+        debug_assert_eq!(columns.len(), self.cells.len());
+        Ok(columns.into_examples(self.on.task, &unit.items, &clean))
+    }
+
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        measured.drop_unmeasured();
+        Ok(())
+    }
+}
+
+impl Reading<'_> {
+    fn lens_cells(&self) -> Vec<Cell> {
+        let model = self.on.model;
+        let mut cells = Vec::new();
+        for target in &self.targets {
+            for layer in 0..model.spec.n_layers {
+                let cell = |component: &str| Cell {
+                    target: Some(target.name().into()),
+                    ..Cell::in_layer(component, layer)
+                };
+                cells.extend(self.groups.names.iter().map(|role| Cell {
+                    role: Some(role.clone()),
+                    ..cell(Kind::AttnOut.name())
+                }));
+                if has_attention_bias(model, layer) {
+                    cells.push(cell("attn.b_O"));
+                }
+                cells.push(Cell {
+                    measure: Some("whole".into()),
+                    ..cell(Kind::AttnOut.name())
+                });
+                if Kind::MlpOut.absent(&model.spec).is_none() {
+                    cells.push(cell(Kind::MlpOut.name()));
+                }
+            }
+        }
+        cells
+    }
+
+    /// What attention brings to each prompt of a batch, and the first target's logit.
+    fn lens(&self, pairs: &[&Pair]) -> Result<(Columns, Vec<f64>)> {
+        let model = self.on.model;
+        let mut ends = self.run(pairs, &[])?;
+        let (mut columns, mut clean) = (Columns::new(pairs.len()), Vec::new());
+        for target in &self.targets {
+            let readout = readout(&ends, target, pairs)?;
+            if clean.is_empty() {
+                clean.clone_from(&readout.total);
+            }
+            for layer in 0..model.spec.n_layers {
+                let heads = sources(&mut ends, &readout.reader, layer)?;
+                let positions = (0..ends.length).map(|pos| {
+                    let sum = |i: usize| heads.iter().map(|head| head[pos][i]).sum();
+                    (0..pairs.len()).map(sum).collect::<Vec<f64>>()
+                });
+                let by_position: Vec<Vec<f64>> = positions.collect();
+                self.groups.push(&mut columns, &by_position, pairs);
+                if has_attention_bias(model, layer) {
+                    columns.push(&attention_bias(&mut ends, &readout.reader, layer)?);
+                }
+                let whole = ends.at_end(Hook::at(Kind::AttnOut, layer))?;
+                columns.push(&rowwise_dot(&whole, &readout.reader)?);
+                let mlp_out = Hook::at(Kind::MlpOut, layer);
+                if ends.cache.contains(mlp_out) {
+                    columns.push(&rowwise_dot(&ends.at_end(mlp_out)?, &readout.reader)?);
+                }
+            }
+        }
+        Ok((columns, clean))
+    }
+
+    fn knockout_cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for role in &self.roles {
+            for target in &self.targets {
+                let of = |cell: Cell| Cell {
+                    role: Some(role.clone()),
+                    target: Some(target.name().into()),
+                    ..cell
+                };
+                for hook in &self.capture {
+                    let cell = of(Cell::in_layer(hook.kind.name(), hook.layer.unwrap_or(0)));
+                    cells.push(cell.clone());
+                    cells.push(Cell {
+                        measure: Some("promoted_at_clean_scale".into()),
+                        ..cell
+                    });
+                }
+                cells.push(of(Cell {
+                    component: "logits".into(),
+                    ..Cell::default()
+                }));
+            }
+        }
+        cells
+    }
+
+    /// What attention to each role makes the MLPs of each prompt write, and the first target's logit.
+    fn knockout(&self, pairs: &[&Pair]) -> Result<(Columns, Vec<f64>)> {
+        let mut full = self.run(pairs, &[])?;
+        let clean = readout(&full, &Watched::Answers, pairs)?.total;
+        let mut columns = Columns::new(pairs.len());
+        for role in &self.roles {
+            // Only the prompts that have the role run again.
+            let has = |&i: &usize| pairs[i].roles.get(role).is_some_and(|at| !at.is_empty());
+            let there: Vec<usize> = (0..pairs.len()).filter(has).collect();
+            if there.is_empty() {
+                columns.skip(self.cells.len() / self.roles.len());
+                continue;
+            }
+            let of_role: Vec<&Pair> = there.iter().map(|&i| pairs[i]).collect();
+            let rows: Vec<u32> = there.iter().map(|&i| i as u32).collect();
+            let rows = Tensor::new(rows, &self.on.model.device)?;
+            let mut knocked = self.run(&of_role, &knock_out(self.on.model, role))?;
+            for target in &self.targets {
+                let before = readout(&full, target, pairs)?;
+                let after = readout(&knocked, target, &of_role)?;
+                let mut push = |with: &[f64], without: &[f64]| {
+                    let place = |i: usize| there.iter().position(|&there| there == i);
+                    columns.push_some(|i| Some(with[i] - without[place(i)?]));
+                };
+                let clean_reader = before.reader.index_select(&rows, 0)?;
+                for &hook in &self.capture {
+                    let with = rowwise_dot(&full.at_end(hook)?, &before.reader)?;
+                    let out = knocked.at_end(hook)?;
+                    push(&with, &rowwise_dot(&out, &after.reader)?);
+                    push(&with, &rowwise_dot(&out, &clean_reader)?);
+                }
+                push(&before.total, &after.total);
+            }
+        }
+        Ok((columns, clean))
+    }
+
+    fn run(&self, pairs: &[&Pair], edits: &[Edit]) -> Result<Ends<'_>> {
+        let roles: Vec<_> = pairs.iter().map(|pair| pair.roles.clone()).collect();
+        let request = Request {
+            capture: &self.capture,
+            edits,
+            roles: &roles,
+            ..Request::default()
+        };
+        Ends::run(self.on.model, &clean_prompts(pairs), &request)
+    }
 }
 
 /// Attention from the last position to a role, gone in every layer and head. After the softmax, so that what is attended to
@@ -323,23 +369,6 @@ fn knock_out(model: &Model, role: &str) -> Vec<Edit> {
         .into_iter()
         .map(|hook| Edit::new(site(hook), Op::Scale(0.0)))
         .collect()
-}
-
-fn run<'a>(
-    model: &'a Model,
-    pairs: &[&Pair],
-    capture: &[Hook],
-    edits: &[Edit],
-) -> Result<Ends<'a>> {
-    let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
-    let roles: Vec<_> = pairs.iter().map(|pair| pair.roles.clone()).collect();
-    let request = Request {
-        capture,
-        edits,
-        roles: &roles,
-        ..Request::default()
-    };
-    Ends::run(model, &prompts, &request)
 }
 
 fn readout(ends: &Ends<'_>, target: &Watched, pairs: &[&Pair]) -> Result<Readout> {

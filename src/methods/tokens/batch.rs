@@ -1,5 +1,7 @@
 //! Prompts of one length that are explained together, and their metric's slope at any point of embedding space.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -7,7 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use super::{Prompts, TokenConfig, TokenMethod};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
-use crate::metric::{Reads, Target};
+use crate::methods::method::{Running, Subject};
+use crate::metric::{Metric, Reads, Target};
 use crate::model::Model;
 use crate::nn::embed::embed;
 use crate::nn::host::{tensor, to_host};
@@ -38,6 +41,10 @@ pub(super) struct Batch<'a> {
     pub model: &'a Model,
     pub task: &'a Task,
     pub config: &'a TokenConfig,
+    pub metric: Metric,
+    /// Bytes of activations that may be kept at once, and points that run together at most.
+    memory: usize,
+    at_once: usize,
     pub progress: &'a dyn Progress,
     pub pairs: Vec<&'a Pair>,
     /// The prompts that are explained, and the pairs' other ones.
@@ -56,18 +63,21 @@ pub(super) struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     pub fn new(
-        model: &'a Model,
-        task: &'a Task,
+        on: Subject<'a>,
         indices: &[usize],
         config: &'a TokenConfig,
+        running: &Running,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
+        let Subject { model, task } = on;
+        let metric = config.metric(task);
         let pairs: Vec<&Pair> = indices.iter().map(|&i| &task.pairs()[i]).collect();
         let clean: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
         let corrupted: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.corrupted.clone()).collect();
-        let reference = match config.metric.needs_reference() {
-            true => Some(logits(model, &clean)?.to_vec2::<f32>()?),
-            false => None,
+        let reference = if metric.needs_reference() {
+            Some(logits(model, &clean)?.to_vec2::<f32>()?)
+        } else {
+            None
         };
         let (prompts, others) = match config.prompts {
             Prompts::Clean => (clean, corrupted),
@@ -77,6 +87,9 @@ impl<'a> Batch<'a> {
             model,
             task,
             config,
+            metric,
+            memory: running.memory_now(),
+            at_once: running.batch,
             progress,
             targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
             reference,
@@ -117,7 +130,7 @@ impl<'a> Batch<'a> {
 
     /// A generator of its own for each draw of each pair, so that nothing depends on which pairs run together.
     pub fn rng(&self, prompt: usize, draw: usize) -> ChaCha8Rng {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.task));
         rng.set_stream(((self.pairs[prompt].index as u64) << 20) + draw as u64 + 1);
         rng
     }
@@ -126,7 +139,7 @@ impl<'a> Batch<'a> {
     pub fn tape(&self, prompts: &[Vec<u32>], edits: &[Edit]) -> Result<Tape> {
         let request = TapeRequest {
             edits,
-            memory: Some(self.config.memory),
+            memory: Some(self.memory),
             ..TapeRequest::default()
         };
         Tape::record(self.model, prompts, &request)
@@ -137,7 +150,7 @@ impl<'a> Batch<'a> {
         Measured::new(
             self.model,
             tape,
-            self.config.metric,
+            self.metric,
             &self.targets,
             self.reference.as_deref(),
         )
@@ -158,7 +171,7 @@ impl<'a> Batch<'a> {
         place: impl Fn(&P) -> Result<(usize, Vec<f32>)>,
         mut each: impl FnMut(&P, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        for chunk in points.chunks(room(&self.model.spec, self.length, self.config)) {
+        for chunk in points.chunks(self.room()) {
             self.check_cancelled()?;
             let at = Points::new(self, chunk, &place)?;
             let tape = self.tape(&at.prompts, &at.edits)?;
@@ -190,7 +203,7 @@ impl<'a> Batch<'a> {
         place: impl Fn(&P) -> Result<(usize, Vec<f32>)>,
     ) -> Result<Vec<f64>> {
         let mut values = Vec::with_capacity(points.len());
-        for chunk in points.chunks(room(&self.model.spec, self.length, self.config)) {
+        for chunk in points.chunks(self.room()) {
             self.check_cancelled()?;
             let at = Points::new(self, chunk, &place)?;
             let tape = self.tape(&at.prompts, &at.edits)?;
@@ -199,13 +212,19 @@ impl<'a> Batch<'a> {
         Ok(values)
     }
 
+    /// How many points run together: as many as asked for, fewer where memory is short.
+    fn room(&self) -> usize {
+        let bytes = bytes(&self.model.spec, self.length, self.config, self.metric);
+        (self.memory / bytes.max(1)).clamp(1, self.at_once.max(1))
+    }
+
     fn check_cancelled(&self) -> Result<()> {
-        match self.progress.cancelled() {
-            true => Err(Error::Interrupted {
-                kept: "nothing was asked to be kept".into(),
-            }),
-            false => Ok(()),
+        if self.progress.cancelled() {
+            return Err(Error::Interrupted {
+                kept: "the prompts in flight are not kept".into(),
+            });
         }
+        Ok(())
     }
 }
 
@@ -244,13 +263,55 @@ impl Points {
 
     fn measured<'b>(&'b self, batch: &Batch<'_>, tape: &Tape) -> Result<Measured<'b>> {
         let reference = self.reference.as_deref();
-        let metric = batch.config.metric;
-        Measured::new(batch.model, tape, metric, &self.targets, reference)
+        Measured::new(batch.model, tape, batch.metric, &self.targets, reference)
     }
 }
 
-/// How many prompts of a length run together: as many as asked for, fewer where memory is short.
-pub(super) fn room(spec: &ModelSpec, length: usize, config: &TokenConfig) -> usize {
+/// Passes on points of embedding space as the cells that they are a part of.
+pub(super) struct InCells<'a> {
+    inner: &'a dyn Progress,
+    /// Of a prompt.
+    cells: u64,
+    points: u64,
+    /// Points that are done.
+    done: AtomicU64,
+}
+
+impl<'a> InCells<'a> {
+    pub fn new(inner: &'a dyn Progress, cells: usize, points: usize) -> Self {
+        InCells {
+            inner,
+            cells: cells as u64,
+            points: points.max(1) as u64,
+            done: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Progress for InCells<'_> {
+    fn advance(&self, points: u64) {
+        let before = self.done.fetch_add(points, Ordering::Relaxed);
+        let in_cells = |points: u64| points * self.cells / self.points;
+        self.inner
+            .advance(in_cells(before + points) - in_cells(before));
+    }
+
+    fn note(&self, message: &str) {
+        self.inner.note(message);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.inner.cancelled()
+    }
+}
+
+/// Bytes that a prompt of this length needs.
+pub(super) fn bytes(
+    spec: &ModelSpec,
+    length: usize,
+    config: &TokenConfig,
+    metric: Metric,
+) -> usize {
     let branches = match spec.mlp {
         Mlp::None => 0,
         Mlp::Plain => 3,
@@ -260,7 +321,7 @@ pub(super) fn room(spec: &ModelSpec, length: usize, config: &TokenConfig) -> usi
     // Kept of every layer at the least; then what one layer works with, and the logits.
     let kept = spec.d_model + 2 * spec.n_kv_heads * spec.d_head;
     let layer = 8 * spec.d_model + 6 * heads + branches * spec.d_mlp;
-    let logits = match config.metric.reads() {
+    let logits = match metric.reads() {
         Reads::Answers => 0,
         Reads::Vocabulary => 4 * spec.d_vocab,
     };
@@ -269,8 +330,7 @@ pub(super) fn room(spec: &ModelSpec, length: usize, config: &TokenConfig) -> usi
         TokenMethod::AltiLogit | TokenMethod::AltiRollout => length * (2 * spec.n_heads + 6),
         _ => 0,
     };
-    let bytes = 4 * (length * (spec.n_layers * kept + layer + patterns) + logits);
-    (config.memory / bytes.max(1)).clamp(1, config.batch.max(1))
+    4 * (length * (spec.n_layers * kept + layer + patterns) + logits)
 }
 
 /// Takes the gradient at the embeddings.

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Tokenizer};
 use crate::nn::embed::embed;
 use crate::nn::host::to_host;
+use crate::spec::ModelSpec;
 use crate::task::{Pair, Task};
 
 /// Where a path begins.
@@ -86,7 +87,7 @@ pub(super) fn expected(
     // How often each prompt drew each reference, and what that is.
     let mut drawn: BTreeMap<(usize, usize), (usize, &[u32])> = BTreeMap::new();
     for prompt in 0..batch.len() {
-        let others = references(batch.task, batch.pairs[prompt], reference)?;
+        let others = references(batch.task, batch.pairs[prompt], reference);
         let mut rng = batch.rng(prompt, 0);
         for _ in 0..draws {
             let of = rng.random_range(0..others.len());
@@ -152,8 +153,8 @@ fn with_totals(batch: &Batch<'_>, tokens: Vec<Vec<f64>>, from: &[f64]) -> Vec<Sh
     .collect()
 }
 
-/// The prompts of a reference set that a pair may draw.
-fn references<'a>(task: &'a Task, pair: &Pair, set: ReferenceSet) -> Result<Vec<&'a [u32]>> {
+/// The prompts of a reference set that a pair may draw; [`check_references`] has seen to it that there is one.
+fn references<'a>(task: &'a Task, pair: &Pair, set: ReferenceSet) -> Vec<&'a [u32]> {
     let fits = |other: &&Pair| {
         other.template == pair.template
             && other.clean.len() == pair.clean.len()
@@ -163,17 +164,7 @@ fn references<'a>(task: &'a Task, pair: &Pair, set: ReferenceSet) -> Result<Vec<
         ReferenceSet::Corrupted => other.corrupted.as_slice(),
         ReferenceSet::Clean => other.clean.as_slice(),
     };
-    let found: Vec<&[u32]> = task.pairs().iter().filter(fits).map(prompt).collect();
-    match found.is_empty() {
-        false => Ok(found),
-        true => Err(Error::invalid(format!(
-            "expected gradients draw from the clean prompts of other pairs, and pair {} (template {}, {} tokens) has none beside \
-             it; use more pairs (`--n-pairs`), or the reference set `corrupted`",
-            pair.index,
-            pair.template,
-            pair.clean.len()
-        ))),
-    }
+    task.pairs().iter().filter(fits).map(prompt).collect()
 }
 
 /// A baseline, looked up: one vector for every position, or the pair's other prompt.
@@ -184,37 +175,74 @@ pub(super) enum Start {
 
 impl Start {
     /// # Errors
-    /// [`Error::Tokenizer`] for a token that the vocabulary does not have.
+    /// Those of [`baseline_token`].
     pub fn new(model: &Model, tokenizer: &Tokenizer, baseline: &Baseline) -> Result<Self> {
-        let embedding = |token: u32| to_host(&embed(&model.spec, &model.weights, &[token])?);
-        Ok(Start::Vector(match baseline {
-            Baseline::Pair => return Ok(Start::Pair),
-            Baseline::Zero => vec![0.0; model.spec.d_model],
-            Baseline::Mean => {
-                let w_e = &model.weights.w_e;
-                let mean = to_host(&w_e.to_dtype(candle_core::DType::F32)?.mean(0)?)?;
-                let scale = model.spec.embed_scale.unwrap_or(1.0);
-                mean.into_iter().map(|x| x * scale).collect()
-            }
-            Baseline::Bos => match tokenizer.bos() {
-                Some(token) => embedding(token)?,
-                None => {
-                    return Err(Error::Tokenizer {
-                        reason: "it has no BOS token to serve as a baseline; use `zero`, `mean` or `token:...`".into(),
-                    });
-                }
-            },
-            Baseline::Token(text) => match tokenizer.id(text) {
-                Some(token) if (token as usize) < model.spec.d_vocab => embedding(token)?,
-                _ => {
-                    return Err(Error::Tokenizer {
-                        reason: format!(
-                            "`{text}` is not in its vocabulary, so it cannot be a baseline; write the token as tokenizer.json does, \
-                             or use `zero`, `mean`, `bos`"
-                        ),
-                    });
-                }
-            },
-        }))
+        let spec = &model.spec;
+        if let Some(token) = baseline_token(spec, tokenizer, baseline)? {
+            let embedding = to_host(&embed(spec, &model.weights, &[token])?)?;
+            return Ok(Start::Vector(embedding));
+        }
+        if *baseline == Baseline::Pair {
+            return Ok(Start::Pair);
+        }
+        if *baseline == Baseline::Zero {
+            return Ok(Start::Vector(vec![0.0; spec.d_model]));
+        }
+        let w_e = model.weights.w_e.to_dtype(candle_core::DType::F32)?;
+        let scale = spec.embed_scale.unwrap_or(1.0);
+        let mean = to_host(&w_e.mean(0)?)?.into_iter().map(|x| x * scale);
+        Ok(Start::Vector(mean.collect()))
+    }
+}
+
+/// The token of a baseline that is one.
+/// # Errors
+/// [`Error::Tokenizer`] for a token that the vocabulary does not have.
+pub(super) fn baseline_token(
+    spec: &ModelSpec,
+    tokenizer: &Tokenizer,
+    baseline: &Baseline,
+) -> Result<Option<u32>> {
+    let refuse = |reason: String| Err(Error::Tokenizer { reason });
+    match baseline {
+        Baseline::Zero | Baseline::Mean | Baseline::Pair => Ok(None),
+        Baseline::Bos => match tokenizer.bos() {
+            Some(token) => Ok(Some(token)),
+            None => refuse(
+                "it has no BOS token to serve as a baseline; use `zero`, `mean` or `token:...`"
+                    .into(),
+            ),
+        },
+        Baseline::Token(text) => match tokenizer.id(text) {
+            Some(token) if (token as usize) < spec.d_vocab => Ok(Some(token)),
+            _ => refuse(format!(
+                "`{text}` is not in its vocabulary, so it cannot be a baseline; write the token as tokenizer.json does, \
+                 or use `zero`, `mean`, `bos`"
+            )),
+        },
+    }
+}
+
+/// Whether every pair has a prompt to draw.
+/// # Errors
+/// [`Error::Invalid`] naming the first pair that has none.
+pub(super) fn check_references(task: &Task, set: ReferenceSet) -> Result<()> {
+    if set == ReferenceSet::Corrupted {
+        return Ok(());
+    }
+    let key = |pair: &Pair| (pair.template, pair.clean.len());
+    let mut alike: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    for pair in task.pairs() {
+        *alike.entry(key(pair)).or_default() += 1;
+    }
+    match task.pairs().iter().find(|pair| alike[&key(pair)] == 1) {
+        None => Ok(()),
+        Some(pair) => Err(Error::invalid(format!(
+            "expected gradients draw from the clean prompts of other pairs, and pair {} (template {}, {} tokens) has none beside \
+             it; use more pairs (`--n-pairs`), or the reference set `corrupted`",
+            pair.index,
+            pair.template,
+            pair.clean.len()
+        ))),
     }
 }

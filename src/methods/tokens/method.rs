@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::methods::attribution::StepRule;
 
 /// How a metric is shared out over the input tokens. Prints as its name, and a name reads back as the method with its knobs at
 /// their defaults.
@@ -267,6 +268,16 @@ fn gauss_legendre(n: usize) -> Vec<(f64, f64)> {
         points.push((0.5 * (x + 1.0), 1.0 / ((1.0 - x * x) * slope * slope)));
     }
     points
+}
+
+impl From<StepRule> for Quadrature {
+    fn from(rule: StepRule) -> Self {
+        match rule {
+            StepRule::Midpoint => Quadrature::Midpoint,
+            StepRule::Left => Quadrature::Left,
+            StepRule::Right => Quadrature::Right,
+        }
+    }
 }
 
 impl fmt::Display for Quadrature {

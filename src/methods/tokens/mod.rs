@@ -19,26 +19,27 @@ mod integrated;
 mod method;
 mod relevance;
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
-use polars::prelude::Column;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::record;
+use super::activation_patching::{PatchConfig, PatchSource};
+use super::method::{Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, unmeasured};
+use super::sites::{Extent, parse_sites};
 use crate::error::{Error, Result};
 use crate::metric::Metric;
-use crate::model::Model;
 use crate::nn::rules::Rules;
-use crate::run::{Progress, available_memory};
-use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
+use crate::run::Progress;
+use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
+use crate::spec::ModelSpec;
 use crate::task::Task;
 pub use alti::{Alti, alti};
-use batch::{Batch, Shares};
+use batch::{Batch, InCells, Shares};
 use gradient::Reading;
-use integrated::Start;
+use integrated::{Start, baseline_token, check_references};
 pub use method::{Baseline, Quadrature, ReferenceSet, TokenMethod};
+use relevance::BIAS;
 
 /// Which prompts of the pairs are explained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -50,61 +51,51 @@ pub enum Prompts {
 }
 
 /// What to explain, and how.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TokenConfig {
     pub method: TokenMethod,
-    pub metric: Metric,
+    /// [default: the task's]
+    pub metric: Option<Metric>,
     pub prompts: Prompts,
-    pub detail: Detail,
-    /// Of noise, draws and bootstrap.
-    pub seed: u64,
-    /// Prompts, or points of a path, that run together at most; memory may allow fewer.
-    pub batch: usize,
-    /// Bytes of activations that may be kept at once.
-    pub memory: usize,
+    /// Of noise, draws and bootstrap [default: the task's].
+    pub seed: Option<u64>,
 }
 
 impl TokenConfig {
     /// The clean prompts by one method; all else at its default.
-    pub fn new(method: TokenMethod, metric: Metric) -> Self {
+    pub fn new(method: TokenMethod) -> Self {
         TokenConfig {
             method,
-            metric,
+            metric: None,
             prompts: Prompts::Clean,
-            detail: Detail::Mean,
-            seed: 0,
-            batch: 8,
-            memory: available_memory() / 4,
+            seed: None,
         }
     }
 
-    /// # Errors
-    /// What cannot be run as asked, before anything is.
-    pub fn check(&self, task: &Task) -> Result<()> {
-        self.method.check()?;
-        task.check_metric(self.metric)?;
-        if self.method != TokenMethod::AltiRollout {
-            self.metric.check_differentiable()?;
+    fn metric(&self, task: &Task) -> Metric {
+        self.metric.unwrap_or(task.metric)
+    }
+
+    fn seed(&self, task: &Task) -> u64 {
+        self.seed.unwrap_or(task.seed)
+    }
+
+    /// What takes a token away, and what is put in its place: what a share of it is held against.
+    fn removal(&self) -> PatchSource {
+        match &self.method {
+            TokenMethod::IntegratedGradients { baseline, .. } => match baseline {
+                Baseline::Pair => PatchSource::Pair,
+                Baseline::Zero | Baseline::Mean | Baseline::Bos | Baseline::Token(_) => {
+                    PatchSource::Zero
+                }
+            },
+            _ => PatchSource::Zero,
         }
-        if self.metric.needs_reference()
-            && self.prompts == Prompts::Clean
-            && self.method.at_the_prompt()
-        {
-            return Err(Error::NoGradient {
-                metric: self.metric.to_string(),
-                reason: format!(
-                    "at the clean prompt it is at its minimum, so `{}` would be zero everywhere; use `--metric log_prob`, \
-                     explain the corrupted prompts, or integrate from a baseline (`ig`)",
-                    self.method
-                ),
-            });
-        }
-        task.check_aligned()
     }
 }
 
 /// How well the shares of one prompt account for what they should sum to.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Completeness {
     /// Index of the pair in the task as written.
     pub example: usize,
@@ -128,123 +119,183 @@ impl Completeness {
     }
 }
 
-/// Shares before they are a table: for [`Scores::assemble`] with [`Direction::Direct`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenMeasurements {
-    pub cells: Vec<Cell>,
-    /// One for each pair of the task, in its order; `values` are shares.
-    pub examples: Vec<ExampleScores>,
-    /// One for each pair, if the method promises a sum.
-    pub completeness: Vec<Completeness>,
-    /// Rows of ALTI that count as themselves alone because no part brought them nearer to zero.
-    pub unmixed: usize,
-}
-
-/// Shares out the metric of each prompt of a task over its tokens.
-/// # Units
-/// `value` and `score`, which are equal: the metric's; of saliencies, the metric's per unit of the embedding; of ALTI rollout, a
-/// share of 1.
-/// # Errors
-/// Those of [`TokenConfig::check`], before anything runs; [`Error::Tokenizer`] for a baseline token that does not exist;
-/// [`Error::Interrupted`].
-pub fn token_attribution(
-    model: &Model,
-    task: &Task,
-    config: &TokenConfig,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    Ok(token_attribution_with(model, task, config, progress)?.0)
-}
-
-/// [`token_attribution`] with the measurements behind the table.
-pub(super) fn token_attribution_with(
-    model: &Model,
-    task: &Task,
-    config: &TokenConfig,
-    progress: &dyn Progress,
-) -> Result<(Scores, TokenMeasurements)> {
-    let began = Instant::now();
-    let measured = token_scores(model, task, config, progress)?;
-    let meta = ScoresMeta {
-        method: config.method.name().into(),
-        metric: config.metric.to_string(),
-        unit: unit(config),
-        direction: Direction::Direct,
-        seed: config.seed,
-    };
-    let provenance = provenance(
-        model,
-        task,
-        config,
-        &measured,
-        began.elapsed().as_secs_f64(),
-    );
-    let (cells, examples) = (&measured.cells, &measured.examples);
-    let mut scores = Scores::assemble(cells, examples, &meta, config.detail, provenance)?;
-    if config.prompts == Prompts::Corrupted {
-        // A direct share belongs to the clean run unless something else is said.
-        let base = vec!["corrupted"; scores.table.height()];
-        scores.table.with_column(Column::new("base".into(), base))?;
-    }
-    Ok((scores, measured))
-}
-
-fn unit(config: &TokenConfig) -> String {
-    match config.method {
-        TokenMethod::SaliencyL1 | TokenMethod::SaliencyL2 => {
-            format!("{} per unit of embedding", config.metric.unit())
+impl Method for TokenConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        let metric = self.metric(task);
+        ScoresMeta {
+            method: self.method.name().into(),
+            metric: metric.to_string(),
+            unit: match self.method {
+                TokenMethod::SaliencyL1 | TokenMethod::SaliencyL2 => {
+                    format!("{} per unit of embedding", metric.unit())
+                }
+                TokenMethod::AltiRollout => "share of 1".into(),
+                _ => metric.unit().into(),
+            },
+            direction: Direction::Direct,
+            base: (self.prompts == Prompts::Corrupted).then_some("corrupted"),
+            seed: self.seed(task),
         }
-        TokenMethod::AltiRollout => "share of 1".into(),
-        _ => config.metric.unit().into(),
     }
-}
 
-/// [`token_attribution`] before the table.
-/// # Errors
-/// Those of [`token_attribution`].
-pub fn token_scores(
-    model: &Model,
-    task: &Task,
-    config: &TokenConfig,
-    progress: &dyn Progress,
-) -> Result<TokenMeasurements> {
-    config.check(task)?;
-    let start = match &config.method {
-        TokenMethod::IntegratedGradients { baseline, .. } => {
-            Some(Start::new(model, task.tokenizer(), baseline)?)
+    fn settings(&self) -> Value {
+        json!({ "method": self.method, "prompts": self.prompts })
+    }
+
+    fn needs(&self, task: &Task) -> Needs {
+        Needs {
+            decoder: Some("gradients"),
+            aligned: true,
+            metric: Some(self.metric(task)),
+            gradient: self.method != TokenMethod::AltiRollout,
+            ..Needs::default()
         }
-        _ => None,
-    };
-    let longest = task.pairs().iter().map(|pair| pair.clean.len()).max();
-    let longest = longest.expect("checked to have a pair");
-    let steps = task.pairs().len() * config.method.passes();
-    progress.start(config.method.name(), steps as u64);
-    let mut cells = Cells::new(longest);
-    let mut all: Vec<(usize, ExampleScores, Option<Completeness>)> = Vec::new();
-    let mut unmixed = 0;
-    for indices in task.batches(batch::room(&model.spec, longest, config)) {
-        if progress.cancelled() {
-            return Err(Error::Interrupted {
-                kept: "nothing was asked to be kept".into(),
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.method.check()?;
+        match &self.method {
+            TokenMethod::IntegratedGradients { baseline, .. } => {
+                baseline_token(spec, task.tokenizer(), baseline)?;
+            }
+            TokenMethod::ExpectedGradients { reference, .. } => check_references(task, *reference)?,
+            _ => {}
+        }
+        let metric = self.metric(task);
+        if metric.needs_reference() && self.prompts == Prompts::Clean && self.method.at_the_prompt()
+        {
+            return Err(Error::NoGradient {
+                metric: metric.to_string(),
+                reason: format!(
+                    "at the clean prompt it is at its minimum, so `{}` would be zero everywhere; use `--metric log_prob`, \
+                     explain the corrupted prompts, or integrate from a baseline (`ig`)",
+                    self.method
+                ),
             });
         }
-        let batch = Batch::new(model, task, &indices, config, progress)?;
-        let (shares, rows) = run(&batch, start.as_ref())?;
-        unmixed += rows;
-        for (i, shares) in shares.iter().enumerate() {
-            let example = cells.example(&batch, i, shares);
-            all.push((indices[i], example, completeness(&batch, i, shares)));
-        }
+        Ok(())
     }
-    progress.finish();
-    all.sort_by_key(|(at, _, _)| *at);
-    let completeness = all.iter().filter_map(|(_, _, closed)| *closed).collect();
-    Ok(TokenMeasurements {
-        cells: cells.all,
-        examples: all.into_iter().map(|(_, example, _)| example).collect(),
-        completeness,
-        unmixed,
-    })
+
+    fn prepare<'a>(
+        &'a self,
+        on: Subject<'a>,
+        running: &'a Running,
+    ) -> Result<Box<dyn Prepared + 'a>> {
+        let start = match &self.method {
+            TokenMethod::IntegratedGradients { baseline, .. } => {
+                Some(Start::new(on.model, on.task.tokenizer(), baseline)?)
+            }
+            _ => None,
+        };
+        Ok(Box::new(Sharing {
+            on,
+            config: self,
+            running,
+            start,
+            cells: Cells::new(on),
+        }))
+    }
+
+    /// Taking a token away changes the metric by minus its share, as far as the method is right.
+    fn exact(&self, cells: &[Cell]) -> Option<Exact> {
+        let source = self.removal();
+        Some(Exact {
+            method: Box::new(PatchConfig {
+                only: Some(cells.to_vec()),
+                metric: self.metric,
+                direction: if source == PatchSource::Pair {
+                    Direction::Noise
+                } else {
+                    Direction::Ablate
+                },
+                source,
+                ..PatchConfig::new(parse_sites("embed:pos").ok()?)
+            }),
+            sign: -1.0,
+            sizes: false,
+        })
+    }
+
+    /// Only tokens can be taken away; what a method puts into rows of its own cannot.
+    fn exact_cell(&self, cell: &Cell) -> Option<Cell> {
+        let is_token = cell.component == EMBED && self.prompts == Prompts::Clean;
+        is_token.then(|| cell.clone())
+    }
+}
+
+/// A checked run in progress.
+struct Sharing<'a> {
+    on: Subject<'a>,
+    config: &'a TokenConfig,
+    running: &'a Running,
+    start: Option<Start>,
+    cells: Cells,
+}
+
+impl Prepared for Sharing<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells.all
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        batch::bytes(
+            &self.on.model.spec,
+            length,
+            self.config,
+            self.config.metric(self.on.task),
+        )
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        // A forward and a backward pass for each point, and the metric of both prompts.
+        let passes = 2.0 + 2.0 * self.config.method.passes() as f64;
+        Ok(Cost::passes(unit.items.len() as f64 * passes))
+    }
+
+    fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let points = self.config.method.passes();
+        let progress = InCells::new(progress, unit.cells.len(), points);
+        let batch = Batch::new(self.on, &unit.items, self.config, self.running, &progress)?;
+        let (shares, unmixed) = run(&batch, self.start.as_ref())?;
+        let mut examples = Vec::with_capacity(shares.len());
+        for (i, shares) in shares.iter().enumerate() {
+            let mut example = self.cells.example(&batch, i, unit.items[i], shares)?;
+            if let Some(total) = shares.total {
+                example.facts.insert("total".into(), total);
+            }
+            if i == 0 && unmixed > 0 {
+                example.facts.insert("unmixed".into(), unmixed as f64);
+            }
+            examples.push(example);
+        }
+        Ok(examples)
+    }
+
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        measured.drop_unmeasured();
+        let completeness: Vec<Completeness> =
+            measured.examples.iter().filter_map(completeness).collect();
+        if !completeness.is_empty() {
+            measured
+                .found
+                .insert("completeness".into(), json!(completeness));
+        }
+        if matches!(
+            self.config.method,
+            TokenMethod::AltiLogit | TokenMethod::AltiRollout
+        ) {
+            let unmixed = measured
+                .examples
+                .iter()
+                .filter_map(|one| one.facts.get("unmixed"));
+            let unmixed: f64 = unmixed.sum();
+            measured
+                .found
+                .insert("unmixed_rows".into(), json!(unmixed as u64));
+        }
+        measured.warnings.extend(doubts(self.config, &completeness));
+        Ok(())
+    }
 }
 
 /// The shares of a batch, and how many rows of ALTI were unmixed.
@@ -274,177 +325,133 @@ fn run(batch: &Batch<'_>, start: Option<&Start>) -> Result<(Vec<Shares>, usize)>
     Ok((shares, 0))
 }
 
-fn completeness(batch: &Batch<'_>, i: usize, shares: &Shares) -> Option<Completeness> {
-    let total = shares.total?;
-    let parts = shares.parts.iter().map(|(_, _, share)| share);
-    let sum: f64 = shares
-        .tokens
-        .iter()
-        .chain(&shares.positions)
-        .chain(parts)
-        .sum();
+/// What the shares of a prompt sum to, if the method promises a sum.
+fn completeness(example: &ExampleScores) -> Option<Completeness> {
+    let total = *example.facts.get("total")?;
+    let sum: f64 = example.values.iter().sum();
     Some(Completeness {
-        example: batch.pairs[i].index,
+        example: example.example,
         sum,
         total,
         delta: sum - total,
     })
 }
 
-/// The cells of a table as they come up: tokens by position, position embeddings, then components.
+/// What stands between the final stream and the metric.
+const OF_END: [&str; 2] = [BIAS, relevance::METRIC];
+const EMBED: &str = "hook_embed";
+const POS_EMBED: &str = "hook_pos_embed";
+
+/// Every row that a method can give: tokens by position, position embeddings, then components. Those that it does not give are
+/// dropped at the end.
 struct Cells {
-    longest: usize,
     all: Vec<Cell>,
+    places: HashMap<Cell, u32>,
+    extent: Extent,
 }
 
 impl Cells {
-    fn new(longest: usize) -> Self {
+    fn new(on: Subject<'_>) -> Self {
+        let Subject { model, task } = on;
+        let extent = Extent::new(task, &Default::default(), &Default::default());
+        let mut all = extent.positions(EMBED);
+        if model.weights.w_pos.is_some() {
+            all.extend(extent.positions(POS_EMBED));
+        }
+        for layer in 0..model.spec.n_layers {
+            let of_layer = ["attn.hook_pattern", "hook_mlp_out", BIAS];
+            all.extend(of_layer.map(|name| component(name, Some(layer))));
+        }
+        all.extend(OF_END.map(|name| component(name, None)));
+        let places = all.iter().cloned().zip(0..).collect();
         Cells {
-            longest,
-            all: (0..longest)
-                .map(|pos| by_position("hook_embed", pos))
-                .collect(),
+            all,
+            places,
+            extent,
         }
     }
 
-    fn example(&mut self, batch: &Batch<'_>, i: usize, shares: &Shares) -> ExampleScores {
-        if self.all.len() == self.longest {
-            // Every prompt has the same kinds of rows, so the first one tells which there are.
-            if !shares.positions.is_empty() {
-                let positions = 0..self.longest;
-                self.all
-                    .extend(positions.map(|pos| by_position("hook_pos_embed", pos)));
-            }
-            self.all
-                .extend(shares.parts.iter().map(|&(name, layer, _)| Cell {
-                    component: name.into(),
-                    layer: layer.map(|layer| layer as u32),
-                    ..Cell::default()
-                }));
-        }
-        let tokens = 0..shares.tokens.len();
-        let positions = self.longest..self.longest + shares.positions.len();
-        let parts = self.all.len() - shares.parts.len()..self.all.len();
-        let cells = tokens.chain(positions).chain(parts).map(|cell| cell as u32);
-        let parts = shares.parts.iter().map(|(_, _, share)| share);
-        let values = shares.tokens.iter().chain(&shares.positions).chain(parts);
+    fn place(&self, cell: &Cell) -> Result<u32> {
+        self.places
+            .get(cell)
+            .copied()
+            .ok_or_else(|| Error::NothingMeasured {
+                cell: cell.to_string(),
+            })
+    }
+
+    fn example(
+        &self,
+        batch: &Batch<'_>,
+        i: usize,
+        item: usize,
+        shares: &Shares,
+    ) -> Result<ExampleScores> {
         let pair = batch.pairs[i];
+        let mut rows: Vec<(u32, f64)> = Vec::new();
+        for (name, of_positions) in [(EMBED, &shares.tokens), (POS_EMBED, &shares.positions)] {
+            for (pos, &share) in of_positions.iter().enumerate() {
+                let cell = Cell {
+                    component: name.into(),
+                    pos: Some(pos as i32),
+                    template: self.extent.label(pair),
+                    ..Cell::default()
+                };
+                rows.push((self.place(&cell)?, share));
+            }
+        }
+        for &(name, layer, share) in &shares.parts {
+            rows.push((self.place(&component(name, layer))?, share));
+        }
+        rows.sort_by_key(|row| row.0);
         let (own, other) = (batch.values[i], batch.other_values[i]);
         let (clean, corrupted) = match batch.config.prompts {
             Prompts::Clean => (own, other),
             Prompts::Corrupted => (other, own),
         };
-        ExampleScores {
-            example: pair.index,
-            clean,
-            corrupted,
+        Ok(ExampleScores {
             tokens: batch.task.texts(&batch.prompts[i]),
-            roles: pair.roles.clone(),
-            cells: Arc::from(cells.collect::<Vec<u32>>()),
-            values: values.copied().collect(),
-            ..ExampleScores::default()
-        }
+            cells: rows.iter().map(|row| row.0).collect::<Arc<[u32]>>(),
+            values: rows.iter().map(|row| row.1).collect(),
+            ..unmeasured(batch.task, item, clean, corrupted)
+        })
     }
 }
 
-fn by_position(component: &str, pos: usize) -> Cell {
+fn component(name: &str, layer: Option<usize>) -> Cell {
     Cell {
-        component: component.into(),
-        pos: Some(pos as i32),
+        component: name.into(),
+        layer: layer.map(|layer| layer as u32),
         ..Cell::default()
     }
 }
 
-fn provenance(
-    model: &Model,
-    task: &Task,
-    config: &TokenConfig,
-    measured: &TokenMeasurements,
-    seconds: f64,
-) -> Provenance {
-    let mut settings = json!({
-        "method": config.method,
-        "prompts": config.prompts,
-    });
-    if !measured.completeness.is_empty() {
-        settings["completeness"] = json!(measured.completeness);
-    }
-    if matches!(
-        config.method,
-        TokenMethod::AltiLogit | TokenMethod::AltiRollout
-    ) {
-        settings["unmixed_rows"] = json!(measured.unmixed);
-    }
-    record::provenance(
-        model,
-        task,
-        settings,
-        seconds,
-        warnings(task, config, measured),
-    )
-}
-
-/// Lawful but doubtful results, each with a remedy.
-fn warnings(task: &Task, config: &TokenConfig, measured: &TokenMeasurements) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if task.pairs().len() < task.asked {
-        warnings.push(format!(
-            "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
-            task.pairs().len(),
-            task.asked
-        ));
-    }
-    let examples = measured.examples.len();
-    let wrong = measured
-        .examples
-        .iter()
-        .filter(|one| one.clean <= 0.0)
-        .count();
-    if config.metric == Metric::LogitDiff && 2 * wrong > examples {
-        warnings.push(format!(
-            "the model prefers the wrong answer on {wrong} of {examples} clean prompts: it does not do this task, so shares \
-             mean little"
-        ));
-    }
-    let off = measured.completeness.iter().filter(|one| one.is_off());
+/// Lawful but doubtful results of the method itself, each with a remedy.
+fn doubts(config: &TokenConfig, completeness: &[Completeness]) -> Option<String> {
+    let off = completeness.iter().filter(|one| one.is_off());
     let worst = off
         .clone()
-        .max_by(|a, b| a.delta.abs().total_cmp(&b.delta.abs()));
-    if let Some(worst) = worst {
-        let remedy = match config.method {
-            TokenMethod::IntegratedGradients {
-                baseline: Baseline::Zero,
-                ..
-            } => {
-                "near zero, norms turn faster than steps can follow; use the baseline `mean`, `bos` or `pair`"
-            }
-            TokenMethod::IntegratedGradients { .. } => "take more steps, or a nearer baseline",
-            TokenMethod::ExpectedGradients { .. } => {
-                "the sum is only expected to agree; take more draws"
-            }
-            _ => "this should not happen in f32; if the model is in f16 or bf16, try `--dtype f32`",
-        };
-        warnings.push(format!(
-            "the shares of {} of {examples} prompts miss what they should sum to by more than {:.0}% (worst: prompt {} has {:.4} \
-             of {:.4}); {remedy}",
-            off.count(),
-            100.0 * Completeness::TOLERANCE,
-            worst.example,
-            worst.sum,
-            worst.total
-        ));
-    }
-    let groups: BTreeSet<(usize, usize)> = task
-        .pairs()
-        .iter()
-        .map(|pair| (pair.template, pair.clean.len()))
-        .collect();
-    if groups.len() > 1 && config.detail == Detail::Mean {
-        warnings.push(format!(
-            "the pairs come from {} templates or lengths, so one position is not one role of the sentence and rows mix them: take one \
-             template (`--template 0`), or a row for each example",
-            groups.len()
-        ));
-    }
-    warnings
+        .max_by(|a, b| a.delta.abs().total_cmp(&b.delta.abs()))?;
+    let remedy = match config.method {
+        TokenMethod::IntegratedGradients {
+            baseline: Baseline::Zero,
+            ..
+        } => {
+            "near zero, norms turn faster than steps can follow; use the baseline `mean`, `bos` or `pair`"
+        }
+        TokenMethod::IntegratedGradients { .. } => "take more steps, or a nearer baseline",
+        TokenMethod::ExpectedGradients { .. } => {
+            "the sum is only expected to agree; take more draws"
+        }
+        _ => "this should not happen in f32; if the model is in f16 or bf16, try `--dtype f32`",
+    };
+    Some(format!(
+        "the shares of {} of {} prompts miss what they should sum to by more than {:.0}% (worst: prompt {} has {:.4} of {:.4}); {remedy}",
+        off.count(),
+        completeness.len(),
+        100.0 * Completeness::TOLERANCE,
+        worst.example,
+        worst.sum,
+        worst.total
+    ))
 }

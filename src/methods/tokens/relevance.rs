@@ -33,9 +33,9 @@ use crate::run::rows::Rows;
 use crate::spec::{Block, BlockWeights, Mlp, NormWeights};
 
 /// The row of what biases bring.
-const BIAS: &str = "bias";
+pub(super) const BIAS: &str = "bias";
 /// The row of what a metric is beyond its slope times the logits; zero for differences of logits.
-const METRIC: &str = "metric";
+pub(super) const METRIC: &str = "metric";
 
 pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>> {
     let (model, d) = (batch.model, batch.model.spec.d_model);
@@ -105,7 +105,7 @@ pub(super) fn at_the_end(
             .collect();
         end.push((BIAS, bias));
     }
-    if batch.config.metric != Metric::LogitDiff {
+    if batch.metric != Metric::LogitDiff {
         let beyond = measured
             .values
             .iter()
@@ -250,9 +250,10 @@ impl<'a> Ledger<'a> {
         let spec = &self.model.spec;
         let mlp = weights.mlp.as_ref().expect("asked of layers with an MLP");
         let shared = spec.block == (Block::Parallel { shared_norm: true });
-        let norm = match shared {
-            true => weights.ln1.as_ref(),
-            false => weights.ln2.as_ref(),
+        let norm = if shared {
+            weights.ln1.as_ref()
+        } else {
+            weights.ln2.as_ref()
         };
         let kinds: &[Kind] = match spec.mlp {
             Mlp::Gated => &[Kind::MlpPre, Kind::MlpPreLinear],
@@ -278,9 +279,10 @@ impl<'a> Ledger<'a> {
         }
         let d = self.model.spec.d_model;
         let gradient = to_host(&self.take(kind))?;
-        let scales = match self.model.spec.has_post_norm() {
-            true => to_host(&readers.saved.get(Kind::Scale(ln), readers.rows)?)?,
-            false => vec![1.0; gradient.len() / d],
+        let scales = if self.model.spec.has_post_norm() {
+            to_host(&readers.saved.get(Kind::Scale(ln), readers.rows)?)?
+        } else {
+            vec![1.0; gradient.len() / d]
         };
         let each = scales.len() / self.prompts;
         for (row, (gradient, scale)) in gradient.chunks_exact(d).zip(scales).enumerate() {

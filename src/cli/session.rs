@@ -1,0 +1,358 @@
+//! One measurement from flags to a file: what every measuring command shares.
+//!
+//! A command says what it asks for ([`Ask`]); here its flags are held against what acts in the mode that was chosen, everything
+//! that can be wrong is found before the weights are read, and then the method is planned, measured, sharded or merged.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use candlewick::Error;
+use candlewick::methods::{
+    Keeping, Method, Plan, Running, Subject, VerifyOptions, Watch, check, measure, measure_shard,
+    merge, plan,
+};
+use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, load, load_tokenizer};
+use candlewick::scores::{Detail, Scores, Shard};
+use candlewick::task::Task;
+use clap::Args;
+
+use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
+use super::open::{load_options, open_task};
+use super::{Context, destination, show};
+
+/// The flags of every measuring command.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub task: TaskArgs,
+    #[command(flatten)]
+    pub running: RunningArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// How it is run.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Running")]
+pub struct RunningArgs {
+    /// Memory for activations, such as `512MB` or `4GB` [default: a quarter of what is free].
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory: Option<usize>,
+    /// Print what would be run, and what it would cost.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Hold the K strongest estimates and K random ones against the exact effect (for methods that estimate one).
+    #[arg(long, value_name = "K")]
+    pub verify: Option<usize>,
+    /// Only this slice of the work, such as `1/4`; `candlewick merge` makes one table of all slices.
+    #[arg(long, value_name = "I/N", conflicts_with = "dry_run")]
+    pub shard: Option<Shard>,
+}
+
+/// What a command asks for.
+pub trait Ask {
+    /// The result file where nobody names one.
+    fn default_out(&self) -> &'static str;
+
+    /// What was chosen, and which of the command's own flags act then. Flags of [`CommonArgs`] act unless they are named.
+    fn mode(&self) -> Mode;
+
+    /// The method, with everything that can be checked without weights and without a task's prompts checked.
+    /// # Errors
+    /// Flags that do not go together.
+    fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>>;
+
+    /// Joint patches behind a bound on what verification missed.
+    fn bound_draws(&self) -> usize {
+        0
+    }
+
+    /// Other files than the result: those that will be written can be, those that are read are what they should be.
+    /// # Errors
+    /// What is wrong with them.
+    fn check_files(&self, _spec: &ModelSpec) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// What else is done with the table before it is written (`--graph`).
+    /// # Errors
+    /// Those of writing.
+    fn finish(&self, _scores: &mut Scores, _spec: &ModelSpec) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+/// A mode of a command: what was chosen, as it is typed, and the flags that do something then.
+#[derive(Debug, Clone)]
+pub struct Mode {
+    pub name: String,
+    pub acts: Vec<&'static str>,
+    /// Common flags that do nothing in this mode.
+    pub idle: Vec<&'static str>,
+    /// What to do instead, for flags that one could expect to act.
+    pub instead: Vec<(&'static str, &'static str)>,
+}
+
+impl Mode {
+    pub fn new(name: impl Into<String>, acts: &[&'static str]) -> Self {
+        Mode {
+            name: name.into(),
+            acts: acts.to_vec(),
+            idle: Vec::new(),
+            instead: Vec::new(),
+        }
+    }
+
+    /// More flags that act.
+    pub fn and(mut self, acts: &[&'static str]) -> Self {
+        self.acts.extend(acts);
+        self
+    }
+
+    pub fn idle(mut self, flags: &[&'static str]) -> Self {
+        self.idle.extend(flags);
+        self
+    }
+
+    /// What to do instead of typing a flag that does nothing in this mode.
+    pub fn instead(mut self, flag: &'static str, remedy: &'static str) -> Self {
+        self.instead.push((flag, remedy));
+        self
+    }
+
+    /// Refuses a flag that was typed and would do nothing.
+    /// # Errors
+    /// [`Error::Invalid`] naming it.
+    pub fn check(&self, typed: &[String]) -> Result<(), Error> {
+        let acts = |flag: &String| {
+            let common = COMMON.contains(&flag.as_str()) && !self.idle.contains(&flag.as_str());
+            common || self.acts.contains(&flag.as_str())
+        };
+        let Some(flag) = typed.iter().find(|flag| !acts(flag)) else {
+            return Ok(());
+        };
+        let remedy = self.instead.iter().find(|(of, _)| of == flag);
+        Err(Error::invalid(format!(
+            "`--{}` does nothing with {}; {}",
+            flag.replace('_', "-"),
+            self.name,
+            remedy.map_or("leave it out", |(_, remedy)| remedy)
+        )))
+    }
+}
+
+/// The flags that act in every mode, unless it says otherwise.
+pub const COMMON: &[&str] = &[
+    "accept_config_key",
+    "answer_space",
+    "bos",
+    "chat_template",
+    "color",
+    "corruption",
+    "csv",
+    "date",
+    "device",
+    "dry_run",
+    "dtype",
+    "force",
+    "json",
+    "memory",
+    "metric",
+    "model",
+    "n_pairs",
+    "out",
+    "pairs",
+    "panel",
+    "per_example",
+    "quiet",
+    "revision",
+    "scale",
+    "seed",
+    "shard",
+    "task",
+    "template",
+    "threads",
+    "top",
+    "unequal_lengths",
+    "verify",
+];
+
+/// What a method is made for.
+pub struct Asked<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub spec: &'a ModelSpec,
+    pub task: &'a Task,
+    pub task_args: &'a TaskArgs,
+}
+
+/// Measures what a command asks for, or plans it, or a shard of it, or merges shards of it.
+pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<()> {
+    ask.mode().check(&ctx.typed)?;
+    let merging = ctx.merging.as_ref();
+    let shard = common.running.shard.filter(|_| merging.is_none());
+    let mut options = load_options(&common.model)?;
+    options.show_download_progress &= !ctx.quiet;
+    // Everything that can be wrong is found before the weights are read.
+    let out = if common.running.dry_run {
+        PathBuf::new()
+    } else {
+        let default = match shard {
+            None => ask.default_out().to_string(),
+            Some(Shard { index, count }) => {
+                let name = ask.default_out().trim_end_matches(".parquet");
+                format!("{name}.shard-{index}-of-{count}.parquet")
+            }
+        };
+        destination(&common.output, &default, ctx)?
+    };
+
+    let id = &common.model.model;
+    let (tokenizer, spec) = load_tokenizer(id, &options)?;
+    let task = open_task(&common.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?;
+    let method = ask.method(&Asked {
+        tokenizer: &tokenizer,
+        spec: &spec,
+        task: &task,
+        task_args: &common.task,
+    })?;
+    let method = &*method;
+    check(method, &spec, &task)?;
+    ask.check_files(&spec)?;
+    let running = running(common, ask, shard);
+    if running.verify.is_some() && method.exact(&[]).is_none() {
+        return Err(Error::invalid(format!(
+            "`--verify` holds estimates against exact effects, and {} has none to be held against; leave it out",
+            ask.mode().name
+        ))
+        .into());
+    }
+    let progress = ctx.progress();
+    let model = load(id, &options)?.model;
+    let on = Subject {
+        model: &model,
+        task: &task,
+    };
+    if common.running.dry_run {
+        return print_plan(&plan(on, method, &running)?, &model);
+    }
+    let keeping = Keeping::beside(&out);
+    let watch = Watch {
+        progress: &progress,
+        keeping: Some(&keeping),
+    };
+    if let Some(shard) = shard {
+        let note = measure_shard(on, method, &running, &watch, &out, &ctx.command)?;
+        keeping.remove()?;
+        if !ctx.quiet {
+            println!(
+                "shard {shard} in {:.1} s: {}; `candlewick merge` makes the table of all {}",
+                note.seconds,
+                out.display(),
+                shard.count
+            );
+        }
+        return Ok(());
+    }
+    let mut scores = match merging {
+        Some(merging) => merge(on, method, &running, &merging.shards, &watch)?,
+        None => measure(on, method, &running, &watch)?,
+    };
+    ask.finish(&mut scores, &model.spec)?;
+    show::write(&mut scores, &out, &common.output, ctx)?;
+    keeping.remove()?;
+    show::tell(&scores, &out, &common.output, ctx)
+}
+
+fn running(common: &CommonArgs, ask: &dyn Ask, shard: Option<Shard>) -> Running {
+    Running {
+        memory: common.running.memory,
+        detail: if common.output.per_example {
+            Detail::PerExample
+        } else {
+            Detail::Mean
+        },
+        shard,
+        verify: common.running.verify.map(|k| VerifyOptions {
+            k,
+            bound_draws: ask.bound_draws(),
+        }),
+        ..Running::default()
+    }
+}
+
+fn print_plan(plan: &Plan, model: &Model) -> anyhow::Result<()> {
+    let megabytes = |bytes: usize| bytes as f64 / 1e6;
+    let mut out = io::stdout().lock();
+    let cost = &plan.cost;
+    writeln!(out, "pairs                {}", plan.pairs)?;
+    writeln!(out, "cells                {}", plan.cells)?;
+    if cost.variants > 0 {
+        writeln!(
+            out,
+            "variants             {} ({} cannot reach the answer)",
+            cost.variants, cost.without_effect
+        )?;
+    }
+    writeln!(out, "forward-equivalents  {:.1}", cost.passes + cost.packed)?;
+    writeln!(
+        out,
+        "memory               {:.0} MB weights, {:.0} MB activations",
+        megabytes(model.weights.bytes()),
+        megabytes(cost.bytes)
+    )?;
+    writeln!(out, "parts                {}", plan.units)?;
+    if plan.verified > 0 {
+        writeln!(
+            out,
+            "measured exactly     {} cells, at the end",
+            plan.verified
+        )?;
+    }
+    writeln!(out, "estimated time       about {}", duration(plan.seconds))?;
+    Ok(())
+}
+
+/// Seconds in the unit that a person would say.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.95 => format!("{s:.1} s"),
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5_400.0 => format!("{:.0} minutes", s / 60.0),
+        s if s < 129_600.0 => format!("{:.1} hours", s / 3_600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = [0.04, 26.4, 150.0, 29_939.4, 400_000.0].map(duration);
+        assert_eq!(
+            said,
+            ["0.0 s", "26 s", "2 minutes", "8.3 hours", "4.6 days"]
+        );
+    }
+
+    #[test]
+    fn a_flag_that_does_nothing_is_named() {
+        let mode = Mode::new("`--method atp`", &["sites"]).idle(&["metric"]);
+        let typed =
+            |flags: &[&str]| mode.check(&flags.iter().map(|f| f.to_string()).collect::<Vec<_>>());
+        assert!(typed(&["sites", "model"]).is_ok());
+        let told = mode.clone().instead("steps", "take `--draws`");
+        let message = told.check(&["steps".to_string()]).unwrap_err().to_string();
+        assert!(message.ends_with("; take `--draws`"), "{message}");
+        for flags in [["steps"], ["metric"]] {
+            let message = typed(&flags).unwrap_err().to_string();
+            assert!(
+                message.contains("does nothing with `--method atp`"),
+                "{message}"
+            );
+        }
+    }
+}

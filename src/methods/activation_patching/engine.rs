@@ -1,0 +1,512 @@
+//! The engine of activation patching: both runs of a batch, then every cell as variants of one of them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::{PatchConfig, PatchSource};
+use crate::error::{Error, Result};
+use crate::hooks::{Edit, Hook, Kind, Op};
+use crate::methods::method::{Cost, Prepared, Running, Subject, Unit, units, unmeasured};
+use crate::methods::reference::{Means, ReferenceSet, RoleMeans};
+use crate::methods::sites::{Along, Extent, Sites, roles_with_other};
+use crate::metric::{Judgement, Metric};
+use crate::model::Model;
+use crate::run::{
+    BaseRun, Cache, Logits, Progress, Readout, Request, Roles, Source, Sources, SweepOptions,
+    Variant, plan, run, sweep,
+};
+use crate::scores::{Cell, Direction, ExampleScores, Measured};
+use crate::task::{Pair, Task};
+
+/// A checked run in progress.
+pub(in crate::methods) struct Patching<'a> {
+    pub(in crate::methods) model: &'a Model,
+    pub(in crate::methods) task: &'a Task,
+    config: PatchConfig,
+    running: &'a Running,
+    metric: Metric,
+    extent: Extent,
+    cells: Vec<Cell>,
+    /// Which sweep each cell is of; those past the sweeps are sets.
+    sweep_of: Vec<u32>,
+    /// Hooks that the sweeps patch, as kinds.
+    kinds: Vec<Kind>,
+    /// Means over the reference set, by template and length.
+    means: Means,
+    /// The same by role.
+    by_role: Option<RoleMeans>,
+    /// For resampling: which pair's value each pair takes.
+    donors: Vec<usize>,
+    sigma: f64,
+}
+
+/// What a batch of pairs starts from.
+pub(in crate::methods) struct Contrast {
+    /// The run that is changed.
+    pub base: BaseRun,
+    pub readout: Readout,
+    /// The metric of each prompt of the base run and of the other run.
+    pub base_metric: Vec<f64>,
+    pub other_metric: Vec<f64>,
+    /// How the model does on each clean prompt.
+    judged: Vec<Judgement>,
+    pub sources: Sources,
+    pub op: Op,
+}
+
+impl<'a> Patching<'a> {
+    pub(in crate::methods) fn new(
+        on: Subject<'a>,
+        config: PatchConfig,
+        running: &'a Running,
+    ) -> Result<Self> {
+        let Subject { model, task } = on;
+        let extent = Extent::new(task, &config.layers, &config.heads);
+        let (mut cells, mut sweep_of) = (Vec::new(), Vec::new());
+        let only: Option<HashSet<&Cell>> = config.only.as_ref().map(|only| only.iter().collect());
+        for (index, sites) in config.sites.iter().enumerate() {
+            let all = sites.cells(&model.spec, &extent).into_iter();
+            cells.extend(all.filter(|cell| only.as_ref().is_none_or(|only| only.contains(cell))));
+            sweep_of.resize(cells.len(), index as u32);
+        }
+        cells.extend(config.sets.iter().map(|set| set.cell.clone()));
+        let sets = config.sites.len()..config.sites.len() + config.sets.len();
+        sweep_of.extend(sets.map(|index| index as u32));
+        let mut kinds: Vec<Kind> = config.sites.iter().map(|sites| sites.kind).collect();
+        let of_sets = config.sets.iter().flat_map(|set| &set.sites);
+        kinds.extend(of_sets.map(|site| site.hook.kind));
+        kinds.sort_unstable();
+        kinds.dedup();
+        let resamples = config.source == PatchSource::Resample;
+        let mut patching = Patching {
+            model,
+            task,
+            running,
+            metric: config.metric(task),
+            config,
+            extent,
+            cells,
+            sweep_of,
+            kinds,
+            means: Means::default(),
+            by_role: None,
+            donors: Vec::new(),
+            sigma: 0.0,
+        };
+        if resamples {
+            patching.donors = patching.draw_donors()?;
+        }
+        Ok(patching)
+    }
+
+    fn pairs(&self, batch: &[usize]) -> Vec<&'a Pair> {
+        batch.iter().map(|&pair| &self.task.pairs()[pair]).collect()
+    }
+
+    fn hooks(&self) -> Vec<Hook> {
+        let layers = |&kind: &Kind| -> Vec<Hook> {
+            if kind.per_layer() {
+                let layers = 0..self.model.spec.n_layers;
+                layers.map(|layer| Hook::at(kind, layer)).collect()
+            } else {
+                vec![Hook::global(kind)]
+            }
+        };
+        self.kinds.iter().flat_map(layers).collect()
+    }
+
+    /// How many copies of each prompt a run holds: one for each draw of noise.
+    fn copies(&self) -> usize {
+        self.config.noise.as_ref().map_or(1, |noise| noise.samples)
+    }
+
+    /// The run that is changed is the clean one.
+    fn base_is_clean(&self) -> bool {
+        self.config.direction != Direction::Denoise
+    }
+
+    /// Roles of a pair in one of its prompts.
+    fn roles(pair: &Pair, clean: bool) -> Roles {
+        if clean {
+            roles_with_other(&pair.roles, pair.clean.len())
+        } else {
+            roles_with_other(pair.corrupted_roles(), pair.corrupted.len())
+        }
+    }
+
+    /// One of a batch's two runs: its prompts, roles, and the noise where it is this run that noise corrupts.
+    fn one_run(&self, batch: &[usize], clean: bool) -> Result<BaseRun> {
+        let (mut prompts, mut roles, mut edits) = (Vec::new(), Vec::new(), Vec::new());
+        for pair in self.pairs(batch) {
+            let as_clean = clean || self.config.noise.is_some();
+            let prompt = if as_clean {
+                &pair.clean
+            } else {
+                &pair.corrupted
+            };
+            prompts.extend(std::iter::repeat_n(prompt.clone(), self.copies()));
+            roles.extend(std::iter::repeat_n(
+                Self::roles(pair, as_clean),
+                self.copies(),
+            ));
+            if let Some(noise) = self.config.noise.as_ref().filter(|_| !clean) {
+                let seed = self.config.seed(self.task);
+                edits.push(noise.edit(self.model, pair, self.sigma, seed)?);
+            }
+        }
+        let sources = Sources::default();
+        BaseRun::new(self.model, prompts, roles, edits, sources, &self.kinds)
+    }
+
+    /// Both runs of a batch, and what is written into one of them.
+    pub(in crate::methods) fn contrast(&self, batch: &[usize]) -> Result<Contrast> {
+        let base = self.one_run(batch, self.base_is_clean())?;
+        let other = self.one_run(batch, !self.base_is_clean())?;
+        let copies = self.copies();
+        let targets: Vec<_> = (self.pairs(batch).iter())
+            .flat_map(|pair| std::iter::repeat_n(pair.target.clone(), copies))
+            .collect();
+        let clean_run = if self.base_is_clean() { &base } else { &other };
+        let reference = match self.metric.needs_reference() {
+            true => Some(clean_run.logits(self.model)?),
+            false => None,
+        };
+        let readout = Readout {
+            metric: self.metric,
+            targets,
+            reference,
+        };
+        let judged = clean_run.judge(self.model, &readout.targets)?;
+        let base_metric = base.metric(self.model, &readout)?;
+        let other_metric = other.metric(self.model, &readout)?;
+        let (sources, op) = self.sources(batch, &base, &other)?;
+        Ok(Contrast {
+            base,
+            readout,
+            base_metric,
+            other_metric,
+            judged,
+            sources,
+            op,
+        })
+    }
+
+    pub(in crate::methods) fn options(&self) -> SweepOptions {
+        SweepOptions {
+            memory: self.running.memory_now(),
+            ..SweepOptions::default()
+        }
+    }
+
+    /// What a cell changes in the runs of a pair; `None` where the pair has no such place.
+    pub(in crate::methods) fn edits(&self, cell: usize, pair: &Pair, op: &Op) -> Option<Vec<Edit>> {
+        let index = self.sweep_of[cell] as usize;
+        let of = &self.cells[cell];
+        match self.config.sites.get(index) {
+            Some(sites) => (self.extent.has(of, pair))
+                .then(|| sites.edits(of, op, self.config.window, &self.model.spec)),
+            None => {
+                let set = &self.config.sets[index - self.config.sites.len()];
+                let edits = set
+                    .sites
+                    .iter()
+                    .map(|site| Edit::new(site.clone(), op.clone()));
+                Some(edits.collect())
+            }
+        }
+    }
+
+    /// The variants of some cells over a batch, and for each (cell, pair) which pair of the batch and which cell it is.
+    fn variants(&self, unit: &Unit, op: &Op) -> (Vec<Variant>, Vec<(usize, u32)>) {
+        let (mut variants, mut of) = (Vec::new(), Vec::new());
+        let pairs = self.pairs(&unit.items);
+        for cell in unit.cells.clone() {
+            for (i, pair) in pairs.iter().enumerate() {
+                let Some(edits) = self.edits(cell, pair, op) else {
+                    continue;
+                };
+                of.push((i, cell as u32));
+                let variant = |copy| Variant {
+                    example: i * self.copies() + copy,
+                    edits: edits.clone(),
+                };
+                variants.extend((0..self.copies()).map(variant));
+            }
+        }
+        (variants, of)
+    }
+
+    /// Where the written values come from, and the edit that writes them.
+    fn sources(&self, batch: &[usize], base: &BaseRun, other: &BaseRun) -> Result<(Sources, Op)> {
+        let source = match self.config.source {
+            PatchSource::Zero => return Ok((Sources::default(), Op::Zero)),
+            PatchSource::Scale(factor) => return Ok((Sources::default(), Op::Scale(factor))),
+            PatchSource::Block => return Ok((Sources::default(), Op::Block)),
+            PatchSource::MeanRole => {
+                let means = self.by_role.as_ref().expect("taken when the run began");
+                let source = means.source(&self.model.spec, &self.pairs(batch))?;
+                return Ok((Sources::default().with("mean", source), Op::Mean));
+            }
+            PatchSource::Mean | PatchSource::MeanAll => {
+                let pair = &self.task.pairs()[batch[0]];
+                let mean = self.means.of(pair).cloned().ok_or_else(|| {
+                    Error::invalid("no reference prompt has this template and length")
+                })?;
+                return Ok((Sources::default().with("mean", mean), Op::Mean));
+            }
+            PatchSource::Pair if other.length != base.length => {
+                Source::run(self.aligned_by_role(base, other)?)?
+            }
+            PatchSource::Pair if self.hooks().iter().all(|&hook| other.keeps(hook)) => {
+                other.source()?
+            }
+            PatchSource::Pair => {
+                Source::run(self.captured(&other.prompts, &other.roles, &other.edits)?)?
+            }
+            PatchSource::Resample => {
+                let prompts: Vec<_> = (batch.iter())
+                    .map(|&pair| self.task.pairs()[self.donors[pair]].clean.clone())
+                    .collect();
+                Source::run(self.captured(&prompts, &[], &[])?)?
+            }
+        };
+        let name = match (self.config.source, self.config.direction) {
+            (PatchSource::Resample, _) => "resample",
+            (_, Direction::Denoise) => "clean",
+            _ => "corrupted",
+        };
+        let sources = Sources::default().with(name, source);
+        Ok((sources, Op::FromRun(name.into())))
+    }
+
+    fn captured(&self, prompts: &[Vec<u32>], roles: &[Roles], edits: &[Edit]) -> Result<Cache> {
+        let hooks = self.hooks();
+        let request = Request {
+            edits,
+            capture: &hooks,
+            logits: Logits::None,
+            roles,
+            ..Request::default()
+        };
+        Ok(run(self.model, prompts, &request)?.cache)
+    }
+
+    /// The other run's values where the base run has the same roles: the n-th token of a role takes that of the same role.
+    /// Positions without a counterpart are of no cell's.
+    fn aligned_by_role(&self, base: &BaseRun, other: &BaseRun) -> Result<Cache> {
+        let whole = self.captured(&other.prompts, &other.roles, &other.edits)?;
+        let mut rows = vec![0u32; base.prompts.len() * base.length];
+        for (i, (here, there)) in base.roles.iter().zip(&other.roles).enumerate() {
+            for (role, at) in here {
+                let from = there.get(role).map(Vec::as_slice).unwrap_or_default();
+                for (to, from) in at.iter().zip(from) {
+                    rows[i * base.length + to] = (i * other.length + from) as u32;
+                }
+            }
+        }
+        let mut cache = Cache::new(&self.model.spec, base.prompts.len(), base.length);
+        for hook in self.hooks() {
+            let packed = whole.packed(hook)?;
+            let index = Tensor::new(rows.as_slice(), packed.device())?;
+            cache.insert(hook, packed.index_select(&index, 0)?);
+        }
+        Ok(cache)
+    }
+
+    /// A seeded permutation without fixed points inside each group of pairs that align position by position.
+    fn draw_donors(&self) -> Result<Vec<usize>> {
+        let mut donors: Vec<usize> = (0..self.task.pairs().len()).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.task));
+        for group in self.task.batches(usize::MAX) {
+            if group.len() < 2 {
+                let pair = &self.task.pairs()[group[0]];
+                return Err(Error::invalid(format!(
+                    "resampling takes values from another pair of the same template and length, and pair {} (template {}, {} tokens) \
+                     has none; use more pairs (`--n-pairs`), or `--source mean`",
+                    pair.index,
+                    pair.template,
+                    pair.clean.len()
+                )));
+            }
+            // One cycle through the group in random order: nobody is his own donor.
+            let mut order = group.clone();
+            order.shuffle(&mut rng);
+            for (i, &pair) in order.iter().enumerate() {
+                donors[pair] = order[(i + 1) % order.len()];
+            }
+        }
+        Ok(donors)
+    }
+}
+
+impl Prepared for Patching<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        let spec = &self.model.spec;
+        let widths = 2 * spec.d_model + 2 * (spec.n_heads + spec.n_kv_heads) * spec.d_head;
+        let captured =
+            |kind: &Kind| -> usize { Hook::at(*kind, 0).shape(spec, 1, length).iter().product() };
+        let captured: usize = self.kinds.iter().map(captured).sum();
+        // Batches may take a quarter of the memory; waves take the rest.
+        16 * spec.n_layers * (length * widths + 2 * captured) * self.copies()
+    }
+
+    fn splits(&self) -> bool {
+        true
+    }
+
+    fn units(&self, task: &Task, running: &Running) -> Vec<Unit> {
+        // Copies of one prompt fill a batch where it is corrupted by several draws of noise.
+        let batch = if self.config.noise.is_some() {
+            1
+        } else {
+            running.batch
+        };
+        let running = Running {
+            batch,
+            ..running.clone()
+        };
+        let n_cells = self.cells.len();
+        units(
+            task,
+            &running,
+            |length| self.bytes(length),
+            n_cells,
+            self.splits(),
+        )
+    }
+
+    fn begin(&mut self, _: &dyn Progress) -> Result<()> {
+        let config = &self.config;
+        let over = match &config.reference {
+            None => ReferenceSet {
+                task: self.task,
+                corrupted: true,
+            },
+            Some(other) => ReferenceSet {
+                task: other,
+                corrupted: false,
+            },
+        };
+        let hooks = self.hooks();
+        match config.source {
+            PatchSource::Mean | PatchSource::MeanAll => {
+                let by_position = config.source == PatchSource::Mean;
+                let batches = over.task.batches(self.running.batch);
+                self.means = over.means(self.model, &hooks, by_position, &batches)?;
+            }
+            PatchSource::MeanRole => {
+                let means = over.means_by_role(self.model, &hooks, self.running.batch)?;
+                self.by_role = Some(means);
+            }
+            PatchSource::Pair
+            | PatchSource::Resample
+            | PatchSource::Zero
+            | PatchSource::Scale(_)
+            | PatchSource::Block => {}
+        }
+        if let Some(noise) = &config.noise {
+            self.sigma = noise.sigma(self.model, self.task)?;
+        }
+        Ok(())
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let pair = &self.task.pairs()[unit.items[0]];
+        // The size of the noise makes no difference to the cost.
+        let base = self.one_run(&unit.items, self.base_is_clean())?;
+        let is_pair = self.config.source == PatchSource::Pair && self.config.noise.is_none();
+        // The pair's two runs agree up to their first different token; other sources change every position.
+        let unchanged = if is_pair { pair.first_difference() } else { 0 };
+        let (variants, _) = self.variants(unit, &Op::Zero);
+        let planned = plan(self.model, &base, &variants, unchanged, &self.options())?;
+        Ok(Cost {
+            variants: planned.variants,
+            without_effect: planned.without_effect,
+            passes: 2.0 * self.copies() as f64,
+            packed: planned.forwards,
+            bytes: 2 * base.bytes() + planned.wave_bytes,
+        })
+    }
+
+    fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let contrast = self.contrast(&unit.items)?;
+        let copies = self.copies();
+        let mean = |values: &[f64], i: usize| {
+            values[i * copies..(i + 1) * copies].iter().sum::<f64>() / copies as f64
+        };
+        let mut scores = Vec::with_capacity(unit.items.len());
+        for (i, &item) in unit.items.iter().enumerate() {
+            let (base, other) = (
+                mean(&contrast.base_metric, i),
+                mean(&contrast.other_metric, i),
+            );
+            let (clean, corrupted) = if self.base_is_clean() {
+                (base, other)
+            } else {
+                (other, base)
+            };
+            let mut one = unmeasured(self.task, item, clean, corrupted);
+            one.judged(contrast.judged[i * copies]);
+            one.tokens = self.task.texts(&contrast.base.prompts[i * copies]);
+            scores.push(one);
+        }
+        let mut cells: Vec<Vec<u32>> = vec![Vec::new(); unit.items.len()];
+        let (variants, of) = self.variants(unit, &contrast.op);
+        let values = sweep(
+            self.model,
+            &contrast.base,
+            &variants,
+            &contrast.sources,
+            &contrast.readout,
+            &self.options(),
+            progress,
+        )?;
+        // The copies of a cell stand together.
+        for (values, &(i, cell)) in values.chunks_exact(copies).zip(&of) {
+            cells[i].push(cell);
+            scores[i]
+                .values
+                .push(values.iter().sum::<f64>() / copies as f64);
+        }
+        for (scores, cells) in scores.iter_mut().zip(cells) {
+            scores.cells = Arc::from(cells);
+        }
+        Ok(scores)
+    }
+
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        let config = &self.config;
+        if let Some(noise) = &config.noise {
+            measured
+                .found
+                .insert("sigma".into(), json!(noise.sigma(self.model, self.task)?));
+        }
+        let groups = self.extent.groups();
+        let turned = |sites: &&Sites| {
+            sites.along.is_none() && groups > 1 && sites.resolved(&self.extent) == Along::Role
+        };
+        if let Some(sites) = config.sites.iter().find(turned) {
+            measured.notes.push(format!(
+                "the pairs come from {groups} templates or lengths, whose positions do not align: {sites} is taken apart by role, and \
+                 `other` is all positions without one; `{sites}:pos` has a row for each position of each template"
+            ));
+        }
+        if config.window > 1 {
+            measured.warnings.push(format!(
+                "each row patches a window of {} layers; do not compare with single-layer numbers",
+                config.window
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,420 @@
+//! What sources write differently, times what readers ask for: all edges of a layer in one product.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::readers::{LayerSums, Sums, accumulate_into};
+use super::{EdgeAttributionConfig, EdgePath, read};
+use crate::circuit::Graph;
+use crate::error::Result;
+use crate::hooks::{Hook, Kind, Letter, Ln, Node};
+use crate::methods::attribution::GradientPath;
+use crate::methods::attribution::runs::Runs;
+use crate::model::Model;
+use crate::nn::host::{host, on_host, to_host};
+use crate::nn::linear::{Right, View, product, small_product};
+use crate::run::backward::reader_column;
+use crate::spec::{BlockWeights, Mlp, NormKind};
+
+/// How what each node writes differs between the runs.
+pub(super) struct Written {
+    /// `[rows, d_model]`
+    input: Vec<f32>,
+    /// For each layer `[rows, n_heads, d_head]`: of z over the post-norm's scale.
+    z: Vec<Vec<f32>>,
+    /// For each layer `[rows, d_model]`.
+    mlp: Vec<Vec<f32>>,
+}
+
+impl Written {
+    pub fn new(runs: &Runs<'_>) -> Result<Self> {
+        let spec = &runs.model.spec;
+        let z = |layer: usize| -> Result<Vec<f32>> {
+            let hook = Hook::at(Kind::Z, layer);
+            let (base, other) = (runs.base_values(hook)?, runs.other_values(hook)?);
+            let difference = match Kind::Scale(Ln::OnePost).absent(spec) {
+                Some(_) => (other - base)?,
+                None => {
+                    let scale = Hook::at(Kind::Scale(Ln::OnePost), layer);
+                    let over = |z: Tensor, scale: Tensor| z.broadcast_div(&scale.unsqueeze(1)?);
+                    let base = over(base, runs.base_values(scale)?)?;
+                    // Zeros stay zeros, whatever their scale.
+                    let other = if runs.puts_zeros() {
+                        other
+                    } else {
+                        over(other, runs.other_values(scale)?)?
+                    };
+                    (other - base)?
+                }
+            };
+            let factor = f64::from(spec.residual_multiplier.unwrap_or(1.0));
+            to_host(&(difference * factor)?)
+        };
+        let mlp = |layer: usize| to_host(&runs.delta(Hook::at(Kind::MlpOut, layer))?);
+        let layers = 0..spec.n_layers;
+        Ok(Written {
+            input: to_host(&runs.delta(Hook::global(Kind::Embed))?)?,
+            z: layers.clone().map(z).collect::<Result<_>>()?,
+            mlp: match spec.mlp {
+                Mlp::None => Vec::new(),
+                _ => layers.map(mlp).collect::<Result<_>>()?,
+            },
+        })
+    }
+}
+
+/// The edges of one batch of pairs.
+pub(super) struct Edges<'a> {
+    pub runs: &'a Runs<'a>,
+    pub graph: Graph,
+    pub config: &'a EdgeAttributionConfig,
+    pub memory: usize,
+    pub written: Written,
+    pub weights: &'a EdgeWeights,
+}
+
+/// The weights that edges go through, on the host in f32: taken once, since a device or 16 bits would make a copy each time.
+pub(super) struct EdgeWeights {
+    layers: Vec<LayerWeights>,
+}
+
+struct LayerWeights {
+    w_o: Tensor,
+    w_qkv: Tensor,
+    /// Of the norm on what attention writes, and of the norm before it.
+    post: Option<Vec<f32>>,
+    pre: Option<Vec<f32>>,
+}
+
+impl EdgeWeights {
+    pub fn new(model: &Model) -> Result<Self> {
+        let layer = |block: &BlockWeights| -> Result<LayerWeights> {
+            Ok(LayerWeights {
+                w_o: on_host(&block.w_o)?,
+                w_qkv: on_host(&block.w_qkv)?,
+                post: block.ln1_post.as_ref().map(|w| to_host(&w.w)).transpose()?,
+                pre: block.ln1.as_ref().map(|w| to_host(&w.w)).transpose()?,
+            })
+        };
+        let layers = model.weights.blocks.iter().map(layer);
+        Ok(EdgeWeights {
+            layers: layers.collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Most values of spread differences held at once.
+const SPREAD: usize = 12 << 20;
+
+/// Room that is used again for each stretch of tokens.
+#[derive(Default)]
+struct Scratch {
+    /// `[sources, rows, d_model]`
+    sources: Vec<f32>,
+    /// `[3 n_heads, rows, d_model]`
+    readers: Vec<f32>,
+}
+
+impl Edges<'_> {
+    pub fn score(&self, scores: &mut [Vec<f32>]) -> Result<()> {
+        let keep = read(&self.runs.model.spec);
+        match self.config.path {
+            EdgePath::Along(path) => {
+                let points = path.points(true);
+                let mut sums = Sums::new(self.runs, self.config, 1.0 / points.len() as f32)?;
+                for point in points {
+                    let tape = self.runs.at(point, &keep)?;
+                    sums.add(&tape, 0)?;
+                }
+                self.contract(&sums, 0..self.graph.n_src(), scores)
+            }
+            EdgePath::Activations {
+                steps,
+                rule,
+                every_edge,
+            } => {
+                let groups = self.groups()?;
+                let runs = if every_edge {
+                    steps * groups.len()
+                } else {
+                    steps
+                };
+                for (hook, rows) in groups {
+                    let mut sums = Sums::new(self.runs, self.config, 1.0 / runs as f32)?;
+                    let from = if every_edge {
+                        0
+                    } else {
+                        hook.layer.unwrap_or(0)
+                    };
+                    for point in (GradientPath::Inputs { steps, rule }).points(true) {
+                        let tape = self.runs.with_hook_at(hook, point, from, &keep)?;
+                        sums.add(&tape, from)?;
+                    }
+                    let rows = if every_edge {
+                        0..self.graph.n_src()
+                    } else {
+                        rows
+                    };
+                    self.contract(&sums, rows, scores)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What is interpolated as one, and the rows of the nodes that it holds.
+    fn groups(&self) -> Result<Vec<(Hook, std::ops::Range<usize>)>> {
+        let heads = self.graph.n_heads;
+        let mut groups = vec![(Hook::global(Kind::Embed), 0..1)];
+        for layer in 0..self.graph.n_layers {
+            let first = self.graph.row(Node::Head { layer, head: 0 })?;
+            groups.push((Hook::at(Kind::AttnOut, layer), first..first + heads));
+            if self.graph.has_mlp {
+                let row = self.graph.row(Node::Mlp(layer))?;
+                groups.push((Hook::at(Kind::MlpOut, layer), row..row + 1));
+            }
+        }
+        Ok(groups)
+    }
+
+    /// Multiplies what sources write with what readers ask for, a few tokens at a time.
+    fn contract(
+        &self,
+        sums: &Sums<'_>,
+        sources: std::ops::Range<usize>,
+        scores: &mut [Vec<f32>],
+    ) -> Result<()> {
+        let d = self.runs.model.spec.d_model;
+        let at_once = if self.config.by_position {
+            1
+        } else {
+            // A quarter of the memory, in f32.
+            (SPREAD.min(self.memory / 16) / (d * sources.len())).max(1)
+        };
+        let mut scratch = Scratch::default();
+        let size = self.graph.n_src() * self.graph.n_dst();
+        for (i, scores) in scores.iter_mut().enumerate() {
+            let rows = self.runs.rows_of(i);
+            let first_pos = self.runs.rows.segments[i].positions[0] as usize;
+            let mut start = rows.start;
+            while start < rows.end {
+                let stretch = start..rows.end.min(start + at_once);
+                let at = if self.config.by_position {
+                    (first_pos + start - rows.start) * size
+                } else {
+                    0
+                };
+                let scores = &mut scores[at..at + size];
+                self.contract_rows(sums, &sources, stretch.clone(), &mut scratch, scores)?;
+                start = stretch.end;
+            }
+        }
+        Ok(())
+    }
+
+    fn contract_rows(
+        &self,
+        sums: &Sums<'_>,
+        sources: &std::ops::Range<usize>,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        scores: &mut [f32],
+    ) -> Result<()> {
+        let spec = &self.runs.model.spec;
+        let (d, n) = (spec.d_model, rows.len());
+        self.spread_sources(sources, rows.clone(), &mut scratch.sources)?;
+        let dense = scratch.sources.as_slice();
+        let n_dst = self.graph.n_dst();
+        // Of the sources here, how many a column reads.
+        let read_by = |column: usize| {
+            self.graph
+                .n_sources(column)
+                .clamp(sources.start, sources.end)
+                - sources.start
+        };
+        for (layer, of_layer) in sums.layers.iter().enumerate() {
+            if of_layer.letters.is_empty() {
+                continue;
+            }
+            let head = Node::Head { layer, head: 0 };
+            let first = self.graph.column(head, Some(Letter::Q))?;
+            let by_heads = read_by(first);
+            // The MLP's column follows those of the heads; it reads the heads of its own layer too where it comes after them.
+            let columns = 3 * spec.n_heads + usize::from(self.graph.has_mlp);
+            let count = by_heads.max(read_by(first + columns - 1));
+            if count == 0 {
+                continue;
+            }
+            let readers = &mut scratch.readers;
+            self.spread_readers(layer, of_layer, rows.clone(), readers)?;
+            let mut block = vec![0f32; count * columns];
+            let sizes = [count, n * d, columns];
+            product(
+                &mut block,
+                &dense[..count * n * d],
+                readers,
+                sizes,
+                Right::OutIn,
+                false,
+            );
+            for (i, row) in block.chunks_exact(columns).enumerate().take(by_heads) {
+                let at = (sources.start + i) * n_dst + first;
+                let scores = &mut scores[at..at + columns];
+                scores
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(score, x)| *score += x);
+            }
+            for (i, row) in block.chunks_exact(columns).enumerate().skip(by_heads) {
+                let column = first + columns - 1;
+                scores[(sources.start + i) * n_dst + column] += row[columns - 1];
+            }
+        }
+        let count = read_by(n_dst - 1);
+        let mut block = vec![0f32; count];
+        let at_logits = &sums.logits[rows.start * d..rows.end * d];
+        let sizes = [count, n * d, 1];
+        product(
+            &mut block,
+            &dense[..count * n * d],
+            at_logits,
+            sizes,
+            Right::OutIn,
+            false,
+        );
+        for (i, x) in block.iter().enumerate() {
+            scores[(sources.start + i) * n_dst + n_dst - 1] += x;
+        }
+        Ok(())
+    }
+
+    /// What each source writes differently, at full width: `[sources, rows, d_model]`.
+    fn spread_sources(
+        &self,
+        sources: &std::ops::Range<usize>,
+        rows: std::ops::Range<usize>,
+        dense: &mut Vec<f32>,
+    ) -> Result<()> {
+        let model = self.runs.model;
+        let spec = &model.spec;
+        let (d, d_head, heads) = (spec.d_model, spec.d_head, spec.n_heads);
+        dense.resize(sources.len() * rows.len() * d, 0.0);
+        let weights = (self.weights.layers.iter())
+            .map(|layer| Ok((host(&layer.w_o)?, layer.post.as_deref())))
+            .collect::<Result<Vec<_>>>()?;
+        dense
+            .par_chunks_exact_mut(rows.len() * d)
+            .zip(sources.clone())
+            .for_each(|(dense, row)| {
+                let node = self.graph.source(row).expect("a row of the graph");
+                match node {
+                    Node::Input => {
+                        dense.copy_from_slice(&self.written.input[rows.start * d..rows.end * d]);
+                    }
+                    Node::Mlp(layer) => {
+                        dense.copy_from_slice(
+                            &self.written.mlp[layer][rows.start * d..rows.end * d],
+                        );
+                    }
+                    Node::Head { layer, head } => {
+                        let (w_o, post) = &weights[layer];
+                        let width = heads * d_head;
+                        small_product(
+                            (dense, View::rows(d)),
+                            (
+                                &self.written.z[layer],
+                                View::rows(width).from(rows.start * width + head * d_head),
+                            ),
+                            (w_o, View::rows(d).from(head * d_head * d)),
+                            [rows.len(), d_head, d],
+                            1.0,
+                            false,
+                        );
+                        if let Some(post) = post {
+                            weigh(dense, post, spec.norm == NormKind::Layer, true);
+                        }
+                    }
+                    Node::Logits => unreachable!("nothing reads the logits"),
+                }
+            });
+        Ok(())
+    }
+
+    /// The gradient at what each query, key and value of a layer reads, and last at what its MLP reads:
+    /// `[3 n_heads + 1, rows, d_model]`.
+    fn spread_readers(
+        &self,
+        layer: usize,
+        sums: &LayerSums,
+        rows: std::ops::Range<usize>,
+        dense: &mut Vec<f32>,
+    ) -> Result<()> {
+        let model = self.runs.model;
+        let spec = &model.spec;
+        let (d, d_head, heads) = (spec.d_model, spec.d_head, spec.n_heads);
+        let of_layer = &self.weights.layers[layer];
+        let width_qkv = of_layer.w_qkv.dim(1)?;
+        let w_qkv = host(&of_layer.w_qkv)?;
+        let weight = &of_layer.pre;
+        let columns = 3 * heads + usize::from(self.graph.has_mlp);
+        dense.resize(columns * rows.len() * d, 0.0);
+        dense
+            .par_chunks_exact_mut(rows.len() * d)
+            .enumerate()
+            .for_each(|(reader, dense)| {
+                if reader == 3 * heads {
+                    dense.copy_from_slice(&sums.mlp[rows.start * d..rows.end * d]);
+                    return;
+                }
+                let (letter, head) = (reader / heads, reader % heads);
+                let width = heads * d_head;
+                small_product(
+                    (dense, View::rows(d)),
+                    (
+                        &sums.letters[letter],
+                        View::rows(width).from(rows.start * width + head * d_head),
+                    ),
+                    (
+                        &w_qkv,
+                        View::rows(width_qkv)
+                            .from(reader_column(spec, letter, head))
+                            .t(),
+                    ),
+                    [rows.len(), d_head, d],
+                    1.0,
+                    false,
+                );
+                if let Some(weight) = weight {
+                    weigh(dense, weight, spec.norm == NormKind::Layer, false);
+                }
+                for along in &sums.along {
+                    for (dense, row) in dense.chunks_exact_mut(d).zip(rows.clone()) {
+                        let factor = along.factors[row * 3 * heads + reader];
+                        let normalized = &along.normalized[row * d..(row + 1) * d];
+                        accumulate_into(dense, normalized, -factor);
+                    }
+                }
+            });
+        Ok(())
+    }
+}
+
+/// Multiplies rows by a norm's weight and centres them, before (`first`) or after.
+fn weigh(rows: &mut [f32], weight: &[f32], centre: bool, first: bool) {
+    let d = weight.len();
+    let centred = |row: &mut [f32]| {
+        if centre {
+            let mean = row.iter().sum::<f32>() / d as f32;
+            row.iter_mut().for_each(|x| *x -= mean);
+        }
+    };
+    for row in rows.chunks_exact_mut(d) {
+        if first {
+            centred(row);
+        }
+        row.iter_mut().zip(weight).for_each(|(x, w)| *x *= w);
+        if !first {
+            centred(row);
+        }
+    }
+}
