@@ -9,14 +9,14 @@ use candlewick::methods::{
     AblationConfig, DirectTarget, Knockout, NodeSet, PatchConfig, PatchSource, RepairConfig,
     RepairTarget, Units, ablation, parse_sites, self_repair,
 };
-use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer, load_tokenizer};
 use candlewick::scores::{Detail, PartStore};
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
 use super::open::{load_options, open_task};
-use super::{Context, destination, show};
+use super::{Context, destination, open_model, show};
 
 /// Ablate parts of the model: one at a time, in sets, in pairs; scale them, or knock attention out.
 ///
@@ -143,9 +143,10 @@ pub fn run(args: AblateArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
+    ctx.warn_of(&task);
     let asked = asked(&args, &tokenizer, &spec, &task)?;
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     let config = match &asked {
         Asked::Ablation(config) => config,
         Asked::Repair(config) => {

@@ -12,7 +12,7 @@ use candlewick::methods::tokens::{Baseline, TokenConfig, TokenMethod};
 use candlewick::methods::{
     EdgeConfig, PatchConfig, PatchSource, Reference, attribution, exact_edges, parse_sites, tokens,
 };
-use candlewick::model::{EMBEDDED, Model, ModelSpec, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, Model, ModelSpec, load_tokenizer};
 use candlewick::nn::rules::Rules;
 use candlewick::run::{Progress, SweepOptions};
 use candlewick::scores::{Detail, Direction, Scores, check_writable};
@@ -22,7 +22,7 @@ use clap::{Args, ValueEnum};
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
 use super::open::{load_options, open_task};
 use super::patch::DirectionChoice;
-use super::{Context, destination, show};
+use super::{Context, destination, open_model, show};
 
 /// Estimate from gradients what patching each node, edge or token would do, and patch some exactly to see how good the estimates are.
 ///
@@ -204,13 +204,14 @@ pub fn run(args: AttributeArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
+    ctx.warn_of(&task);
     let work = Work::new(&args, kind, &spec, &task)?;
     let theirs = match &args.compare {
         Some(path) => Some(ScoredGraph::read(path, Graph::new(&spec))?),
         None => None,
     };
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     let found = work.run(&args, &model, &task, &progress)?;
 
     let mut scores = found.scores;

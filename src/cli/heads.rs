@@ -2,13 +2,13 @@
 
 use candlewick::Error;
 use candlewick::methods::{HeadConfig, head_statistics};
-use candlewick::model::{EMBEDDED, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, load_tokenizer};
 use candlewick::scores::Detail;
 use clap::Args;
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
 use super::logits::tokens;
-use super::open::{load_options, open_task};
+use super::open::{load_options, open_model, open_task};
 use super::{Context, destination, show};
 
 /// Label every attention head with what it looks like: previous-token, duplicate-token, induction, copying.
@@ -52,6 +52,7 @@ pub fn run(args: HeadsArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
+    ctx.warn_of(&task);
     let defaults = HeadConfig::new(&spec);
     let config = HeadConfig {
         block: args.block.unwrap_or(defaults.block),
@@ -71,7 +72,7 @@ pub fn run(args: HeadsArgs, ctx: &Context) -> anyhow::Result<()> {
     };
     config.check(&spec, &task)?;
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     let scores = head_statistics(&model, &task, &config, &progress)?;
     show::finish(scores, &out, &args.output, ctx)
 }

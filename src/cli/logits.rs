@@ -5,14 +5,14 @@ use candlewick::methods::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, Part, SourceConfig, TokenLensConfig,
     direct_logit_attribution, early_decoding, logit_lens, source_classes, token_lens,
 };
-use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, load_tokenizer};
 use candlewick::run::Progress;
 use candlewick::scores::{Detail, Scores};
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::open::{load_options, open_task};
+use super::open::{load_options, open_model, open_task};
 use super::{Context, destination, show};
 
 /// Take the answer's logit apart, or read every layer through the lens. Nothing in the model is changed.
@@ -119,9 +119,10 @@ pub fn run(args: LogitsArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
+    ctx.warn_of(&task);
     let asked = asked(&args, &tokenizer, &spec, &task)?;
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     let scores = measure(&asked, &model, &task, &progress)?;
     show::finish(scores, &out, &args.output, ctx)
 }

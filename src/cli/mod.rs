@@ -23,12 +23,14 @@ mod tokens;
 
 use std::io::IsTerminal;
 
+use candlewick::Error;
+use candlewick::error::Remedy;
 use candlewick::plot::Color;
 use clap::{Parser, Subcommand};
 
 use args::ColorChoice;
 pub use destination::destination;
-pub use open::{load_options, open_task};
+pub use open::{load_options, open_model, open_task};
 use progress::Bar;
 
 /// Exact, fast and loud mechanistic interpretability of transformers.
@@ -49,6 +51,26 @@ pub struct Cli {
     /// Threads to compute with [default: one a core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), global = true)]
     threads: Option<u16>,
+}
+
+/// What can be done about an error, in the words of the command line.
+pub fn worded(remedy: &Remedy) -> String {
+    match remedy {
+        Remedy::AcceptConfigKey(key) => format!(
+            "if you know that it does not, `--accept-config-key {}` loads the model all the same, and results record it",
+            candlewick::scores::visible(key)
+        ),
+        Remedy::GiveDate => "`--date 2024-07-26`".to_string(),
+        _ => String::new(),
+    }
+}
+
+/// An error with what can be done about it.
+pub fn advised(error: &Error) -> String {
+    match error.remedy() {
+        Some(remedy) => format!("{error}; {}", worded(&remedy)),
+        None => error.to_string(),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,6 +112,13 @@ impl Context {
         Bar::new(self.quiet)
     }
 
+    /// Says what is lawful but doubtful about a task.
+    pub fn warn_of(&self, task: &candlewick::task::Task) {
+        for note in &task.notes {
+            self.warn(note);
+        }
+    }
+
     /// Says something doubtful on stderr.
     pub fn warn(&self, message: &str) {
         if !self.quiet {
@@ -120,7 +149,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Heads(args) => heads::run(args, &ctx),
         Command::Generate(args) => generate::run(args, &ctx),
         Command::Scale(args) => scale::run(args, &ctx),
-        Command::Tokens(args) => tokens::run(args),
+        Command::Tokens(args) => tokens::run(args, &ctx),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
         Command::Check(args) => check::run(args),

@@ -7,13 +7,13 @@ use candlewick::methods::activation_patching::plan_patching;
 use candlewick::methods::{
     GaussianNoise, PatchConfig, PatchSource, activation_patching, parse_sites,
 };
-use candlewick::model::{EMBEDDED, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, load_tokenizer};
 use candlewick::run::SweepOptions;
 use candlewick::scores::{Detail, Direction, PartStore};
 use clap::{Args, ValueEnum};
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
-use super::open::{load_options, open_task};
+use super::open::{load_options, open_model, open_task};
 use super::{Context, destination, show};
 
 /// Patch one run's activations into another, exactly, at every site of a sweep.
@@ -116,10 +116,11 @@ pub fn run(args: PatchArgs, ctx: &Context) -> anyhow::Result<()> {
     let sites = parse_sites(&args.sites, &spec)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
+    ctx.warn_of(&task);
     let config = config(&args, sites, &task);
     config.check(&spec, &task)?;
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     if args.dry_run {
         return print_plan(&plan_patching(&model, &task, &config)?, &model);
     }

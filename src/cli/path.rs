@@ -6,14 +6,14 @@ use candlewick::methods::{
     CompositionConfig, Over, Path, PathConfig, Receiver, composition_scores, patch_paths,
     path_patching,
 };
-use candlewick::model::{EMBEDDED, ModelSpec, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, ModelSpec, load_tokenizer};
 use candlewick::scores::Detail;
 use candlewick::task::Task;
 use clap::{Args, ValueEnum};
 
 use super::ablate::{nodes, positions};
 use super::args::{ModelArgs, OutputArgs, TaskArgs};
-use super::open::{load_options, open_task};
+use super::open::{load_options, open_model, open_task};
 use super::{Context, destination, show};
 
 /// Path patching: give receivers what senders would have written in the corrupted run, and nothing else.
@@ -102,10 +102,11 @@ pub fn run(args: PathArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
     let embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, embedded)?;
+    ctx.warn_of(&task);
     let asked = asked(&args, &spec, &task)?;
     let detail = detail(&args);
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     let scores = match &asked {
         Asked::Composition => {
             let config = CompositionConfig {

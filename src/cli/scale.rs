@@ -4,14 +4,14 @@ use std::io::{self, BufWriter, Write};
 
 use candlewick::hooks::Node;
 use candlewick::methods::{Scaled, ScalingConfig, Share, scaling};
-use candlewick::model::{EMBEDDED, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, load_tokenizer};
 use candlewick::text::{Align, aligned};
 use clap::Args;
 use serde_json::json;
 
 use super::Context;
 use super::args::{ModelArgs, TaskArgs};
-use super::open::{load_options, open_task};
+use super::open::{load_options, open_model, open_task};
 
 /// Scale heads while the model runs, and count what it answers: an answer of the task, a wrong answer of it, or any other token.
 ///
@@ -58,8 +58,9 @@ pub fn run(args: ScaleArgs, ctx: &Context) -> anyhow::Result<()> {
     config.check(&spec)?;
     let is_embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, is_embedded)?;
+    ctx.warn_of(&task);
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     let rows = scaling(&model, &task, &config, &progress)?;
     let mut out = BufWriter::new(io::stdout().lock());
     match args.json {
