@@ -58,7 +58,7 @@ pub fn worded(remedy: &Remedy) -> String {
     match remedy {
         Remedy::AcceptConfigKey(key) => format!(
             "if you know that it does not, `--accept-config-key {}` loads the model all the same, and results record it",
-            candlewick::scores::visible(key)
+            candlewick::text::visible(key)
         ),
         Remedy::GiveDate => "`--date 2024-07-26`".to_string(),
         _ => String::new(),
