@@ -61,13 +61,27 @@ pub enum Error {
     #[error("architecture `{name}` is not supported: {reason}; `candlewick models` lists what is")]
     RefusedArchitecture { name: String, reason: &'static str },
     #[error(
-        "config key `{key}` = {value} is not handled by family `{family}`, and it may change the model's function; \
-             remove it from config.json if you know that it does not"
+        "config key `{key}` = {value} is not known in family `{family}`, and may change the model's function"
     )]
     UnhandledConfig {
         family: String,
         key: String,
         value: String,
+    },
+    #[error(
+        "config key `{key}` = {value} changes the model's function, and family `{family}` is not computed that way here: {reason}"
+    )]
+    RefusedConfig {
+        family: String,
+        key: String,
+        value: String,
+        reason: String,
+    },
+    #[error("`{name}` is {what}, and no model by itself; {instead}")]
+    NotAModel {
+        name: String,
+        what: String,
+        instead: String,
     },
     #[error("config.json cannot be read: {reason}")]
     UnreadableConfig { reason: String },
@@ -118,6 +132,10 @@ pub enum Error {
     TokenizerTooLarge { tokenizer: usize, embedding: usize },
     #[error("tokenizer: {reason}")]
     Tokenizer { reason: String },
+    #[error(
+        "tokenizer: its chat template prints the day, which would make results differ from day to day; say which day it is"
+    )]
+    NoDate,
     #[error("`{processing}` would change what this model computes: {reason}; leave it out")]
     Unprocessable {
         processing: &'static str,
@@ -249,7 +267,26 @@ fn unwritten(source: &std::io::Error) -> String {
     }
 }
 
+/// What a user can do about an error, as a value, so that a front end can say it in its own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Remedy {
+    /// Take a config key on, knowing that it does not change the function; results record it.
+    AcceptConfigKey(String),
+    /// Say which day a chat template is to print.
+    GiveDate,
+}
+
 impl Error {
+    /// What can be done, where it is something that a front end has a word for.
+    pub fn remedy(&self) -> Option<Remedy> {
+        match self {
+            Error::UnhandledConfig { key, .. } => Some(Remedy::AcceptConfigKey(key.clone())),
+            Error::NoDate => Some(Remedy::GiveDate),
+            _ => None,
+        }
+    }
+
     pub fn invalid(message: impl Into<String>) -> Self {
         Error::Invalid(message.into())
     }

@@ -72,5 +72,8 @@ fn with_causes(error: &anyhow::Error) -> String {
         }
         cause = error.source();
     }
+    if let Some(remedy) = error.downcast_ref::<Error>().and_then(Error::remedy) {
+        line = format!("{line}; {}", cli::worded(&remedy));
+    }
     candlewick::text::one_line(&line)
 }

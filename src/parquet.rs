@@ -27,12 +27,22 @@ pub(crate) struct Footer {
 /// Entries of all lists of a column; more are refused.
 const MOST_ENTRIES: i64 = 1 << 24;
 
+/// Which types the columns of a file have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Schema {
+    /// Those of the program that wrote it, where it left them.
+    AsWritten,
+    /// Those of parquet itself: what a program calls categories are texts.
+    AsStored,
+}
+
 /// Reads the columns that `choose` wants, having seen the footer; its refusal becomes the reason of the error.
 /// # Errors
 /// [`Error::Read`]; [`Error::LfsPointer`]; [`Error::Malformed`] if it is no parquet file, or damaged, or refused.
 pub(crate) fn read(
     path: &Path,
     format: &'static str,
+    schema: Schema,
     choose: impl FnOnce(&Footer) -> Result<Vec<String>, String>,
 ) -> Result<DataFrame> {
     let malformed = |reason: String| Error::Malformed {
@@ -49,7 +59,7 @@ pub(crate) fn read(
         // A device or a pipe may have no end.
         return Err(malformed("it is not a regular file".to_string()));
     }
-    let bytes = fs::read(path).map_err(read)?;
+    let mut bytes = fs::read(path).map_err(read)?;
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(Error::LfsPointer {
             path: path.to_path_buf(),
@@ -66,6 +76,9 @@ pub(crate) fn read(
             "its end is missing: an unfinished copy?".to_string(),
         ));
     }
+    if schema == Schema::AsStored {
+        forget_written_schema(&mut bytes);
+    }
     match caught(move || decode(&bytes, choose)) {
         None => Err(malformed("it is damaged".to_string())),
         Some(Err(error)) => Err(malformed(format!(
@@ -74,6 +87,21 @@ pub(crate) fn read(
         ))),
         Some(Ok(Err(reason))) => Err(malformed(reason)),
         Some(Ok(Ok(table))) => Ok(table),
+    }
+}
+
+/// Renames the footer's note in which Arrow programs keep their own types, so that nobody finds it: some are types (dictionaries) that
+/// this build of polars cannot make. What is stored under them are texts.
+fn forget_written_schema(bytes: &mut [u8]) {
+    const NOTE: &[u8] = b"ARROW:schema";
+    let Some((rest, tail)) = bytes.split_last_chunk_mut::<8>() else {
+        return;
+    };
+    let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
+    let start = rest.len().saturating_sub(length);
+    let footer = &mut rest[start..];
+    if let Some(at) = footer.windows(NOTE.len()).position(|window| window == NOTE) {
+        footer[at] = b'-';
     }
 }
 

@@ -3,12 +3,12 @@
 //! `fuzz_targets/` hands these to libFuzzer; `tests/fuzz_corpus.rs` of the library runs them over the corpus and its mutations.
 
 use candlewick::model::checkpoint::Checkpoint;
-use candlewick::model::families::{from_config, from_gguf, transformer_lens};
+use candlewick::model::families::{Description, from_config, from_gguf, transformer_lens};
 use candlewick::model::gguf::Gguf;
 use candlewick::model::gguf_tokenizer;
 use candlewick::model::pickle::StateDict;
 use candlewick::model::safetensors::SafeTensors;
-use candlewick::model::{ModelSpec, Tokenizer};
+use candlewick::model::{LoadOptions, ModelSpec, Tokenizer, load_parts};
 use candlewick::task::{ExpandOptions, TaskFile, expand};
 
 /// A reader's name, and what feeds it bytes.
@@ -58,6 +58,7 @@ pub fn config(bytes: &[u8]) {
     };
     if let Ok(description) = from_config(text) {
         check(&description.spec);
+        load_whole(text, &description);
     }
     // The same text beside a toy checkpoint, whose shapes it has to agree with.
     let tensors: [(&str, &[usize]); 8] = [
@@ -70,9 +71,38 @@ pub fn config(bytes: &[u8]) {
         ("blocks.0.attn.W_O", &[2, 4, 8]),
         ("blocks.0.mlp.W_in", &[8, 16]),
     ];
-    if let Ok(description) = transformer_lens::describe(Some(text), &tensors) {
+    if let Ok(description) = transformer_lens::describe(Some(text), &tensors, &[]) {
         check(&description.spec);
     }
+}
+
+/// Loads a checkpoint of zeros that is made for a config, if the model is small.
+fn load_whole(config: &str, description: &Description) {
+    const MOST_BYTES: usize = 1 << 18;
+    const TOKENIZER: &str = r#"{
+        "version": "1.0", "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    }"#;
+    let (mut header, mut end) = (Vec::new(), 0usize);
+    for (name, shape) in description.layout.tensors(&description.spec) {
+        let bytes = shape
+            .iter()
+            .try_fold(4usize, |product, n| product.checked_mul(*n));
+        let begin = end;
+        match bytes.and_then(|bytes| end.checked_add(bytes)) {
+            Some(sum) if sum <= MOST_BYTES => end = sum,
+            _ => return,
+        }
+        header.push(format!(
+            r#""{name}": {{"dtype": "F32", "shape": {shape:?}, "data_offsets": [{begin}, {end}]}}"#
+        ));
+    }
+    let header = format!("{{{}}}", header.join(", "));
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.resize(file.len() + end, 0);
+    let options = LoadOptions::default();
+    let _ = load_parts("x", config, &file, TOKENIZER.as_bytes(), None, &options);
 }
 
 /// A tokenizer.json and, after a zero byte, a tokenizer_config.json.

@@ -15,6 +15,9 @@ pub struct ModelArgs {
     /// Branch, tag or commit of a hub model.
     #[arg(long)]
     pub revision: Option<String>,
+    /// A key of config.json that would be refused and that you know to change nothing; results record it. Can be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub accept_config_key: Vec<String>,
     /// What computes; `cuda` and `metal` need a build with the cargo feature of that name.
     #[arg(long, default_value = "cpu")]
     pub device: DeviceChoice,
@@ -45,7 +48,7 @@ pub struct TaskArgs {
     /// model, else `ioi`].
     #[arg(long, short, conflicts_with = "pairs")]
     pub task: Option<String>,
-    /// Your own pairs: CSV, JSONL or parquet with columns `clean, corrupted, answer, wrong`.
+    /// Your own pairs: CSV, JSON, JSONL or parquet with columns `clean, corrupted, answer, wrong`.
     #[arg(long, value_name = "FILE")]
     pub pairs: Option<PathBuf>,
     /// How many pairs to use [default: the task's, or the whole file of `--pairs`].
@@ -70,6 +73,12 @@ pub struct TaskArgs {
     /// Wraps the prompts in the tokenizer's own chat template.
     #[arg(long)]
     pub chat_template: bool,
+    /// The day that a chat template prints, for those that print one.
+    #[arg(long, value_name = "YYYY-MM-DD", requires = "chat_template")]
+    pub date: Option<String>,
+    /// Puts a space in front of the answers of `--pairs` that begin without one [default: as they are written].
+    #[arg(long, requires = "pairs")]
+    pub answer_space: bool,
     /// Whether a BOS token stands in front; `auto` does what the tokenizer does.
     #[arg(long, default_value = "auto")]
     pub bos: BosChoice,

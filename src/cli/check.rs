@@ -44,6 +44,9 @@ pub struct CheckArgs {
     /// Branch, tag or commit of a hub model.
     #[arg(long)]
     pub revision: Option<String>,
+    /// A key of config.json that would be refused and that you know to change nothing. Can be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub accept_config_key: Vec<String>,
     /// What computes; `cuda` and `metal` need a build with the cargo feature of that name.
     #[arg(long, default_value = "cpu")]
     pub device: DeviceChoice,
@@ -76,6 +79,7 @@ fn options(model: &str, args: &CheckArgs) -> anyhow::Result<LoadOptions> {
     load_options(&ModelArgs {
         model: model.to_string(),
         revision: args.revision.clone(),
+        accept_config_key: args.accept_config_key.clone(),
         device: args.device,
         dtype: args.dtype,
     })
@@ -95,7 +99,7 @@ fn check_one(model: &str, args: &CheckArgs, out: &mut impl Write) -> anyhow::Res
     let spec = match read_spec(model, &options) {
         Ok(spec) => spec,
         Err(error) => {
-            say("config", false, &error.to_string(), out)?;
+            say("config", false, &super::advised(&error), out)?;
             return Ok(false);
         }
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use candlewick::hooks::{Edit, Hook, Op};
-use candlewick::model::{EMBEDDED, Model, Tokenizer, load, load_tokenizer};
+use candlewick::model::{EMBEDDED, Model, Tokenizer, load_tokenizer};
 use candlewick::run::{
     GenerateRequest, MeanOf, Progress, Roles, Sampling, Source, Sources, check_room, generate,
     run_with_cache,
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::Context;
 use super::args::{BosChoice, ModelArgs, TaskArgs};
-use super::open::{load_options, open_task};
+use super::open::{load_options, open_model, open_task};
 
 /// Prompts of the task that are continued if `--n-pairs` says nothing.
 const PROMPTS: u32 = 4;
@@ -104,7 +104,7 @@ pub fn run(args: GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
         check_room(&spec, prompt.tokens.len(), args.max_tokens as usize)?;
     }
     let progress = ctx.progress();
-    let model = load(&args.model.model, &options)?.model;
+    let model = open_model(&args.model, &options, ctx)?;
     let mean = mean(&model, &prompts, &args.edit)?;
     let stop: Vec<u32> = tokenizer
         .eos()
@@ -161,6 +161,8 @@ fn prompts(
         BosChoice::No => task::BosChoice::No,
     };
     let bos = bos.resolve(tokenizer)?;
+    let date = args.task.date.as_deref().map(str::parse).transpose()?;
+    let tokenizer = &tokenizer.clone().with_date(date);
     let prompts = args.prompt.iter().enumerate().map(|(index, text)| {
         let text = match args.task.chat_template {
             true => tokenizer.chat(text)?,

@@ -25,6 +25,8 @@ mod tokens;
 
 use std::io::IsTerminal;
 
+use candlewick::Error;
+use candlewick::error::Remedy;
 use candlewick::plot::Color;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -52,6 +54,26 @@ pub struct Cli {
     /// Threads to compute with [default: one a core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), global = true)]
     threads: Option<u16>,
+}
+
+/// What can be done about an error, in the words of the command line.
+pub fn worded(remedy: &Remedy) -> String {
+    match remedy {
+        Remedy::AcceptConfigKey(key) => format!(
+            "if you know that it does not, `--accept-config-key {}` loads the model all the same, and results record it",
+            candlewick::text::visible(key)
+        ),
+        Remedy::GiveDate => "`--date 2024-07-26`".to_string(),
+        _ => String::new(),
+    }
+}
+
+/// An error with what can be done about it.
+pub fn advised(error: &Error) -> String {
+    match error.remedy() {
+        Some(remedy) => format!("{error}; {}", worded(&remedy)),
+        None => error.to_string(),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,6 +120,13 @@ impl Context {
     /// The bar that watches long work, and the Ctrl-C handler that stops it.
     pub fn progress(&self) -> Bar {
         Bar::new(self.quiet)
+    }
+
+    /// Says what is lawful but doubtful about a task.
+    pub fn warn_of(&self, task: &candlewick::task::Task) {
+        for note in &task.notes {
+            self.warn(note);
+        }
     }
 
     /// Says something doubtful on stderr.
@@ -182,7 +211,7 @@ fn dispatch(command: Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Path(args) => path::run(&args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
         Command::Scale(args) => scale::run(&args, ctx),
-        Command::Tokens(args) => tokens::run(args),
+        Command::Tokens(args) => tokens::run(args, ctx),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
         Command::Check(args) => check::run(args),

@@ -5,9 +5,10 @@ use std::io::IsTerminal;
 
 use candle_core::{DType, Device};
 use candlewick::Error;
-use candlewick::model::{EMBEDDED, LoadOptions, Tokenizer};
+use candlewick::model::{EMBEDDED, LoadOptions, Model, Tokenizer, load};
 use candlewick::task::{self, ExpandOptions, Task, TaskFile, expand, from_pairs_file};
 
+use super::Context;
 use super::args::{BosChoice, DTypeChoice, DeviceChoice, ModelArgs, TaskArgs};
 
 /// The task of a model that has none of its own.
@@ -26,8 +27,20 @@ pub fn load_options(args: &ModelArgs) -> anyhow::Result<LoadOptions> {
             DTypeChoice::F16 => DType::F16,
         },
         offline: false,
+        accept_config_keys: args.accept_config_key.clone(),
         show_download_progress: std::io::stderr().is_terminal(),
     })
+}
+
+/// The model that the flags describe, with a warning for whatever its files do not lead one to expect.
+/// # Errors
+/// As [`load`].
+pub fn open_model(args: &ModelArgs, options: &LoadOptions, ctx: &Context) -> anyhow::Result<Model> {
+    let model = load(&args.model, options)?.model;
+    for note in &model.origin.notes {
+        ctx.warn(note);
+    }
+    Ok(model)
 }
 
 /// The task that the flags describe, under a model's tokenizer; prompts longer than `n_ctx` are dropped.
@@ -39,6 +52,8 @@ pub fn open_task(
     n_ctx: usize,
     model_is_embedded: bool,
 ) -> anyhow::Result<Task> {
+    let date = args.date.as_deref().map(str::parse).transpose()?;
+    let tokenizer = &tokenizer.clone().with_date(date);
     // The embedded model's own task, unless something else is said: one template, so that its picture has a word a column.
     let is_own = model_is_embedded && args.task.is_none() && args.pairs.is_none();
     let templates = match is_own && args.template.is_empty() {
@@ -58,6 +73,7 @@ pub fn open_task(
         max_tokens: Some(n_ctx),
         templates,
         unequal: args.unequal_lengths,
+        answer_space: args.answer_space,
         metric: args.metric.as_deref().map(str::parse).transpose()?,
     };
     if let Some(path) = &args.pairs {

@@ -6,6 +6,7 @@ use candlewick::model::{EMBEDDED, load_tokenizer};
 use candlewick::task::{render, render_json};
 use clap::Args;
 
+use super::Context;
 use super::args::{ModelArgs, TaskArgs};
 use super::{load_options, open_task};
 
@@ -31,10 +32,11 @@ pub struct TokensArgs {
     pub task: TaskArgs,
 }
 
-pub fn run(args: TokensArgs) -> anyhow::Result<()> {
+pub fn run(args: TokensArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &load_options(&args.model)?)?;
     let is_embedded = args.model.model == EMBEDDED;
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, is_embedded)?;
+    ctx.warn_of(&task);
     let shown = if args.json {
         render_json(&task, args.limit) + "\n"
     } else {

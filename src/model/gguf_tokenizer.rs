@@ -34,10 +34,11 @@ const UNNAMED: [&str; 4] = [
 /// [`Error::BadConfig`] for tables that are missing.
 pub fn read(gguf: &Gguf) -> Result<(Tokenizer, String)> {
     let tokenizer_json = rewritten(gguf)?.to_string();
-    let config = config(gguf)?.to_string();
+    let (config, add_bos) = config(gguf)?;
     let hash = hex(&Sha256::digest(&tokenizer_json));
+    let config = config.to_string();
     let tokenizer = Tokenizer::from_bytes(tokenizer_json.as_bytes(), Some(config.as_bytes()))?;
-    Ok((tokenizer, hash))
+    Ok((tokenizer.adding_bos(add_bos)?, hash))
 }
 
 /// The `tokenizer.json`.
@@ -105,8 +106,8 @@ fn byte_level_bpe(gguf: &Gguf, tokens: Vec<String>, kinds: &[f64]) -> Result<Val
     }))
 }
 
-/// The `tokenizer_config.json`.
-fn config(gguf: &Gguf) -> Result<Value> {
+/// The `tokenizer_config.json`, and whether BOS stands in front by default.
+fn config(gguf: &Gguf) -> Result<(Value, bool)> {
     let tokens = gguf.texts("tokenizer.ggml.tokens")?;
     let named = |key: &str| match gguf.maybe_size(key)? {
         None => Ok(None),
@@ -126,12 +127,12 @@ fn config(gguf: &Gguf) -> Result<Value> {
     let add_bos = gguf
         .maybe_bool("tokenizer.ggml.add_bos_token")?
         .unwrap_or(adds_by_itself && bos.is_some());
-    Ok(json!({
-        "add_bos_token": add_bos,
+    let config = json!({
         "bos_token": bos,
         "eos_token": named("tokenizer.ggml.eos_token_id")?,
         "chat_template": gguf.maybe_string("tokenizer.chat_template")?,
-    }))
+    });
+    Ok((config, add_bos))
 }
 
 /// How text is cut before merging.
@@ -142,8 +143,17 @@ struct Rule {
     ignore_merges: bool,
 }
 
+/// Mistral Nemo's: words by the case of their letters, each digit by itself.
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+/// DeepSeek Coder's, one after the other.
+const DEEPSEEK: [&str; 4] = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+"];
+
 fn is_llama3(pre: &str) -> bool {
-    matches!(pre, "llama3" | "llama-v3" | "llama-bpe")
+    matches!(pre, "llama3" | "llama-v3" | "llama-bpe" | "falcon3")
 }
 
 fn rule(pre: &str) -> Result<Rule> {
@@ -153,17 +163,29 @@ fn rule(pre: &str) -> Result<Rule> {
         ignore_merges: false,
     };
     match pre {
-        "gpt-2" => Ok(plain(vec![byte_level(true)])),
-        "smollm" => Ok(plain(vec![
+        // The names are llama.cpp's, which has many for one rule: each is a model that it was first seen in.
+        "gpt-2" | "phi-2" | "olmo" | "mpt" => Ok(plain(vec![byte_level(true)])),
+        "smollm" | "starcoder" | "refact" | "codeshell" | "command-r" => Ok(plain(vec![
             json!({ "type": "Digits", "individual_digits": true }),
             byte_level(true),
         ])),
-        "qwen2" => Ok(Rule {
+        "dbrx" | "smaug-bpe" => Ok(plain(vec![
+            split(&CL100K.replace("{digits}", r"\p{N}{1,3}")),
+            byte_level(false),
+        ])),
+        "tekken" => Ok(Rule {
+            ignore_merges: true,
+            ..plain(vec![split(TEKKEN), byte_level(false)])
+        }),
+        "deepseek-coder" => {
+            let mut splits: Vec<Value> = DEEPSEEK.iter().map(|pattern| split(pattern)).collect();
+            splits.push(json!({ "type": "Digits", "individual_digits": true }));
+            splits.push(byte_level(false));
+            Ok(plain(splits))
+        }
+        "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "kormo" => Ok(Rule {
             normalizer: json!({ "type": "NFC" }),
-            ..plain(vec![
-                split(&CL100K.replace("{digits}", r"\p{N}")),
-                byte_level(false),
-            ])
+            ..plain(vec![split(&qwen2_pattern()), byte_level(false)])
         }),
         "default" => {
             let mut splits: Vec<Value> = UNNAMED.iter().map(|pattern| split(pattern)).collect();
@@ -178,10 +200,15 @@ fn rule(pre: &str) -> Result<Rule> {
             ])
         }),
         _ => Err(refused(format!(
-            "GGUF pre-tokenizer `{}` is not handled; we have default, gpt-2, llama-bpe, qwen2, smollm; use the safetensors checkpoint",
+            "GGUF pre-tokenizer `{}` is not handled; load the safetensors checkpoint, whose tokenizer.json has the rule",
             shortened(pre)
         ))),
     }
+}
+
+/// How Qwen 2 cuts text.
+pub(super) fn qwen2_pattern() -> String {
+    CL100K.replace("{digits}", r"\p{N}")
 }
 
 /// A token that is found in the text as it is, before anything else is done to it.
@@ -267,7 +294,7 @@ mod tests {
             let message = read_with(pre, edit).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         };
-        refused("tekken", &kinds, "tekken");
+        refused("viking", &kinds, "viking");
         refused("smollm", &|_| (), "tokenizer.ggml.token_type");
         let few = |writer: &mut Writer| {
             writer.integers("tokenizer.ggml.token_type", &[1]);

@@ -3,6 +3,9 @@
 //! A family writes a [`Layout`]: for every [`Slot`] of the canonical weights, the [`Piece`]s of checkpoint tensors that fill it.
 //! One loader (`load.rs`) executes all layouts, so a family needs no code of its own for fused, transposed or permuted tensors.
 
+use std::collections::BTreeMap;
+
+use crate::spec::ModelSpec;
 pub use crate::spec::{Need, Slot};
 
 /// Where every weight of a family lies.
@@ -13,13 +16,56 @@ pub struct Layout {
     pub model: Vec<(Slot, Vec<Piece>)>,
     /// Slots of every block; `{l}` in a name stands for the layer. Where it is `{l-1}`, the layer before, the first block is left out.
     pub blocks: Vec<(Slot, Vec<Piece>)>,
-    /// A prefix that some checkpoints put before every name (`transformer.`), or nothing.
+    /// A prefix that some checkpoints put before every name (`transformer.`) but those of the unembedding, or nothing.
     pub optional_prefix: &'static str,
+    /// What the unembedding is called where it has a tensor of its own, though the config ties it to the embedding.
+    pub tied_head: Option<&'static str>,
+    /// Where the checkpoint has the second name, it is read in place of the first.
+    pub instead: Vec<(&'static str, &'static str)>,
     /// Tensors that may be there and change nothing: a full name, or `*` and the end of one.
     pub harmless: Vec<&'static str>,
 }
 
 impl Layout {
+    /// Every tensor of a whole checkpoint, by name, with its shape.
+    pub fn tensors(&self, spec: &ModelSpec) -> BTreeMap<String, Vec<usize>> {
+        let mut tensors = BTreeMap::new();
+        for (slot, layer, pieces) in self.filled(spec.n_layers) {
+            for piece in pieces
+                .iter()
+                .filter(|piece| piece.stored != Stored::Nowhere)
+            {
+                let name = self.whole_name(&piece.resolved(layer, spec.n_layers));
+                tensors.insert(name, piece.stored_shape(&slot.shape(spec)));
+            }
+        }
+        tensors
+    }
+
+    /// The slots that are filled, with their layer (0 where a model has one of them) and pieces.
+    pub(super) fn filled(&self, n_layers: usize) -> impl Iterator<Item = (Slot, usize, &[Piece])> {
+        let once = self.model.iter().map(|(slot, pieces)| (*slot, 0, pieces));
+        let per_block = (0..n_layers).flat_map(|layer| {
+            let blocks = self.blocks.iter();
+            blocks.map(move |(slot, pieces)| (*slot, layer, pieces))
+        });
+        once.chain(per_block)
+            // What only later blocks have is `{l-1}` of some piece; the first block's lies among the slots that the model has once.
+            .filter(|(_, layer, pieces)| {
+                *layer > 0 || pieces.iter().all(|piece| !piece.name.contains("{l-1}"))
+            })
+            .map(|(slot, layer, pieces)| (slot, layer, pieces.as_slice()))
+    }
+
+    /// A tensor's name in a whole checkpoint: what computes the logits stands beside the model that the prefix names.
+    pub(super) fn whole_name(&self, name: &str) -> String {
+        const HEADS: [&str; 3] = ["lm_head.", "embed_out.", "cls."];
+        if HEADS.iter().any(|head| name.starts_with(head)) {
+            return name.to_string();
+        }
+        format!("{}{name}", self.optional_prefix)
+    }
+
     /// The same layout with one slot of every block filled otherwise.
     pub fn with(mut self, slot: Slot, pieces: Vec<Piece>) -> Self {
         self.blocks.retain(|(other, _)| *other != slot);
@@ -136,6 +182,14 @@ impl Piece {
             stored,
             ..Piece::as_is(name, out)
         }
+    }
+
+    /// Its name in one layer.
+    pub(super) fn resolved(&self, layer: usize, n_layers: usize) -> String {
+        self.name
+            .replace("{l}", &layer.to_string())
+            .replace("{l-1}", &layer.saturating_sub(1).to_string())
+            .replace("{last}", &n_layers.saturating_sub(1).to_string())
     }
 
     /// The same piece from other entries of the stored tensor.

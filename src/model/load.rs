@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Checkpoint, check_not_a_stand_in, hex, read_at_most};
@@ -18,6 +19,7 @@ use super::gguf::Gguf;
 use super::gguf_tokenizer;
 use super::hub::{self, Located, Wanted};
 use super::layout::{Layout, Need, Piece, Slot, Stored};
+use super::names::{Found, Names};
 use super::numbers;
 use super::options::CONFIG_LIMIT;
 pub use super::options::LoadOptions;
@@ -28,6 +30,7 @@ use super::weight_files;
 use super::{Model, Origin};
 use crate::error::{Error, Result};
 use crate::spec::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};
+use crate::text::shortened;
 
 /// A model and the tokenizer that belongs to it.
 #[derive(Debug, Clone)]
@@ -73,7 +76,7 @@ pub fn load_parts(
     tokenizer_config_json: Option<&[u8]>,
     options: &LoadOptions,
 ) -> Result<Loaded> {
-    let description = families::from_config(config_json)?;
+    let description = families::from_config_accepting(config_json, &options.accept_config_keys)?;
     let tokenizer = Tokenizer::from_bytes(tokenizer_json, tokenizer_config_json)?;
     let checkpoint = SafeTensors::from_bytes("model.safetensors", safetensors)?;
     let origin = Origin {
@@ -90,12 +93,14 @@ pub fn load_parts(
 pub fn read_spec(id: &str, options: &LoadOptions) -> Result<ModelSpec> {
     let description = match hub::locate(id, options, Wanted::Config)? {
         Located::Embedded => families::from_config(embedded::CONFIG)?,
-        Located::Gguf(path) => families::from_gguf(&Gguf::open(&path)?)?,
+        Located::Gguf(path) => {
+            families::from_gguf_accepting(&Gguf::open(&path)?, &options.accept_config_keys)?
+        }
         Located::Folder { path, .. } => {
             let weights = None;
-            Folder { path, weights }.describe()?
+            Folder { path, weights }.describe(options)?
         }
-        Located::WeightFile(file) => Folder::around(file).describe()?,
+        Located::WeightFile(file) => Folder::around(file).describe(options)?,
     };
     Ok(description.spec)
 }
@@ -111,13 +116,14 @@ pub fn load_tokenizer(id: &str, options: &LoadOptions) -> Result<(Tokenizer, Mod
         ),
         Located::Gguf(path) => {
             let gguf = Gguf::open(&path)?;
-            (families::from_gguf(&gguf)?, gguf_tokenizer::read(&gguf)?.0)
+            let description = families::from_gguf_accepting(&gguf, &options.accept_config_keys)?;
+            (description, gguf_tokenizer::read(&gguf)?.0)
         }
         Located::Folder { path, .. } => {
             let weights = None;
-            Folder { path, weights }.describe_with_tokenizer()?
+            Folder { path, weights }.describe_with_tokenizer(options)?
         }
-        Located::WeightFile(file) => Folder::around(file).describe_with_tokenizer()?,
+        Located::WeightFile(file) => Folder::around(file).describe_with_tokenizer(options)?,
     };
     check_fits(&tokenizer, &description.spec)?;
     Ok((tokenizer, description.spec))
@@ -125,6 +131,27 @@ pub fn load_tokenizer(id: &str, options: &LoadOptions) -> Result<(Tokenizer, Mod
 
 /// Most tokens of a model that may do without a tokenizer: a vocabulary of real text is larger.
 const MOST_NUMBERS: usize = 256;
+
+/// What PEFT saves in place of a config.
+const ADAPTER: &str = "adapter_config.json";
+
+/// Says what an adapter's folder is, and of which model.
+/// # Errors
+/// Those of reading the file.
+fn adapter_refusal(folder: &Path, file: &Path) -> Result<Error> {
+    let bytes = read_at_most(file, CONFIG_LIMIT)?;
+    let config: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let of = match config["base_model_name_or_path"].as_str() {
+        Some(base) => format!("of `{}`", shortened(base)),
+        None => "of some model".to_string(),
+    };
+    Ok(Error::NotAModel {
+        name: folder.display().to_string(),
+        what: format!("a PEFT adapter {of}"),
+        instead: "merge it into that model (`merge_and_unload()` in PEFT), save the result with its tokenizer, and load that"
+            .to_string(),
+    })
+}
 
 /// A model folder, and which of its weight files is meant if it is not the usual one.
 struct Folder {
@@ -149,7 +176,8 @@ impl Folder {
     }
 
     /// From config.json; where that names no family or is not there, from the tensors if they have TransformerLens's names.
-    fn describe(&self) -> Result<Description> {
+    fn describe(&self, options: &LoadOptions) -> Result<Description> {
+        let accept = &options.accept_config_keys;
         let path = self.path.join("config.json");
         let config = match path.is_file() {
             true => Some(read_config(&path)?),
@@ -163,14 +191,19 @@ impl Folder {
             let tensors = checkpoint.tensors();
             tensors.iter().any(|(name, _)| *name == tensor)
         };
+        let adapter = self.path.join(ADAPTER);
+        if adapter.is_file() && self.weights.is_none() && weight_files::find(&self.path)?.is_none()
+        {
+            return Err(adapter_refusal(&self.path, &adapter)?);
+        }
         if let Some(config) = config.as_ref().filter(|config| names_a_family(config)) {
-            return families::from_config(config);
+            return families::from_config_accepting(config, accept);
         }
         match (self.open_weights(), config) {
             (Ok(checkpoint), config) if transformer_lens::is_native(&checkpoint.tensors()) => {
-                transformer_lens::describe(config.as_deref(), &checkpoint.tensors())
+                transformer_lens::describe(config.as_deref(), &checkpoint.tensors(), accept)
             }
-            (_, Some(config)) => families::from_config(&config),
+            (_, Some(config)) => families::from_config_accepting(&config, accept),
             // Compiled programs, whose attention looks ahead.
             (Ok(checkpoint), None) if has(checkpoint.as_ref(), "transformer.layer_0.attn.key.w") => {
                 Err(Error::UnknownArchitecture {
@@ -188,28 +221,39 @@ impl Folder {
         }
     }
 
-    fn describe_with_tokenizer(&self) -> Result<(Description, Tokenizer)> {
-        let description = self.describe()?;
+    fn describe_with_tokenizer(&self, options: &LoadOptions) -> Result<(Description, Tokenizer)> {
+        let description = self.describe(options)?;
         let (tokenizer, _) = self.tokenizer(&description.spec)?;
         Ok((description, tokenizer))
     }
 
-    /// The tokenizer, and the SHA-256 of its tokenizer.json. A toy model without one has numbers for tokens.
+    /// The tokenizer, and the SHA-256 of its tokenizer.json, or of the two files in its place. A toy model without one has numbers for tokens.
     fn tokenizer(&self, spec: &ModelSpec) -> Result<(Tokenizer, String)> {
         let json = self.path.join("tokenizer.json");
         let is_toy = spec.family == transformer_lens::NAME || spec.d_vocab <= MOST_NUMBERS;
-        if is_toy && !json.exists() {
+        let has_older = tokenizer::OLDER
+            .iter()
+            .all(|name| self.path.join(name).exists());
+        if is_toy && !json.exists() && !has_older {
             let json = numbers::tokenizer_json(spec.d_vocab);
             let tokenizer = Tokenizer::from_bytes(json.as_bytes(), None)?;
             return Ok((tokenizer, hex(&Sha256::digest(json))));
         }
         let tokenizer = Tokenizer::from_dir(&self.path)?;
-        let bytes = read_at_most(&json, tokenizer::FILE_LIMIT)?;
-        Ok((tokenizer, hex(&Sha256::digest(bytes))))
+        let mut hash = Sha256::new();
+        let files = if json.exists() {
+            vec![json]
+        } else {
+            tokenizer::OLDER.map(|name| self.path.join(name)).to_vec()
+        };
+        for file in files {
+            hash.update(read_at_most(&file, tokenizer::FILE_LIMIT)?);
+        }
+        Ok((tokenizer, hex(&hash.finalize())))
     }
 
     fn load(&self, id: &str, revision: Option<String>, options: &LoadOptions) -> Result<Loaded> {
-        let description = self.describe()?;
+        let description = self.describe(options)?;
         let checkpoint = self.open_weights()?;
         let (tokenizer, tokenizer_hash) = self.tokenizer(&description.spec)?;
         let origin = Origin {
@@ -224,7 +268,7 @@ impl Folder {
 
 fn load_gguf(id: &str, path: &Path, options: &LoadOptions) -> Result<Loaded> {
     let gguf = Gguf::open(path)?;
-    let description = families::from_gguf(&gguf)?;
+    let description = families::from_gguf_accepting(&gguf, &options.accept_config_keys)?;
     let (tokenizer, tokenizer_hash) = gguf_tokenizer::read(&gguf)?;
     let origin = Origin {
         id: id.to_string(),
@@ -251,6 +295,7 @@ fn finish(
     options: &LoadOptions,
 ) -> Result<Loaded> {
     check_fits(&tokenizer, &description.spec)?;
+    let (description, notes) = settle(checkpoint, description)?;
     let (weights, weight_hash) = std::thread::scope(|scope| {
         let hash = scope.spawn(|| checkpoint.hash());
         let weights = read_weights(checkpoint, &description, options.dtype, &options.device);
@@ -259,6 +304,8 @@ fn finish(
     let origin = Origin {
         weight_hash,
         storage: checkpoint.storage(),
+        accepted_config_keys: description.accepted,
+        notes,
         ..origin
     };
     let model = Model::new(description.spec, weights?, origin)?;
@@ -310,64 +357,49 @@ struct Fill<'a> {
 
 /// Matches a layout with the checkpoint: every tensor there, none left over, every shape right.
 fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result<Vec<Fill<'a>>> {
-    let Description { spec, layout } = description;
+    let Description { spec, layout, .. } = description;
     let family = spec.family.clone();
-    let found: HashMap<&str, &[usize]> = checkpoint.tensors().into_iter().collect();
+    let tensors = checkpoint.tensors();
+    let names = Names::new(tensors.clone(), layout);
     let mut plan = Vec::new();
     let mut missing = Vec::new();
     let mut misshaped = Vec::new();
     let mut used = HashSet::new();
-    let per_block = (0..spec.n_layers).flat_map(|layer| {
-        layout
-            .blocks
-            .iter()
-            .map(move |(slot, pieces)| (*slot, layer, pieces))
-    });
-    let once = layout.model.iter().map(|(slot, pieces)| (*slot, 0, pieces));
-    // What only later blocks have is `{l-1}` of some piece; the first block's lies among the slots that the model has once.
-    let is_placed = |layer: usize, pieces: &[Piece]| {
-        layer > 0 || pieces.iter().all(|piece| !piece.name.contains("{l-1}"))
-    };
-    for (slot, layer, pieces) in once.chain(per_block) {
-        if !is_placed(layer, pieces) {
-            continue;
-        }
+    for (slot, layer, pieces) in layout.filled(spec.n_layers) {
         let slot_shape = slot.shape(spec);
+        check_pieces_add_up(slot, pieces, &slot_shape)?;
         let mut named = Vec::new();
         for piece in pieces {
-            let name = piece
-                .name
-                .replace("{l}", &layer.to_string())
-                .replace("{l-1}", &layer.saturating_sub(1).to_string())
-                .replace("{last}", &(spec.n_layers - 1).to_string());
+            let name = piece.resolved(layer, spec.n_layers);
             if piece.stored == Stored::Nowhere {
                 named.push((name, piece));
                 continue;
             }
-            let prefixed = format!("{}{name}", layout.optional_prefix);
-            let older = older_name(&name);
-            let present = [prefixed, name.clone(), older]
-                .into_iter()
-                .find_map(|name| {
-                    let shape = found.get(name.as_str())?;
-                    Some((name, *shape))
-                });
-            let Some((name, shape)) = present else {
-                missing.push(name);
+            let instead = layout.instead.iter().find(|(first, _)| *first == name);
+            let found = instead
+                .and_then(|(_, second)| names.get(second))
+                .or_else(|| names.get(&name));
+            let Some(found) = found else {
+                missing.push(layout.whole_name(&name));
                 continue;
             };
             let expected = piece.stored_shape(&slot_shape);
-            if shape != expected {
-                misshaped.push((name.clone(), shape.to_vec(), expected));
+            if found.shape != expected {
+                misshaped.push((found.name.to_string(), found.shape.to_vec(), expected));
             }
-            used.insert(name.clone());
-            named.push((name, piece));
+            used.insert(found.name);
+            named.push((found.name.to_string(), piece));
         }
         plan.push(Fill {
             slot,
             layer,
             pieces: named,
         });
+    }
+    let mut extra: Vec<&str> = tensors.iter().map(|(name, _)| *name).collect();
+    extra.retain(|name| !used.contains(name) && !is_harmless(layout, &names, name));
+    if !(missing.is_empty() && extra.is_empty() && misshaped.is_empty()) {
+        refuse_what_is_no_whole_model(&tensors, &missing)?;
     }
     if !missing.is_empty() {
         let (count, first) = (
@@ -380,8 +412,6 @@ fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result
             first,
         });
     }
-    let mut extra: Vec<&str> = found.keys().copied().collect();
-    extra.retain(|name| !used.contains(*name) && !is_harmless(layout, name));
     if !extra.is_empty() {
         extra.sort_unstable();
         let shown = extra
@@ -415,20 +445,145 @@ fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result
     }
 }
 
-/// What BERT's first checkpoints call the weight and bias of a LayerNorm.
-fn older_name(name: &str) -> String {
-    name.replace("LayerNorm.weight", "LayerNorm.gamma")
-        .replace("LayerNorm.bias", "LayerNorm.beta")
+/// The pieces of a slot fill its last axis from left to right; if they did not add up, one would lie in another's place.
+fn check_pieces_add_up(slot: Slot, pieces: &[Piece], shape: &[usize]) -> Result<()> {
+    let filled = pieces
+        .iter()
+        .try_fold(0usize, |sum, piece| sum.checked_add(piece.out));
+    let columns = shape.last().copied().unwrap_or_default();
+    if filled == Some(columns) {
+        return Ok(());
+    }
+    let filled = filled.map_or("too many".to_string(), |filled| filled.to_string());
+    Err(Error::BadConfig {
+        key: "sizes".to_string(),
+        reason: format!(
+            "they do not add up: the parts of {slot:?} have {filled} columns, and the whole has {columns}"
+        ),
+    })
 }
 
-fn is_harmless(layout: &Layout, name: &str) -> bool {
-    layout
-        .harmless
-        .iter()
-        .any(|pattern| match pattern.strip_prefix('*') {
-            Some(end) => name.ends_with(end),
-            None => name == *pattern,
-        })
+/// What is often loaded in place of a model, seen by the names of its tensors.
+fn refuse_what_is_no_whole_model(tensors: &[(&str, &[usize])], missing: &[String]) -> Result<()> {
+    const ADAPTED: &[&str] = &[
+        ".base_layer.",
+        ".lora_A",
+        ".lora_B",
+        ".lora_embedding",
+        ".modules_to_save.",
+    ];
+    const QUANTISED: &[&str] = &[
+        ".absmax",
+        ".g_idx",
+        ".quant_state",
+        ".qweight",
+        ".qzeros",
+        ".scales",
+        ".weight_packed",
+        ".weight_scale",
+    ];
+    let find = |parts: &[&str]| {
+        let mut names = tensors.iter().map(|(name, _)| *name);
+        names.find(|name| parts.iter().any(|part| name.contains(part)))
+    };
+    let refusal = |what: String, instead: &str| Error::NotAModel {
+        name: "the checkpoint".to_string(),
+        what,
+        instead: instead.to_string(),
+    };
+    if let Some(name) = find(ADAPTED) {
+        return Err(refusal(
+            format!("with the weights of an adapter (`{}`)", shortened(name)),
+            "merge them into the model that they are for (`merge_and_unload()` in PEFT) and save that",
+        ));
+    }
+    if let Some(name) = find(QUANTISED) {
+        return Err(refusal(
+            format!(
+                "of quantised weights (`{}`), of which only those of GGUF files are read",
+                shortened(name)
+            ),
+            "load the model that they were made from, or its GGUF",
+        ));
+    }
+    let is_headless = |name: &String| name.starts_with("cls.predictions.");
+    if !missing.is_empty() && missing.iter().all(is_headless) {
+        return Err(refusal(
+            "an encoder without its masked-language head, which has no logits".to_string(),
+            "load one that was saved with it (`BertForMaskedLM` in transformers)",
+        ));
+    }
+    Ok(())
+}
+
+/// Finds out from the tensors what the config does not say: a tied model whose unembedding was saved, and is not the embedding, is used
+/// as transformers uses it, with both. In the second place, what a user should know of the checkpoint.
+/// # Errors
+/// Those of reading tensors.
+fn settle(
+    checkpoint: &dyn Checkpoint,
+    mut description: Description,
+) -> Result<(Description, Vec<String>)> {
+    let (head, is_tied) = (description.layout.tied_head, description.spec.tied);
+    let names = Names::new(checkpoint.tensors(), &description.layout);
+    let mut notes: Vec<String> = names.note.clone().into_iter().collect();
+    let mut slots = description.layout.model.iter();
+    let embedding = slots
+        .find(|(slot, _)| *slot == Slot::Embed)
+        .and_then(|(_, pieces)| Some(pieces.first()?.name));
+    let (Some(embedding), Some(head), true) = (embedding, head, is_tied) else {
+        return Ok((description, notes));
+    };
+    match (names.get(embedding), names.get(head)) {
+        (None, Some(_)) => description.layout.instead.push((embedding, head)),
+        (Some(one), Some(other)) if !are_equal(checkpoint, one, other)? => {
+            notes.push(format!(
+                "the config ties the unembedding to the embedding, but the checkpoint has both and they differ: `{}` is used, as \
+                 transformers does",
+                other.name
+            ));
+            let piece = Piece::as_is(head, description.spec.d_model);
+            description.layout.model.push((Slot::Unembed, vec![piece]));
+            description.spec.tied = false;
+        }
+        _ => {}
+    }
+    Ok((description, notes))
+}
+
+/// Whether two matrices have the same entries.
+fn are_equal(checkpoint: &dyn Checkpoint, one: Found, other: Found) -> Result<bool> {
+    /// Entries of each that are decoded at a time.
+    const CHUNK: usize = 1 << 18;
+    let (&[rows, columns], true) = (one.shape, one.shape == other.shape) else {
+        return Ok(false);
+    };
+    let step = (CHUNK / columns.max(1)).max(1);
+    let starts: Vec<usize> = (0..rows).step_by(step).collect();
+    let is_equal = |&start: &usize| -> Result<bool> {
+        let entries = step.min(rows - start) * columns;
+        let (mut a, mut b) = (vec![0f32; entries], vec![0f32; entries]);
+        checkpoint.decode(one.name, start * columns, &mut a)?;
+        checkpoint.decode(other.name, start * columns, &mut b)?;
+        Ok(a == b)
+    };
+    let differs = starts
+        .par_iter()
+        .map(is_equal)
+        .find_any(|equal| !matches!(equal, Ok(true)));
+    differs.unwrap_or(Ok(true))
+}
+
+fn is_harmless(layout: &Layout, names: &Names, name: &str) -> bool {
+    let mut patterns = layout.harmless.iter();
+    let is_passed_over = patterns.any(|pattern| match pattern.strip_prefix('*') {
+        Some(end) => name.ends_with(end),
+        None => name == *pattern,
+    });
+    // What another tensor is read in place of, and an unembedding that is the embedding.
+    let firsts = layout.instead.iter().map(|(first, _)| *first);
+    let mut others = firsts.chain(layout.tied_head);
+    is_passed_over || others.any(|other| names.get(other).is_some_and(|found| found.name == name))
 }
 
 fn first_three(items: impl Iterator<Item = String>) -> String {

@@ -9,6 +9,7 @@ pub mod gguf_tokenizer;
 pub mod hub;
 pub mod layout;
 pub mod load;
+mod names;
 mod numbers;
 mod options;
 pub mod pickle;
@@ -53,6 +54,12 @@ pub struct Origin {
     pub storage: String,
     /// Weight processing applied after loading, in order (`fold_ln`, ...).
     pub processing: Vec<String>,
+    /// Keys of the config that are not understood and that the user has taken on, as `key = value`.
+    #[serde(default)]
+    pub accepted_config_keys: Vec<String>,
+    /// What was found while loading and differs from what the files lead one to expect, in sentences.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl Model {

@@ -14,6 +14,9 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Never ask the network, whatever `HF_HUB_OFFLINE` says.
     pub offline: bool,
+    /// Keys of `config.json` that would be refused and that the caller takes on, knowing that they do not change the function; one
+    /// inside the rotary settings as `rope_scaling.name`. The model's `Origin` records those that were in force.
+    pub accept_config_keys: Vec<String>,
     /// Let the downloader draw its own bars on stderr.
     pub show_download_progress: bool,
 }
@@ -25,6 +28,7 @@ impl Default for LoadOptions {
             device: Device::Cpu,
             dtype: DType::F32,
             offline: false,
+            accept_config_keys: Vec::new(),
             show_download_progress: false,
         }
     }

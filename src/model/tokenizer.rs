@@ -5,23 +5,22 @@
 //! that a result can record whether it was there. Truncation, padding and BPE dropout, which a `tokenizer.json` may ask for, are
 //! switched off: they would change ids without a word.
 
+mod chat;
+mod date;
+mod files;
+
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
-use minijinja::{Environment, ErrorKind, context};
-use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
-use super::checkpoint::{check_not_a_stand_in, read_at_most};
 use crate::error::{Error, Result};
 use crate::panics::caught;
-use crate::text::printable;
-use crate::text::shortened;
+use crate::text::{printable, shortened};
+pub use date::Date;
+pub(super) use files::OLDER;
 
-/// How many template instructions a chat template may run; a real one takes a few hundred.
-const CHAT_FUEL: u64 = 200_000;
 /// Longest chat template that we read; real ones stay under 20 kB.
 const CHAT_TEMPLATE_LIMIT: usize = 1 << 20;
 
@@ -37,6 +36,10 @@ pub struct Tokenizer {
     eos: Option<u32>,
     add_bos: bool,
     chat_template: Option<String>,
+    /// What a chat template is told to be today.
+    date: Option<Date>,
+    /// The token whose place a masked-language model fills.
+    mask: Option<u32>,
     max_id: u32,
     /// The vocabulary spells bytes in an alphabet of its own, which only the decoder reads back.
     byte_level: bool,
@@ -85,7 +88,7 @@ impl Tokenizer {
         }
         if add_bos && bos.is_none() {
             return Err(broken(
-                "it asks for a BOS token in front but names none; set `bos_token` in tokenizer_config.json",
+                "it asks for a BOS token in front but names none; name it as `bos_token` in tokenizer_config.json",
             ));
         }
         if let Some(template) = &chat_template {
@@ -101,6 +104,8 @@ impl Tokenizer {
             eos: None,
             add_bos,
             chat_template,
+            date: None,
+            mask: None,
             max_id,
             byte_level,
         })
@@ -112,51 +117,10 @@ impl Tokenizer {
         self
     }
 
-    /// Reads `tokenizer.json`, and beside it `tokenizer_config.json` and `chat_template.jinja` where they exist.
-    /// # Errors
-    /// [`Error::Missing`] without a `tokenizer.json`; [`Error::Read`]; [`Error::Tokenizer`] if one of them is malformed.
-    pub fn from_dir(dir: &Path) -> Result<Self> {
-        let json = dir.join("tokenizer.json");
-        let Some(tokenizer) = read_if_there(&json)? else {
-            return Err(Error::Missing {
-                path: json,
-                hint: "save the tokenizer with `use_fast=True` in transformers, or take tokenizer.json from the hub".into(),
-            });
-        };
-        let config = read_if_there(&dir.join("tokenizer_config.json"))?;
-        let mut tokenizer = Self::from_bytes(&tokenizer, config.as_deref())?;
-        if let Some(template) = read_if_there(&dir.join("chat_template.jinja"))? {
-            let template = String::from_utf8(template)
-                .map_err(|_| broken("chat_template.jinja is not UTF-8"))?;
-            check_chat_template(&template)?;
-            tokenizer.chat_template = Some(template);
-        }
-        Ok(tokenizer)
-    }
-
-    /// From the text of `tokenizer.json` and of `tokenizer_config.json`. Without `add_bos_token` in the latter, BOS is
-    /// added by default if the post-processor of the former begins with a special token.
-    /// # Errors
-    /// [`Error::Tokenizer`] if one of them is malformed.
-    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
-        let inner = parse(tokenizer_json)?;
-        let config: Value = match tokenizer_config_json {
-            Some(bytes) => serde_json::from_slice(bytes)
-                .map_err(|e| broken(format!("tokenizer_config.json is not readable JSON ({e})")))?,
-            None => Value::Null,
-        };
-        let whole: Value = serde_json::from_slice(tokenizer_json)
-            .map_err(|e| broken(format!("tokenizer.json is not readable JSON ({e})")))?;
-        let in_front = token_in_front(&whole["post_processor"]);
-
-        let named = special_token(&config, "bos_token").and_then(|text| inner.token_to_id(text));
-        let bos = named.or(in_front);
-        let add_bos = match &config["add_bos_token"] {
-            Value::Bool(add) => *add,
-            _ => in_front.is_some(),
-        };
-        let eos = special_token(&config, "eos_token").and_then(|text| inner.token_to_id(text));
-        Ok(Self::new(inner, bos, add_bos, chat_template(&config)?)?.with_eos(eos))
+    /// Tells chat templates which day it is. Without one they are told that nobody knows, and some then name a day of their own.
+    pub fn with_date(mut self, date: Option<Date>) -> Self {
+        self.date = date;
+        self
     }
 
     /// The tokens of a text, with BOS in front if `bos` is set and the text does not itself begin with it (a chat template
@@ -185,7 +149,7 @@ impl Tokenizer {
         if bos {
             let Some(bos) = self.bos else {
                 return Err(broken(
-                    "it has no BOS token to put in front; run without one (`--bos no`)",
+                    "it has no BOS token to put in front; run without one",
                 ));
             };
             if ids.first() != Some(&bos) {
@@ -267,6 +231,11 @@ impl Tokenizer {
         self.max_id
     }
 
+    /// The token that a masked-language model fills, if the tokenizer is of one: its texts stand between two special tokens.
+    pub fn mask_to_fill(&self) -> Option<u32> {
+        self.mask
+    }
+
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
@@ -284,54 +253,6 @@ impl Tokenizer {
     pub fn has_chat_template(&self) -> bool {
         self.chat_template.is_some()
     }
-
-    /// One user message, rendered by the tokenizer's own chat template, up to where the assistant begins to speak. The
-    /// template is untrusted: it sees the message and the names of BOS and EOS, no files, and runs for a bounded number of steps.
-    /// # Errors
-    /// [`Error::Tokenizer`] if there is no template, or it fails.
-    pub fn chat(&self, user_text: &str) -> Result<String> {
-        let Some(template) = &self.chat_template else {
-            return Err(broken(
-                "it has no chat template; run without `--chat-template`, or put a chat_template.jinja beside tokenizer.json",
-            ));
-        };
-        let mut env = Environment::new();
-        env.set_fuel(Some(CHAT_FUEL));
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_function(
-            "raise_exception",
-            |message: String| -> Result<String, minijinja::Error> {
-                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
-        env.add_function("strftime_now", |_format: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(
-                ErrorKind::InvalidOperation,
-                "it prints today's date, which would make results differ from day to day; remove `strftime_now` from it",
-            ))
-        });
-        let text_of = |id: Option<u32>| {
-            id.and_then(|id| self.inner.id_to_token(id))
-                .unwrap_or_default()
-        };
-        env.render_str(
-            template,
-            context! {
-                messages => [context! { role => "user", content => user_text }],
-                add_generation_prompt => true,
-                bos_token => text_of(self.bos),
-                eos_token => text_of(self.eos),
-            },
-        )
-        .map_err(|e| {
-            broken(format!(
-                "its chat template failed: {}",
-                printable(&e.to_string())
-            ))
-        })
-    }
 }
 
 /// A vocabulary of many thousand tokens says nothing to a reader.
@@ -348,7 +269,7 @@ impl fmt::Debug for Tokenizer {
 fn check_chat_template(template: &str) -> Result<()> {
     if template.len() > CHAT_TEMPLATE_LIMIT {
         return Err(broken(format!(
-            "its chat template has {} bytes, we read at most {CHAT_TEMPLATE_LIMIT}; remove it from tokenizer_config.json",
+            "its chat template has {} bytes, we read at most {CHAT_TEMPLATE_LIMIT}",
             template.len()
         )));
     }
@@ -361,15 +282,6 @@ fn broken(reason: impl ToString) -> Error {
     }
 }
 
-fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer> {
-    quietly(|| tokenizers::Tokenizer::from_bytes(json)).map_err(|e| match e {
-        Error::Tokenizer { reason } => {
-            broken(format!("tokenizer.json is malformed ({reason}); download it again, or save it with transformers"))
-        }
-        other => other,
-    })
-}
-
 /// Runs the tokenizer library, and turns a panic on a hostile file (it has a few `unwrap`s on what the file says) into an error.
 fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match caught(work) {
@@ -380,64 +292,10 @@ fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     }
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let bytes = read_at_most(path, FILE_LIMIT)?;
-    check_not_a_stand_in(path, &bytes)?;
-    Ok(Some(bytes))
-}
-
-/// The id that a post-processor puts in front of a text: its template begins with a special token (`TemplateProcessing`), or
-/// it is of the BERT family, where `cls` always comes first.
-fn token_in_front(post_processor: &Value) -> Option<u32> {
-    let id = match post_processor["type"].as_str()? {
-        "TemplateProcessing" => {
-            let name = post_processor["single"][0]["SpecialToken"]["id"].as_str()?;
-            &post_processor["special_tokens"][name]["ids"][0]
-        }
-        "BertProcessing" | "RobertaProcessing" => &post_processor["cls"][1],
-        "Sequence" => {
-            return post_processor["processors"]
-                .as_array()?
-                .iter()
-                .find_map(token_in_front);
-        }
-        _ => return None,
-    };
-    id.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
-/// A special token of `tokenizer_config.json`: a string, or an object with the string as `content`.
-fn special_token<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
-    config[key]
-        .as_str()
-        .or_else(|| config[key]["content"].as_str())
-}
-
-/// `chat_template`: a string, or a list of named templates, of which `default` is ours.
-fn chat_template(config: &Value) -> Result<Option<String>> {
-    match &config["chat_template"] {
-        Value::Null => Ok(None),
-        Value::String(template) => Ok(Some(template.clone())),
-        Value::Array(named) => {
-            let default = named
-                .iter()
-                .find(|one| one["name"] == "default")
-                .or(named.first());
-            Ok(default
-                .and_then(|one| one["template"].as_str())
-                .map(str::to_owned))
-        }
-        _ => Err(broken(
-            "`chat_template` in tokenizer_config.json is neither a text nor a list of named texts",
-        )),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// A word-level tokenizer over the given words, split at whitespace and around punctuation; `<s>` is 0, `<unk>` is 1.
@@ -532,67 +390,6 @@ pub(crate) mod tests {
         assert_eq!(tokenizer.token(10), "\\n");
         assert_eq!(tokenizer.token(9999), "[9999]");
         assert_eq!(printable("a\u{202e}b\u{9b}"), "a\\u{202e}b\\u{9b}");
-    }
-
-    #[test]
-    fn the_config_decides_on_bos_and_the_post_processor_where_it_is_silent() {
-        let silent = byte_level(Some(r#"{"bos_token": "<|end|>"}"#));
-        assert_eq!((silent.bos(), silent.adds_bos()), (Some(257), false));
-        let asked = byte_level(Some(
-            r#"{"bos_token": {"content": "<|end|>"}, "add_bos_token": true}"#,
-        ));
-        assert_eq!((asked.bos(), asked.adds_bos()), (Some(257), true));
-        assert!(
-            byte_level(None)
-                .encode("a", true)
-                .unwrap_err()
-                .to_string()
-                .contains("--bos no")
-        );
-    }
-
-    #[test]
-    fn chat_wraps_one_user_message_and_bos_is_not_doubled() {
-        let config = serde_json::json!({
-            "bos_token": "<|end|>",
-            "chat_template": [{"name": "default", "template":
-                "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'].strip() }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"}],
-        });
-        let tokenizer = byte_level(Some(&config.to_string()));
-        let text = tokenizer.chat(" hi ").unwrap();
-        assert_eq!(text, "<|end|>[user]hi[me]");
-        let encoded = tokenizer.encode(&text, true).unwrap();
-        assert_eq!(encoded.ids.iter().filter(|&&id| id == 257).count(), 1);
-        assert!(tokenizer.is_special(257) && !tokenizer.is_special(256));
-    }
-
-    #[test]
-    fn a_hostile_chat_template_is_an_error() {
-        for (template, says) in [
-            (
-                "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
-                "fuel",
-            ),
-            ("{{ raise_exception('no system role') }}", "no system role"),
-            ("{{ strftime_now('%d') }}", "strftime_now"),
-            ("{% include 'secret' %}", "template"),
-            ("{% if", "chat template failed"),
-        ] {
-            let config = serde_json::json!({"chat_template": template}).to_string();
-            let message = byte_level(Some(&config))
-                .chat("hi")
-                .unwrap_err()
-                .to_string();
-            assert!(message.contains(says), "{message}");
-            assert!(!message.contains('\n'));
-        }
-        assert!(
-            byte_level(None)
-                .chat("hi")
-                .unwrap_err()
-                .to_string()
-                .contains("no chat template")
-        );
     }
 
     #[test]

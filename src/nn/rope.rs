@@ -27,18 +27,35 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// For runs of texts of `length` tokens.
     pub fn new(spec: &ModelSpec, length: usize) -> Self {
+        Self::with_room(spec, length, length)
+    }
+
+    /// For a text of `length` tokens, by whose length some scalings turn, with room for the positions before `reach`.
+    pub fn with_room(spec: &ModelSpec, length: usize, reach: usize) -> Self {
         match &spec.position {
             Position::Rotary(rotary) => Tables {
                 of_layer: rotary.base_of_layer.clone(),
                 tables: rotary
                     .bases
                     .iter()
-                    .map(|base| Table::new(rotary, base, length))
+                    .map(|base| Table::new(rotary, base, length, reach))
                     .collect(),
             },
             _ => Tables::default(),
         }
+    }
+
+    /// Whether texts of two lengths turn alike: they do not under dynamic scaling beyond the trained length, nor across the length at
+    /// which longrope takes other factors.
+    pub fn are_alike(spec: &ModelSpec, one: usize, other: usize) -> bool {
+        let Position::Rotary(rotary) = &spec.position else {
+            return true;
+        };
+        let of = |base: &RotaryBase, length: usize| Frequencies::new(rotary.dims, base, length);
+        let mut bases = rotary.bases.iter();
+        bases.all(|base| of(base, one) == of(base, other))
     }
 
     /// The table of a layer, or `None` where positions do not rotate.
@@ -48,7 +65,7 @@ impl Tables {
 }
 
 impl Table {
-    fn new(rotary: &Rotary, base: &RotaryBase, length: usize) -> Self {
+    fn new(rotary: &Rotary, base: &RotaryBase, length: usize, reach: usize) -> Self {
         let Frequencies {
             inverse: frequencies,
             attention_factor: factor,
@@ -61,7 +78,7 @@ impl Table {
                     .iter()
                     .map(move |&freq| f(angle(pos, freq)) * factor)
             };
-            (0..length).flat_map(of_position).collect()
+            (0..reach).flat_map(of_position).collect()
         };
         Table {
             pairs: frequencies.len(),
@@ -207,7 +224,7 @@ mod tests {
             base_of_layer: vec![0],
             bases: vec![base.clone()],
         };
-        Table::new(&rotary, &base, 8)
+        Table::new(&rotary, &base, 8, 8)
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub use steps::check_room;
 ///   there when the row was computed: the prompt's rows for the prompt, a generated token's for those up to itself.
 /// - A closure is called once for the prompt, and then for each generated token by itself.
 ///
+/// Rotary positions turn by the frequencies of the text so far, as they would in a run of it: under dynamic scaling beyond the trained
+/// length, and where longrope takes its long factors, the text is run anew.
+///
 /// The last token that is generated is read by nobody, so no edit reaches its position.
 /// # Shapes
 /// `prompts [batch, pos]`, token ids, of one length.
@@ -54,9 +57,17 @@ pub fn generate(
     model.spec.check_decoder("continuations")?;
     let reach = check(model, prompts, request)?;
     let mut keys = Keys::new(&model.spec, prompts.len(), request.edits);
-    let ropes = rope::Tables::new(&model.spec, reach);
+    let spec = &model.spec;
+    let mut turned_for = prompts[0].len();
+    let mut ropes = rope::Tables::with_room(spec, turned_for, reach);
     let step = |pass: Range<usize>, batch: &Unfinished<'_>| {
-        decode(model, &ropes, &mut keys, request, pass, batch)
+        if rope::Tables::are_alike(spec, turned_for, pass.end) {
+            return decode(model, &ropes, &mut keys, request, pass, batch);
+        }
+        // The text has grown into other frequencies: what is kept was turned by the old ones.
+        turned_for = pass.end;
+        ropes = rope::Tables::with_room(spec, turned_for, reach);
+        decode(model, &ropes, &mut keys, request, 0..pass.end, batch)
     };
     choose_tokens(model, prompts, request, progress, step)
 }

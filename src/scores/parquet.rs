@@ -13,7 +13,7 @@ use super::file::{stage, write_whole};
 use super::provenance::{FOOTER_KEY, Provenance};
 use super::{Column, Scores};
 use crate::error::{Error, Result};
-use crate::parquet;
+use crate::parquet::{self, Schema};
 
 impl Scores {
     /// Writes the table alone, with its provenance: beside `path`, flushed, and renamed into place.
@@ -63,7 +63,7 @@ impl Scores {
 pub(super) fn provenance_of(path: &Path) -> Option<Provenance> {
     let mut note = None;
     // Nothing is read but the footer: the file as a whole may be large.
-    let _ = parquet::read(path, "scores", |footer| {
+    let _ = parquet::read(path, "scores", Schema::AsWritten, |footer| {
         let ours = footer.notes.iter().find(|(name, _)| name == FOOTER_KEY);
         note = ours.map(|(_, text)| text.clone());
         Err(String::new())
@@ -173,7 +173,7 @@ pub(super) fn read_table(
         });
     }
     let mut note = String::new();
-    let table = parquet::read(path, format, |footer| {
+    let table = parquet::read(path, format, Schema::AsWritten, |footer| {
         let Some((_, text)) = footer.notes.iter().find(|(name, _)| name == key) else {
             return Err(format!(
                 "no `{key}` in its footer: another program wrote it"

@@ -37,6 +37,8 @@ pub struct Task {
     pub corruption: String,
     /// How many pairs were asked for; there can be fewer.
     pub asked: usize,
+    /// What is lawful but doubtful about it, each in a sentence.
+    pub notes: Vec<String>,
 }
 
 impl Task {
@@ -146,6 +148,7 @@ impl Task {
             source: String::new(),
             corruption: "given".into(),
             asked,
+            notes: Vec::new(),
         };
         task.check_not_empty()?;
         task.check_metric(metric)?;

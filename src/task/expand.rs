@@ -48,6 +48,7 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
                 max_tokens: options.max_tokens,
                 needs_wrong: metric.needs_wrong(),
                 unequal: options.unequal,
+                may_melt: false,
                 derived_roles: &derived_roles,
             };
             let frames = frames(file)?;

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::error::Result;
 use crate::task::file::{Answer, Corruption, Draw, List, TaskFile, TemplateEntry, bad, names};
 use crate::task::template::{SlotReference, Template, TemplatePart, Word};
-use crate::task::tokenise::Draft;
+use crate::task::tokenise::{Continuation, Draft};
 
 /// One template with its answers, parsed.
 pub(super) struct Frame {
@@ -247,7 +247,9 @@ pub(super) fn draft(
             .word(true, reference.role())?
             .text(reference.column.as_deref(), filling.lists)
     })?;
-    let (answers, wrong) = (frame.answers.texts(&filling)?, frame.wrong.texts(&filling)?);
+    let texts = |texts: Vec<String>| texts.into_iter().map(Continuation::Text).collect();
+    let answers = texts(frame.answers.texts(&filling)?);
+    let wrong = texts(frame.wrong.texts(&filling)?);
     Ok(Draft {
         index,
         template,

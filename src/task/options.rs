@@ -26,6 +26,8 @@ pub struct ExpandOptions {
     /// Keep pairs whose prompts differ in length, or whose roles stand at different positions, if the tokens of every role
     /// correspond one to one. Methods that compare position by position refuse a task that has them.
     pub unequal: bool,
+    /// Put a space in front of the answers of the user's own pairs that begin without one.
+    pub answer_space: bool,
 }
 
 /// Whether BOS goes in front of every prompt.

@@ -1,43 +1,27 @@
-//! The user's own prompt pairs: a CSV, JSONL or parquet file with columns `clean`, `corrupted`, `answer` and, where the metric
-//! compares, `wrong`. Other columns are left alone.
+//! The user's own prompt pairs: a CSV, JSON, JSONL or parquet file with columns `clean`, `corrupted`, `answer` and, where the metric
+//! compares, `wrong`; or under the names that AutoCircuit and EAP-IG give them, with token ids as well. Other columns are left alone.
 //!
-//! Several answers stand as a JSON array (JSONL), a list column (parquet), or with `|` between them (CSV). An answer is what
-//! comes next: where a word follows a word, the space between them may be left out of the file, since nobody means `to` + `Mary`
-//! to be `toMary`.
+//! Several answers stand as a JSON array (JSON, JSONL), a list column (parquet), or with `|` between them (CSV). An answer is what comes
+//! next, exactly as it is written: ` Mary` begins with a space, `array` after `np.` does not, and no space is put in front of one unless
+//! the options ask for it.
 
-use std::collections::HashMap;
+mod read;
+
 use std::path::Path;
-
-use polars::prelude::{Column, DataFrame, DataType, StringChunked};
 
 use super::checked::{MAX_PAIRS, Task};
 use super::options::ExpandOptions;
 use super::pair::{Dropped, Pair};
 use super::template::PromptText;
-use super::tokenise::{Draft, TokeniseSetting, tokenise};
+use super::tokenise::{Continuation, Draft, TokeniseSetting, tokenise};
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::Tokenizer;
-use crate::parquet;
-use crate::text::one_line;
+use crate::text::printable;
+use read::{FileRow, Given, read};
 
-/// Larger files are refused.
-const FILE_LIMIT: u64 = 256 << 20;
-
-/// What a file may say that we read.
-const COLUMNS: [&str; 4] = ["clean", "corrupted", "answer", "wrong"];
-
-/// One row of the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct FileRow {
-    clean: String,
-    corrupted: String,
-    answers: Vec<String>,
-    wrong: Vec<String>,
-}
-
-/// Reads pairs from a file and makes a task of them; `Pair::index` is the row, and a row that repeats another is dropped. Without a metric in the options it is
-/// `logit_diff` if every row has a wrong answer, else `log_prob`.
+/// Reads pairs from a file and makes a task of them; `Pair::index` is the row, and a row that repeats another is dropped. Without a
+/// metric in the options it is `logit_diff` if every row has a wrong answer, `prob_diff` for EAP-IG's greater-than, else `log_prob`.
 /// # Errors
 /// [`Error::Missing`], [`Error::Read`], [`Error::Malformed`] for the file; [`Error::EmptyTask`] if no row is usable;
 /// [`Error::BadTask`] if a corruption is asked for, which such a file has none of.
@@ -60,12 +44,7 @@ pub fn from_pairs_file(
     }
     let mut rows = read(path)?;
     rows.truncate(options.n_pairs.unwrap_or(MAX_PAIRS));
-    let all_compare = rows.iter().all(|row| !row.wrong.is_empty());
-    let metric = options.metric.unwrap_or(if all_compare {
-        Metric::LogitDiff
-    } else {
-        Metric::LogProb
-    });
+    let metric = options.metric.unwrap_or_else(|| usual_metric(&rows));
     let bos = options.bos.resolve(tokenizer)?;
     let setting = TokeniseSetting {
         tokenizer,
@@ -74,12 +53,17 @@ pub fn from_pairs_file(
         max_tokens: options.max_tokens,
         needs_wrong: metric.needs_wrong(),
         unequal: options.unequal,
+        may_melt: true,
         derived_roles: &[],
     };
     let asked = rows.len();
+    let mut notes = Vec::new();
+    if !options.answer_space {
+        notes.extend(hint(&rows));
+    }
     let (mut pairs, mut dropped): (Vec<Pair>, Vec<Dropped>) = (Vec::new(), Vec::new());
     for (index, row) in rows.into_iter().enumerate() {
-        if row.answers.is_empty() && !metric.needs_reference() {
+        if row.answers.is_empty() && row.exceeds.is_none() && !metric.needs_reference() {
             dropped.push(Dropped {
                 index,
                 clean_text: row.clean,
@@ -88,7 +72,7 @@ pub fn from_pairs_file(
             });
             continue;
         }
-        match tokenise(row.draft(index), &setting)? {
+        match tokenise(row.draft(index, options.answer_space), &setting)? {
             Ok(pair) => pairs.push(pair),
             Err(drop) => dropped.push(drop),
         }
@@ -99,30 +83,92 @@ pub fn from_pairs_file(
         chat: options.chat,
         source: path.display().to_string(),
         asked,
+        notes,
         ..Task::of_numbered(name, tokenizer, metric, pairs, dropped)?
     })
 }
 
+/// What rows are measured by where nothing else is asked for.
+fn usual_metric(rows: &[FileRow]) -> Metric {
+    if rows.iter().all(|row| row.exceeds.is_some()) && !rows.is_empty() {
+        Metric::ProbDiff
+    } else if rows.iter().all(|row| !row.wrong.is_empty()) {
+        Metric::LogitDiff
+    } else {
+        Metric::LogProb
+    }
+}
+
+/// Says so if most answers would run into the prompt's last word: then their space was probably left out of the file.
+fn hint(rows: &[FileRow]) -> Option<String> {
+    let joins = |row: &&FileRow| {
+        let word_ends = row
+            .clean
+            .ends_with(|c: char| is_of_words(c) || ",;:!?)".contains(c));
+        let first = match &row.answers {
+            Given::Texts(texts) => texts.first()?,
+            Given::Ids(_) => return None,
+        };
+        (word_ends && first.starts_with(is_of_words)).then(|| (row.clean.clone(), first.clone()))
+    };
+    let joined: Vec<(String, String)> = rows.iter().filter_map(|row| joins(&row)).collect();
+    let (clean, answer) = joined.first().filter(|_| 2 * joined.len() > rows.len())?;
+    let last = clean.rsplit(' ').next().unwrap_or(clean);
+    Some(format!(
+        "answers are taken as they are written, and in {} of {} pairs one begins right behind a word (`{}` + `{}`); if a space stands \
+         between, write it in front of the answers or ask for one (`answer_space`)",
+        joined.len(),
+        rows.len(),
+        printable(last),
+        printable(answer)
+    ))
+}
+
+/// A letter of a script that puts spaces between words.
+fn is_of_words(c: char) -> bool {
+    let is_without_spaces = matches!(c,
+        '\u{0e00}'..='\u{0eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}' | '\u{3040}'..='\u{30ff}'
+        | '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}');
+    c.is_alphabetic() && !is_without_spaces
+}
+
 impl FileRow {
-    fn draft(self, index: usize) -> Draft {
-        let continuation = |answer: String| {
-            let word_ends = self
-                .clean
-                .ends_with(|c: char| c.is_alphanumeric() || ",.;:!?)".contains(c));
-            let word_begins = answer.starts_with(char::is_alphabetic);
-            if word_ends && word_begins {
+    fn draft(self, index: usize, answer_space: bool) -> Draft {
+        let ends_in_space = self.clean.ends_with(char::is_whitespace);
+        let as_asked = |answer: String| {
+            let begins_in_space = answer.starts_with(char::is_whitespace);
+            if answer_space && !ends_in_space && !begins_in_space {
                 format!(" {answer}")
             } else {
                 answer
             }
         };
+        let given = |given: Given| -> Vec<Continuation> {
+            match given {
+                Given::Texts(texts) => texts
+                    .into_iter()
+                    .map(as_asked)
+                    .map(Continuation::Text)
+                    .collect(),
+                Given::Ids(ids) => ids.into_iter().map(Continuation::Id).collect(),
+            }
+        };
+        let years = |years: std::ops::Range<u32>| -> Vec<Continuation> {
+            years
+                .map(|year| Continuation::Text(format!("{year:02}")))
+                .collect()
+        };
+        let (answers, wrong) = match self.exceeds {
+            Some(year) => (years(year + 1..100), years(0..year + 1)),
+            None => (given(self.answers), given(self.wrong)),
+        };
         Draft {
             index,
             template: 0,
-            answers: self.answers.into_iter().map(continuation).collect(),
-            wrong: self.wrong.into_iter().map(continuation).collect(),
+            answers,
+            wrong,
             clean: PromptText {
-                text: self.clean.clone(),
+                text: self.clean,
                 roles: Vec::new(),
             },
             corrupted: PromptText {
@@ -133,291 +179,11 @@ impl FileRow {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<FileRow>> {
-    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing {
-            path: path.to_owned(),
-            hint: "`--pairs` takes a CSV, JSONL or parquet file with columns clean, corrupted, answer, wrong".into(),
-        },
-        _ => Error::Read { path: path.to_owned(), source },
-    })?;
-    let format = match path
-        .extension()
-        .and_then(|e| e.to_str())
-        .map(str::to_ascii_lowercase)
-        .as_deref()
-    {
-        Some("csv") => "CSV",
-        Some("jsonl" | "ndjson") => "JSONL",
-        Some("parquet") => "parquet",
-        _ => {
-            return Err(malformed(
-                path,
-                "pairs",
-                "its name must end in .csv, .jsonl or .parquet",
-            ));
-        }
-    };
-    if metadata.is_dir() {
-        return Err(malformed(path, format, "it is a folder"));
-    }
-    if metadata.len() > FILE_LIMIT {
-        return Err(malformed(
-            path,
-            format,
-            format!(
-                "it has {} bytes, at most {FILE_LIMIT} are read",
-                metadata.len()
-            ),
-        ));
-    }
-    let rows = match format {
-        "parquet" => read_parquet(path)?,
-        _ => {
-            let bytes = std::fs::read(path).map_err(|source| Error::Read {
-                path: path.to_owned(),
-                source,
-            })?;
-            let text = String::from_utf8(bytes)
-                .map_err(|_| malformed(path, format, "it is not UTF-8 text; save it as UTF-8"))?;
-            // Spreadsheets put a byte-order mark in front.
-            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-            if format == "CSV" {
-                read_csv(text)
-            } else {
-                read_jsonl(text)
-            }
-            .map_err(|reason| malformed(path, format, reason))?
-        }
-    };
-    if rows.len() > MAX_PAIRS {
-        return Err(malformed(
-            path,
-            format,
-            format!(
-                "it has {} pairs, at most {MAX_PAIRS} are read; split it",
-                rows.len()
-            ),
-        ));
-    }
-    Ok(rows)
-}
-
-fn malformed(path: &Path, format: &'static str, reason: impl Into<String>) -> Error {
-    Error::Malformed {
-        path: path.to_owned(),
-        format,
-        reason: reason.into(),
-    }
-}
-
-fn missing_column<'a>(name: &str, found: impl IntoIterator<Item = &'a str>) -> String {
-    let found: Vec<&str> = found.into_iter().collect();
-    one_line(&format!(
-        "it has no column `{name}`; columns needed are clean, corrupted, answer (and wrong), found {}",
-        found.join(", ")
-    ))
-}
-
-fn read_csv(text: &str) -> Result<Vec<FileRow>, String> {
-    let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let headers = reader
-        .headers()
-        .map_err(|e| one_line(&e.to_string()))?
-        .clone();
-    let column: HashMap<&str, usize> = headers
-        .iter()
-        .enumerate()
-        .map(|(at, name)| (name.trim(), at))
-        .collect();
-    let find = |name: &str| {
-        column
-            .get(name)
-            .copied()
-            .ok_or_else(|| missing_column(name, headers.iter()))
-    };
-    let (clean, corrupted, answer) = (find("clean")?, find("corrupted")?, find("answer")?);
-    let wrong = column.get("wrong").copied();
-    let split = |cell: &str| {
-        cell.split('|')
-            .filter(|one| !one.trim().is_empty())
-            .map(str::to_owned)
-            .collect()
-    };
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(|e| one_line(&e.to_string()))?;
-        rows.push(FileRow {
-            clean: record[clean].to_owned(),
-            corrupted: record[corrupted].to_owned(),
-            answers: split(&record[answer]),
-            wrong: wrong.map(|wrong| split(&record[wrong])).unwrap_or_default(),
-        });
-    }
-    Ok(rows)
-}
-
-fn read_jsonl(text: &str) -> Result<Vec<FileRow>, String> {
-    use serde_json::Value;
-    let mut rows = Vec::new();
-    for (at, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
-        let line_number = at + 1;
-        let value: Value = serde_json::from_str(line)
-            .map_err(|e| format!("line {line_number}: {}", one_line(&e.to_string())))?;
-        let Value::Object(object) = &value else {
-            return Err(format!(
-                "line {line_number} is not an object; write {{\"clean\": ..., \"corrupted\": ..., \"answer\": ...}}"
-            ));
-        };
-        let text = |name: &str| match object.get(name) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(_) => Err(format!("line {line_number}: `{name}` is not a text")),
-            None => Err(format!(
-                "line {line_number}: {}",
-                missing_column(name, object.keys().map(String::as_str))
-            )),
-        };
-        let texts = |name: &str| match object.get(name) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::String(text)) if text.trim().is_empty() => Ok(Vec::new()),
-            Some(Value::String(text)) => Ok(vec![text.clone()]),
-            Some(Value::Array(several)) => several
-                .iter()
-                .map(|one| one.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| {
-                    format!("line {line_number}: `{name}` holds something that is not a text")
-                }),
-            Some(_) => Err(format!(
-                "line {line_number}: `{name}` is neither a text nor an array of texts"
-            )),
-        };
-        rows.push(FileRow {
-            clean: text("clean")?,
-            corrupted: text("corrupted")?,
-            answers: texts("answer")?,
-            wrong: texts("wrong")?,
-        });
-    }
-    Ok(rows)
-}
-
-fn read_parquet(path: &Path) -> Result<Vec<FileRow>> {
-    let frame = parquet::read(path, "parquet", |footer| {
-        if footer.rows > MAX_PAIRS {
-            return Err(format!(
-                "it has {} pairs, at most {MAX_PAIRS} are read; split it",
-                footer.rows
-            ));
-        }
-        let has_column = |name: &str| footer.columns.iter().any(|one| one == name);
-        let columns = footer.columns.iter().map(String::as_str);
-        match ["clean", "corrupted", "answer"]
-            .iter()
-            .find(|n| !has_column(n))
-        {
-            Some(name) => Err(missing_column(name, columns)),
-            None => Ok(columns
-                .filter(|name| COLUMNS.contains(name))
-                .map(str::to_owned)
-                .collect()),
-        }
-    })?;
-    rows(&frame).map_err(|reason| malformed(path, "parquet", reason))
-}
-
-fn rows(frame: &DataFrame) -> Result<Vec<FileRow>, String> {
-    let column = |name: &str| frame.column(name).map_err(|e| one_line(&e.to_string()));
-    let (clean, corrupted) = (texts(column("clean")?)?, texts(column("corrupted")?)?);
-    let answers = lists(column("answer")?)?;
-    let wrong = match frame.column("wrong") {
-        Ok(wrong) => lists(wrong)?,
-        Err(_) => vec![Vec::new(); clean.len()],
-    };
-    let prompts = clean.into_iter().zip(corrupted);
-    Ok(prompts
-        .zip(answers.into_iter().zip(wrong))
-        .map(|((clean, corrupted), (answers, wrong))| FileRow {
-            clean,
-            corrupted,
-            answers,
-            wrong,
-        })
-        .collect())
-}
-
-/// A text column; no cell may be empty.
-fn texts(column: &Column) -> Result<Vec<String>, String> {
-    let strings = column
-        .str()
-        .map_err(|_| format!("column `{}` is {}, not text", column.name(), column.dtype()))?;
-    check_size(strings)?;
-    strings
-        .iter()
-        .enumerate()
-        .map(|(row, text)| {
-            text.map(str::to_owned)
-                .ok_or_else(|| format!("column `{}` is empty in row {row}", column.name()))
-        })
-        .collect()
-}
-
-/// A file may say one long text many times over in few bytes; in memory each would be a copy.
-fn check_size(strings: &StringChunked) -> Result<(), String> {
-    let bytes = strings.iter().flatten().map(str::len);
-    let total = bytes.fold(0usize, usize::saturating_add) as u64;
-    if total <= FILE_LIMIT {
-        Ok(())
-    } else {
-        Err(format!(
-            "column `{}` unpacks to {total} bytes, at most {FILE_LIMIT} are read",
-            strings.name()
-        ))
-    }
-}
-
-/// A text or list column; an empty cell is an empty list.
-fn lists(column: &Column) -> Result<Vec<Vec<String>>, String> {
-    if !matches!(column.dtype(), DataType::List(_)) {
-        let strings = column.str().map_err(|_| {
-            format!(
-                "column `{}` is {}, neither text nor lists",
-                column.name(),
-                column.dtype()
-            )
-        })?;
-        check_size(strings)?;
-        return Ok(strings
-            .iter()
-            .map(|text| {
-                text.filter(|t| !t.trim().is_empty())
-                    .map(str::to_owned)
-                    .into_iter()
-                    .collect()
-            })
-            .collect());
-    }
-    let lists = column.list().map_err(|e| one_line(&e.to_string()))?;
-    if let Ok(strings) = lists.get_inner().str() {
-        check_size(strings)?;
-    }
-    (0..lists.len())
-        .map(|row| match lists.get_as_series(row) {
-            None => Ok(Vec::new()),
-            Some(cell) => texts(&cell.into()),
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tokenizer::tests::word_level;
-    use polars::prelude::{IntoColumn, NamedFrom, ParquetWriter, Series};
+    use crate::model::tokenizer::tests::{byte_level, word_level};
+    use polars::prelude::{DataFrame, IntoColumn, NamedFrom, ParquetWriter, Series};
 
     fn tokenizer() -> Tokenizer {
         word_level(["Al", "Bo", "met", "saw", "he", "they", ",", "\"", "it"])
@@ -540,13 +306,17 @@ mod tests {
                 "clean,corrupted,answer\nAl met,Bo met,\n",
                 "no answer",
             ),
-            ("a.jsonl", "{\"clean\": 1}", "`clean` is not a text"),
+            (
+                "a.jsonl",
+                "{\"clean\": 1, \"corrupted\": \"x\", \"answer\": \"y\"}",
+                "`clean` is not a text",
+            ),
             ("a.jsonl", "[1]", "line 1 is not an object"),
             ("a.jsonl", "{}\n{", "line 1: it has no column `clean`"),
             (
                 "a.jsonl",
                 "{\"clean\": \"x\", \"corrupted\": \"y\", \"answer\": [1]}",
-                "not a text",
+                "neither a text",
             ),
             (
                 "a.parquet",
@@ -572,5 +342,153 @@ mod tests {
             &ExpandOptions::default(),
         );
         assert!(matches!(missing, Err(Error::Missing { .. })));
+    }
+
+    fn read_under(tokenizer: &Tokenizer, name: &str, text: &str, space: bool) -> Result<Task> {
+        let (_folder, path) = write(name, text.as_bytes());
+        let options = ExpandOptions {
+            answer_space: space,
+            ..ExpandOptions::default()
+        };
+        from_pairs_file(&path, tokenizer, &options)
+    }
+
+    #[test]
+    fn an_answer_is_taken_as_it_is_written() {
+        let tokenizer = byte_level(None);
+        let answers = |text: &str, space: bool| {
+            let task = read_under(&tokenizer, "x.jsonl", text, space).unwrap();
+            (task.pairs()[0].target.answers.clone(), task.notes.len())
+        };
+        let of = |clean: &str, answer: &str| {
+            let corrupted = clean.replace('1', "2");
+            serde_json::json!({"clean": clean, "corrupted": corrupted, "answer": answer})
+                .to_string()
+        };
+        // ` a` is one token, 256; `a` is 97.
+        assert_eq!(answers(&of("np1.", "a"), false), (vec![97], 0));
+        assert_eq!(
+            answers(&of("1 cat", "s"), false),
+            (vec![u32::from(b's')], 1)
+        );
+        assert_eq!(answers(&of("1 cat", "a"), true), (vec![256], 0));
+        assert_eq!(answers(&of("1 cat", " a"), true), (vec![256], 0));
+        assert_eq!(answers(&of("1 cat ", "a"), true), (vec![97], 0));
+        assert_eq!(answers(&of("1 ends.", "\n"), false), (vec![10], 0));
+        assert_eq!(
+            answers(&of("the 1", "r"), false),
+            (vec![u32::from(b'r')], 0)
+        );
+        // Scripts without spaces between words are not asked for one.
+        assert_eq!(
+            hint(&read_rows(&of("1 \u{6cd5}\u{56fd}", "\u{5df4}"))),
+            None
+        );
+    }
+
+    fn read_rows(jsonl: &str) -> Vec<FileRow> {
+        let (_folder, path) = write("x.jsonl", jsonl.as_bytes());
+        read(&path).unwrap()
+    }
+
+    #[test]
+    fn an_answer_that_would_melt_into_the_prompt_is_the_token_that_it_is_alone() {
+        // `cat` and `cats` are tokens: together they would be another one.
+        let tokenizer = word_level(["cat", "dog", "cats", "s", "met"]);
+        let jsonl = r#"{"clean": "met cat", "corrupted": "met dog", "answer": "s"}"#;
+        let task = read_under(&tokenizer, "x.jsonl", jsonl, false).unwrap();
+        assert_eq!(task.pairs()[0].target.answers, [5]);
+    }
+
+    #[test]
+    fn columns_of_other_programs_are_read() {
+        let tokenizer = tokenizer();
+        let autocircuit = r#"{"prompts": [{"clean": "Al met", "corrupt": "Bo met", "answers": [" he"], "wrong_answers": [" it"]}]}"#;
+        let ours = r#"[{"clean": "Al met", "corrupted": "Bo met", "answer": "he", "wrong": "it"}]"#;
+        let ids =
+            "clean,corrupted,corrupted_hard,correct_idx,incorrect_idx\nAl met,Bo met,x,6,10\n";
+        let lists =
+            "clean,corrupted,answers_idx,corrupted_answers_idx\nAl met,Bo met,\"[6, 7]\",[10]\n";
+        for (name, text) in [
+            ("a.json", autocircuit),
+            ("b.json", ours),
+            ("c.csv", ids),
+            ("d.csv", lists),
+        ] {
+            let task = read_under(&tokenizer, name, text, false).unwrap();
+            let target = &task.pairs()[0].target;
+            assert_eq!(
+                (target.answers[0], &target.wrong[..]),
+                (6, &[10][..]),
+                "{name}"
+            );
+            assert_eq!(task.metric, Metric::LogitDiff);
+        }
+        for (name, text, says) in [
+            (
+                "a.csv",
+                "clean,corrupted,correct_idx\nAl met,Bo met,99\n",
+                "99",
+            ),
+            (
+                "a.csv",
+                "clean,corrupted,correct_idx\nAl met,Bo met,0\n",
+                "special",
+            ),
+            (
+                "a.csv",
+                "clean,corrupted,correct_idx\nAl met,Bo met,he\n",
+                "no whole number",
+            ),
+            (
+                "a.csv",
+                "clean,corrupted,label\nAl met,Bo met,True\n",
+                "whole number",
+            ),
+            (
+                "a.csv",
+                "clean,corrupted,label\nAl met,Bo met,1352\n",
+                "two digits",
+            ),
+            ("a.json", "{}", "neither an array"),
+            (
+                "a.json",
+                r#"[{"clean": "Al met", "corrupted": "Bo met", "answer": 7}]"#,
+                "answer_id",
+            ),
+        ] {
+            let error = read_under(&tokenizer, name, text, false)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_label_of_greater_than_is_a_year_to_exceed() {
+        let years: Vec<String> = (0..100).map(|year| format!("{year:02}")).collect();
+        let tokenizer = word_level(years.iter().map(String::as_str).chain(["from", "till"]));
+        let csv = "clean,corrupted,label\nfrom 52 till,from 01 till,52\n";
+        let task = read_under(&tokenizer, "a.csv", csv, false).unwrap();
+        let target = &task.pairs()[0].target;
+        assert_eq!((target.answers.len(), target.wrong.len()), (47, 53));
+        assert_eq!(tokenizer.token(target.answers[0]), "53");
+        assert_eq!(task.metric, Metric::ProbDiff);
+    }
+
+    #[test]
+    fn a_column_without_a_type_has_no_answers() {
+        let columns = vec![
+            Series::new("clean".into(), ["Al met"]).into_column(),
+            Series::new("corrupted".into(), ["Bo met"]).into_column(),
+            Series::new("answer_id".into(), [6i64]).into_column(),
+            Series::new_null("wrong".into(), 1).into_column(),
+        ];
+        let mut frame = DataFrame::new(1, columns).unwrap();
+        let mut bytes = Vec::new();
+        ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+        let task = task("mine.parquet", &bytes).unwrap();
+        assert_eq!(task.pairs()[0].target.answers, [6]);
+        assert_eq!(task.metric, Metric::LogProb);
     }
 }

@@ -19,9 +19,17 @@ pub(super) struct Draft {
     pub template: usize,
     pub clean: PromptText,
     pub corrupted: PromptText,
-    /// Texts that continue the prompt, exactly as it would go on.
-    pub answers: Vec<String>,
-    pub wrong: Vec<String>,
+    /// What continues the prompt, exactly as it would go on.
+    pub answers: Vec<Continuation>,
+    pub wrong: Vec<Continuation>,
+}
+
+/// An answer before it is a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Continuation {
+    Text(String),
+    /// A token of the tokenizer that the file was made with, which must be this one.
+    Id(u32),
 }
 
 /// What holds for all pairs of a task.
@@ -33,6 +41,8 @@ pub(super) struct TokeniseSetting<'a> {
     pub needs_wrong: bool,
     /// Whether prompts may differ in length, and roles in position, as long as the tokens of roles correspond one to one.
     pub unequal: bool,
+    /// Whether an answer that would melt into the prompt's last token is the token that it is alone; else the pair is dropped.
+    pub may_melt: bool,
     /// Roles such as `S1+1`.
     pub derived_roles: &'a [DerivedRole],
 }
@@ -171,6 +181,16 @@ fn check_prompts(
             }
         }
     }
+    if let Some(mask) = setting.tokenizer.mask_to_fill()
+        && [clean_ids, corrupted_ids]
+            .iter()
+            .any(|ids| ids.last() != Some(&mask))
+    {
+        return Err(format!(
+            "no mask at the end: the answer is read at the prompt's last token, which must be `{}`",
+            setting.tokenizer.token(mask)
+        ));
+    }
     if !setting.unequal && clean_ids.len() != corrupted_ids.len() {
         return Err(format!(
             "lengths differ: clean has {} tokens, corrupted has {}",
@@ -237,52 +257,109 @@ fn covering(encoded: &Encoded, range: &Range<usize>) -> Vec<usize> {
         .collect()
 }
 
-/// The token that each text becomes as the continuation of the prompt. A tokenizer may spell a word otherwise there than alone
-/// (` Mary`, not `Mary`), so prompt and answer are encoded together and must differ by one token at the end.
+/// The token that each answer is as the continuation of the prompt.
 fn answer_tokens(
-    texts: &[String],
+    answers: &[Continuation],
     clean: &Framed,
     setting: &TokeniseSetting,
 ) -> Result<Result<Vec<u32>, String>> {
-    let prompt = &clean.encoded.ids;
-    let mut ids = Vec::with_capacity(texts.len());
-    for text in texts {
-        // After a chat template's own line break an answer begins without its space.
-        let text = if setting.chat {
-            text.trim_start()
-        } else {
-            text.as_str()
+    let mut ids = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let id = match answer {
+            Continuation::Id(id) => token_by_id(*id, setting.tokenizer),
+            Continuation::Text(text) => token_of(text, clean, setting)?,
         };
-        let whole = setting
-            .tokenizer
-            .encode(&format!("{}{text}", clean.prompt.text), setting.bos)?
-            .ids;
-        let Some(rest) = whole.strip_prefix(prompt.as_slice()) else {
-            return Ok(Err(format!(
-                "answer joins the prompt: `{}` changes the prompt's last token",
-                printable(text)
-            )));
-        };
-        let &[id] = rest else {
-            let pieces: Vec<String> = rest.iter().map(|&id| setting.tokenizer.token(id)).collect();
-            return Ok(Err(format!(
-                "answer is not one token: `{}` is {} ({})",
-                printable(text),
-                pieces.len(),
-                pieces.join("|")
-            )));
-        };
-        if Some(id) == setting.tokenizer.unknown() {
-            return Ok(Err(format!(
-                "unknown word: the vocabulary cannot spell the answer `{}`",
-                printable(text)
-            )));
-        }
-        if !ids.contains(&id) {
-            ids.push(id);
+        match id {
+            Err(reason) => return Ok(Err(reason)),
+            Ok(id) if ids.contains(&id) => {}
+            Ok(id) => ids.push(id),
         }
     }
     Ok(Ok(ids))
+}
+
+/// An id from a file must be a piece of text in this vocabulary.
+fn token_by_id(id: u32, tokenizer: &Tokenizer) -> Result<u32, String> {
+    if !tokenizer.has_id(id) {
+        return Err(format!(
+            "no such token: the vocabulary has no id {id}; was the file made with this tokenizer?"
+        ));
+    }
+    if tokenizer.is_special(id) || Some(id) == tokenizer.unknown() {
+        return Err(format!(
+            "answer is a special token: {id} is `{}`; was the file made with this tokenizer?",
+            tokenizer.token(id)
+        ));
+    }
+    Ok(id)
+}
+
+/// A tokenizer may spell a word otherwise behind a prompt than alone (` Mary`, not `Mary`), so prompt and answer are encoded together
+/// and should differ by one token at the end. Where they melt together instead (`cat` and `s`, `np.` and `array`) and may, the answer is
+/// the token that it is behind a line break, with which nothing melts.
+fn token_of(text: &str, clean: &Framed, setting: &TokeniseSetting) -> Result<Result<u32, String>> {
+    let tokenizer = setting.tokenizer;
+    // After a chat template's own line break an answer begins without its space.
+    let text = if setting.chat {
+        text.trim_start()
+    } else {
+        text
+    };
+    let joined = format!("{}{text}", clean.prompt.text);
+    let whole = tokenizer.encode(&joined, setting.bos)?.ids;
+    let rest = match whole.strip_prefix(clean.encoded.ids.as_slice()) {
+        Some(rest) => rest.to_vec(),
+        None => {
+            let alone = if setting.may_melt {
+                behind_a_line_break(text, tokenizer)?
+            } else {
+                None
+            };
+            let Some(rest) = alone else {
+                return Ok(Err(format!(
+                    "answer joins the prompt: `{}` changes the prompt's last token",
+                    printable(text)
+                )));
+            };
+            rest
+        }
+    };
+    let &[id] = rest.as_slice() else {
+        let pieces: Vec<String> = rest.iter().map(|&id| tokenizer.token(id)).collect();
+        let spaced = format!("{} {text}", clean.prompt.text);
+        let spaced = tokenizer.encode(&spaced, setting.bos)?.ids;
+        let would_fit = spaced
+            .strip_prefix(clean.encoded.ids.as_slice())
+            .is_some_and(|rest| rest.len() == 1 && !text.starts_with(char::is_whitespace));
+        return Ok(Err(format!(
+            "answer is not one token: `{}` is {} ({}){}",
+            printable(text),
+            pieces.len(),
+            pieces.join("|"),
+            if would_fit {
+                "; with a space in front it is one"
+            } else {
+                ""
+            }
+        )));
+    };
+    if Some(id) == tokenizer.unknown() {
+        return Ok(Err(format!(
+            "unknown word: the vocabulary cannot spell the answer `{}`",
+            printable(text)
+        )));
+    }
+    Ok(Ok(id))
+}
+
+/// The tokens of a text behind a line break, if it does not melt with that either.
+fn behind_a_line_break(text: &str, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
+    let line_break = tokenizer.encode("\n", false)?.ids;
+    let both = tokenizer.encode(&format!("\n{text}"), false)?.ids;
+    Ok(both
+        .strip_prefix(line_break.as_slice())
+        .filter(|rest| !rest.is_empty())
+        .map(<[u32]>::to_vec))
 }
 
 impl DerivedRole {
@@ -341,8 +418,14 @@ mod tests {
             template: 1,
             clean: prompt(clean),
             corrupted: prompt(corrupted),
-            answers: answers.iter().map(|&a| a.to_owned()).collect(),
-            wrong: wrong.iter().map(|&a| a.to_owned()).collect(),
+            answers: answers
+                .iter()
+                .map(|&a| Continuation::Text(a.to_owned()))
+                .collect(),
+            wrong: wrong
+                .iter()
+                .map(|&a| Continuation::Text(a.to_owned()))
+                .collect(),
         }
     }
 
@@ -357,6 +440,7 @@ mod tests {
             max_tokens: Some(6),
             needs_wrong: true,
             unequal: false,
+            may_melt: false,
             derived_roles,
         }
     }
@@ -539,6 +623,7 @@ mod tests {
             max_tokens: None,
             needs_wrong: false,
             unequal: false,
+            may_melt: false,
             derived_roles: &[],
         };
         let pair = tokenise(draft(" Al", " Bo", &[" x"], &[]), &setting)

@@ -52,6 +52,15 @@ fn llama(n_layers: usize, n_heads: usize, n_kv_heads: usize, d_head: usize) -> M
     }
 }
 
+/// Rotary positions of heads of 8 dimensions, stretched.
+fn scaled(n_layers: usize, scaling: RopeScaling) -> Position {
+    let Position::Rotary(mut rotary) = rotary(n_layers, 8, RotaryStyle::Half) else {
+        unreachable!("it is rotary")
+    };
+    rotary.bases[0].scaling = scaling;
+    Position::Rotary(rotary)
+}
+
 fn rotary(n_layers: usize, dims: usize, style: RotaryStyle) -> Position {
     Position::Rotary(Rotary {
         dims,
@@ -161,6 +170,32 @@ pub fn every_kind() -> Vec<Model> {
             residual_multiplier: Some(0.6),
             logit_scale: Some(0.7),
             ..llama(3, 4, 4, 9)
+        },
+        // Stretched from the first token on, and by another factor with each.
+        ModelSpec {
+            family: "dynamic".into(),
+            position: scaled(
+                2,
+                RopeScaling::Dynamic {
+                    factor: 3.0,
+                    original_max_position: 6,
+                },
+            ),
+            ..llama(2, 4, 2, 8)
+        },
+        // Generation crosses the length at which the factors change.
+        ModelSpec {
+            family: "longrope".into(),
+            position: scaled(
+                2,
+                RopeScaling::LongRope {
+                    short: vec![1.0, 1.2, 1.5, 2.0],
+                    long: vec![1.5, 2.5, 4.0, 8.0],
+                    attention_factor: 1.2,
+                    original_max_position: 14,
+                },
+            ),
+            ..llama(2, 4, 2, 8)
         },
     ];
     let random = |(i, (spec, biases)): (usize, (ModelSpec, bool))| {

@@ -23,13 +23,7 @@ pub struct Sizes {
     pub num_key_value_heads: Option<usize>,
     pub head_dim: Option<usize>,
     pub vocab_size: usize,
-    /// 2048 in every family's defaults that we read; real files write it.
-    #[serde(default = "default_positions")]
     pub max_position_embeddings: usize,
-}
-
-fn default_positions() -> usize {
-    2048
 }
 
 impl Sizes {
@@ -107,16 +101,27 @@ pub fn windows(
     window: Option<usize>,
     slides: impl Fn(usize) -> bool,
 ) -> Result<Vec<Option<usize>>> {
+    match layer_types {
+        Some(kinds) => windows_of(kinds, n_layers, window),
+        None => Ok((0..n_layers)
+            .map(|layer| window.filter(|_| slides(layer)))
+            .collect()),
+    }
+}
+
+/// The window of each layer by its kind.
+/// # Errors
+/// As [`windows`].
+pub fn windows_of(
+    kinds: &[String],
+    n_layers: usize,
+    window: Option<usize>,
+) -> Result<Vec<Option<usize>>> {
     let bad = |reason: String| {
         Err(Error::BadConfig {
             key: "layer_types".to_string(),
             reason,
         })
-    };
-    let Some(kinds) = layer_types else {
-        return Ok((0..n_layers)
-            .map(|layer| window.filter(|_| slides(layer)))
-            .collect());
     };
     if kinds.len() != n_layers {
         return bad(format!("{} kinds for {n_layers} layers", kinds.len()));
@@ -153,13 +158,11 @@ pub fn layout(spec: &ModelSpec, biases: Biases) -> Layout {
     let d = spec.d_model;
     let (linear, as_is) = (Piece::linear, Piece::as_is);
     let mut model = vec![
-        (Slot::Embed, vec![as_is("model.embed_tokens.weight", d)]),
-        (Slot::LnFinal, vec![as_is("model.norm.weight", d)]),
+        (Slot::Embed, vec![as_is("embed_tokens.weight", d)]),
+        (Slot::LnFinal, vec![as_is("norm.weight", d)]),
     ];
-    let mut harmless = vec!["*.rotary_emb.inv_freq"];
-    if spec.tied {
-        harmless.push("lm_head.weight");
-    } else {
+    let harmless = vec!["*.rotary_emb.inv_freq"];
+    if !spec.tied {
         model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
     }
     let mut blocks = norms(spec);
@@ -168,13 +171,13 @@ pub fn layout(spec: &ModelSpec, biases: Biases) -> Layout {
         (
             Slot::MlpIn,
             vec![
-                linear("model.layers.{l}.mlp.gate_proj.weight", spec.d_mlp),
-                linear("model.layers.{l}.mlp.up_proj.weight", spec.d_mlp),
+                linear("layers.{l}.mlp.gate_proj.weight", spec.d_mlp),
+                linear("layers.{l}.mlp.up_proj.weight", spec.d_mlp),
             ],
         ),
         (
             Slot::MlpOut,
-            vec![linear("model.layers.{l}.mlp.down_proj.weight", d)],
+            vec![linear("layers.{l}.mlp.down_proj.weight", d)],
         ),
     ]);
     if biases.mlp {
@@ -182,21 +185,23 @@ pub fn layout(spec: &ModelSpec, biases: Biases) -> Layout {
             (
                 Slot::MlpInBias,
                 vec![
-                    as_is("model.layers.{l}.mlp.gate_proj.bias", spec.d_mlp),
-                    as_is("model.layers.{l}.mlp.up_proj.bias", spec.d_mlp),
+                    as_is("layers.{l}.mlp.gate_proj.bias", spec.d_mlp),
+                    as_is("layers.{l}.mlp.up_proj.bias", spec.d_mlp),
                 ],
             ),
             (
                 Slot::MlpOutBias,
-                vec![as_is("model.layers.{l}.mlp.down_proj.bias", d)],
+                vec![as_is("layers.{l}.mlp.down_proj.bias", d)],
             ),
         ]);
     }
     Layout {
         model,
         blocks,
-        optional_prefix: "",
+        optional_prefix: "model.",
         harmless,
+        tied_head: Some("lm_head.weight"),
+        ..Layout::default()
     }
 }
 
@@ -205,10 +210,10 @@ type Filled = Vec<(Slot, Vec<Piece>)>;
 /// The same two names mean other norms in other families: `post_attention_layernorm` stands before the MLP of a Llama,
 /// and on the output of attention in Gemma 2 and OLMo 2.
 fn norms(spec: &ModelSpec) -> Filled {
-    const INPUT: &str = "model.layers.{l}.input_layernorm.weight";
-    const AFTER_ATTENTION: &str = "model.layers.{l}.post_attention_layernorm.weight";
-    const BEFORE_MLP: &str = "model.layers.{l}.pre_feedforward_layernorm.weight";
-    const AFTER_MLP: &str = "model.layers.{l}.post_feedforward_layernorm.weight";
+    const INPUT: &str = "layers.{l}.input_layernorm.weight";
+    const AFTER_ATTENTION: &str = "layers.{l}.post_attention_layernorm.weight";
+    const BEFORE_MLP: &str = "layers.{l}.pre_feedforward_layernorm.weight";
+    const AFTER_MLP: &str = "layers.{l}.post_feedforward_layernorm.weight";
     let named: &[(Slot, &'static str)] = match spec.norm_placement {
         NormPlacement::Pre => &[(Slot::Ln1, INPUT), (Slot::Ln2, AFTER_ATTENTION)],
         NormPlacement::Post => &[(Slot::Ln1Post, AFTER_ATTENTION), (Slot::Ln2Post, AFTER_MLP)],
@@ -237,30 +242,30 @@ fn attention(spec: &ModelSpec, biases: Biases) -> Filled {
         (
             Slot::Qkv,
             vec![
-                linear("model.layers.{l}.self_attn.q_proj.weight", q),
-                linear("model.layers.{l}.self_attn.k_proj.weight", kv),
-                linear("model.layers.{l}.self_attn.v_proj.weight", kv),
+                linear("layers.{l}.self_attn.q_proj.weight", q),
+                linear("layers.{l}.self_attn.k_proj.weight", kv),
+                linear("layers.{l}.self_attn.v_proj.weight", kv),
             ],
         ),
         (
             Slot::O,
-            vec![linear("model.layers.{l}.self_attn.o_proj.weight", d)],
+            vec![linear("layers.{l}.self_attn.o_proj.weight", d)],
         ),
     ];
     if biases.qkv {
         filled.push((
             Slot::QkvBias,
             vec![
-                as_is("model.layers.{l}.self_attn.q_proj.bias", q),
-                as_is("model.layers.{l}.self_attn.k_proj.bias", kv),
-                as_is("model.layers.{l}.self_attn.v_proj.bias", kv),
+                as_is("layers.{l}.self_attn.q_proj.bias", q),
+                as_is("layers.{l}.self_attn.k_proj.bias", kv),
+                as_is("layers.{l}.self_attn.v_proj.bias", kv),
             ],
         ));
     }
     if biases.o {
         filled.push((
             Slot::OBias,
-            vec![as_is("model.layers.{l}.self_attn.o_proj.bias", d)],
+            vec![as_is("layers.{l}.self_attn.o_proj.bias", d)],
         ));
     }
     let of_norm = match spec.qk_norm {
@@ -272,11 +277,11 @@ fn attention(spec: &ModelSpec, biases: Biases) -> Filled {
         filled.extend([
             (
                 Slot::QNorm,
-                vec![as_is("model.layers.{l}.self_attn.q_norm.weight", q)],
+                vec![as_is("layers.{l}.self_attn.q_norm.weight", q)],
             ),
             (
                 Slot::KNorm,
-                vec![as_is("model.layers.{l}.self_attn.k_norm.weight", k)],
+                vec![as_is("layers.{l}.self_attn.k_norm.weight", k)],
             ),
         ]);
     }

@@ -5,21 +5,24 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, MOST_LAYERS, activation, shown};
 use super::decoder::{self, Biases, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::{RopeConfig, RopeSettings};
 use super::{Description, Family, all_rotates};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::gguf::Gguf;
 use crate::model::layout::{Layout, Slot};
 use crate::model::spec::{
     Activation, ModelSpec, NormPlacement, Position, QkNorm, RopeScaling, RotaryBase,
 };
+use crate::text::shortened;
 
 pub const GEMMA: Family = Family {
     name: "gemma",
     model_types: &["gemma"],
+    defaults: GEMMA_DEFAULTS,
+    synonyms: &[],
     from_config: describe_gemma,
     gguf: Some(("gemma", describe_gemma_gguf)),
 };
@@ -27,6 +30,8 @@ pub const GEMMA: Family = Family {
 pub const GEMMA2: Family = Family {
     name: "gemma2",
     model_types: &["gemma2"],
+    defaults: GEMMA2_DEFAULTS,
+    synonyms: &[],
     from_config: describe_gemma2,
     gguf: Some(("gemma2", describe_gemma2_gguf)),
 };
@@ -35,12 +40,29 @@ pub const GEMMA2: Family = Family {
 pub const GEMMA3: Family = Family {
     name: "gemma3",
     model_types: &["gemma3_text"],
+    defaults: GEMMA3_DEFAULTS,
+    synonyms: &[],
     from_config: describe_gemma3,
     gguf: Some(("gemma3", describe_gemma3_gguf)),
 };
 
-/// Attention in both directions (EmbeddingGemma) would be another function.
-const AT_DEFAULT: &[(&str, &str)] = &[("use_bidirectional_attention", "false")];
+const GEMMA_DEFAULTS: &str = r#"{
+    "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+    "hidden_act": "gelu_pytorch_tanh", "attention_bias": false, "tie_word_embeddings": true
+}"#;
+const GEMMA2_DEFAULTS: &str = r#"{
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+    "hidden_activation": "gelu_pytorch_tanh", "attention_bias": false, "tie_word_embeddings": true,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0
+}"#;
+const GEMMA3_DEFAULTS: &str = r#"{
+    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+    "hidden_activation": "gelu_pytorch_tanh", "attention_bias": false, "tie_word_embeddings": true,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "final_logit_softcapping": null
+}"#;
 
 /// Rotary bases that Gemma 3's files may leave out.
 const GLOBAL_THETA: f64 = 1_000_000.0;
@@ -56,73 +78,98 @@ struct Config {
     #[serde(flatten)]
     rope: RopeConfig,
     rms_norm_eps: f64,
-    /// Gemma 1 has both; this one is not read where the other is there.
+    /// What Gemma 1 reads.
     hidden_act: Option<String>,
+    /// What the later ones read.
     hidden_activation: Option<String>,
-    #[serde(default)]
     attention_bias: bool,
     query_pre_attn_scalar: Option<f64>,
     attn_logit_softcapping: Option<f32>,
     final_logit_softcapping: Option<f32>,
     sliding_window: Option<usize>,
-    #[serde(alias = "_sliding_window_pattern")]
     sliding_window_pattern: Option<usize>,
     layer_types: Option<Vec<String>>,
     rope_local_base_freq: Option<f64>,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn describe_gemma(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    config.refuse_later_keys("gemma")?;
-    let rope = config.rope.settings(config.sizes.max_position_embeddings)?;
-    let spec = config.spec("gemma", rope)?;
-    Ok(config.describe(spec))
-}
-
-fn describe_gemma2(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    let rope = config.rope.settings(config.sizes.max_position_embeddings)?;
-    let spec = config.spec("gemma2", rope)?;
-    let spec = config.alternating(
-        ModelSpec {
-            norm_placement: NormPlacement::Sandwich,
-            ..spec
-        },
-        GEMMA2_PATTERN,
-    )?;
-    Ok(config.describe(spec))
-}
-
-fn describe_gemma3(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    let [global, local] = config.two_bases()?;
-    let spec = ModelSpec {
-        norm_placement: NormPlacement::Sandwich,
-        qk_norm: QkNorm::PerHead,
-        ..config.spec("gemma3", global)?
+fn describe_gemma(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    config.refuse_later_keys(keys)?;
+    let rope = config
+        .rope
+        .settings(keys, config.sizes.max_position_embeddings)?;
+    all_rotates(keys, &rope)?;
+    let mut spec = config.spec("gemma", keys, rope)?;
+    spec.activation = match config.hidden_act.as_deref() {
+        // The first files say `gelu` and mean the tanh form: their authors' code has no other.
+        None | Some("gelu") => Activation::GeluTanh,
+        Some(name) => activation("hidden_act", name)?,
     };
-    let spec = config.alternating(spec, GEMMA3_PATTERN)?;
-    let spec = with_local_base(spec, local.base);
+    // Read by transformers 4 and not by 5, which matters only where the two disagree.
+    if let Some(other) = &config.hidden_activation
+        && activation("hidden_activation", other)? != spec.activation
+    {
+        keys.refuse("hidden_activation", other, "it contradicts `hidden_act`")?;
+    }
     Ok(config.describe(spec))
+}
+
+fn describe_gemma2(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    let rope = config
+        .rope
+        .settings(keys, config.sizes.max_position_embeddings)?;
+    all_rotates(keys, &rope)?;
+    let mut spec = config.later_spec("gemma2", keys, rope)?;
+    spec.attn_softcap = config.attn_logit_softcapping;
+    let kinds = config.kinds(GEMMA2_PATTERN);
+    spec.windows = decoder::windows_of(&kinds, spec.n_layers, config.sliding_window)?;
+    Ok(config.describe(spec))
+}
+
+fn describe_gemma3(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    let [global, local] = config.two_bases(keys)?;
+    all_rotates(keys, &global)?;
+    all_rotates(keys, &local)?;
+    // `attn_logit_softcapping` is in the files and in transformers' class, and no line of its code reads it.
+    let mut spec = ModelSpec {
+        qk_norm: QkNorm::PerHead,
+        ..config.later_spec("gemma3", keys, global)?
+    };
+    let kinds = config.kinds(config.sliding_window_pattern.unwrap_or(GEMMA3_PATTERN));
+    spec.windows = decoder::windows_of(&kinds, spec.n_layers, config.sliding_window)?;
+    Ok(config.describe(with_local_base(spec, local.base)))
 }
 
 impl Config {
     /// What the three have in common.
-    fn spec(&self, family: &str, rope: RopeSettings) -> Result<ModelSpec> {
-        refuse_unhandled(family, &self.rest, AT_DEFAULT)?;
-        all_rotates(family, &rope)?;
+    fn spec(&self, family: &str, keys: &mut Keys, rope: RopeSettings) -> Result<ModelSpec> {
+        keys.refuse_unhandled(&self.rest, &[], &[])?;
         let mut spec = of_gemma(self.sizes.spec(family, self.rms_norm_eps, rope)?);
-        spec.activation = self.activation()?;
         spec.tied = self.tie_word_embeddings;
-        spec.attn_softcap = self.attn_logit_softcapping;
+        Ok(spec)
+    }
+
+    /// What 2 and 3 have in common.
+    fn later_spec(&self, family: &str, keys: &mut Keys, rope: RopeSettings) -> Result<ModelSpec> {
+        let mut spec = ModelSpec {
+            norm_placement: NormPlacement::Sandwich,
+            ..self.spec(family, keys, rope)?
+        };
+        if let Some(name) = &self.hidden_activation {
+            spec.activation = activation("hidden_activation", name)?;
+        }
+        // Of these only `hidden_activation` is read; published files have both, and the same in them.
+        if let Some(other) = &self.hidden_act
+            && other != "gelu"
+            && activation("hidden_act", other)? != spec.activation
+        {
+            keys.refuse("hidden_act", other, "it contradicts `hidden_activation`")?;
+        }
         spec.final_softcap = self.final_logit_softcapping;
         if let Some(scalar) = self.query_pre_attn_scalar {
             spec.attn_scale = vec![scalar.powf(-0.5) as f32; spec.n_layers];
@@ -130,98 +177,94 @@ impl Config {
         Ok(spec)
     }
 
-    /// Gemma 1's first files say `gelu` and mean the tanh form: their authors' code has no other.
-    fn activation(&self) -> Result<Activation> {
-        let key = if self.hidden_activation.is_some() {
-            "hidden_activation"
-        } else {
-            "hidden_act"
-        };
-        match self
-            .hidden_activation
-            .as_deref()
-            .or(self.hidden_act.as_deref())
-        {
-            None | Some("gelu") => Ok(Activation::GeluTanh),
-            Some(name) => activation(key, name),
-        }
-    }
-
     /// Gemma 1 has neither windows nor caps.
-    fn refuse_later_keys(&self, family: &str) -> Result<()> {
-        let keys = [
+    fn refuse_later_keys(&self, keys: &mut Keys) -> Result<()> {
+        let as_text = |number: f64| Value::from(number).to_string();
+        let later = [
             (
                 "query_pre_attn_scalar",
-                self.query_pre_attn_scalar.map(|x| x.to_string()),
+                self.query_pre_attn_scalar.map(as_text),
             ),
             (
                 "attn_logit_softcapping",
-                self.attn_logit_softcapping.map(|x| x.to_string()),
+                self.attn_logit_softcapping.map(|cap| as_text(cap.into())),
             ),
             (
                 "final_logit_softcapping",
-                self.final_logit_softcapping.map(|x| x.to_string()),
+                self.final_logit_softcapping.map(|cap| as_text(cap.into())),
             ),
             ("sliding_window", self.sliding_window.map(|x| x.to_string())),
             (
                 "layer_types",
-                self.layer_types.as_ref().map(|kinds| kinds.join(",")),
+                self.layer_types
+                    .as_ref()
+                    .filter(|kinds| kinds.iter().any(|kind| kind != "full_attention"))
+                    .map(|kinds| shortened(&kinds.join(","))),
             ),
         ];
-        match keys
-            .into_iter()
-            .find_map(|(key, value)| Some((key, value?)))
-        {
-            None => Ok(()),
-            Some((key, value)) => Err(Error::UnhandledConfig {
-                family: family.to_string(),
-                key: key.to_string(),
-                value: crate::text::shortened(&value),
-            }),
+        for (key, value) in later {
+            if let Some(value) = value {
+                keys.refuse(key, &value, "Gemma 1 has neither windows nor soft-caps")?;
+            }
         }
+        Ok(())
     }
 
-    fn alternating(&self, spec: ModelSpec, pattern: usize) -> Result<ModelSpec> {
-        let pattern = self.sliding_window_pattern.unwrap_or(pattern).max(1);
-        let windows = decoder::windows(
-            self.layer_types.as_deref(),
-            spec.n_layers,
-            self.sliding_window,
-            |layer| !(layer + 1).is_multiple_of(pattern),
-        )?;
-        Ok(ModelSpec { windows, ..spec })
+    /// The kind of each layer: as written, or every `pattern`-th sees everything.
+    fn kinds(&self, pattern: usize) -> Vec<String> {
+        let kind = |layer: usize| {
+            let sees_everything = (layer + 1).is_multiple_of(pattern.max(1));
+            let kind = if sees_everything {
+                "full_attention"
+            } else {
+                "sliding_attention"
+            };
+            kind.to_string()
+        };
+        match &self.layer_types {
+            Some(kinds) => kinds.clone(),
+            None => (0..self.sizes.num_hidden_layers.min(MOST_LAYERS))
+                .map(kind)
+                .collect(),
+        }
     }
 
     /// The rotary settings of the layers that see everything, and of those that slide: two objects in new files; in older ones
     /// the usual keys, which mean the former, and `rope_local_base_freq`.
-    fn two_bases(&self) -> Result<[RopeSettings; 2]> {
+    fn two_bases(&self, keys: &mut Keys) -> Result<[RopeSettings; 2]> {
         let n_ctx = self.sizes.max_position_embeddings;
-        let nested = self.rope.rope_parameters.as_ref();
-        let of_kind = |kind: &str| -> Option<RopeConfig> {
-            let inner = nested?.get(kind)?;
-            Some(RopeConfig {
-                rope_parameters: Some(inner.as_object()?.clone()),
-                ..RopeConfig::default()
-            })
+        let mut nested = self.rope.rope_parameters.clone().unwrap_or_default();
+        let mut of_kind = |kind: &str| match nested.remove(kind) {
+            Some(Value::Object(inner)) => Some(inner),
+            _ => None,
         };
-        let (global, local) = match (of_kind("full_attention"), of_kind("sliding_attention")) {
-            (None, None) => (self.rope.clone(), RopeConfig::default()),
-            (global, local) => (global.unwrap_or_default(), local.unwrap_or_default()),
+        let (global, local) = (of_kind("full_attention"), of_kind("sliding_attention"));
+        for (key, value) in nested.iter().filter(|(_, value)| !value.is_null()) {
+            keys.refuse(
+                &format!("rope_parameters.{key}"),
+                &shown(value),
+                "in this family each kind of layer has rotary settings of its own, and those beside them are not read",
+            )?;
+        }
+        let global = RopeConfig {
+            rope_theta: self.rope.rope_theta.or(Some(GLOBAL_THETA)),
+            rope_scaling: self.rope.rope_scaling.clone(),
+            rope_parameters: global,
+            ..self.rope.clone()
         };
-        let or = |theta: Option<f64>, mut rope: RopeConfig| {
-            rope.rope_theta = match rope.rope_parameters.as_ref() {
-                Some(inner) if inner.contains_key("rope_theta") => None,
-                _ => rope.rope_theta.or(theta),
-            };
-            rope.settings(n_ctx)
+        let local = RopeConfig {
+            rope_theta: Some(self.rope_local_base_freq.unwrap_or(LOCAL_THETA)),
+            rope_parameters: local,
+            ..RopeConfig::default()
         };
-        Ok([
-            or(Some(GLOBAL_THETA), global)?,
-            or(
-                Some(self.rope_local_base_freq.unwrap_or(LOCAL_THETA)),
-                local,
-            )?,
-        ])
+        let mut settings = |mut rope: RopeConfig| {
+            let inner = rope.rope_parameters.as_ref();
+            if inner.is_some_and(|inner| inner.contains_key("rope_theta")) {
+                rope.rope_theta = None;
+            }
+            rope.settings(keys, n_ctx)
+        };
+        Ok([settings(global)?, settings(local)?])
     }
 
     fn describe(&self, spec: ModelSpec) -> Description {
@@ -231,7 +274,7 @@ impl Config {
             mlp: false,
         };
         let layout = plus_one(decoder::layout(&spec, biases));
-        Description { spec, layout }
+        Description::new(spec, layout)
     }
 }
 
@@ -276,18 +319,18 @@ fn plus_one(mut layout: Layout) -> Layout {
 }
 
 /// In a GGUF the norms have their 1 already.
-fn describe_gemma_gguf(gguf: &Gguf) -> Result<Description> {
-    let spec = of_gemma(Metadata::new(gguf, "gemma", &[])?.spec("gemma")?);
+fn describe_gemma_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let spec = of_gemma(Metadata::new(gguf, keys, "gemma", &[])?.spec("gemma")?);
     Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }
 
-fn describe_gemma2_gguf(gguf: &Gguf) -> Result<Description> {
+fn describe_gemma2_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
     let own_keys = [
         "attention.sliding_window",
         "attn_logit_softcapping",
         "final_logit_softcapping",
     ];
-    let metadata = Metadata::new(gguf, "gemma2", &own_keys)?;
+    let metadata = Metadata::new(gguf, keys, "gemma2", &own_keys)?;
     let mut spec = ModelSpec {
         norm_placement: NormPlacement::Sandwich,
         ..of_gemma(metadata.spec("gemma2")?)
@@ -304,9 +347,9 @@ fn describe_gemma2_gguf(gguf: &Gguf) -> Result<Description> {
     Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }
 
-fn describe_gemma3_gguf(gguf: &Gguf) -> Result<Description> {
+fn describe_gemma3_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
     let own_keys = ["attention.sliding_window", "rope.freq_base_swa"];
-    let metadata = Metadata::new(gguf, "gemma3", &own_keys)?;
+    let metadata = Metadata::new(gguf, keys, "gemma3", &own_keys)?;
     let mut spec = ModelSpec {
         norm_placement: NormPlacement::Sandwich,
         qk_norm: QkNorm::PerHead,
@@ -379,14 +422,17 @@ mod tests {
         });
         let described = described.unwrap();
         assert_eq!(rotary(&described), (vec![1, 1, 1, 1], vec![1e6, 1e4]));
-        let pattern = edited(GEMMA3_CONFIG, |config| {
-            config.remove("layer_types");
-            config.insert("_sliding_window_pattern".into(), 2.into());
-        });
-        assert_eq!(
-            pattern.unwrap().spec.windows,
-            [Some(5), None, Some(5), None]
-        );
+        // transformers writes the second of these names, and reads only the first.
+        for (name, windows) in [
+            ("sliding_window_pattern", [Some(5), None, Some(5), None]),
+            ("_sliding_window_pattern", [Some(5); 4]),
+        ] {
+            let pattern = edited(GEMMA3_CONFIG, |config| {
+                config.remove("layer_types");
+                config.insert(name.into(), 2.into());
+            });
+            assert_eq!(pattern.unwrap().spec.windows, windows);
+        }
     }
 
     #[test]

@@ -4,12 +4,12 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::RopeSettings;
 use super::{Description, Family};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::gguf::Gguf;
 use crate::model::layout::{Layout, Piece, Slot};
 use crate::model::spec::{ModelSpec, Position};
@@ -17,15 +17,28 @@ use crate::model::spec::{ModelSpec, Position};
 pub const FAMILY: Family = Family {
     name: "gpt2",
     model_types: &["gpt2"],
+    defaults: DEFAULTS,
+    synonyms: GPT_NAMES,
     from_config: describe,
     gguf: Some(("gpt2", describe_gguf)),
 };
 
 /// Computing attention in another order or in f32 is the same function: scores and softmax are f32 here anyway.
-const AT_DEFAULT: &[(&str, &str)] = &[
-    ("reorder_and_upcast_attn", "false"),
-    ("reorder_and_upcast_attn", "true"),
+const AT_DEFAULT: &[(&str, &str)] = &[("reorder_and_upcast_attn", "true")];
+
+/// The usual names of what GPT-2 and GPT-J call otherwise; transformers takes either.
+pub(super) const GPT_NAMES: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("max_position_embeddings", "n_positions"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
 ];
+
+const DEFAULTS: &str = r#"{
+    "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": null,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": true,
+    "scale_attn_by_inverse_layer_idx": false, "tie_word_embeddings": true
+}"#;
 
 #[derive(Deserialize)]
 struct Config {
@@ -33,44 +46,20 @@ struct Config {
     n_head: usize,
     n_layer: usize,
     n_positions: usize,
-    /// An old second name of `n_positions`.
-    n_ctx: Option<usize>,
     n_inner: Option<usize>,
     vocab_size: usize,
-    #[serde(default = "default_act")]
     activation_function: String,
-    #[serde(default = "default_eps")]
     layer_norm_epsilon: f64,
-    #[serde(default = "yes")]
     scale_attn_weights: bool,
-    #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-// The defaults of transformers' `GPT2Config`, which a config.json may leave out.
-fn default_act() -> String {
-    "gelu_new".to_string()
-}
-fn default_eps() -> f64 {
-    1e-5
-}
-fn yes() -> bool {
-    true
-}
-
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("gpt2", &config.rest, AT_DEFAULT)?;
-    if let Some(n_ctx) = config.n_ctx.filter(|n_ctx| *n_ctx != config.n_positions) {
-        return Err(Error::BadConfig {
-            key: "n_ctx".to_string(),
-            reason: format!("{n_ctx}, but n_positions is {}", config.n_positions),
-        });
-    }
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
     let sizes = Sizes {
         hidden_size: config.n_embd,
         intermediate_size: config.n_inner.unwrap_or(config.n_embd.saturating_mul(4)),
@@ -94,7 +83,7 @@ fn describe(config: &str) -> Result<Description> {
         }
     }
     let layout = layout(&spec);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
 /// Where transformers keeps the weights; whole-model checkpoints put `transformer.` before each name.
@@ -108,10 +97,8 @@ fn layout(spec: &ModelSpec) -> Layout {
         (Slot::LnFinalBias, vec![as_is("ln_f.bias", d)]),
     ];
     // The causal mask and the value that it writes were once saved with the weights.
-    let mut harmless = vec!["*.attn.bias", "*.attn.masked_bias"];
-    if spec.tied {
-        harmless.push("lm_head.weight");
-    } else {
+    let harmless = vec!["*.attn.bias", "*.attn.masked_bias"];
+    if !spec.tied {
         model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
     }
     let blocks = vec![
@@ -133,12 +120,14 @@ fn layout(spec: &ModelSpec) -> Layout {
         blocks,
         optional_prefix: "transformer.",
         harmless,
+        tied_head: Some("lm_head.weight"),
+        ..Layout::default()
     }
 }
 
 /// llama.cpp turns Conv1D into `[out, in]` like every other family's.
-fn describe_gguf(gguf: &Gguf) -> Result<Description> {
-    let spec = Metadata::new(gguf, "gpt2", &[])?.spec("gpt2")?;
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let spec = Metadata::new(gguf, keys, "gpt2", &[])?.spec("gpt2")?;
     let spec = decoder::gpt(spec, Position::Learned);
     Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }
@@ -189,12 +178,14 @@ mod tests {
             ("is_encoder_decoder", "true"),
         ] {
             match with(key, value).unwrap_err() {
-                Error::UnhandledConfig { key: named, .. } => assert_eq!(named, key),
+                Error::RefusedConfig { key: named, .. } => assert_eq!(named, key),
                 other => panic!("{key}: {other}"),
             }
         }
+        // An old second name of `n_positions`, which transformers does not read.
+        assert!(with("n_ctx", "64").is_ok());
         assert!(matches!(
-            with("n_ctx", "64").unwrap_err(),
+            with("hidden_size", "48").unwrap_err(),
             Error::BadConfig { .. }
         ));
         assert!(matches!(

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
 use super::rope::RopeSettings;
 use super::{Description, Family};
@@ -16,6 +16,11 @@ use crate::text::shortened;
 pub const FAMILY: Family = Family {
     name: "gpt_neo",
     model_types: &["gpt_neo"],
+    defaults: DEFAULTS,
+    synonyms: &[
+        ("num_attention_heads", "num_heads"),
+        ("num_hidden_layers", "num_layers"),
+    ],
     from_config: describe,
     gguf: None,
 };
@@ -35,19 +40,20 @@ struct Config {
     attention_types: Vec<(Vec<String>, usize)>,
     /// The same written out.
     attention_layers: Option<Vec<String>>,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-fn yes() -> bool {
-    true
-}
+const DEFAULTS: &str = r#"{
+    "vocab_size": 50257, "max_position_embeddings": 2048, "hidden_size": 2048, "num_layers": 24, "num_heads": 16,
+    "intermediate_size": null, "attention_types": [[["global", "local"], 12]], "window_size": 256,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": true
+}"#;
 
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("gpt_neo", &config.rest, &[])?;
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, &[], &[])?;
     let sizes = Sizes {
         hidden_size: config.hidden_size,
         intermediate_size: config
@@ -71,7 +77,7 @@ fn describe(config: &str) -> Result<Description> {
     spec.attn_scale = vec![1.0; spec.n_layers];
     spec.windows = windows(&config)?;
     let layout = layout(&spec);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
 fn windows(config: &Config) -> Result<Vec<Option<usize>>> {
@@ -123,10 +129,8 @@ fn layout(spec: &ModelSpec) -> Layout {
         (Slot::LnFinalBias, vec![as_is("ln_f.bias", d)]),
     ];
     // The causal mask and the value that it writes were once saved with the weights.
-    let mut harmless = vec!["*.attn.attention.bias", "*.attn.attention.masked_bias"];
-    if spec.tied {
-        harmless.push("lm_head.weight");
-    } else {
+    let harmless = vec!["*.attn.attention.bias", "*.attn.attention.masked_bias"];
+    if !spec.tied {
         model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
     }
     let blocks = vec![
@@ -160,5 +164,7 @@ fn layout(spec: &ModelSpec) -> Layout {
         blocks,
         optional_prefix: "transformer.",
         harmless,
+        tied_head: Some("lm_head.weight"),
+        ..Layout::default()
     }
 }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::RopeConfig;
@@ -17,12 +17,26 @@ use crate::model::spec::{Activation, Block, ModelSpec};
 pub const FAMILY: Family = Family {
     name: "gpt_neox",
     model_types: &["gpt_neox"],
+    defaults: DEFAULTS,
+    synonyms: NAMES,
     from_config: describe,
     gguf: Some(("gptneox", describe_gguf)),
 };
 
 /// The share of each head that rotates, where a file leaves it out.
 const PARTIAL: f64 = 0.25;
+
+/// The older names, which most files have; those that transformers 4 saved have both.
+const NAMES: &[(&str, &str)] = &[
+    ("rotary_emb_base", "rope_theta"),
+    ("rotary_pct", "partial_rotary_factor"),
+];
+
+const DEFAULTS: &str = r#"{
+    "vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44, "num_attention_heads": 64, "intermediate_size": 24576,
+    "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "hidden_act": "gelu", "use_parallel_residual": true,
+    "attention_bias": true, "tie_word_embeddings": false
+}"#;
 
 #[derive(Deserialize)]
 struct Config {
@@ -32,33 +46,61 @@ struct Config {
     rope: RopeConfig,
     layer_norm_eps: f64,
     hidden_act: String,
-    #[serde(default = "yes")]
     use_parallel_residual: bool,
-    #[serde(default = "yes")]
     attention_bias: bool,
-    #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("gpt_neox", &config.rest, &[])?;
-    let mut rope = config.rope.settings(config.sizes.max_position_embeddings)?;
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, &[], &[])?;
+    for (key, old_name, assumed, value) in [
+        (
+            "rope_theta",
+            "rotary_emb_base",
+            10_000.0,
+            config.rope.rope_theta,
+        ),
+        (
+            "partial_rotary_factor",
+            "rotary_pct",
+            PARTIAL,
+            config.rope.partial_rotary_factor,
+        ),
+    ] {
+        let other = value.filter(|value| *value != assumed);
+        if let Some(value) = other.filter(|_| keys.says_by_this_name_alone(key)) {
+            let reason = format!(
+                "transformers reads `{old_name}` in this family, or `rope_parameters`, and would take {assumed}"
+            );
+            keys.refuse(key, &value.to_string(), &reason)?;
+        }
+    }
+    if let Some(grouped) = config.sizes.num_key_value_heads
+        && grouped != config.sizes.num_attention_heads
+    {
+        keys.refuse(
+            "num_key_value_heads",
+            &grouped.to_string(),
+            "in this family every head has keys and values of its own",
+        )?;
+    }
+    let sizes = Sizes {
+        num_key_value_heads: None,
+        ..config.sizes
+    };
+    let mut rope = config.rope.settings(keys, sizes.max_position_embeddings)?;
     if !config.rope.says_how_much_rotates() {
         rope.partial = PARTIAL;
     }
-    let spec = config.sizes.spec("gpt_neox", config.layer_norm_eps, rope)?;
+    let spec = sizes.spec("gpt_neox", config.layer_norm_eps, rope)?;
     let mut spec = of_neox(spec, config.use_parallel_residual);
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
     let layout = layout(&spec, config.attention_bias);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
 fn of_neox(spec: ModelSpec, is_parallel: bool) -> ModelSpec {
@@ -84,14 +126,12 @@ fn layout(spec: &ModelSpec, attention_bias: bool) -> Layout {
         (Slot::LnFinalBias, vec![as_is("final_layer_norm.bias", d)]),
     ];
     // The causal mask and the rotary frequencies were once saved with the weights.
-    let mut harmless = vec![
+    let harmless = vec![
         "*.attention.bias",
         "*.attention.masked_bias",
         "*.rotary_emb.inv_freq",
     ];
-    if spec.tied {
-        harmless.push("embed_out.weight");
-    } else {
+    if !spec.tied {
         model.push((Slot::Unembed, vec![as_is("embed_out.weight", d)]));
     }
     // Stored head by head: queries, keys and values of the first head, of the second, ...
@@ -162,12 +202,16 @@ fn layout(spec: &ModelSpec, attention_bias: bool) -> Layout {
         blocks,
         optional_prefix: "gpt_neox.",
         harmless,
+        tied_head: Some("embed_out.weight"),
+        // What transformers 5 calls it, which it also takes from a file.
+        instead: vec![("embed_out.weight", "lm_head.weight")],
+        ..Layout::default()
     }
 }
 
 /// llama.cpp takes the fused heads apart when it converts.
-fn describe_gguf(gguf: &Gguf) -> Result<Description> {
-    let metadata = Metadata::new(gguf, "gptneox", &["use_parallel_residual"])?;
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let metadata = Metadata::new(gguf, keys, "gptneox", &["use_parallel_residual"])?;
     let is_parallel = gguf
         .maybe_bool(&metadata.key("use_parallel_residual"))?
         .unwrap_or(true);

@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
+use super::gpt2::GPT_NAMES;
 use super::rope::RopeSettings;
 use super::{Description, Family};
 use crate::error::Result;
@@ -14,11 +15,18 @@ use crate::model::spec::{Block, ModelSpec, Position, Rotary, RotaryStyle};
 pub const FAMILY: Family = Family {
     name: "gptj",
     model_types: &["gptj"],
+    defaults: DEFAULTS,
+    synonyms: GPT_NAMES,
     from_config: describe,
     gguf: None,
 };
 
 const AT_DEFAULT: &[(&str, &str)] = &[("rotary", "true"), ("scale_attn_weights", "true")];
+
+const DEFAULTS: &str = r#"{
+    "vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64, "n_inner": null,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": false
+}"#;
 
 #[derive(Deserialize)]
 struct Config {
@@ -31,15 +39,14 @@ struct Config {
     vocab_size: usize,
     layer_norm_epsilon: f64,
     activation_function: String,
-    #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("gptj", &config.rest, AT_DEFAULT)?;
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
     let sizes = Sizes {
         hidden_size: config.n_embd,
         intermediate_size: config.n_inner.unwrap_or(config.n_embd.saturating_mul(4)),
@@ -66,7 +73,7 @@ fn describe(config: &str) -> Result<Description> {
     spec.activation = activation("activation_function", &config.activation_function)?;
     spec.tied = config.tie_word_embeddings;
     let layout = layout(&spec);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
 /// Whole-model checkpoints put `transformer.` before each name but the unembedding's.
@@ -80,14 +87,12 @@ fn layout(spec: &ModelSpec) -> Layout {
         (Slot::UnembedBias, vec![as_is("lm_head.bias", spec.d_vocab)]),
     ];
     // The causal mask and the value that it writes were once saved with the weights.
-    let mut harmless = vec![
+    let harmless = vec![
         "*.attn.bias",
         "*.attn.masked_bias",
         "*.attn.embed_positions",
     ];
-    if spec.tied {
-        harmless.push("lm_head.weight");
-    } else {
+    if !spec.tied {
         model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
     }
     let blocks = vec![
@@ -112,5 +117,7 @@ fn layout(spec: &ModelSpec) -> Layout {
         blocks,
         optional_prefix: "transformer.",
         harmless,
+        tied_head: Some("lm_head.weight"),
+        ..Layout::default()
     }
 }

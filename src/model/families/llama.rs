@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Biases, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::RopeConfig;
@@ -15,19 +15,25 @@ use crate::model::gguf::Gguf;
 pub const FAMILY: Family = Family {
     name: "llama",
     model_types: &["llama"],
+    defaults: DEFAULTS,
+    synonyms: &[],
     from_config: describe,
     gguf: Some(("llama", describe_gguf)),
 };
 
-/// Keys that would change the function at any other value.
+/// Keys of other families that are built on this one, at the values where they say nothing.
 const AT_DEFAULT: &[(&str, &str)] = &[
     ("attention_multiplier", "1.0"),
     ("embedding_multiplier", "1.0"),
     ("logits_scaling", "1.0"),
-    ("pretraining_tp", "1"),
     ("residual_multiplier", "1.0"),
-    ("use_sliding_window", "false"),
 ];
+
+const DEFAULTS: &str = r#"{
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": false, "mlp_bias": false,
+    "tie_word_embeddings": false
+}"#;
 
 #[derive(Deserialize)]
 struct Config {
@@ -35,33 +41,22 @@ struct Config {
     sizes: Sizes,
     #[serde(flatten)]
     rope: RopeConfig,
-    #[serde(default = "default_eps")]
     rms_norm_eps: f64,
-    #[serde(default = "default_act")]
     hidden_act: String,
-    #[serde(default)]
     attention_bias: bool,
-    #[serde(default)]
     mlp_bias: bool,
-    #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-// The defaults of transformers' `LlamaConfig`, which a config.json may leave out.
-fn default_eps() -> f64 {
-    1e-6
-}
-fn default_act() -> String {
-    "silu".to_string()
-}
-
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("llama", &config.rest, AT_DEFAULT)?;
-    let rope = config.rope.settings(config.sizes.max_position_embeddings)?;
-    all_rotates("llama", &rope)?;
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
+    let rope = config
+        .rope
+        .settings(keys, config.sizes.max_position_embeddings)?;
+    all_rotates(keys, &rope)?;
     let mut spec = config.sizes.spec("llama", config.rms_norm_eps, rope)?;
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
@@ -71,12 +66,12 @@ fn describe(config: &str) -> Result<Description> {
         mlp: config.mlp_bias,
     };
     let layout = decoder::layout(&spec, biases);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
 /// llama.cpp calls Mistral's architecture `llama` too; both are the same function as long as nothing slides.
-fn describe_gguf(gguf: &Gguf) -> Result<Description> {
-    let metadata = Metadata::new(gguf, "llama", &[])?;
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let metadata = Metadata::new(gguf, keys, "llama", &[])?;
     let spec = metadata.spec("llama")?;
     let dims = spec.rotary_dims();
     if dims != spec.d_head {
@@ -134,7 +129,6 @@ mod tests {
     #[test]
     fn keys_that_change_the_function_are_refused_by_name() {
         for (key, value) in [
-            ("pretraining_tp", "2"),
             ("sliding_window", "4096"),
             ("quantization_config", r#"{"bits": 4}"#),
             ("rope_interleaved", "true"),
@@ -143,12 +137,13 @@ mod tests {
             ("pruned_heads", r#"{"0": [1]}"#),
         ] {
             match with(key, value).unwrap_err() {
-                Error::UnhandledConfig { key: named, .. } => assert_eq!(named, key),
+                Error::UnhandledConfig { key: named, .. }
+                | Error::RefusedConfig { key: named, .. } => assert_eq!(named, key),
                 other => panic!("{key}: {other}"),
             }
         }
         assert!(with("sliding_window", "null").is_ok());
-        assert!(with("pretraining_tp", "1").is_ok());
+        assert!(with("pretraining_tp", "2").is_ok());
     }
 
     #[test]

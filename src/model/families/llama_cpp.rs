@@ -4,7 +4,7 @@
 //! found by the spec and by what the first block has: fused products and biases have no key, they are there or not.
 
 use super::Description;
-use super::config::{check_layers, head_width, refuse_unhandled_gguf};
+use super::config::{Keys, check_layers, head_width, refuse_unhandled_gguf};
 use super::decoder::Sizes;
 use super::rope::RopeSettings;
 use crate::error::{Error, Result};
@@ -50,9 +50,14 @@ impl<'a> Metadata<'a> {
     /// Refuses keys that are neither read here nor named by the family.
     /// # Errors
     /// [`Error::UnhandledConfig`].
-    pub fn new(gguf: &'a Gguf, architecture: &'static str, own_keys: &[&str]) -> Result<Self> {
+    pub fn new(
+        gguf: &'a Gguf,
+        keys: &mut Keys,
+        architecture: &'static str,
+        own_keys: &[&str],
+    ) -> Result<Self> {
         let handled: Vec<&str> = HANDLED.iter().chain(own_keys).copied().collect();
-        refuse_unhandled_gguf(gguf, architecture, &handled, AT_DEFAULT)?;
+        refuse_unhandled_gguf(gguf, keys, architecture, &handled, AT_DEFAULT)?;
         Ok(Metadata { gguf, architecture })
     }
 
@@ -136,10 +141,16 @@ impl<'a> Metadata<'a> {
             }
             ("none", None, None) => Ok(RopeScaling::None),
             ("linear", Some(factor), None) if factor > 0.0 => Ok(RopeScaling::Linear { factor }),
-            _ => Err(Error::UnhandledConfig {
+            _ => Err(Error::RefusedConfig {
                 family: self.architecture.to_string(),
                 key: kind_key,
-                value: format!("{} with factor {factor:?}", shortened(kind)),
+                value: match factor {
+                    Some(factor) => format!("{}, by {factor}", shortened(kind)),
+                    None => shortened(kind),
+                },
+                reason: "of the ways to stretch positions in a GGUF, only `linear` and a tensor of factors are read; load the \
+                         safetensors of the model"
+                    .to_string(),
             }),
         }
     }
@@ -200,7 +211,6 @@ pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
     let layout = Layout {
         model,
         blocks,
-        optional_prefix: "",
         // The factors of rotary frequencies are part of the spec.
         harmless: vec![
             "rope_freqs.weight",
@@ -208,8 +218,9 @@ pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
             "rope_factors_short.weight",
             "*.attn_rot_embd.weight",
         ],
+        ..Layout::default()
     };
-    Description { spec, layout }
+    Description::new(spec, layout)
 }
 
 type Filled = Vec<(Slot, Vec<Piece>)>;

@@ -22,6 +22,8 @@ mod rope;
 pub mod starcoder2;
 pub mod transformer_lens;
 
+pub use config::Keys;
+
 use serde::Deserialize;
 
 use super::gguf::Gguf;
@@ -35,6 +37,19 @@ use crate::text::shortened;
 pub struct Description {
     pub spec: ModelSpec,
     pub layout: Layout,
+    /// Keys of the config that the user has taken on, as `key = value`.
+    pub accepted: Vec<String>,
+}
+
+impl Description {
+    /// A description in which nothing had to be taken on.
+    pub fn new(spec: ModelSpec, layout: Layout) -> Self {
+        Description {
+            spec,
+            layout,
+            accepted: Vec::new(),
+        }
+    }
 }
 
 /// A family of models that share a config format and checkpoint names.
@@ -43,14 +58,19 @@ pub struct Family {
     pub name: &'static str,
     /// What `config.json` has as `model_type`.
     pub model_types: &'static [&'static str],
-    /// From the text of a `config.json`.
-    pub from_config: fn(&str) -> Result<Description>,
+    /// What transformers' class assumes for the keys that a `config.json` leaves out, as JSON: those that are read here, and those
+    /// that would change the function at another value.
+    pub defaults: &'static str,
+    /// Other names of a key, before the name that is read here.
+    pub synonyms: &'static [(&'static str, &'static str)],
+    /// From the keys of a `config.json`.
+    pub from_config: fn(&mut Keys) -> Result<Description>,
     /// What a GGUF has as `general.architecture`, and how its metadata is read, where llama.cpp has the family.
     pub gguf: Option<(&'static str, GgufReader)>,
 }
 
 /// Describes a model from a GGUF header.
-pub type GgufReader = fn(&Gguf) -> Result<Description>;
+pub type GgufReader = fn(&Gguf, &mut Keys) -> Result<Description>;
 
 /// Every family we read.
 pub const FAMILIES: &[Family] = &[
@@ -122,30 +142,60 @@ const RECURRENT: &str = "it has recurrent layers, and only attention is handled"
 
 /// Describes a model from its `config.json`.
 /// # Errors
-/// [`Error::UnknownArchitecture`], [`Error::UnhandledConfig`], [`Error::BadConfig`], [`Error::UnreadableConfig`].
+/// [`Error::UnknownArchitecture`], [`Error::RefusedArchitecture`], [`Error::UnhandledConfig`], [`Error::RefusedConfig`],
+/// [`Error::BadConfig`], [`Error::UnreadableConfig`].
 pub fn from_config(config: &str) -> Result<Description> {
+    from_config_accepting(config, &[])
+}
+
+/// [`from_config`], where the user takes on some of the keys that would be refused.
+/// # Errors
+/// As [`from_config`].
+pub fn from_config_accepting(config: &str, accept: &[String]) -> Result<Description> {
     let name = model_type(config)?;
     let family = FAMILIES
         .iter()
         .find(|family| family.model_types.contains(&name.as_str()))
         .ok_or_else(|| unknown(&name))?;
-    let description = (family.from_config)(config)?;
+    let mut keys = Keys::new(
+        family.name,
+        config,
+        family.defaults,
+        family.synonyms,
+        accept,
+    )?;
+    let description = (family.from_config)(&mut keys)?;
     config::check_spec(&description.spec)?;
-    Ok(description)
+    Ok(Description {
+        accepted: keys.accepted(),
+        ..description
+    })
 }
 
 /// Describes a model from a GGUF header.
 /// # Errors
 /// As [`from_config`], and [`Error::UnknownArchitecture`] for a family that we read only as safetensors.
 pub fn from_gguf(gguf: &Gguf) -> Result<Description> {
+    from_gguf_accepting(gguf, &[])
+}
+
+/// [`from_gguf`], where the user takes on some of the keys that would be refused.
+/// # Errors
+/// As [`from_gguf`], and [`Error::NotAModel`].
+pub fn from_gguf_accepting(gguf: &Gguf, accept: &[String]) -> Result<Description> {
+    config::refuse_parts(gguf)?;
     let name = gguf.string("general.architecture")?;
     let mut readers = FAMILIES.iter().filter_map(|family| family.gguf);
-    let (_, reader) = readers
+    let (architecture, reader) = readers
         .find(|(architecture, _)| *architecture == name)
         .ok_or_else(|| unknown(name))?;
-    let description = reader(gguf)?;
+    let mut keys = Keys::new(architecture, "{}", "{}", &[], accept)?;
+    let description = reader(gguf, &mut keys)?;
     config::check_spec(&description.spec)?;
-    Ok(description)
+    Ok(Description {
+        accepted: keys.accepted(),
+        ..description
+    })
 }
 
 /// The `model_type` of a `config.json`.
@@ -172,15 +222,15 @@ pub fn supported() -> String {
 }
 
 /// Refuses a share of rotating dimensions, for the families that rotate all of them.
-fn all_rotates(family: &str, rope: &rope::RopeSettings) -> Result<()> {
-    match rope.partial == 1.0 {
-        true => Ok(()),
-        false => Err(Error::UnhandledConfig {
-            family: family.to_string(),
-            key: "partial_rotary_factor".to_string(),
-            value: rope.partial.to_string(),
-        }),
+fn all_rotates(keys: &mut Keys, rope: &rope::RopeSettings) -> Result<()> {
+    if rope.partial == 1.0 {
+        return Ok(());
     }
+    keys.refuse(
+        "partial_rotary_factor",
+        &rope.partial.to_string(),
+        "in this family all dimensions of a head rotate",
+    )
 }
 
 fn unknown(name: &str) -> Error {

@@ -4,26 +4,42 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
 use super::rope::RopeSettings;
 use super::{Description, Family};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::layout::{Layout, Piece, Slot};
 use crate::model::spec::{ModelSpec, Position};
 
 pub const FAMILY: Family = Family {
     name: "opt",
     model_types: &["opt"],
+    defaults: DEFAULTS,
+    synonyms: &[],
     from_config: describe,
     gguf: None,
 };
 
-const AT_DEFAULT: &[(&str, &str)] = &[
-    ("_remove_final_layer_norm", "false"),
-    ("do_layer_norm_before", "true"),
-    ("layer_norm_elementwise_affine", "true"),
+/// What Galactica's files say of the positions, which are always learned here.
+const AT_DEFAULT: &[(&str, &str)] = &[("learned_embeddings", "true")];
+const CHANGES: &[(&str, &str)] = &[
+    (
+        "_remove_final_layer_norm",
+        "it has no norm before the unembedding",
+    ),
+    (
+        "do_layer_norm_before",
+        "its norms stand on the stream, after each sum",
+    ),
+    ("layer_norm_elementwise_affine", "its norms have no weights"),
 ];
+
+const DEFAULTS: &str = r#"{
+    "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072, "max_position_embeddings": 2048,
+    "num_attention_heads": 12, "activation_function": "relu", "enable_bias": true, "tie_word_embeddings": true,
+    "do_layer_norm_before": true, "_remove_final_layer_norm": false, "layer_norm_elementwise_affine": true
+}"#;
 /// The first two rows of the position table belong to padding.
 const OFFSET: usize = 2;
 
@@ -37,30 +53,24 @@ struct Config {
     max_position_embeddings: usize,
     word_embed_proj_dim: Option<usize>,
     activation_function: String,
-    #[serde(default = "yes")]
     enable_bias: bool,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("opt", &config.rest, AT_DEFAULT)?;
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, AT_DEFAULT, CHANGES)?;
     if let Some(width) = config
         .word_embed_proj_dim
         .filter(|width| *width != config.hidden_size)
     {
-        return Err(Error::UnhandledConfig {
-            family: "opt".to_string(),
-            key: "word_embed_proj_dim".to_string(),
-            value: width.to_string(),
-        });
+        keys.refuse(
+            "word_embed_proj_dim",
+            &width.to_string(),
+            "its embeddings are of another width and are projected to the stream's",
+        )?;
     }
     let sizes = Sizes {
         hidden_size: config.hidden_size,
@@ -78,7 +88,7 @@ fn describe(config: &str) -> Result<Description> {
     spec.activation = activation("activation_function", &config.activation_function)?;
     spec.tied = config.tie_word_embeddings;
     let layout = layout(&spec, config.enable_bias);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
 /// Whole-model checkpoints put `model.` before each name but the unembedding's.
@@ -100,10 +110,7 @@ fn layout(spec: &ModelSpec, has_biases: bool) -> Layout {
             vec![as_is("decoder.final_layer_norm.bias", d)],
         ),
     ];
-    let mut harmless = Vec::new();
-    if spec.tied {
-        harmless.push("lm_head.weight");
-    } else {
+    if !spec.tied {
         model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
     }
     let mut blocks = vec![
@@ -172,6 +179,7 @@ fn layout(spec: &ModelSpec, has_biases: bool) -> Layout {
         model,
         blocks,
         optional_prefix: "model.",
-        harmless,
+        tied_head: Some("lm_head.weight"),
+        ..Layout::default()
     }
 }

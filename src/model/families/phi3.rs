@@ -3,17 +3,20 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Biases, Sizes};
 use super::rope::RopeConfig;
 use super::{Description, Family};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::layout::{Piece, Slot};
+use crate::model::spec::RopeScaling;
 
 /// llama.cpp chooses the rotary factors by the context it was started with, which a file does not say; so no GGUF.
 pub const FAMILY: Family = Family {
     name: "phi3",
     model_types: &["phi3"],
+    defaults: DEFAULTS,
+    synonyms: &[],
     from_config: describe,
     gguf: None,
 };
@@ -27,25 +30,47 @@ struct Config {
     rms_norm_eps: f64,
     hidden_act: String,
     sliding_window: Option<usize>,
-    #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-/// Where the code of the model was once fetched from; these keys name it.
-const AT_DEFAULT: &[(&str, &str)] = &[
-    ("attention_bias", "false"),
-    ("full_attn_mod", "1"),
-    ("interpolate_factor", "1"),
-    ("lm_head_bias", "false"),
-    ("mlp_bias", "false"),
-];
+/// What the published files say to code of their own, where it says nothing.
+const AT_DEFAULT: &[(&str, &str)] = &[("full_attn_mod", "1"), ("interpolate_factor", "1")];
 
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("phi3", &config.rest, AT_DEFAULT)?;
-    let rope = config.rope.settings(config.sizes.max_position_embeddings)?;
+const DEFAULTS: &str = r#"{
+    "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    "sliding_window": null, "tie_word_embeddings": false
+}"#;
+
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let mut config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
+    // What the first files called `su` and `yarn` is longrope, and nothing else is read.
+    let rope = &mut config.rope;
+    for written in [&mut rope.rope_parameters, &mut rope.rope_scaling]
+        .into_iter()
+        .flatten()
+    {
+        for kind in ["rope_type", "type"] {
+            if written.get(kind).is_some_and(|kind| kind == "yarn") {
+                written.insert(kind.to_string(), "longrope".into());
+            }
+        }
+    }
+    let rope = config
+        .rope
+        .settings(keys, config.sizes.max_position_embeddings)?;
+    if !matches!(
+        rope.base.scaling,
+        RopeScaling::None | RopeScaling::LongRope { .. }
+    ) {
+        return Err(Error::BadConfig {
+            key: "rope_scaling".to_string(),
+            reason: "in this family it can only be `longrope`".to_string(),
+        });
+    }
     let mut spec = config.sizes.spec("phi3", config.rms_norm_eps, rope)?;
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
@@ -56,14 +81,11 @@ fn describe(config: &str) -> Result<Description> {
     let layout = decoder::layout(&spec, Biases::default())
         .with(
             Slot::Qkv,
-            vec![linear("model.layers.{l}.self_attn.qkv_proj.weight", qkv)],
+            vec![linear("layers.{l}.self_attn.qkv_proj.weight", qkv)],
         )
         .with(
             Slot::MlpIn,
-            vec![linear(
-                "model.layers.{l}.mlp.gate_up_proj.weight",
-                2 * spec.d_mlp,
-            )],
+            vec![linear("layers.{l}.mlp.gate_up_proj.weight", 2 * spec.d_mlp)],
         );
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Biases, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::RopeConfig;
@@ -15,6 +15,8 @@ use crate::model::spec::{ModelSpec, QkNorm};
 pub const QWEN2: Family = Family {
     name: "qwen2",
     model_types: &["qwen2"],
+    defaults: QWEN2_DEFAULTS,
+    synonyms: &[],
     from_config: describe_qwen2,
     gguf: Some(("qwen2", describe_qwen2_gguf)),
 };
@@ -22,6 +24,8 @@ pub const QWEN2: Family = Family {
 pub const QWEN3: Family = Family {
     name: "qwen3",
     model_types: &["qwen3"],
+    defaults: QWEN3_DEFAULTS,
+    synonyms: &[],
     from_config: describe_qwen3,
     gguf: Some(("qwen3", describe_qwen3_gguf)),
 };
@@ -34,56 +38,64 @@ struct Config {
     rope: RopeConfig,
     rms_norm_eps: f64,
     hidden_act: String,
-    #[serde(default)]
     use_sliding_window: bool,
     sliding_window: Option<usize>,
-    #[serde(default = "default_max_window_layers")]
+    /// The first layers, up to this one, see everything.
     max_window_layers: usize,
     layer_types: Option<Vec<String>>,
     /// Qwen 3 alone has the choice.
     #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
+    attention_bias: Option<bool>,
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-/// The default of transformers' `Qwen2Config`; the first layers, up to this one, see everything.
-fn default_max_window_layers() -> usize {
-    28
-}
+const QWEN2_DEFAULTS: &str = r#"{
+    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28, "tie_word_embeddings": false
+}"#;
+const QWEN3_DEFAULTS: &str = r#"{
+    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "attention_bias": false, "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28,
+    "tie_word_embeddings": false
+}"#;
 
-fn describe_qwen2(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    let spec = spec("qwen2", &config)?;
+fn describe_qwen2(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    let spec = spec("qwen2", keys, &config)?;
     let biases = Biases {
         qkv: true,
         ..Biases::default()
     };
     let layout = decoder::layout(&spec, biases);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
-fn describe_qwen3(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
+fn describe_qwen3(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
     let spec = ModelSpec {
         qk_norm: QkNorm::PerHead,
-        ..spec("qwen3", &config)?
+        ..spec("qwen3", keys, &config)?
     };
+    let has_biases = config.attention_bias.unwrap_or_default();
     let biases = Biases {
-        qkv: config.attention_bias,
-        o: config.attention_bias,
+        qkv: has_biases,
+        o: has_biases,
         mlp: false,
     };
     let layout = decoder::layout(&spec, biases);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
-fn spec(family: &str, config: &Config) -> Result<ModelSpec> {
-    refuse_unhandled(family, &config.rest, &[])?;
-    let rope = config.rope.settings(config.sizes.max_position_embeddings)?;
-    all_rotates(family, &rope)?;
+fn spec(family: &str, keys: &mut Keys, config: &Config) -> Result<ModelSpec> {
+    keys.refuse_unhandled(&config.rest, &[], &[])?;
+    let rope = config
+        .rope
+        .settings(keys, config.sizes.max_position_embeddings)?;
+    all_rotates(keys, &rope)?;
     let mut spec = config.sizes.spec(family, config.rms_norm_eps, rope)?;
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
@@ -96,15 +108,15 @@ fn spec(family: &str, config: &Config) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-fn describe_qwen2_gguf(gguf: &Gguf) -> Result<Description> {
-    let spec = Metadata::new(gguf, "qwen2", &[])?.spec("qwen2")?;
+fn describe_qwen2_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let spec = Metadata::new(gguf, keys, "qwen2", &[])?.spec("qwen2")?;
     Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }
 
-fn describe_qwen3_gguf(gguf: &Gguf) -> Result<Description> {
+fn describe_qwen3_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
     let spec = ModelSpec {
         qk_norm: QkNorm::PerHead,
-        ..Metadata::new(gguf, "qwen3", &[])?.spec("qwen3")?
+        ..Metadata::new(gguf, keys, "qwen3", &[])?.spec("qwen3")?
     };
     Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use super::config::{Keys, is_empty, shown};
 use crate::error::{Error, Result};
 use crate::model::spec::{RopeScaling, RotaryBase};
 use crate::text::shortened;
@@ -13,11 +14,9 @@ const DEFAULT_THETA: f64 = 10_000.0;
 /// The rotary keys of a config, to be flattened into a family's own.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
 pub struct RopeConfig {
-    #[serde(alias = "rotary_emb_base")]
     pub rope_theta: Option<f64>,
     pub rope_scaling: Option<Map<String, Value>>,
     pub rope_parameters: Option<Map<String, Value>>,
-    #[serde(alias = "rotary_pct")]
     pub partial_rotary_factor: Option<f64>,
     /// Trained length; Phi-3 writes it outside of the rotary object.
     pub original_max_position_embeddings: Option<f64>,
@@ -54,7 +53,7 @@ impl RopeConfig {
     /// Reads either form, for a model of `n_ctx` positions: some scalings are measured by them.
     /// # Errors
     /// [`Error::BadConfig`] for a scaling that we do not compute, a key of it that we do not know, or forms that contradict each other.
-    pub fn settings(&self, n_ctx: usize) -> Result<RopeSettings> {
+    pub fn settings(&self, keys: &mut Keys, n_ctx: usize) -> Result<RopeSettings> {
         let original = self.original_max_position_embeddings;
         let (key, written) = match (&self.rope_parameters, &self.rope_scaling) {
             (Some(parameters), _) => ("rope_parameters", parameters.clone()),
@@ -82,13 +81,10 @@ impl RopeConfig {
                 original,
             };
             if legacy.scaling()? != scaling {
-                return Err(bad(
-                    "rope_scaling",
-                    "contradicts `rope_parameters`; remove one".into(),
-                ));
+                return Err(bad("rope_scaling", "contradicts `rope_parameters`".into()));
             }
         }
-        fields.refuse_rest()?;
+        fields.refuse_rest(keys, &scaling)?;
         Ok(RopeSettings {
             base: RotaryBase {
                 theta: theta.unwrap_or(DEFAULT_THETA),
@@ -148,7 +144,12 @@ impl Fields {
     }
 
     fn yarn(&mut self) -> Result<RopeScaling> {
-        let factor = self.at_least_one("factor")?;
+        let original_max_position = self.trained_length()?;
+        let factor = match self.written.get("factor") {
+            // Then the lengths say it.
+            Some(Value::Null) => self.n_ctx as f64 / original_max_position as f64,
+            _ => self.at_least_one("factor")?,
+        };
         let (mscale, all_dim) = (self.number("mscale")?, self.number("mscale_all_dim")?);
         let implied = match (mscale, all_dim) {
             (Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => {
@@ -157,7 +158,8 @@ impl Fields {
             _ => yarn_factor(factor, 1.0),
         };
         let truncate = match self.written.remove("truncate") {
-            None | Some(Value::Null) => true,
+            None => true,
+            Some(Value::Null) => false,
             Some(Value::Bool(truncate)) => truncate,
             Some(other) => {
                 let reason = format!(
@@ -173,7 +175,7 @@ impl Fields {
             beta_slow: self.positive("beta_slow")?.unwrap_or(1.0),
             attention_factor: self.positive("attention_factor")?.unwrap_or(implied),
             truncate,
-            original_max_position: self.trained_length()?,
+            original_max_position,
         })
     }
 
@@ -259,18 +261,27 @@ impl Fields {
         }
     }
 
-    fn refuse_rest(&self) -> Result<()> {
-        match self.written.iter().find(|(_, value)| !value.is_null()) {
-            None => Ok(()),
-            Some((name, value)) => Err(bad(
-                self.key,
-                format!(
-                    "`{}` = {} is not handled, and it may change the model's function",
-                    shortened(name),
-                    shortened(&value.to_string())
-                ),
-            )),
+    /// What is left says nothing, or what is so anyway, or is refused by name.
+    fn refuse_rest(&self, keys: &mut Keys, scaling: &RopeScaling) -> Result<()> {
+        /// What the authors' own code read, and transformers passes over with a warning.
+        const IGNORED: &[&str] = &["attn_factor", "extrapolation_factor", "finetuned"];
+        const WITHOUT_EFFECT: &[(&str, f64)] = &[("factor", 1.0)];
+        /// Where positions are not stretched it does not matter from which length.
+        const OF_SCALING: &[&str] = &[
+            "max_position_embeddings",
+            "original_max_position_embeddings",
+        ];
+        for (name, value) in &self.written {
+            let is_at_one =
+                |(known, number): &(&str, f64)| known == name && value.as_f64() == Some(*number);
+            let is_bookkeeping = IGNORED.contains(&name.as_str())
+                || WITHOUT_EFFECT.iter().any(is_at_one)
+                || *scaling == RopeScaling::None && OF_SCALING.contains(&name.as_str());
+            if !is_bookkeeping && !is_empty(value) {
+                keys.refuse_unknown(&format!("{}.{name}", self.key), &shown(value))?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -304,9 +315,9 @@ mod tests {
     use super::*;
 
     fn settings(json: &str) -> Result<RopeSettings> {
-        serde_json::from_str::<RopeConfig>(json)
-            .expect("the test's JSON is well formed")
-            .settings(64)
+        let config =
+            serde_json::from_str::<RopeConfig>(json).expect("the test's JSON is well formed");
+        config.settings(&mut Keys::new("test", "{}", "{}", &[], &[])?, 64)
     }
 
     #[test]
@@ -360,7 +371,7 @@ mod tests {
         );
         refused(
             r#"{"rope_parameters": {"rope_type": "default", "mscale": 0.7}}"#,
-            "mscale",
+            "rope_parameters.mscale",
         );
         refused(
             r#"{"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e5}}"#,

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{activation, parse, refuse_unhandled};
+use super::config::{Keys, activation};
 use super::decoder::{self, Biases, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::RopeConfig;
@@ -16,6 +16,8 @@ use crate::model::spec::ModelSpec;
 pub const FAMILY: Family = Family {
     name: "starcoder2",
     model_types: &["starcoder2"],
+    defaults: DEFAULTS,
+    synonyms: &[],
     from_config: describe,
     gguf: Some(("starcoder2", describe_gguf)),
 };
@@ -24,10 +26,14 @@ pub const FAMILY: Family = Family {
 const AT_DEFAULT: &[(&str, &str)] = &[
     ("mlp_type", "\"default\""),
     ("norm_type", "\"layer_norm\""),
-    ("attention_softmax_in_fp32", "true"),
-    ("scale_attention_softmax_in_fp32", "true"),
     ("scale_attn_weights", "true"),
 ];
+
+const DEFAULTS: &str = r#"{
+    "vocab_size": 49152, "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 30, "num_attention_heads": 24,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096, "norm_epsilon": 1e-5, "hidden_act": "gelu_pytorch_tanh",
+    "sliding_window": null, "use_bias": true, "tie_word_embeddings": true
+}"#;
 
 #[derive(Deserialize)]
 struct Config {
@@ -38,29 +44,25 @@ struct Config {
     norm_epsilon: f64,
     hidden_act: String,
     sliding_window: Option<usize>,
-    #[serde(default = "yes")]
     use_bias: bool,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn describe(config: &str) -> Result<Description> {
-    let config: Config = parse(config)?;
-    refuse_unhandled("starcoder2", &config.rest, AT_DEFAULT)?;
-    let rope = config.rope.settings(config.sizes.max_position_embeddings)?;
-    all_rotates("starcoder2", &rope)?;
+fn describe(keys: &mut Keys) -> Result<Description> {
+    let config: Config = keys.read()?;
+    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
+    let rope = config
+        .rope
+        .settings(keys, config.sizes.max_position_embeddings)?;
+    all_rotates(keys, &rope)?;
     let mut spec = of_starcoder2(config.sizes.spec("starcoder2", config.norm_epsilon, rope)?);
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
     spec.windows = vec![config.sliding_window; spec.n_layers];
     let layout = layout(&spec, config.use_bias);
-    Ok(Description { spec, layout })
+    Ok(Description::new(spec, layout))
 }
 
 fn of_starcoder2(spec: ModelSpec) -> ModelSpec {
@@ -79,38 +81,35 @@ fn layout(spec: &ModelSpec, use_bias: bool) -> Layout {
     let mut layout = decoder::layout(spec, biases)
         .with(
             Slot::Ln1Bias,
-            vec![as_is("model.layers.{l}.input_layernorm.bias", d)],
+            vec![as_is("layers.{l}.input_layernorm.bias", d)],
         )
         .with(
             Slot::Ln2Bias,
-            vec![as_is("model.layers.{l}.post_attention_layernorm.bias", d)],
+            vec![as_is("layers.{l}.post_attention_layernorm.bias", d)],
         )
-        .with(
-            Slot::MlpIn,
-            vec![linear("model.layers.{l}.mlp.c_fc.weight", mlp)],
-        )
+        .with(Slot::MlpIn, vec![linear("layers.{l}.mlp.c_fc.weight", mlp)])
         .with(
             Slot::MlpOut,
-            vec![linear("model.layers.{l}.mlp.c_proj.weight", d)],
+            vec![linear("layers.{l}.mlp.c_proj.weight", d)],
         );
     if use_bias {
         layout = layout
             .with(
                 Slot::MlpInBias,
-                vec![as_is("model.layers.{l}.mlp.c_fc.bias", mlp)],
+                vec![as_is("layers.{l}.mlp.c_fc.bias", mlp)],
             )
             .with(
                 Slot::MlpOutBias,
-                vec![as_is("model.layers.{l}.mlp.c_proj.bias", d)],
+                vec![as_is("layers.{l}.mlp.c_proj.bias", d)],
             );
     }
     layout
         .model
-        .push((Slot::LnFinalBias, vec![as_is("model.norm.bias", d)]));
+        .push((Slot::LnFinalBias, vec![as_is("norm.bias", d)]));
     layout
 }
 
-fn describe_gguf(gguf: &Gguf) -> Result<Description> {
-    let spec = of_starcoder2(Metadata::new(gguf, "starcoder2", &[])?.spec("starcoder2")?);
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let spec = of_starcoder2(Metadata::new(gguf, keys, "starcoder2", &[])?.spec("starcoder2")?);
     Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }

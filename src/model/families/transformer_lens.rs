@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Description;
-use super::config::{activation, check_spec, parse, refuse_unhandled};
+use super::config::{Keys, activation, check_spec};
 use crate::error::{Error, Result};
 use crate::model::layout::{Layout, Piece, Slot, Stored};
 use crate::model::spec::{
@@ -74,7 +74,15 @@ const AT_DEFAULT: &[(&str, &str)] = &[
     ("use_qk_norm", "false"),
 ];
 
-/// What a config may say. Where two names stand, the second is how people abbreviate it by hand.
+/// How people abbreviate some names by hand.
+const NAMES: &[(&str, &str)] = &[
+    ("normalization", "normalization_type"),
+    ("act", "act_fn"),
+    ("positional_embedding", "positional_embedding_type"),
+    ("attention", "attention_dir"),
+];
+
+/// What a config may say.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Config {
@@ -88,17 +96,14 @@ struct Config {
     n_ctx: Option<usize>,
     attn_only: Option<bool>,
     /// `null` says that there is none; a missing key says nothing.
-    #[serde(alias = "normalization", deserialize_with = "said")]
+    #[serde(deserialize_with = "said")]
     normalization_type: Option<Option<String>>,
     eps: Option<f64>,
-    #[serde(alias = "act")]
     act_fn: Option<String>,
-    #[serde(alias = "positional_embedding")]
     positional_embedding_type: Option<String>,
     rotary_dim: Option<usize>,
     rotary_base: Option<f64>,
     rotary_adjacent_pairs: Option<bool>,
-    #[serde(alias = "attention")]
     attention_dir: Option<String>,
     use_attn_scale: Option<bool>,
     attn_scale: Option<Value>,
@@ -123,11 +128,13 @@ pub fn is_native(tensors: &[(&str, &[usize])]) -> bool {
 /// # Errors
 /// [`Error::BadConfig`] where the two disagree, and naming the key where neither says what is needed;
 /// [`Error::UnhandledConfig`], [`Error::UnreadableConfig`]; [`Error::MissingTensors`].
-pub fn describe(config: Option<&str>, tensors: &[(&str, &[usize])]) -> Result<Description> {
-    let mut config: Config = match config {
-        Some(config) => parse(config)?,
-        None => Config::default(),
-    };
+pub fn describe(
+    config: Option<&str>,
+    tensors: &[(&str, &[usize])],
+    accept: &[String],
+) -> Result<Description> {
+    let mut keys = Keys::new(NAME, config.unwrap_or("{}"), "{}", NAMES, accept)?;
+    let mut config: Config = keys.read()?;
     // Toy models are described by hand: this is where some say that there is no norm.
     let arch = config.rest.get("arch").and_then(Value::as_str);
     if config.normalization_type.is_none() && arch.is_some_and(|arch| arch.contains("no layernorm"))
@@ -137,12 +144,15 @@ pub fn describe(config: Option<&str>, tensors: &[(&str, &[usize])]) -> Result<De
     config
         .rest
         .retain(|key, _| !HARMLESS.contains(&key.as_str()));
-    refuse_unhandled(NAME, &config.rest, AT_DEFAULT)?;
+    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
     let shapes: Shapes = tensors.iter().copied().collect();
     let spec = spec(&config, &shapes)?;
     check_spec(&spec)?;
     let layout = layout(&spec, &shapes);
-    Ok(Description { spec, layout })
+    Ok(Description {
+        accepted: keys.accepted(),
+        ..Description::new(spec, layout)
+    })
 }
 
 fn spec(config: &Config, shapes: &Shapes) -> Result<ModelSpec> {
@@ -424,7 +434,6 @@ fn layout(spec: &ModelSpec, shapes: &Shapes) -> Layout {
     Layout {
         model,
         blocks,
-        optional_prefix: "",
         // Buffers: the causal mask, the value that it writes, and tables of the rotation.
         harmless: vec![
             "*.attn.mask",
@@ -432,6 +441,7 @@ fn layout(spec: &ModelSpec, shapes: &Shapes) -> Layout {
             "*.attn.rotary_sin",
             "*.attn.rotary_cos",
         ],
+        ..Layout::default()
     }
 }
 
@@ -494,13 +504,13 @@ mod tests {
     }
 
     fn spec_of(parts: &[&str], config: &str) -> Result<ModelSpec> {
-        Ok(describe(Some(config), &tensors(parts))?.spec)
+        Ok(describe(Some(config), &tensors(parts), &[])?.spec)
     }
 
     #[test]
     fn shapes_say_what_they_can() {
         assert!(is_native(&tensors(&[])));
-        let spec = describe(None, &tensors(&["pos", "ln"])).unwrap().spec;
+        let spec = describe(None, &tensors(&["pos", "ln"]), &[]).unwrap().spec;
         let sizes = (
             spec.n_layers,
             spec.n_heads,
@@ -511,7 +521,7 @@ mod tests {
         assert_eq!(sizes, (1, 2, 4, 5, 7));
         assert_eq!((spec.mlp, spec.norm), (Mlp::None, NormKind::Layer));
         assert_eq!(spec.attn_scale, [0.5]);
-        let rms = describe(None, &tensors(&["pos", "rms"])).unwrap().spec;
+        let rms = describe(None, &tensors(&["pos", "rms"]), &[]).unwrap().spec;
         assert_eq!(rms.norm, NormKind::Rms);
     }
 

@@ -54,10 +54,11 @@ pub(super) fn in_cache(repo: &Path, revision: &str, wanted: Wanted) -> Result<Op
     }
     let path = repo.join("snapshots").join(&commit);
     let has = |name: &str| path.join(name).is_file();
+    let has_tokenizer = || has("tokenizer.json") || has("vocab.json") && has("merges.txt");
     let is_complete = match wanted {
         Wanted::Config => has("config.json"),
-        Wanted::Tokenizer => has("config.json") && has("tokenizer.json"),
-        Wanted::Weights => has("config.json") && has("tokenizer.json") && has_weights(&path)?,
+        Wanted::Tokenizer => has("config.json") && has_tokenizer(),
+        Wanted::Weights => has("config.json") && has_tokenizer() && has_weights(&path)?,
     };
     Ok(is_complete.then_some(Located::Folder {
         path,

@@ -38,9 +38,12 @@ mod with_hub {
     use crate::model::options::LoadOptions;
     use crate::model::weight_files::{Format, shard_names};
 
+    const TOKENIZER: &str = "tokenizer.json";
+    /// What an older tokenizer has in its place.
+    const OLDER: &[&str] = &["vocab.json", "merges.txt"];
     /// Small files beside the weights.
     const TEXTS: &[&str] = &[
-        "tokenizer.json",
+        TOKENIZER,
         "tokenizer_config.json",
         "chat_template.jinja",
         "special_tokens_map.json",
@@ -132,7 +135,8 @@ mod with_hub {
         fn get(&self, wanted: Wanted) -> Result<()> {
             self.file("config.json")?;
             if wanted != Wanted::Config {
-                for name in TEXTS.iter().filter(|name| self.has(name)) {
+                let older = OLDER.iter().filter(|_| !self.has(TOKENIZER));
+                for name in TEXTS.iter().chain(older).filter(|name| self.has(name)) {
                     self.file(name)?;
                 }
             }

@@ -12,6 +12,7 @@ const GPT2: &str = "tests/fixtures/gpt2-tiny-random";
 
 mod gguf;
 mod pickles;
+mod published;
 mod transformer_lens;
 
 type Tensors = HashMap<String, Tensor>;

@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::nn::embed::unembed;
 use crate::nn::rope;
 
-/// One pass of the model over the new positions of the active prompts, whose logits come from the last of them.
+/// One pass of the model over the new positions of the active prompts, or over all of them, whose logits come from the last of them.
 /// # Shapes
 /// Gives f32, `[active prompts, d_vocab]`.
 pub(super) fn decode(
@@ -82,18 +82,20 @@ fn edits_of_pass(
     let mut edits: HashMap<Hook, Vec<Vec<Resolved>>> = HashMap::new();
     let mut fired = vec![true; request.edits.len()];
     for &prompt in batch.active {
-        for (index, edit) in request.edits.iter().enumerate() {
-            let roles = request.roles_of(prompt);
-            let Some(edit) = in_force(edit, pass, batch.prompt_length, roles)? else {
-                continue;
-            };
-            fired[index] = false;
-            let sources = &request.sources;
-            let edit = resolve(&edit, index, spec, pass.end, &none, sources, prompt)?;
-            edits
-                .entry(edit.hook)
-                .or_insert_with(|| vec![Vec::new(); prompts])[prompt]
-                .push(edit);
+        let roles = request.roles_of(prompt);
+        for part in parts(pass, batch.prompt_length) {
+            for (index, edit) in request.edits.iter().enumerate() {
+                let Some(edit) = in_force(edit, &part, batch.prompt_length, roles)? else {
+                    continue;
+                };
+                fired[index] = false;
+                let sources = &request.sources;
+                let edit = resolve(&edit, index, spec, pass.end, &none, sources, prompt)?;
+                edits
+                    .entry(edit.hook)
+                    .or_insert_with(|| vec![Vec::new(); prompts])[prompt]
+                    .push(edit);
+            }
         }
     }
     let last_layer = spec.n_layers.saturating_sub(1);
@@ -106,4 +108,13 @@ fn edits_of_pass(
         last_layer,
         last_only: !needs_every_row,
     })
+}
+
+/// The passes that a pass stands for: one over all positions is the prompt's and then each generated token's.
+fn parts(pass: &Range<usize>, prompt_length: usize) -> Vec<Range<usize>> {
+    if pass.start > 0 || pass.end <= prompt_length {
+        return vec![pass.clone()];
+    }
+    let generated = (prompt_length..pass.end).map(|pos| pos..pos + 1);
+    std::iter::once(0..prompt_length).chain(generated).collect()
 }
