@@ -123,7 +123,10 @@ fn models_that_are_none() {
     let unhandled = config(LLAMA, "frobnicate_attention", true.into());
     model(
         &bench.model("unhandled", LLAMA, &[("config.json", &unhandled)]),
-        &["`frobnicate_attention` = true is not handled"],
+        &[
+            "`frobnicate_attention` = true is not known",
+            "--accept-config-key",
+        ],
     );
     let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
     model(
@@ -185,7 +188,7 @@ fn tokenizers_that_do_not_fit() {
     tokens(&none, &["tokenizer.json", "transformers"]);
     bench.refuses(
         &["tokens", "--chat-template"],
-        &["no chat template", "without `--chat-template`"],
+        &["no chat template", "leave it out"],
     );
 }
 

@@ -150,12 +150,17 @@ fn a_generation_is_that_of_whole_runs_with_the_same_edits() {
                 Ok(generation) => generation,
                 Err(error) => panic!("{}: {error}", case()),
             };
-            let fast = check(generate(&model, &pairs.corrupted, &request, &Quiet));
             // A whole run's pattern is wider than that of the run which its values come from.
             let from_pattern = |edit: &Edit| {
                 edit.site.hook.kind == Kind::Pattern && matches!(edit.op, Op::FromRun(_))
             };
-            if list.iter().any(from_pattern) {
+            let takes_pattern = list.iter().any(from_pattern);
+            // Where rotary positions turn by the length of the text, every step is a whole run too.
+            if takes_pattern && ["dynamic", "longrope"].contains(&model.spec.family.as_str()) {
+                continue;
+            }
+            let fast = check(generate(&model, &pairs.corrupted, &request, &Quiet));
+            if takes_pattern {
                 continue;
             }
             let slow = check(generate_plain(&model, &pairs.corrupted, &request, &Quiet));

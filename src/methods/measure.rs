@@ -567,7 +567,11 @@ impl<'a> Work<'a> {
         watch
             .progress
             .start(what, waiting.iter().map(|unit| steps(unit)).sum());
-        let mut fragments = Vec::new();
+        // What was finished before; what is measured now joins it.
+        let mut fragments = match &store {
+            Some(store) => store.read_all()?,
+            None => Vec::new(),
+        };
         let done = |store: Option<&PartStore>, here: usize| Error::Interrupted {
             kept: kept(store, mine.len() - waiting.len() + here, mine.len()),
         };
@@ -592,10 +596,10 @@ impl<'a> Work<'a> {
                 cells: unit.cells.start as u32..unit.cells.end as u32,
                 examples,
             };
-            match &mut store {
-                Some(store) => store.write(&fragment)?,
-                None => fragments.push(fragment),
+            if let Some(store) = &mut store {
+                store.write(&fragment)?;
             }
+            fragments.push(fragment);
         }
         watch.progress.finish();
         if let (Some(store), Some(keeping)) = (store, watch.keeping) {
@@ -603,7 +607,6 @@ impl<'a> Work<'a> {
                 .flat_map(|unit| unit.items.iter())
                 .map(|&item| self.prepared.borrow().example(task, item))
                 .collect();
-            fragments = store.read_all()?;
             for fragment in &mut fragments {
                 fragment
                     .examples

@@ -205,7 +205,6 @@ fn layout(spec: &ModelSpec, attention_bias: bool) -> Layout {
         tied_head: Some("embed_out.weight"),
         // What transformers 5 calls it, which it also takes from a file.
         instead: vec![("embed_out.weight", "lm_head.weight")],
-        ..Layout::default()
     }
 }
 
