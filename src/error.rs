@@ -174,9 +174,7 @@ pub enum Error {
     // Tasks and metrics.
     #[error("task `{task}`: {reason}")]
     BadTask { task: String, reason: String },
-    #[error(
-        "task `{task}` has no usable pair: {reason}; `candlewick tokens --task {task}` shows every dropped pair"
-    )]
+    #[error("task `{task}` has no usable pair: {reason}")]
     EmptyTask { task: String, reason: String },
     #[error(
         "prompt {index}: clean has {clean} tokens, corrupted has {corrupted}; patching aligns positions, \
