@@ -448,9 +448,10 @@ fn what_a_model_lacks_cannot_be_captured() {
     for model in every_kind() {
         let prompts = Pairs::new().clean;
         for kind in Kind::ALL {
-            let hook = match kind.per_layer() {
-                true => Hook::at(kind, 0),
-                false => Hook::global(kind),
+            let hook = if kind.per_layer() {
+                Hook::at(kind, 0)
+            } else {
+                Hook::global(kind)
             };
             let result = run_with_cache(&model, &prompts, &[hook]);
             assert_eq!(result.is_ok(), kind.absent(&model.spec).is_none(), "{hook}");

@@ -358,9 +358,10 @@ fn standing_edits(model: &Model) -> Vec<Edit> {
     let embed = Site::all(Hook::global(Kind::Embed)).at_positions([Pos::Index(5), Pos::Index(6)]);
     let mut edits = vec![Edit::new(embed, Op::Add(Value::Tensor(noise)))];
     for kind in kinds(model) {
-        let hook = match kind.per_layer() {
-            true => Hook::at(kind, 1),
-            false => Hook::global(kind),
+        let hook = if kind.per_layer() {
+            Hook::at(kind, 1)
+        } else {
+            Hook::global(kind)
         };
         let skipped = matches!(
             kind,

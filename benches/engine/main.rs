@@ -381,9 +381,10 @@ fn sweep(model: &Model, pair: &Pair, kind: Kind, by_head: bool) -> Result<()> {
             base.length
         };
         for place in 0..places {
-            let site = match by_head {
-                true => Site::all(hook).heads([place]),
-                false => Site::all(hook).at(place),
+            let site = if by_head {
+                Site::all(hook).heads([place])
+            } else {
+                Site::all(hook).at(place)
             };
             variants.push(Variant {
                 example: 0,

@@ -173,9 +173,10 @@ pub fn memory(text: &str) -> Result<usize, String> {
         .parse()
         .map_err(|_| "write a size such as `512MB` or `4GB`".to_string())?;
     let bytes = number * unit as f64;
-    match bytes.is_finite() && (1e6..1e15).contains(&bytes) {
-        true => Ok(bytes as usize),
-        false => Err("the memory must be at least 1MB".into()),
+    if bytes.is_finite() && (1e6..1e15).contains(&bytes) {
+        Ok(bytes as usize)
+    } else {
+        Err("the memory must be at least 1MB".into())
     }
 }
 

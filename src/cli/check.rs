@@ -69,9 +69,10 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
             failed.push(visible(model));
         }
     }
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(Error::invalid(format!("failed: {}", failed.join(", "))).into()),
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("failed: {}", failed.join(", "))).into())
     }
 }
 
@@ -191,9 +192,10 @@ fn likeliest(loaded: &Loaded, text: &str) -> anyhow::Result<String> {
 
 /// What else this family is held against, on tiny models.
 fn elsewhere(family: &str) -> String {
-    let theirs = match IN_CANDLE_TRANSFORMERS.contains(&family) {
-        true => "Hugging Face transformers and candle-transformers",
-        false => "Hugging Face transformers",
+    let theirs = if IN_CANDLE_TRANSFORMERS.contains(&family) {
+        "Hugging Face transformers and candle-transformers"
+    } else {
+        "Hugging Face transformers"
     };
     format!("`{family}` is tested against {theirs} on tiny models: docs/families.md")
 }

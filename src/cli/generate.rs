@@ -119,18 +119,15 @@ pub fn run(args: GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     for (i, prompt) in prompts.iter().enumerate() {
         let plain = plain.as_ref().map(|plain| (&[][..], &plain[i]));
         let runs = plain.into_iter().chain([(&args.edit[..], &edited[i])]);
-        match args.json {
-            true => {
-                for (edits, continuation) in runs {
-                    let row = as_json(&tokenizer, prompt, edits, continuation, &stop)?;
-                    writeln!(out, "{row}")?;
-                }
+        if args.json {
+            for (edits, continuation) in runs {
+                let row = as_json(&tokenizer, prompt, edits, continuation, &stop)?;
+                writeln!(out, "{row}")?;
             }
-            false => {
-                writeln!(out, "{}", printable(&prompt.text))?;
-                for (edits, continuation) in runs {
-                    write_continuation(&tokenizer, edits, continuation, &mut out)?;
-                }
+        } else {
+            writeln!(out, "{}", printable(&prompt.text))?;
+            for (edits, continuation) in runs {
+                write_continuation(&tokenizer, edits, continuation, &mut out)?;
             }
         }
     }
@@ -164,9 +161,10 @@ fn prompts(
     let date = args.task.date.as_deref().map(str::parse).transpose()?;
     let tokenizer = &tokenizer.clone().with_date(date);
     let prompts = args.prompt.iter().enumerate().map(|(index, text)| {
-        let text = match args.task.chat_template {
-            true => tokenizer.chat(text)?,
-            false => text.clone(),
+        let text = if args.task.chat_template {
+            tokenizer.chat(text)?
+        } else {
+            text.clone()
         };
         let tokens = tokenizer.encode(&text, bos)?.ids;
         if tokens.is_empty() {
@@ -306,9 +304,10 @@ fn write_continuation(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let edits: Vec<String> = edits.iter().map(Edit::to_string).collect();
-    let label = match edits.is_empty() {
-        true => String::new(),
-        false => format!("  [{}]", edits.join(", ")),
+    let label = if edits.is_empty() {
+        String::new()
+    } else {
+        format!("  [{}]", edits.join(", "))
     };
     let text = printable(&tokenizer.decode(&continuation.tokens)?);
     let log_prob: f64 = continuation.log_probs.iter().sum();

@@ -53,9 +53,10 @@ pub fn run(args: HooksArgs) -> anyhow::Result<()> {
         .into());
     }
     let mut out = BufWriter::new(io::stdout().lock());
-    match args.json {
-        true => print_json(&args, &spec, &mut out)?,
-        false => print_table(&args, &spec, &mut out)?,
+    if args.json {
+        print_json(&args, &spec, &mut out)?
+    } else {
+        print_table(&args, &spec, &mut out)?
     }
     Ok(out.flush()?)
 }

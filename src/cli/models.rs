@@ -53,9 +53,12 @@ fn described(model: &CachedModel) -> String {
     let revisions: Vec<String> = model
         .revisions
         .iter()
-        .map(|(name, commit)| match name == commit {
-            true => commit.chars().take(8).collect(),
-            false => format!("{name} {}", commit.chars().take(8).collect::<String>()),
+        .map(|(name, commit)| {
+            if name == commit {
+                commit.chars().take(8).collect()
+            } else {
+                format!("{name} {}", commit.chars().take(8).collect::<String>())
+            }
         })
         .collect();
     let mut text = format!("{} ({})", model.id, revisions.join(", "));

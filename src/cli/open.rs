@@ -56,9 +56,10 @@ pub fn open_task(
     let tokenizer = &tokenizer.clone().with_date(date);
     // The embedded model's own task, unless something else is said: one template, so that its picture has a word a column.
     let is_own = model_is_embedded && args.task.is_none() && args.pairs.is_none();
-    let templates = match is_own && args.template.is_empty() {
-        true => vec![0],
-        false => args.template.clone(),
+    let templates = if is_own && args.template.is_empty() {
+        vec![0]
+    } else {
+        args.template.clone()
     };
     let options = ExpandOptions {
         n_pairs: args.n_pairs.map(|n| n as usize),

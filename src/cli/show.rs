@@ -176,13 +176,15 @@ fn about(scores: &Scores, n_rows: usize) -> String {
     let p = &scores.provenance;
     let base = p.direction.base();
     let is_direct = p.direction == Direction::Direct;
-    let changed = match is_direct {
-        true => format!("the {base} run is read, nothing is changed"),
-        false => format!("the {base} run is changed"),
+    let changed = if is_direct {
+        format!("the {base} run is read, nothing is changed")
+    } else {
+        format!("the {base} run is changed")
     };
-    let corrupted = match is_direct {
-        true => String::new(),
-        false => format!(", corrupted {:.4}", p.mean_corrupted),
+    let corrupted = if is_direct {
+        String::new()
+    } else {
+        format!(", corrupted {:.4}", p.mean_corrupted)
     };
     let mut lines = vec![
         format!("method    {} ({}, {changed})", p.method, p.direction),

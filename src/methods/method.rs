@@ -268,11 +268,12 @@ pub fn units(
     let room = running.planned_memory() / bytes(longest).max(1);
     let mut units = Vec::new();
     for items in task.batches(room.clamp(1, running.batch.max(1))) {
-        let pieces = match splits {
-            true => (n_cells * items.len())
+        let pieces = if splits {
+            (n_cells * items.len())
                 .div_ceil(UNIT_VARIANTS)
-                .clamp(1, n_cells.max(1)),
-            false => 1,
+                .clamp(1, n_cells.max(1))
+        } else {
+            1
         };
         for piece in 0..pieces {
             units.push(Unit {

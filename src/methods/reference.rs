@@ -30,9 +30,10 @@ impl ReferenceSet<'_> {
         let mut sums: BTreeMap<(usize, usize), MeanOf> = BTreeMap::new();
         for batch in batches {
             let pair = &self.task.pairs()[batch[0]];
-            let of = match by_position {
-                true => (pair.template, pair.clean.len()),
-                false => (0, 0),
+            let of = if by_position {
+                (pair.template, pair.clean.len())
+            } else {
+                (0, 0)
             };
             let sum = sums.entry(of).or_insert_with(|| MeanOf::new(by_position));
             sum.add(&self.run(model, hooks, batch)?)?;
@@ -91,9 +92,10 @@ impl ReferenceSet<'_> {
     fn run(&self, model: &Model, hooks: &[Hook], batch: &[usize]) -> Result<Cache> {
         let prompt = |&pair: &usize| {
             let pair = &self.task.pairs()[pair];
-            match self.corrupted {
-                true => pair.corrupted.clone(),
-                false => pair.clean.clone(),
+            if self.corrupted {
+                pair.corrupted.clone()
+            } else {
+                pair.clean.clone()
             }
         };
         let prompts: Vec<_> = batch.iter().map(prompt).collect();
@@ -116,9 +118,10 @@ pub(super) struct Means {
 impl Means {
     /// What prompts like this one take; `None` if the reference set has no prompt like it.
     pub fn of(&self, pair: &Pair) -> Option<&Source> {
-        let key = match self.by_position {
-            true => (pair.template, pair.clean.len()),
-            false => (0, 0),
+        let key = if self.by_position {
+            (pair.template, pair.clean.len())
+        } else {
+            (0, 0)
         };
         self.means.get(&key)
     }

@@ -232,17 +232,19 @@ fn component_panels(title: &str, points: &[Point]) -> Vec<Panel> {
         return vec![draw(title, axes, points, down, by_neuron)];
     }
     if !has(|p| p.head.is_some()) {
-        return vec![match has_place {
-            true => draw(title, (place, "layer"), points, by_place, by_layer),
-            false => draw(title, ("layer", "all positions"), points, by_layer, |_| {
+        return vec![if has_place {
+            draw(title, (place, "layer"), points, by_place, by_layer)
+        } else {
+            draw(title, ("layer", "all positions"), points, by_layer, |_| {
                 Key::All
-            }),
+            })
         }];
     }
     if !has_place {
-        return vec![match count(by_head) > count(by_layer) {
-            true => draw(title, ("head", "layer"), points, by_head, by_layer),
-            false => draw(title, ("layer", "head"), points, by_layer, by_head),
+        return vec![if count(by_head) > count(by_layer) {
+            draw(title, ("head", "layer"), points, by_head, by_layer)
+        } else {
+            draw(title, ("layer", "head"), points, by_layer, by_head)
         }];
     }
     let longest_role = points

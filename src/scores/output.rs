@@ -209,14 +209,16 @@ fn essential(command: &[String]) -> Vec<&str> {
 
 /// The command in few words, for a message.
 fn made_by(there: &Provenance) -> String {
-    let text = match there.command.is_empty() {
-        true => format!("{} of `{}`", there.method, there.task),
-        false => format!("`{}`", there.command.join(" ")),
+    let text = if there.command.is_empty() {
+        format!("{} of `{}`", there.method, there.task)
+    } else {
+        format!("`{}`", there.command.join(" "))
     };
     let text = crate::text::visible(&text);
-    match text.chars().count() > 120 {
-        true => text.chars().take(119).chain(['…']).collect(),
-        false => text,
+    if text.chars().count() > 120 {
+        text.chars().take(119).chain(['…']).collect()
+    } else {
+        text
     }
 }
 

@@ -157,24 +157,24 @@ impl Walk<'_> {
         let copies = t.elem_count() / elements;
         let split = [self.batch, self.length, heads, copies, width];
         let spread = |x: &Tensor| -> Result<Tensor> {
-            match copied {
-                true => x
-                    .reshape(vec![self.batch, self.length, heads, 1, width])?
+            if copied {
+                x.reshape(vec![self.batch, self.length, heads, 1, width])?
                     .broadcast_as(split.to_vec())?
-                    .reshape(t.dims()),
-                false => Ok(x.clone()),
+                    .reshape(t.dims())
+            } else {
+                Ok(x.clone())
             }
         };
         let t = match self.changes.get(&hook) {
             Some(change) => ((t * spread(&change.times)?)? + spread(&change.plus)?)?,
             None => t.clone(),
         };
-        let value = match copied {
-            true => t
-                .reshape(split.to_vec())?
+        let value = if copied {
+            t.reshape(split.to_vec())?
                 .narrow(3, 0, 1)?
-                .reshape(shape.as_slice())?,
-            false => t.clone(),
+                .reshape(shape.as_slice())?
+        } else {
+            t.clone()
         };
         let delta = Var::zeros(shape, DType::F64, &Device::Cpu)?;
         let used = (t + spread(delta.as_tensor())?)?;
@@ -238,9 +238,10 @@ impl Walk<'_> {
     fn branch(&mut self, kind: Kind, layer: usize, out: &Tensor) -> Result<Tensor> {
         let out = (out * f64::from(self.spec.residual_multiplier.unwrap_or(1.0)))?;
         let out = self.at_layer(kind, layer, &out)?;
-        Ok(match self.rules.stop.contains(&layer) {
-            true => out.detach(),
-            false => out,
+        Ok(if self.rules.stop.contains(&layer) {
+            out.detach()
+        } else {
+            out
         })
     }
 

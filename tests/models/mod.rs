@@ -200,9 +200,10 @@ pub fn every_kind() -> Vec<Model> {
     ];
     let random = |(i, (spec, biases)): (usize, (ModelSpec, bool))| {
         let seed = 100 + i as u64;
-        let model = match biases {
-            true => Model::random(spec, seed),
-            false => Model::random_without_biases(spec, seed),
+        let model = if biases {
+            Model::random(spec, seed)
+        } else {
+            Model::random_without_biases(spec, seed)
         };
         model.expect("a spec that the engine knows")
     };

@@ -173,9 +173,10 @@ impl<'a> Patching<'a> {
             .flat_map(|pair| std::iter::repeat_n(pair.target.clone(), copies))
             .collect();
         let clean_run = if self.base_is_clean() { &base } else { &other };
-        let reference = match self.metric.needs_reference() {
-            true => Some(clean_run.logits(self.model)?),
-            false => None,
+        let reference = if self.metric.needs_reference() {
+            Some(clean_run.logits(self.model)?)
+        } else {
+            None
         };
         let readout = Readout {
             metric: self.metric,

@@ -448,9 +448,10 @@ fn cells_of(column: &Column) -> Result<Vec<Cell>, String> {
                             }
                         }
                     }
-                    Ok(match numbers.is_empty() {
-                        true => Cell::Texts(texts),
-                        false => Cell::Numbers(numbers),
+                    Ok(if numbers.is_empty() {
+                        Cell::Texts(texts)
+                    } else {
+                        Cell::Numbers(numbers)
                     })
                 }
             };
@@ -464,11 +465,12 @@ fn cells_of(column: &Column) -> Result<Vec<Cell>, String> {
 fn check_size(strings: &StringChunked) -> Result<(), String> {
     let bytes = strings.iter().flatten().map(str::len);
     let total = bytes.fold(0usize, usize::saturating_add) as u64;
-    match total <= FILE_LIMIT {
-        true => Ok(()),
-        false => Err(format!(
+    if total <= FILE_LIMIT {
+        Ok(())
+    } else {
+        Err(format!(
             "column `{}` unpacks to {total} bytes, at most {FILE_LIMIT} are read",
             strings.name()
-        )),
+        ))
     }
 }
