@@ -182,35 +182,31 @@ impl Graph {
         })
     }
 
-    fn check_node(&self, node: Node) -> Result<()> {
-        let layers = |layer: usize| {
-            if layer < self.n_layers {
-                Ok(())
-            } else {
-                Err(unknown(
-                    node,
-                    format!("it has {} layers, counted from 0", self.n_layers),
-                ))
-            }
-        };
-        match node {
-            Node::Input | Node::Logits => Ok(()),
+    /// # Errors
+    /// [`Error::UnknownNode`] for a node that this model does not have, with the nearest that it has.
+    pub fn check_node(&self, node: Node) -> Result<()> {
+        let (last_layer, last_head) = (self.n_layers - 1, self.n_heads - 1);
+        let nearest = match node {
+            Node::Input | Node::Logits => node,
             Node::Mlp(_) if !self.has_mlp => {
-                Err(unknown(node, "its blocks have no MLP".to_string()))
+                return Err(unknown(node, "its blocks have no MLP".to_string()));
             }
-            Node::Mlp(layer) => layers(layer),
-            Node::Head { layer, head } => {
-                layers(layer)?;
-                if head < self.n_heads {
-                    Ok(())
-                } else {
-                    Err(unknown(
-                        node,
-                        format!("its layers have {} heads, counted from 0", self.n_heads),
-                    ))
-                }
-            }
+            Node::Mlp(layer) => Node::Mlp(layer.min(last_layer)),
+            Node::Head { layer, head } => Node::Head {
+                layer: layer.min(last_layer),
+                head: head.min(last_head),
+            },
+        };
+        if nearest == node {
+            return Ok(());
         }
+        let sizes = if nearest.layer() == node.layer() {
+            format!("its layers have {} heads", self.n_heads)
+        } else {
+            format!("it has {} layers", self.n_layers)
+        };
+        let reason = format!("{sizes}, counted from 0; the nearest is `{nearest}`");
+        Err(unknown(node, reason))
     }
 }
 

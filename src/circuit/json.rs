@@ -13,14 +13,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::Graph;
+use super::bounded::read_text;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Node};
 use crate::scores::write_whole;
@@ -28,6 +28,9 @@ use crate::text::clipped;
 
 /// The largest file that is read: the edges of a model of 80 layers and 64 heads take about 3 GB, those of any smaller much less.
 const FILE_LIMIT: u64 = 4 << 30;
+const FORMAT: &str = "circuit JSON";
+/// Places of a matrix that are made room for without a list of as many nodes: 40 MB.
+const FEW_PLACES: usize = 1 << 22;
 
 /// A graph with what a method found of it: a score for each edge and node, and which of them are in the circuit.
 #[derive(Debug, Clone)]
@@ -122,6 +125,13 @@ impl ScoredGraph {
         Ok(())
     }
 
+    /// The scores of edges, NaN where there is none.
+    /// # Shapes
+    /// `[n_src, n_dst]`, row by row.
+    pub fn matrix(&self) -> &[f64] {
+        &self.scores
+    }
+
     /// Every edge with its score and whether it is in the circuit, in the order of [`Graph::edges`].
     pub fn edges(&self) -> impl Iterator<Item = (Edge, Option<f64>, bool)> + '_ {
         let columns = self.graph.n_dst();
@@ -181,21 +191,51 @@ impl ScoredGraph {
     /// [`Error::Missing`] and [`Error::Read`]; [`Error::Malformed`] for what is no such file, for sizes of another model, for nodes and
     /// edges that this model does not have, and for circuits of neurons.
     pub fn read(path: &Path, graph: Graph) -> Result<Self> {
-        let text = read_text(path)?;
+        Self::read_as(path, Some(graph))
+    }
+
+    /// Reads an interchange file for the graph of its own `cfg`. A model has MLPs if the file names one, or no nodes at all.
+    /// # Errors
+    /// Those of [`ScoredGraph::read`]; sizes that no model has.
+    pub fn read_alone(path: &Path) -> Result<Self> {
+        Self::read_as(path, None)
+    }
+
+    fn read_as(path: &Path, graph: Option<Graph>) -> Result<Self> {
+        let hint = "a circuit is a JSON file with `cfg`, `nodes` and `edges`";
+        let text = read_text(path, FILE_LIMIT, FORMAT, hint)?;
         Self::parse(&text, graph).map_err(|reason| Error::Malformed {
             path: path.to_path_buf(),
-            format: "circuit JSON",
+            format: FORMAT,
             reason,
         })
     }
 
-    fn parse(text: &str, graph: Graph) -> Result<Self, String> {
+    fn parse(text: &str, graph: Option<Graph>) -> Result<Self, String> {
         let text = without_nan(text);
         let file: Contents =
             serde_json::from_str(&text).map_err(|error| clipped(&error.to_string(), 300))?;
-        file.cfg.check(&graph)?;
-        let mut scored = ScoredGraph::new(graph);
         let said = |error: Error| error.to_string();
+        let graph = match graph {
+            Some(graph) => {
+                file.cfg.check(&graph)?;
+                graph
+            }
+            None => {
+                let graph = file.cfg.graph(&file.nodes);
+                graph.check_sizes().map_err(said)?;
+                if graph.n_src() * graph.n_dst() > FEW_PLACES && graph.n_src() > file.nodes.0.len()
+                {
+                    return Err(format!(
+                        "its `cfg` is of a model with {} nodes, and it lists {}; list them all",
+                        graph.n_src(),
+                        file.nodes.0.len()
+                    ));
+                }
+                graph
+            }
+        };
+        let mut scored = ScoredGraph::new(graph);
         for (name, entry) in file.nodes.0 {
             entry.check(&name)?;
             let node: Node = name.parse().map_err(said)?;
@@ -231,35 +271,6 @@ impl PartialEq for ScoredGraph {
             && bits(&self.node_scores) == bits(&other.node_scores)
             && self.nodes_in_graph == other.nodes_in_graph
     }
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    let failed = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing {
-            path: path.to_path_buf(),
-            hint: "a circuit is a JSON file with `cfg`, `nodes` and `edges`".into(),
-        },
-        _ => Error::Read {
-            path: path.to_path_buf(),
-            source,
-        },
-    };
-    let malformed = |reason: &str| Error::Malformed {
-        path: path.to_path_buf(),
-        format: "circuit JSON",
-        reason: reason.into(),
-    };
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(malformed("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    let mut reader = BufReader::new(file).take(FILE_LIMIT + 1);
-    reader.read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > FILE_LIMIT {
-        return Err(malformed("it is larger than 4 GiB; no graph is"));
-    }
-    String::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8 text"))
 }
 
 /// The text with `null` for each `NaN` that stands where a value does.
@@ -321,6 +332,17 @@ impl Config {
             n_heads: graph.n_heads,
             parallel_attn_mlp: graph.parallel,
             d_model: Some(graph.d_model),
+        }
+    }
+
+    /// The graph of these sizes. The file does not say whether there are MLPs; its nodes do.
+    fn graph(&self, nodes: &Entries) -> Graph {
+        Graph {
+            n_layers: self.n_layers,
+            n_heads: self.n_heads,
+            d_model: self.d_model.unwrap_or(1),
+            has_mlp: nodes.0.is_empty() || nodes.0.iter().any(|(name, _)| name.starts_with('m')),
+            parallel: self.parallel_attn_mlp,
         }
     }
 
@@ -515,7 +537,7 @@ mod tests {
             r#""input": {"in_graph": true}, "a1.h0": {"in_graph": true, "score": NaN}, "logits": {"in_graph": true}"#,
             r#""input->a1.h0<q>": {"score": -0.25, "in_graph": true}, "a1.h0->logits": {"score": NaN, "in_graph": false}"#,
         );
-        let scored = ScoredGraph::parse(&text, graph()).expect("it is such a file");
+        let scored = ScoredGraph::parse(&text, Some(graph())).expect("it is such a file");
         assert_eq!(
             scored.score(&edge("input->a1.h0<q>")).expect("an edge"),
             Some(-0.25)
@@ -525,6 +547,38 @@ mod tests {
         assert!(scored.contains(&edge("input->a1.h0<q>")).expect("an edge"));
         assert!(scored.contains_node(Node::Input).expect("a node"));
         assert!(!scored.contains_node(Node::Mlp(0)).expect("a node"));
+    }
+
+    #[test]
+    fn a_file_says_itself_of_which_graph_it_is() {
+        let heads = r#""input": {"in_graph": true}, "a1.h0": {"in_graph": true}"#;
+        let edge = r#""input->a1.h0<q>": {"score": 1, "in_graph": true}"#;
+        let without_mlp = Graph {
+            has_mlp: false,
+            ..graph()
+        };
+        let alone = |text: &str| ScoredGraph::parse(text, None);
+        let found = alone(&file(CFG, heads, edge)).expect("a file");
+        assert_eq!(*found.graph(), without_mlp);
+        for nodes in ["", r#""m0": {"in_graph": true}"#] {
+            assert_eq!(
+                *alone(&file(CFG, nodes, edge)).expect("a file").graph(),
+                graph()
+            );
+        }
+        let huge = CFG.replace("2", "4000");
+        for (cfg, says) in [
+            (huge.as_str(), "no model has"),
+            (&CFG.replace("2", "100"), "10101 nodes, and it lists 2"),
+        ] {
+            let message = alone(&file(
+                cfg,
+                r#""input": {"in_graph": true}, "m0": {"in_graph": true}"#,
+                "",
+            ));
+            let message = message.expect_err(says);
+            assert!(message.contains(says), "{message}");
+        }
     }
 
     #[test]
@@ -595,7 +649,7 @@ mod tests {
             ("\"NaN".to_string(), "EOF"),
         ];
         for (text, says) in cases {
-            let message = ScoredGraph::parse(&text, graph()).expect_err(says);
+            let message = ScoredGraph::parse(&text, Some(graph())).expect_err(says);
             assert!(message.contains(says), "{says}: {message}");
             assert!(
                 message.len() < 500 && !message.contains(char::is_control),
@@ -615,10 +669,10 @@ mod tests {
         scored.set_score(&edge("m0->m1"), 0.5).expect("an edge");
         let text = serde_json::to_string(&scored).expect("serialises");
         for at in 0..text.len() {
-            assert!(ScoredGraph::parse(&text[..at], graph()).is_err());
+            assert!(ScoredGraph::parse(&text[..at], Some(graph())).is_err());
             for other in ['"', 'N', '\\', '9'] {
                 let damaged = format!("{}{other}{}", &text[..at], &text[at + 1..]);
-                let _ = ScoredGraph::parse(&damaged, graph());
+                let _ = ScoredGraph::parse(&damaged, Some(graph()));
             }
         }
     }

@@ -1,12 +1,23 @@
 //! A model as a graph: components that write to the residual stream, and edges to every place that reads it.
 //!
 //! Because the stream is a sum, what a reader sees can be taken apart by who wrote it, and an edge can be changed on its own.
-//! [`Graph`] numbers nodes and edges; [`ScoredGraph`] holds what was found of them, and exchanges it with other tools.
+//! [`Graph`] numbers nodes and edges; [`ScoredGraph`] holds what was found of them, and exchanges it with other tools;
+//! [`select`] makes an [`EdgeSet`] of it; a [`Circuit`] is such a set with what was claimed and measured, and its file.
 
+mod bounded;
+// The noun of the room.
+#[allow(clippy::module_inception)]
+mod circuit;
+mod edge_set;
 mod graph;
 mod json;
+mod select;
 mod table;
+mod toml;
 
+pub use circuit::{About, Circuit, CircuitFormat, NodeNote};
+pub use edge_set::{EdgeSet, Pruning};
 pub use graph::Graph;
 pub use json::ScoredGraph;
+pub use select::{Helps, Ranking, Rule, Selected, Selection, select, select_from};
 pub use table::Agreement;
