@@ -5,7 +5,7 @@ mod models;
 use candle_core::{D, Device, Tensor};
 use candlewick::Error;
 use candlewick::circuit::Graph;
-use candlewick::hooks::{Edit, Hook, Kind, Letter, Ln, Node, Op, Site};
+use candlewick::hooks::{Edit, Hook, Kind, Letter, Ln, Node, Op, Site, Value};
 use candlewick::methods::attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule,
 };
@@ -133,9 +133,14 @@ fn wide(t: &Tensor) -> Vec<f64> {
 }
 
 /// What each node writes in a run, `[batch, pos, n_src, d_model]`, made the plain way.
-fn written(model: &Model, prompts: &[Vec<u32>]) -> Tensor {
+fn written(model: &Model, prompts: &[Vec<u32>], edits: &[Edit]) -> Tensor {
     let spec = &model.spec;
-    let (_, cache) = run_with_cache(model, prompts, &Hook::all(spec)).expect("it runs");
+    let request = Request {
+        edits,
+        capture: &Hook::all(spec),
+        ..Request::default()
+    };
+    let cache = run(model, prompts, &request).expect("it runs").cache;
     let get = |kind, layer| cache.get(Hook::at(kind, layer)).expect("captured");
     let mut all = vec![
         cache
@@ -167,11 +172,18 @@ fn written(model: &Model, prompts: &[Vec<u32>]) -> Tensor {
     Tensor::cat(&all, 2).unwrap()
 }
 
-/// EAP by its definition: full-width differences times full-width gradients, one edge at a time.
+/// EAP by its definition.
 fn eap_plain(model: &Model, rules: Rules) -> Vec<Vec<f64>> {
+    let pairs = Pairs::new();
+    let [clean, corrupted] =
+        [&pairs.clean, &pairs.corrupted].map(|prompts| written(model, prompts, &[]));
+    products(model, &(corrupted - clean).unwrap(), rules, &[])
+}
+
+/// Full-width differences `[batch, pos, n_src, d_model]` times full-width gradients at the edited clean run, one edge at a time.
+fn products(model: &Model, delta: &Tensor, rules: Rules, edits: &[Edit]) -> Vec<Vec<f64>> {
     let (spec, pairs) = (&model.spec, Pairs::new());
     let graph = Graph::new(spec);
-    let delta = (written(model, &pairs.corrupted) - written(model, &pairs.clean)).unwrap();
     let kinds = [
         Kind::QInput,
         Kind::KInput,
@@ -185,6 +197,7 @@ fn eap_plain(model: &Model, rules: Rules) -> Vec<Vec<f64>> {
         .collect();
     let request = GradientRequest {
         rules,
+        edits,
         ..GradientRequest::new(Metric::LogitDiff, &pairs.targets, &hooks)
     };
     let slopes = gradients(model, &pairs.clean, &request)
@@ -466,6 +479,7 @@ fn a_preset_has_the_name_of_what_it_does() {
     for (config, name) in [
         (EdgeAttributionConfig::eap(), "eap"),
         (EdgeAttributionConfig::eap_ig(3), "eap-ig"),
+        (EdgeAttributionConfig::ceap(3), "ceap"),
         (EdgeAttributionConfig::clean_corrupted(), "clean-corrupted"),
         (
             EdgeAttributionConfig::eap_ig_activations(3),
@@ -523,6 +537,153 @@ fn conductance_of_a_full_cut_sums_to_the_change() {
     }
 }
 
+fn ceap(steps: usize, rule: StepRule) -> EdgeAttributionConfig {
+    EdgeAttributionConfig::along(EdgePath::Conductance { steps, rule })
+}
+
+/// CEAP by its definition, step by step: what moves over a step times the gradients that the rule takes there.
+fn ceap_plain(model: &Model, steps: usize, rule: StepRule) -> Vec<Vec<f64>> {
+    let pairs = Pairs::new();
+    let embed = Hook::global(Kind::Embed);
+    let [clean, corrupted] = [&pairs.clean, &pairs.corrupted].map(|prompts| {
+        let (_, cache) = run_with_cache(model, prompts, &[embed]).expect("it runs");
+        cache.get(embed).expect("captured")
+    });
+    let at = |point: f64| {
+        let line = ((&clean * point).unwrap() + (&corrupted * (1.0 - point)).unwrap()).unwrap();
+        [Edit::new(
+            Site::all(embed),
+            Op::Replace(Value::Tensor(line)),
+        )]
+    };
+    let mut total: Vec<Vec<f64>> = Vec::new();
+    for k in 1..=steps {
+        let [low, high] = [k - 1, k].map(|k| k as f64 / steps as f64);
+        let [from, to] = [low, high].map(|point| written(model, &pairs.clean, &at(point)));
+        let moved = (from - to).unwrap();
+        let gradients = match rule {
+            StepRule::Left => vec![low],
+            StepRule::Right => vec![high],
+            StepRule::Midpoint => vec![(low + high) / 2.0],
+            StepRule::Trapezoid => vec![low, high],
+        };
+        for &point in &gradients {
+            let found = products(model, &moved, Rules::gradient(), &at(point));
+            total.resize(found.len(), vec![0.0; found[0].len()]);
+            for (total, found) in total.iter_mut().flatten().zip(found.iter().flatten()) {
+                *total += found / gradients.len() as f64;
+            }
+        }
+    }
+    total
+}
+
+#[test]
+fn ceap_is_its_definition_on_models_of_every_kind() {
+    let task = task();
+    for (i, model) in every_kind().into_iter().enumerate() {
+        let rules = [
+            StepRule::Trapezoid,
+            StepRule::Left,
+            StepRule::Right,
+            StepRule::Midpoint,
+        ];
+        for rule in [StepRule::Trapezoid, rules[i % rules.len()]] {
+            let found = edges(&model, &task, &ceap(3, rule));
+            for (found, plain) in found.iter().zip(ceap_plain(&model, 3, rule)) {
+                let what = format!("{} {rule:?}", model.spec.family);
+                near(found, &plain, ALGEBRA, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn ceap_over_any_cut_sums_to_the_whole_change() {
+    let task = task();
+    for mut model in every_kind() {
+        // A bias behind a post-norm moves with its scale, and is in no node.
+        for block in &mut model.weights.blocks {
+            if block.ln1_post.is_some() {
+                block.b_o = None;
+            }
+        }
+        let graph = Graph::new(&model.spec);
+        let n_dst = graph.n_dst();
+        let error = |steps: usize| -> f64 {
+            let config = EdgeAttributionConfig::ceap(steps);
+            let measured = measured(&model, &task, &config);
+            let scores = matrices(&model, &measured, Direction::Noise);
+            let mut worst = 0f64;
+            for (scores, example) in scores.iter().zip(&measured.examples) {
+                for layer in 0..=graph.n_layers {
+                    let (border, after) = if layer == graph.n_layers {
+                        (graph.n_src(), n_dst - 1)
+                    } else {
+                        let head = Node::Head { layer, head: 0 };
+                        let column = graph.column(head, Some(Letter::Q)).unwrap();
+                        (graph.row(head).unwrap(), column)
+                    };
+                    let crossing: f64 = (0..border)
+                        .map(|row| {
+                            scores[row * n_dst + after..(row + 1) * n_dst]
+                                .iter()
+                                .sum::<f64>()
+                        })
+                        .sum();
+                    worst = worst.max((crossing - (example.corrupted - example.clean)).abs());
+                }
+            }
+            worst
+        };
+        // The error of the trapezoid rule falls with the square of the steps, and with the steps alone where gradients jump.
+        let falls_to = match model.spec.activation {
+            Activation::Relu => 0.4,
+            _ => 0.15,
+        };
+        let (coarse, fine) = (error(8), error(32));
+        assert!(
+            fine < 1e-2 && fine < falls_to * coarse + 1e-4,
+            "{}: {coarse} {fine}",
+            model.spec.family
+        );
+    }
+}
+
+#[test]
+fn a_source_that_does_not_move_along_the_line_has_no_conductance() {
+    let (model, task) = (&two_kinds()[0], task());
+    // The first head writes nothing, so it stays where it is whatever its readers ask for.
+    let mut model = Model::clone(model);
+    let w_o = &mut model.weights.blocks[0].w_o;
+    let silenced = w_o.narrow(0, 0, model.spec.d_head).unwrap().zeros_like();
+    let others = w_o.dim(0).unwrap() - model.spec.d_head;
+    let rest = w_o.narrow(0, model.spec.d_head, others).unwrap();
+    *w_o = Tensor::cat(&[&silenced.unwrap(), &rest], 0).unwrap();
+    let graph = Graph::new(&model.spec);
+    let row = graph.row(Node::Head { layer: 0, head: 0 }).unwrap();
+    for scores in edges(&model, &task, &EdgeAttributionConfig::ceap(3)) {
+        let own = &scores[row * graph.n_dst()..(row + 1) * graph.n_dst()];
+        assert!(own.iter().all(|&score| score == 0.0));
+        assert!(scores.iter().any(|&score| score != 0.0));
+    }
+}
+
+#[test]
+fn one_trapezoid_of_an_integral_is_the_mean_of_both_ends() {
+    let task = task();
+    for model in two_kinds() {
+        let path = GradientPath::Inputs {
+            steps: 1,
+            rule: StepRule::Trapezoid,
+        };
+        let trapezoid = EdgeAttributionConfig::along(EdgePath::Along(path));
+        let ends = EdgeAttributionConfig::clean_corrupted();
+        let [trapezoid, ends] = [trapezoid, ends].map(|config| edges(&model, &task, &config));
+        near(&trapezoid.concat(), &ends.concat(), 1e-5, "ends");
+    }
+}
+
 #[test]
 fn nothing_differs_between_a_prompt_and_itself() {
     let task = changed(&task(), |pair| pair.corrupted = pair.clean.clone());
@@ -530,6 +691,7 @@ fn nothing_differs_between_a_prompt_and_itself() {
     for config in [
         EdgeAttributionConfig::eap(),
         EdgeAttributionConfig::eap_ig(3),
+        EdgeAttributionConfig::ceap(3),
     ] {
         let scores = edges(model, &task, &config);
         assert!(scores.iter().flatten().all(|&x| x == 0.0));
@@ -561,6 +723,10 @@ fn scores_do_not_depend_on_batches_or_memory() {
                 steps: 2,
                 rule: StepRule::Left,
                 every_edge: true,
+            },
+            EdgePath::Conductance {
+                steps: 2,
+                rule: StepRule::Trapezoid,
             },
         ] {
             let config = EdgeAttributionConfig::along(path);
@@ -688,6 +854,10 @@ fn estimates_are_exact_where_the_model_is_affine() {
     for config in [
         EdgeAttributionConfig::eap(),
         EdgeAttributionConfig::eap_ig(2),
+        ceap(1, StepRule::Trapezoid),
+        ceap(2, StepRule::Left),
+        ceap(2, StepRule::Midpoint),
+        ceap(3, StepRule::Right),
         EdgeAttributionConfig {
             path: EdgePath::Activations {
                 steps: 2,
@@ -1028,6 +1198,11 @@ fn every_method_finds_a_planted_circuit() {
             Rules::gradient(),
             Reference::Pair,
         ),
+        (
+            ceap(3, StepRule::Trapezoid).path,
+            Rules::gradient(),
+            Reference::Pair,
+        ),
         (activations(false), Rules::gradient(), Reference::Pair),
         (activations(true), Rules::gradient(), Reference::Pair),
     ] {
@@ -1104,6 +1279,13 @@ fn what_has_no_gradient_is_refused_before_anything_runs() {
         ..EdgeAttributionConfig::eap_ig(5)
     };
     assert!(message(&zero).to_string().contains("eap-ig-activations"));
+    let mean = EdgeAttributionConfig {
+        reference: Reference::Mean,
+        ..EdgeAttributionConfig::ceap(5)
+    };
+    assert!(message(&mean).to_string().contains("the pair's other run"));
+    let none = message(&EdgeAttributionConfig::ceap(0));
+    assert!(none.to_string().contains("at least one step"), "{none}");
     // An integral away from the clean run has a gradient.
     let kl = at(Metric::Kl, EdgeAttributionConfig::eap_ig(3));
     assert!(edges(model, &task, &kl).iter().flatten().any(|&x| x != 0.0));

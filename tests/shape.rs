@@ -206,6 +206,7 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             }),
         ),
         ("eap-ig", Box::new(EdgeAttributionConfig::eap_ig(2))),
+        ("ceap", Box::new(EdgeAttributionConfig::ceap(2))),
         (
             "clean-corrupted",
             Box::new(EdgeAttributionConfig::clean_corrupted()),

@@ -27,7 +27,7 @@ const STEPS: usize = 5;
 /// Estimate from gradients what patching each node, edge or token would do, and patch some exactly to see how good the estimates are.
 ///
 /// Nodes (`--sites`, as in `candlewick patch`): `atp`, `atp-star`, `relp`, `layer-ig`, `conductance`.
-/// Edges (what one component writes, as another reads it): `eap`, `eap-ig`, `clean-corrupted`, `eap-ig-activations`,
+/// Edges (what one component writes, as another reads it): `eap`, `eap-ig`, `ceap`, `clean-corrupted`, `eap-ig-activations`,
 /// `relp-edges`; and `exact-edges`, which patches each edge for real.
 /// Tokens of the prompt: `grad-x-input`, `saliency-l1`, `saliency-l2`, `smooth-grad`, `ig`, `expected-gradients`, `lrp`, `attn-lrp`,
 /// `alti-logit`, `alti-rollout`.
@@ -41,6 +41,7 @@ const STEPS: usize = 5;
   candlewick attribute --method atp-star --sites q,k,v,z --verify 10 -o star.parquet
   candlewick attribute --method relp --sites resid_pre --direction denoise -o relp.parquet
   candlewick attribute --method eap-ig --steps 5 --verify 20 --graph ig.json -o ig.parquet
+  candlewick attribute --method ceap --steps 5 --verify 10 --n-pairs 4 -o ceap.parquet
   candlewick attribute --method eap --compare ig.json --n-pairs 8 -o eap.parquet
   candlewick attribute --method eap --source mean --per-example --n-pairs 4 -o mean.parquet
   candlewick attribute --method exact-edges --edges 'input->a0.h2<v>,m3->logits' -o e.parquet
@@ -68,7 +69,7 @@ pub struct AttributeArgs {
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
     /// Where the points of an integral stand on the line from the corrupted run (0) to the clean run (1), whichever is changed; with
-    /// `ig` from the baseline to the prompt [default: midpoint; ig: Gauss-Legendre].
+    /// `ig` from the baseline to the prompt [default: midpoint; ceap: trapezoid; ig: Gauss-Legendre].
     #[arg(long)]
     pub step_rule: Option<StepRule>,
     /// With `smooth-grad` and `expected-gradients`: draws for each prompt [default: 50; expected-gradients: 200].
@@ -124,6 +125,8 @@ pub enum MethodChoice {
     Eap,
     /// Its integral over the embeddings.
     EapIg,
+    /// Conductance of edges: the integral of the gradient along what the source itself writes on the way.
+    Ceap,
     /// Its mean at both ends.
     CleanCorrupted,
     /// Its integral over what each component writes.
@@ -181,6 +184,7 @@ impl MethodChoice {
             | MethodChoice::Conductance => Scored::Nodes,
             MethodChoice::Eap
             | MethodChoice::EapIg
+            | MethodChoice::Ceap
             | MethodChoice::CleanCorrupted
             | MethodChoice::EapIgActivations
             | MethodChoice::RelpEdges => Scored::Edges,
@@ -220,7 +224,9 @@ impl Ask for AttributeArgs {
         acts.extend_from_slice(match self.method {
             MethodChoice::AtpStar if verifies => &["no_qk_fix", "no_grad_drop", "bound_draws"],
             MethodChoice::AtpStar => &["no_qk_fix", "no_grad_drop"],
-            MethodChoice::LayerIg | MethodChoice::EapIg => &["steps", "step_rule"],
+            MethodChoice::LayerIg | MethodChoice::EapIg | MethodChoice::Ceap => {
+                &["steps", "step_rule"]
+            }
             MethodChoice::EapIgActivations => &["steps", "step_rule", "every_edge"],
             MethodChoice::Conductance => &["steps"],
             MethodChoice::Ig => &["steps", "step_rule", "baseline"],
@@ -357,13 +363,15 @@ impl AttributeArgs {
         let steps = self.steps.unwrap_or(STEPS);
         let mut config = match self.method {
             MethodChoice::EapIg => EdgeAttributionConfig::eap_ig(steps),
+            MethodChoice::Ceap => EdgeAttributionConfig::ceap(steps),
             MethodChoice::CleanCorrupted => EdgeAttributionConfig::clean_corrupted(),
             MethodChoice::EapIgActivations => EdgeAttributionConfig::eap_ig_activations(steps),
             MethodChoice::RelpEdges => EdgeAttributionConfig::relp(),
             _ => EdgeAttributionConfig::eap(),
         };
         match &mut config.path {
-            EdgePath::Along(GradientPath::Inputs { rule, .. }) => {
+            EdgePath::Along(GradientPath::Inputs { rule, .. })
+            | EdgePath::Conductance { rule, .. } => {
                 *rule = self.step_rule.unwrap_or(*rule);
             }
             EdgePath::Activations {

@@ -14,6 +14,7 @@
 //! Where a family norms what attention writes, a head's share is `w_post z_h W_O / s_post` with its own run's scale, which
 //! sums to `attn_out` exactly.
 
+mod conductance;
 mod contract;
 mod readers;
 
@@ -46,6 +47,9 @@ use contract::{EdgeWeights, Edges, Written};
 pub enum EdgePath {
     /// As for nodes.
     Along(GradientPath),
+    /// Along the line between the two runs' embeddings, where each step of the line counts with what the source itself writes
+    /// differently over that step (CEAP). The rule says at which ends of a step the gradient is taken.
+    Conductance { steps: usize, rule: StepRule },
     /// For each layer's attention, each MLP and the input in turn: averaged while what it writes goes from the other run's to the
     /// base run's and all else stays the base run's.
     Activations {
@@ -92,6 +96,14 @@ impl EdgeAttributionConfig {
         EdgeAttributionConfig::along(EdgePath::Along(GradientPath::Ends))
     }
 
+    /// CEAP, the conductance of edges, by the trapezoid rule.
+    pub fn ceap(steps: usize) -> Self {
+        EdgeAttributionConfig::along(EdgePath::Conductance {
+            steps,
+            rule: StepRule::Trapezoid,
+        })
+    }
+
     /// EAP-IG over what each component writes, at midpoints.
     pub fn eap_ig_activations(steps: usize) -> Self {
         EdgeAttributionConfig::along(EdgePath::Activations {
@@ -121,6 +133,7 @@ impl EdgeAttributionConfig {
     pub fn name(&self) -> String {
         let name = match self.path {
             EdgePath::Activations { .. } => "eap-ig-activations",
+            EdgePath::Conductance { .. } => "ceap",
             EdgePath::Along(GradientPath::Inputs { .. }) => "eap-ig",
             EdgePath::Along(GradientPath::Ends) => "clean-corrupted",
             EdgePath::Along(GradientPath::Base) if self.rules == Rules::relp() => {
@@ -181,10 +194,16 @@ impl Method for EdgeAttributionConfig {
         check_metric(self.metric(task), self.reference.direction(), at_base)?;
         match self.path {
             EdgePath::Along(path) => path.check()?,
-            EdgePath::Activations { steps: 0, .. } => return Err(no_steps()),
-            EdgePath::Activations { .. } => {}
+            EdgePath::Activations { steps: 0, .. } | EdgePath::Conductance { steps: 0, .. } => {
+                return Err(no_steps());
+            }
+            EdgePath::Activations { .. } | EdgePath::Conductance { .. } => {}
         }
-        let to_other_run = matches!(self.path, EdgePath::Along(path) if path != GradientPath::Base);
+        let to_other_run = match self.path {
+            EdgePath::Along(path) => path != GradientPath::Base,
+            EdgePath::Conductance { .. } => true,
+            EdgePath::Activations { .. } => false,
+        };
         if to_other_run && self.reference != Reference::Pair {
             return Err(Error::invalid(
                 "an integral over the inputs goes to the pair's other run; with zeros or means use `--method eap` or \
@@ -290,8 +309,13 @@ impl Prepared for EdgeAttribution<'_> {
 
     fn bytes(&self, length: usize) -> usize {
         let spec = &self.setting.model.spec;
-        // Readers' gradients, and the differences of what is written.
-        let per_row = spec.n_layers * 2 * (3 * spec.n_heads * spec.d_head + 2 * spec.d_model);
+        let (heads, d) = (spec.n_heads * spec.d_head, spec.d_model);
+        // Readers' gradients, and the differences of what is written; along a line also what is written at three points.
+        let points = match self.config.path {
+            EdgePath::Conductance { .. } => 3,
+            EdgePath::Along(_) | EdgePath::Activations { .. } => 0,
+        };
+        let per_row = spec.n_layers * (2 * (3 * heads + 2 * d) + points * (heads + d));
         self.setting.bytes(length, per_row)
     }
 
@@ -316,37 +340,50 @@ impl Prepared for EdgeAttribution<'_> {
     }
 
     fn cost(&self, unit: &Unit) -> Result<Cost> {
-        let spec = &self.setting.model.spec;
+        // Contracting what is written with what is read costs about a pass each time.
         let passes = match self.config.path {
-            EdgePath::Along(path) => 2.0 * path.points(true).len() as f64,
+            EdgePath::Along(path) => 3 * path.points(true).len(),
+            EdgePath::Conductance { steps, rule } => match rule {
+                StepRule::Left | StepRule::Right => 3 * steps + 1,
+                StepRule::Trapezoid => 3 * (steps + 1),
+                // What is written at the ends of a step takes runs of their own.
+                StepRule::Midpoint => 4 * steps,
+            },
             EdgePath::Activations { steps, .. } => {
                 // From its layer on, half the layers on average.
-                let groups = 1 + 2 * spec.n_layers;
-                (steps * groups) as f64
+                let groups = 1 + 2 * self.setting.model.spec.n_layers;
+                steps * groups * 3 / 2
             }
         };
-        // Contracting what is written with what is read costs about a pass each time.
-        Ok(Cost::passes(unit.items.len() as f64 * (2.0 + 1.5 * passes)))
+        Ok(Cost::passes(unit.items.len() as f64 * (2 + passes) as f64))
     }
 
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let model = self.setting.model;
         let mut runs = Runs::record(&self.setting, &unit.items, &self.means, &read(&model.spec))?;
-        let written = Written::new(&runs)?;
-        if matches!(self.config.path, EdgePath::Along(_)) {
-            runs.forget(|hook| matches!(hook.kind, Kind::Z | Kind::MlpOut));
-        }
         let size = self.positions * self.graph.n_src() * self.graph.n_dst();
         let mut scores = vec![vec![0f32; size]; unit.items.len()];
-        let edges = Edges {
-            runs: &runs,
-            graph: self.graph,
-            config: self.config,
-            memory: self.setting.memory,
-            written,
-            weights: self.weights.as_ref().expect("taken when the run began"),
-        };
-        edges.score(&mut scores)?;
+        match self.config.path {
+            EdgePath::Along(path) => {
+                let written = Written::differently(&runs)?;
+                runs.forget(|hook| matches!(hook.kind, Kind::Z | Kind::MlpOut));
+                self.edges(&runs).along(path, &written, &mut scores)?;
+            }
+            EdgePath::Conductance { steps, rule } => {
+                runs.forget(|_| false);
+                self.edges(&runs).conductance(steps, rule, &mut scores)?;
+            }
+            EdgePath::Activations {
+                steps,
+                rule,
+                every_edge,
+            } => {
+                let written = Written::differently(&runs)?;
+                let path = GradientPath::Inputs { steps, rule };
+                let edges = self.edges(&runs);
+                edges.activations(path, every_edge, &written, &mut scores)?;
+            }
+        }
         let all: Arc<[u32]> = (0..self.cells.len() as u32).collect();
         let example = |(i, scores): (usize, &Vec<f32>)| {
             let (clean, corrupted) = (runs.clean[i], runs.corrupted[i]);
@@ -361,6 +398,19 @@ impl Prepared for EdgeAttribution<'_> {
             one
         };
         Ok(scores.iter().enumerate().map(example).collect())
+    }
+}
+
+impl EdgeAttribution<'_> {
+    fn edges<'b>(&'b self, runs: &'b Runs<'b>) -> Edges<'b> {
+        Edges {
+            runs,
+            graph: self.graph,
+            config: self.config,
+            hooks: &self.setting.hooks,
+            memory: self.setting.memory,
+            weights: self.weights.as_ref().expect("taken when the run began"),
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! An estimate can be far off, even in sign, where attention saturates: verification ([`super::verify`]) patches the largest exactly.
 //!
 //! Sources: Nanda 2023 (attribution patching); Syed et al. 2023 (EAP); Hanna et al. 2024, arXiv 2403.17806 (EAP-IG); Kramár et al.
-//! 2024, arXiv 2403.00745 (AtP*); Jafari et al. 2025 (RelP).
+//! 2024, arXiv 2403.00745 (AtP*); Jafari et al. 2025 (RelP); Wu et al. 2026, arXiv 2606.16920 (CEAP).
 
 mod edges;
 mod inner;
@@ -48,6 +48,8 @@ pub enum StepRule {
     Left,
     /// `k / steps` up to 1, as its paper has it.
     Right,
+    /// `k / steps` from 0 to 1: one point more than steps, the two ends with half a share.
+    Trapezoid,
 }
 
 impl GradientPath {
@@ -59,26 +61,29 @@ impl GradientPath {
         }
     }
 
-    /// The points on the line from the other run (0) to the base run (1).
-    pub fn points(self, base_is_clean: bool) -> Vec<f32> {
+    /// The points on the line from the other run (0) to the base run (1), and the share of each; shares sum to 1.
+    pub fn points(self, base_is_clean: bool) -> Vec<(f32, f32)> {
         match self {
-            GradientPath::Base => vec![1.0],
-            GradientPath::Ends => vec![1.0, 0.0],
+            GradientPath::Base => vec![(1.0, 1.0)],
+            GradientPath::Ends => vec![(1.0, 0.5), (0.0, 0.5)],
             GradientPath::Inputs { steps, rule } => {
-                let shift = match rule {
-                    StepRule::Midpoint => 0.5,
-                    StepRule::Left => 0.0,
-                    StepRule::Right => 1.0,
+                let (shift, count) = match rule {
+                    StepRule::Midpoint => (0.5, steps),
+                    StepRule::Left => (0.0, steps),
+                    StepRule::Right => (1.0, steps),
+                    StepRule::Trapezoid => (0.0, steps + 1),
                 };
-                let from_corrupted = |k: usize| (k as f32 + shift) / steps as f32;
-                let point = |k| {
-                    if base_is_clean {
-                        from_corrupted(k)
+                let point = |k: usize| {
+                    let from_corrupted = (k as f32 + shift) / steps as f32;
+                    let is_end = rule == StepRule::Trapezoid && (k == 0 || k == steps);
+                    let point = if base_is_clean {
+                        from_corrupted
                     } else {
-                        1.0 - from_corrupted(k)
-                    }
+                        1.0 - from_corrupted
+                    };
+                    (point, if is_end { 0.5 } else { 1.0 } / steps as f32)
                 };
-                (0..steps).map(point).collect()
+                (0..count).map(point).collect()
             }
         }
     }
@@ -168,13 +173,18 @@ mod tests {
     fn the_points_of_a_path() {
         let inputs = |steps, rule| GradientPath::Inputs { steps, rule };
         let points = |rule| inputs(2, rule).points(true);
-        assert_eq!(points(StepRule::Midpoint), [0.25, 0.75]);
-        assert_eq!(points(StepRule::Left), [0.0, 0.5]);
-        assert_eq!(points(StepRule::Right), [0.5, 1.0]);
+        assert_eq!(points(StepRule::Midpoint), [(0.25, 0.5), (0.75, 0.5)]);
+        assert_eq!(points(StepRule::Left), [(0.0, 0.5), (0.5, 0.5)]);
+        assert_eq!(points(StepRule::Right), [(0.5, 0.5), (1.0, 0.5)]);
+        let trapezoid = [(0.0, 0.25), (0.5, 0.5), (1.0, 0.25)];
+        assert_eq!(points(StepRule::Trapezoid), trapezoid);
         // Where the corrupted run is changed it is the base run, at 1, and the line is the same one.
-        assert_eq!(inputs(1, StepRule::Left).points(false), [1.0]);
-        assert_eq!(inputs(2, StepRule::Right).points(false), [0.5, 0.0]);
-        assert_eq!(GradientPath::Ends.points(true), [1.0, 0.0]);
+        assert_eq!(inputs(1, StepRule::Left).points(false), [(1.0, 1.0)]);
+        assert_eq!(
+            inputs(2, StepRule::Right).points(false),
+            [(0.5, 0.5), (0.0, 0.5)]
+        );
+        assert_eq!(GradientPath::Ends.points(true), [(1.0, 0.5), (0.0, 0.5)]);
         assert!(inputs(0, StepRule::Left).check().is_err());
     }
 }

@@ -348,11 +348,8 @@ impl Prepared for Attributing<'_> {
     fn cost(&self, unit: &Unit) -> Result<Cost> {
         let n_layers = self.setting.model.spec.n_layers as f64;
         let points = match self.config.path {
-            GradientPath::Inputs { steps, .. } => {
-                (steps + usize::from(self.config.conductance)) as f64
-            }
-            GradientPath::Ends => 2.0,
-            GradientPath::Base => 1.0,
+            GradientPath::Inputs { steps, .. } if self.config.conductance => (steps + 1) as f64,
+            path => path.points(true).len() as f64,
         };
         let drops = if self.config.grad_drop {
             0.5 * n_layers
@@ -451,7 +448,7 @@ fn estimate(
     let base_is_clean = config.patch.direction != Direction::Denoise;
     let points = config.path.points(base_is_clean);
     let mut total = places.nothing(runs);
-    for &point in &points {
+    for &(point, share) in &points {
         let tape = runs.at(point, &[])?;
         let mut probe = NodeProbe::new(runs, places, config.qk_fix);
         probe.streams = config.grad_drop.then(Vec::new);
@@ -459,8 +456,7 @@ fn estimate(
         if let Some(streams) = probe.streams.take() {
             return grad_drop(runs, places, config, probe.estimates, streams);
         }
-        let share = 1.0 / points.len() as f64;
-        add(&mut total, &probe.estimates, share);
+        add(&mut total, &probe.estimates, f64::from(share));
     }
     Ok(total)
 }

@@ -276,6 +276,7 @@ impl From<StepRule> for Quadrature {
             StepRule::Midpoint => Quadrature::Midpoint,
             StepRule::Left => Quadrature::Left,
             StepRule::Right => Quadrature::Right,
+            StepRule::Trapezoid => Quadrature::Trapezoid,
         }
     }
 }

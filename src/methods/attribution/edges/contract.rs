@@ -4,19 +4,20 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::readers::{LayerSums, Sums, accumulate_into};
-use super::{EdgeAttributionConfig, EdgePath, read};
+use super::{EdgeAttributionConfig, read};
 use crate::circuit::Graph;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Letter, Ln, Node};
 use crate::methods::attribution::GradientPath;
-use crate::methods::attribution::runs::Runs;
+use crate::methods::attribution::runs::{Runs, at_rows};
 use crate::model::Model;
 use crate::nn::host::{host, on_host, to_host};
 use crate::nn::linear::{Right, View, product, small_product};
 use crate::run::backward::reader_column;
-use crate::spec::{BlockWeights, Mlp, NormKind};
+use crate::run::tape::Tape;
+use crate::spec::{BlockWeights, Mlp, ModelSpec, NormKind};
 
-/// How what each node writes differs between the runs.
+/// What each node writes, in one run or differently in two.
 pub(super) struct Written {
     /// `[rows, d_model]`
     input: Vec<f32>,
@@ -27,33 +28,50 @@ pub(super) struct Written {
 }
 
 impl Written {
-    pub fn new(runs: &Runs<'_>) -> Result<Self> {
-        let spec = &runs.model.spec;
-        let z = |layer: usize| -> Result<Vec<f32>> {
+    /// What is put in place minus what was there.
+    pub fn differently(runs: &Runs<'_>) -> Result<Self> {
+        let z = |layer: usize| -> Result<Tensor> {
             let hook = Hook::at(Kind::Z, layer);
             let (base, other) = (runs.base_values(hook)?, runs.other_values(hook)?);
-            let difference = match Kind::Scale(Ln::OnePost).absent(spec) {
-                Some(_) => (other - base)?,
-                None => {
-                    let scale = Hook::at(Kind::Scale(Ln::OnePost), layer);
-                    let over = |z: Tensor, scale: Tensor| z.broadcast_div(&scale.unsqueeze(1)?);
-                    let base = over(base, runs.base_values(scale)?)?;
-                    // Zeros stay zeros, whatever their scale.
-                    let other = if runs.puts_zeros() {
-                        other
-                    } else {
-                        over(other, runs.other_values(scale)?)?
-                    };
-                    (other - base)?
-                }
+            let Some(scale) = post_scale(&runs.model.spec, layer) else {
+                return Ok((other - base)?);
             };
-            let factor = f64::from(spec.residual_multiplier.unwrap_or(1.0));
-            to_host(&(difference * factor)?)
+            let base = over(base, runs.base_values(scale)?)?;
+            // Zeros stay zeros, whatever their scale.
+            let other = if runs.puts_zeros() {
+                other
+            } else {
+                over(other, runs.other_values(scale)?)?
+            };
+            Ok((other - base)?)
         };
-        let mlp = |layer: usize| to_host(&runs.delta(Hook::at(Kind::MlpOut, layer))?);
+        Written::made(&runs.model.spec, z, |hook| runs.delta(hook))
+    }
+
+    /// What is written in one recorded run.
+    pub fn on(tape: &Tape, runs: &Runs<'_>) -> Result<Self> {
+        let values = |hook: Hook| on_host(&at_rows(tape, hook, &runs.rows)?);
+        let z = |layer: usize| {
+            let z = values(Hook::at(Kind::Z, layer))?;
+            match post_scale(&runs.model.spec, layer) {
+                Some(scale) => over(z, values(scale)?),
+                None => Ok(z),
+            }
+        };
+        Written::made(&runs.model.spec, z, values)
+    }
+
+    fn made(
+        spec: &ModelSpec,
+        z: impl Fn(usize) -> Result<Tensor>,
+        stream: impl Fn(Hook) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let factor = f64::from(spec.residual_multiplier.unwrap_or(1.0));
+        let z = |layer: usize| to_host(&(z(layer)? * factor)?);
+        let mlp = |layer: usize| to_host(&stream(Hook::at(Kind::MlpOut, layer))?);
         let layers = 0..spec.n_layers;
         Ok(Written {
-            input: to_host(&runs.delta(Hook::global(Kind::Embed))?)?,
+            input: to_host(&stream(Hook::global(Kind::Embed))?)?,
             z: layers.clone().map(z).collect::<Result<_>>()?,
             mlp: match spec.mlp {
                 Mlp::None => Vec::new(),
@@ -61,6 +79,31 @@ impl Written {
             },
         })
     }
+
+    /// What is written here beyond what is written there.
+    pub fn beyond(&self, there: &Written) -> Self {
+        let less = |here: &Vec<f32>, there: &Vec<f32>| -> Vec<f32> {
+            here.iter().zip(there).map(|(a, b)| a - b).collect()
+        };
+        let each = |here: &[Vec<f32>], there: &[Vec<f32>]| -> Vec<Vec<f32>> {
+            here.iter().zip(there).map(|(a, b)| less(a, b)).collect()
+        };
+        Written {
+            input: less(&self.input, &there.input),
+            z: each(&self.z, &there.z),
+            mlp: each(&self.mlp, &there.mlp),
+        }
+    }
+}
+
+/// The scale of the norm on what attention writes, where there is one.
+fn post_scale(spec: &ModelSpec, layer: usize) -> Option<Hook> {
+    let kind = Kind::Scale(Ln::OnePost);
+    kind.absent(spec).is_none().then(|| Hook::at(kind, layer))
+}
+
+fn over(z: Tensor, scale: Tensor) -> Result<Tensor> {
+    Ok(z.broadcast_div(&scale.unsqueeze(1)?)?)
 }
 
 /// The edges of one batch of pairs.
@@ -68,8 +111,9 @@ pub(super) struct Edges<'a> {
     pub runs: &'a Runs<'a>,
     pub graph: Graph,
     pub config: &'a EdgeAttributionConfig,
+    /// What nodes write.
+    pub hooks: &'a [Hook],
     pub memory: usize,
-    pub written: Written,
     pub weights: &'a EdgeWeights,
 }
 
@@ -116,50 +160,47 @@ struct Scratch {
 }
 
 impl Edges<'_> {
-    pub fn score(&self, scores: &mut [Vec<f32>]) -> Result<()> {
+    /// The gradient averaged along one line for all, times what is written differently.
+    pub fn along(
+        &self,
+        path: GradientPath,
+        written: &Written,
+        scores: &mut [Vec<f32>],
+    ) -> Result<()> {
         let keep = read(&self.runs.model.spec);
-        match self.config.path {
-            EdgePath::Along(path) => {
-                let points = path.points(true);
-                let mut sums = Sums::new(self.runs, self.config, 1.0 / points.len() as f32)?;
-                for point in points {
-                    let tape = self.runs.at(point, &keep)?;
-                    sums.add(&tape, 0)?;
-                }
-                self.contract(&sums, 0..self.graph.n_src(), scores)
-            }
-            EdgePath::Activations {
-                steps,
-                rule,
-                every_edge,
-            } => {
-                let groups = self.groups()?;
-                let runs = if every_edge {
-                    steps * groups.len()
-                } else {
-                    steps
-                };
-                for (hook, rows) in groups {
-                    let mut sums = Sums::new(self.runs, self.config, 1.0 / runs as f32)?;
-                    let from = if every_edge {
-                        0
-                    } else {
-                        hook.layer.unwrap_or(0)
-                    };
-                    for point in (GradientPath::Inputs { steps, rule }).points(true) {
-                        let tape = self.runs.with_hook_at(hook, point, from, &keep)?;
-                        sums.add(&tape, from)?;
-                    }
-                    let rows = if every_edge {
-                        0..self.graph.n_src()
-                    } else {
-                        rows
-                    };
-                    self.contract(&sums, rows, scores)?;
-                }
-                Ok(())
-            }
+        let mut sums = Sums::new(self.runs, self.config)?;
+        for (point, share) in path.points(true) {
+            let tape = self.runs.at(point, &keep)?;
+            sums.add(&tape, 0, share)?;
         }
+        self.contract(&sums, written, 0..self.graph.n_src(), scores)
+    }
+
+    /// For each group of sources, the gradient averaged while what it writes goes from one run to the other.
+    pub fn activations(
+        &self,
+        path: GradientPath,
+        every_edge: bool,
+        written: &Written,
+        scores: &mut [Vec<f32>],
+    ) -> Result<()> {
+        let keep = read(&self.runs.model.spec);
+        let groups = self.groups()?;
+        let of_group = if every_edge { groups.len() as f32 } else { 1.0 };
+        for (hook, own_rows) in groups {
+            let (from, rows) = if every_edge {
+                (0, 0..self.graph.n_src())
+            } else {
+                (hook.layer.unwrap_or(0), own_rows)
+            };
+            let mut sums = Sums::new(self.runs, self.config)?;
+            for (point, share) in path.points(true) {
+                let tape = self.runs.with_hook_at(hook, point, from, &keep)?;
+                sums.add(&tape, from, share / of_group)?;
+            }
+            self.contract(&sums, written, rows, scores)?;
+        }
+        Ok(())
     }
 
     /// What is interpolated as one, and the rows of the nodes that it holds.
@@ -178,9 +219,10 @@ impl Edges<'_> {
     }
 
     /// Multiplies what sources write with what readers ask for, a few tokens at a time.
-    fn contract(
+    pub fn contract(
         &self,
         sums: &Sums<'_>,
+        written: &Written,
         sources: std::ops::Range<usize>,
         scores: &mut [Vec<f32>],
     ) -> Result<()> {
@@ -205,7 +247,8 @@ impl Edges<'_> {
                     0
                 };
                 let scores = &mut scores[at..at + size];
-                self.contract_rows(sums, &sources, stretch.clone(), &mut scratch, scores)?;
+                let (sources, rows) = (&sources, stretch.clone());
+                self.contract_rows(sums, written, sources, rows, &mut scratch, scores)?;
                 start = stretch.end;
             }
         }
@@ -215,6 +258,7 @@ impl Edges<'_> {
     fn contract_rows(
         &self,
         sums: &Sums<'_>,
+        written: &Written,
         sources: &std::ops::Range<usize>,
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
@@ -222,7 +266,7 @@ impl Edges<'_> {
     ) -> Result<()> {
         let spec = &self.runs.model.spec;
         let (d, n) = (spec.d_model, rows.len());
-        self.spread_sources(sources, rows.clone(), &mut scratch.sources)?;
+        self.spread_sources(written, sources, rows.clone(), &mut scratch.sources)?;
         let dense = scratch.sources.as_slice();
         let n_dst = self.graph.n_dst();
         // Of the sources here, how many a column reads.
@@ -291,6 +335,7 @@ impl Edges<'_> {
     /// What each source writes differently, at full width: `[sources, rows, d_model]`.
     fn spread_sources(
         &self,
+        written: &Written,
         sources: &std::ops::Range<usize>,
         rows: std::ops::Range<usize>,
         dense: &mut Vec<f32>,
@@ -309,12 +354,10 @@ impl Edges<'_> {
                 let node = self.graph.source(row).expect("a row of the graph");
                 match node {
                     Node::Input => {
-                        dense.copy_from_slice(&self.written.input[rows.start * d..rows.end * d]);
+                        dense.copy_from_slice(&written.input[rows.start * d..rows.end * d]);
                     }
                     Node::Mlp(layer) => {
-                        dense.copy_from_slice(
-                            &self.written.mlp[layer][rows.start * d..rows.end * d],
-                        );
+                        dense.copy_from_slice(&written.mlp[layer][rows.start * d..rows.end * d]);
                     }
                     Node::Head { layer, head } => {
                         let (w_o, post) = &weights[layer];
@@ -322,7 +365,7 @@ impl Edges<'_> {
                         small_product(
                             (dense, View::rows(d)),
                             (
-                                &self.written.z[layer],
+                                &written.z[layer],
                                 View::rows(width).from(rows.start * width + head * d_head),
                             ),
                             (w_o, View::rows(d).from(head * d_head * d)),

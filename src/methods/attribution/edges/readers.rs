@@ -17,8 +17,6 @@ use crate::run::tape::Tape;
 pub(super) struct Sums<'a> {
     runs: &'a Runs<'a>,
     rules: &'a Rules,
-    /// Share of each point.
-    share: f32,
     pub layers: Vec<LayerSums>,
     /// Gradient at the final stream, `[rows, d_model]`.
     pub logits: Vec<f32>,
@@ -44,7 +42,7 @@ pub(super) struct Along {
 }
 
 impl<'a> Sums<'a> {
-    pub fn new(runs: &'a Runs<'a>, config: &'a EdgeAttributionConfig, share: f32) -> Result<Self> {
+    pub fn new(runs: &'a Runs<'a>, config: &'a EdgeAttributionConfig) -> Result<Self> {
         let model = runs.model;
         let offset = |layer: usize| -> Result<Option<Vec<f32>>> {
             let block = &model.weights.blocks[layer];
@@ -62,19 +60,22 @@ impl<'a> Sums<'a> {
         Ok(Sums {
             runs,
             rules: &config.rules,
-            share,
             layers: layers.clone().map(|_| LayerSums::default()).collect(),
             logits: vec![0.0; runs.rows.total * model.spec.d_model],
             offsets: layers.map(offset).collect::<Result<_>>()?,
         })
     }
 
-    /// Adds one point: a backward pass through the layers `from..`.
-    pub fn add(&mut self, tape: &Tape, from: usize) -> Result<()> {
+    /// Adds one point with its share: a backward pass through the layers `from..`.
+    pub fn add(&mut self, tape: &Tape, from: usize, share: f32) -> Result<()> {
         let start = self.runs.start(tape, self.rules)?;
-        accumulate(&mut self.logits, &host(&start)?, self.share);
+        accumulate(&mut self.logits, &host(&start)?, share);
         let (runs, rules) = (self.runs, self.rules);
-        let mut probe = EdgeProbe { tape, sums: self };
+        let mut probe = EdgeProbe {
+            tape,
+            share,
+            sums: self,
+        };
         runs.descent(tape, rules).down_to(from, start, &mut probe)
     }
 }
@@ -97,6 +98,7 @@ pub(super) fn accumulate_into(sum: &mut [f32], more: &[f32], share: f32) {
 
 struct EdgeProbe<'a, 'b> {
     tape: &'a Tape,
+    share: f32,
     sums: &'a mut Sums<'b>,
 }
 
@@ -108,7 +110,7 @@ impl Probe for EdgeProbe<'_, '_> {
     fn at(&mut self, hook: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
         let layer = hook.layer.expect("every block has one");
         let gradient = gradient.contiguous()?;
-        let share = self.sums.share;
+        let share = self.share;
         accumulate(&mut self.sums.layers[layer].mlp, &host(&gradient)?, share);
         Ok(())
     }
@@ -127,7 +129,7 @@ impl Probe for EdgeProbe<'_, '_> {
                 Some(norm::parts(&x, &w, spec.norm, spec.norm_eps)?)
             }
         };
-        let share = self.sums.share;
+        let share = self.share;
         let scales: Vec<f32> = match &parts {
             Some(parts) => to_host(&parts.scale)?,
             None => vec![1.0; rows.total],
