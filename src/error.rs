@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong, so that a notebook can match on it.
@@ -175,7 +177,12 @@ pub enum Error {
     #[error("task `{task}`: {reason}")]
     BadTask { task: String, reason: String },
     #[error("task `{task}` has no usable pair: {reason}")]
-    EmptyTask { task: String, reason: String },
+    EmptyTask {
+        task: String,
+        reason: String,
+        /// Every pair that was dropped, and why.
+        dropped: Vec<Dropped>,
+    },
     #[error(
         "prompt {index}: clean has {clean} tokens, corrupted has {corrupted}; patching aligns positions, \
              so reword one side (`candlewick tokens` shows both)"
@@ -287,5 +294,22 @@ impl Error {
 
     pub fn invalid(message: impl Into<String>) -> Self {
         Error::Invalid(message.into())
+    }
+}
+
+/// A pair that was not usable, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Dropped {
+    pub index: usize,
+    pub clean_text: String,
+    pub corrupted_text: String,
+    /// The kind of reason, a colon, and the values seen.
+    pub reason: String,
+}
+
+impl Dropped {
+    /// The reason without the values seen: what drops are counted by.
+    pub fn kind(&self) -> &str {
+        self.reason.split(':').next().unwrap_or(&self.reason)
     }
 }

@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// A metric on the logits at the answer position of one prompt. In files it stands under the name that it prints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Metric {
     /// `mean(logits of answers) - mean(logits of wrong answers)`; logits.
+    #[default]
     LogitDiff,
     /// `sum p(answers) - sum p(wrong)`; probability.
     ProbDiff,

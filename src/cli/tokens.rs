@@ -2,8 +2,9 @@
 
 use std::io::{self, Write};
 
+use candlewick::Error;
 use candlewick::model::{EMBEDDED, load_tokenizer};
-use candlewick::task::{render, render_json};
+use candlewick::task::{render, render_dropped, render_json};
 use clap::Args;
 
 use super::Context;
@@ -35,7 +36,14 @@ pub struct TokensArgs {
 pub fn run(args: TokensArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = load_tokenizer(&args.model.model, &load_options(&args.model)?)?;
     let is_embedded = args.model.model == EMBEDDED;
-    let task = open_task(&args.task, &tokenizer, spec.n_ctx, is_embedded)?;
+    let task = open_task(&args.task, &tokenizer, spec.n_ctx, is_embedded);
+    if let Err(error) = &task
+        && let Some(Error::EmptyTask { dropped, .. }) = error.downcast_ref()
+        && !args.json
+    {
+        print!("{}", render_dropped(dropped, args.limit));
+    }
+    let task = task?;
     ctx.warn_of(&task);
     let shown = if args.json {
         render_json(&task, args.limit) + "\n"

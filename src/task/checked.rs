@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sha2::{Digest, Sha256};
 
-use super::pair::{Dropped, Pair};
-use crate::error::{Error, Result};
+use super::pair::Pair;
+use crate::error::{Dropped, Error, Result};
 use crate::hooks::Roles;
 use crate::metric::{Metric, Target};
 use crate::model::Tokenizer;
@@ -122,7 +122,7 @@ impl Task {
                 });
             }
             if let Some(reason) = seen.reason(&pair) {
-                dropped.push(Dropped::of(pair, reason));
+                dropped.push(pair.dropped(reason));
                 continue;
             }
             for (text, tokens) in [
@@ -340,6 +340,7 @@ impl Task {
         Err(Error::EmptyTask {
             task: self.name.clone(),
             reason,
+            dropped: self.dropped.clone(),
         })
     }
 }

@@ -9,10 +9,10 @@ use super::checked::{MAX_PAIRS, Repeats, Task};
 use super::file::{TaskFile, TaskKind, bad};
 use super::fill::{Change, draft, frames, stream};
 use super::options::ExpandOptions;
-use super::pair::{Dropped, Pair};
+use super::pair::Pair;
 use super::repeated;
 use super::tokenise::{Candidate, DerivedRole, TokeniseSetting, tokenise};
-use crate::error::Result;
+use crate::error::{Dropped, Result};
 use crate::model::Tokenizer;
 
 /// Drawing stops after so many unusable candidates in a row ...
@@ -112,7 +112,7 @@ fn collect(
         match candidate(index)? {
             Err(drop) => dropped.push(drop),
             Ok(pair) => match seen.reason(&pair) {
-                Some(reason) => dropped.push(Dropped::of(pair, reason)),
+                Some(reason) => dropped.push(pair.dropped(reason)),
                 None => {
                     pairs.push(pair);
                     in_vain = 0;

@@ -47,21 +47,28 @@ const SHIPPED: [(&str, &str); 8] = [
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskFile {
+    /// The file's own name without `.toml`, unless it says another.
+    #[serde(default)]
     pub name: String,
     /// What the model is asked to do, in a sentence.
+    #[serde(default)]
     pub about: String,
     /// The paper, and how this file differs from it.
+    #[serde(default)]
     pub source: String,
     /// What the paper claims about a model on this task, in its own terms. Not what we measured.
+    #[serde(default)]
     pub claim: String,
     #[serde(default)]
     pub kind: TaskKind,
+    #[serde(default)]
     pub metric: Metric,
     #[serde(default)]
     pub seed: u64,
     #[serde(default = "default_n_pairs")]
     pub n_pairs: usize,
-    /// The corruption that is used unless another is asked for.
+    /// The corruption that is used unless another is asked for; the only one, where there is one.
+    #[serde(default)]
     pub corruption: String,
     /// What the model should say, as it continues the prompt: with its leading space.
     pub answer: Option<Answer>,
@@ -331,6 +338,13 @@ impl TaskFile {
             )
         })?;
         file.text = text.to_owned();
+        if file.name.is_empty() {
+            let stem = Path::new(origin).file_stem().unwrap_or_default();
+            file.name = stem.to_string_lossy().into_owned();
+        }
+        if file.corruption.is_empty() && file.corruptions.len() == 1 {
+            file.corruption = file.corruptions.keys().next().cloned().unwrap_or_default();
+        }
         file.check().map_err(|reason| bad(origin, reason))?;
         Ok(file)
     }
@@ -347,8 +361,22 @@ impl TaskFile {
             }
             return Ok(());
         }
-        if self.templates.is_empty() {
-            return Err("it has no templates; add `templates = [\"...\"]`".into());
+        let missing: Vec<&str> = [
+            (self.templates.is_empty(), "`templates = [\"...\"]`"),
+            (
+                self.corruptions.is_empty(),
+                "a corruption, such as `[corruptions.other]` with `draw = { SLOT = \"list\" }`",
+            ),
+            (
+                self.corruption.is_empty() && self.corruptions.len() > 1,
+                "`corruption = \"NAME\"`, which of its corruptions is used",
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(lacks, what)| lacks.then_some(what))
+        .collect();
+        if !missing.is_empty() {
+            return Err(format!("it lacks {}", missing.join("; and ")));
         }
         if !self.corruptions.contains_key(&self.corruption) {
             return Err(self.unknown_corruption(&self.corruption));
@@ -415,6 +443,24 @@ mod tests {
     }
 
     #[test]
+    fn a_task_of_ones_own_need_not_cite_a_paper() {
+        let text = SMALL
+            .lines()
+            .filter(|line| {
+                !["name", "about", "source", "claim", "metric", "corruption ="]
+                    .iter()
+                    .any(|key| line.trim_start().starts_with(key))
+            })
+            .collect::<Vec<_>>()
+            .join("\n");
+        let file = TaskFile::parse(&text, "tasks/mine.toml").unwrap();
+        assert_eq!(
+            (file.name.as_str(), file.corruption.as_str(), file.metric),
+            ("mine", "other", Metric::LogitDiff)
+        );
+    }
+
+    #[test]
     fn every_shipped_task_reads() {
         for name in shipped() {
             let file = TaskFile::open(name).unwrap();
@@ -437,8 +483,13 @@ mod tests {
             "corruption = \"ohter\"",
             "it has other",
         );
-        check("[\"Say {X}:\"]", "[]", "no templates");
+        check("[\"Say {X}:\"]", "[]", "lacks `templates");
         check("{ X = \"letter\" }", "{ X = \"digit\" }", "it has letter");
+        let nothing = TaskFile::parse("", "mine.toml").unwrap_err().to_string();
+        assert!(
+            nothing.contains("`templates") && nothing.contains("a corruption"),
+            "{nothing}"
+        );
         check("[\"a\", \"b\"]", "[]", "at least one word");
         check(
             "[\"a\", \"b\"]",

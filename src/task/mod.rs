@@ -24,10 +24,11 @@ mod repeated;
 mod template;
 mod tokenise;
 
+pub use crate::error::Dropped;
 pub use checked::{MAX_PAIRS, Task};
 pub use expand::expand;
 pub use file::{TaskFile, shipped};
 pub use options::{BosChoice, ExpandOptions};
-pub use pair::{Dropped, END, Pair};
+pub use pair::{END, Pair};
 pub use pairs::from_pairs_file;
-pub use render::{render, render_json};
+pub use render::{render, render_dropped, render_json};

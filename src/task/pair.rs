@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Dropped, Error, Result};
 use crate::hooks::Roles;
 use crate::metric::{Metric, Target};
 use crate::model::Tokenizer;
@@ -35,17 +35,17 @@ pub struct Pair {
     pub template: usize,
 }
 
-/// A pair that was not usable, and why.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Dropped {
-    pub index: usize,
-    pub clean_text: String,
-    pub corrupted_text: String,
-    /// The kind of reason, a colon, and the values seen.
-    pub reason: String,
-}
-
 impl Pair {
+    /// A pair that was tokenised and is not used.
+    pub(super) fn dropped(self, reason: String) -> Dropped {
+        Dropped {
+            index: self.index,
+            clean_text: self.clean_text,
+            corrupted_text: self.corrupted_text,
+            reason,
+        }
+    }
+
     /// A pair of token ids with nothing but the role `END`, at the last token. Add the answers, and roles where there are any. For
     /// methods that run only clean prompts (ablations, read-outs) the corrupted prompt may be the same.
     pub fn new(clean: impl Into<Vec<u32>>, corrupted: impl Into<Vec<u32>>) -> Self {
@@ -206,23 +206,6 @@ impl Pair {
             }
         }
         Ok(())
-    }
-}
-
-impl Dropped {
-    /// A pair that was tokenised and is not used.
-    pub(super) fn of(pair: Pair, reason: String) -> Self {
-        Dropped {
-            index: pair.index,
-            clean_text: pair.clean_text,
-            corrupted_text: pair.corrupted_text,
-            reason,
-        }
-    }
-
-    /// The reason without the values seen: what drops are counted by.
-    pub fn kind(&self) -> &str {
-        self.reason.split(':').next().unwrap_or(&self.reason)
     }
 }
 

@@ -11,10 +11,10 @@ use std::path::Path;
 
 use super::checked::{MAX_PAIRS, Task};
 use super::options::ExpandOptions;
-use super::pair::{Dropped, Pair};
+use super::pair::Pair;
 use super::template::PromptText;
 use super::tokenise::{Continuation, Draft, TokeniseSetting, tokenise};
-use crate::error::{Error, Result};
+use crate::error::{Dropped, Error, Result};
 use crate::metric::Metric;
 use crate::model::Tokenizer;
 use crate::text::printable;

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::checked::Task;
 use super::pair::Pair;
+use crate::error::Dropped;
 use crate::hooks::Roles;
 use crate::text::{Align, padded, printable, visible, width};
 
@@ -48,18 +49,23 @@ pub fn render(task: &Task, limit: usize) -> String {
         for (kind, count) in task.drop_counts() {
             line(format!("  {count:>5} x {}", printable(&kind)));
         }
-        for dropped in task.dropped.iter().take(limit) {
-            line(format!(
-                "  pair {}: {}",
-                dropped.index,
-                printable(&dropped.reason)
-            ));
-            line(format!("    clean      {}", printable(&dropped.clean_text)));
-            line(format!(
-                "    corrupted  {}",
-                printable(&dropped.corrupted_text)
-            ));
-        }
+        out.push_str(&render_dropped(&task.dropped, limit));
+    }
+    out
+}
+
+/// The first `limit` dropped pairs: why, and their two texts.
+pub fn render_dropped(dropped: &[Dropped], limit: usize) -> String {
+    let mut out = String::new();
+    for pair in dropped.iter().take(limit) {
+        let [reason, clean, corrupted] =
+            [&pair.reason, &pair.clean_text, &pair.corrupted_text].map(|text| printable(text));
+        let _ = writeln!(out, "  pair {}: {reason}", pair.index);
+        let _ = writeln!(out, "    clean      {clean}\n    corrupted  {corrupted}");
+    }
+    if dropped.len() > limit {
+        let more = dropped.len() - limit;
+        let _ = writeln!(out, "  ... and {more} more dropped pairs (`--limit`)");
     }
     out
 }

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::pair::{Dropped, END, Pair};
+use super::pair::{END, Pair};
 use super::template::PromptText;
-use crate::error::Result;
+use crate::error::{Dropped, Result};
 use crate::hooks::Roles;
 use crate::metric::Target;
 use crate::model::Tokenizer;
