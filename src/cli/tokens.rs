@@ -41,7 +41,8 @@ pub fn run(args: TokensArgs, ctx: &Context) -> anyhow::Result<()> {
         && let Some(Error::EmptyTask { dropped, .. }) = error.downcast_ref()
         && !args.json
     {
-        print!("{}", render_dropped(dropped, args.limit));
+        let shown = render_dropped(dropped, args.limit);
+        io::stdout().lock().write_all(shown.as_bytes())?;
     }
     let task = task?;
     ctx.warn_of(&task);

@@ -389,6 +389,10 @@ impl Prepared for Looking<'_> {
             }
         }
         measured.drop_unmeasured();
+        // Attention is no metric of a run: there is no clean value of it to report.
+        for example in &mut measured.examples {
+            (example.clean, example.corrupted) = (f64::NAN, f64::NAN);
+        }
         let from = if self.config.from.is_empty() {
             tokens_of_roles(task)
         } else {

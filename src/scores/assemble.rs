@@ -1,6 +1,6 @@
 //! From measurements to the table, and to the table of side quantities beside it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use polars::prelude::DataFrame;
 
@@ -28,7 +28,12 @@ impl Scores {
         provenance: Provenance,
     ) -> Result<Scores> {
         check(cells, examples)?;
-        let report = TaskReport::of(examples, meta, provenance.drops.clone())?;
+        let prompts: HashSet<usize> = (provenance.prompts.iter())
+            .map(|prompt| prompt.example)
+            .collect();
+        let is_pair = |example: &&ExampleScores| prompts.contains(&example.example);
+        let pairs = examples.iter().filter(is_pair).count();
+        let report = TaskReport::of(examples, pairs, meta, provenance.drops.clone())?;
         let mut provenance = describe(examples, meta, provenance);
         // Where effects are never shares of a gap, none is missed.
         if meta.direction.ends(0.0, 0.0).1.is_some() {

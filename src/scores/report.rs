@@ -26,7 +26,7 @@ pub struct TaskReport {
     pub dropped: Vec<(String, usize)>,
     pub metric: String,
     pub unit: String,
-    /// The metric of the clean runs.
+    /// The metric of the clean runs; NaN where the method looks at no metric of theirs.
     pub clean: Estimate,
     /// The metric of the corrupted runs, where the method looks at them.
     pub corrupted: Option<Estimate>,
@@ -54,11 +54,12 @@ pub struct Share {
 }
 
 impl TaskReport {
-    /// What the baselines of some examples say.
+    /// What the baselines of some examples say, of which so many are pairs.
     /// # Errors
     /// Those of the bootstrap.
     pub fn of(
         examples: &[ExampleScores],
+        pairs: usize,
         meta: &ScoresMeta,
         dropped: Vec<(String, usize)>,
     ) -> Result<TaskReport> {
@@ -68,7 +69,7 @@ impl TaskReport {
         let contrasts = meta.direction != Direction::Direct;
         let both = |value| contrasts.then(|| estimate(value)).transpose();
         Ok(TaskReport {
-            used: examples.len(),
+            used: pairs,
             dropped,
             metric: meta.metric.clone(),
             unit: meta.unit.clone(),
@@ -104,7 +105,10 @@ impl TaskReport {
             metric += &format!(", {corrupted} on corrupted ones; the difference is {gap}");
         }
         let unit = if self.unit.is_empty() { "" } else { " " };
-        let mut lines = vec![pairs, format!("{metric}{unit}{}", self.unit)];
+        let mut lines = vec![pairs];
+        if !self.clean.mean.is_nan() {
+            lines.push(format!("{metric}{unit}{}", self.unit));
+        }
         let beats = self
             .beats
             .map(|share| format!("beats the wrong one in {share} clean runs"));
@@ -212,7 +216,8 @@ mod tests {
             direction,
             ..ScoresMeta::default()
         };
-        TaskReport::of(&examples(ends), &meta, vec![("lengths differ".into(), 2)]).unwrap()
+        let dropped = vec![("lengths differ".into(), 2)];
+        TaskReport::of(&examples(ends), ends.len(), &meta, dropped).unwrap()
     }
 
     #[test]
