@@ -8,16 +8,20 @@ mod bounded;
 // The noun of the room.
 #[allow(clippy::module_inception)]
 mod circuit;
+mod compare;
 mod edge_set;
 mod graph;
 mod json;
 mod select;
+mod stability;
 mod table;
 mod toml;
 
 pub use circuit::{About, Circuit, CircuitFormat, NodeNote};
+pub use compare::{Comparison, Overlap, Roc, RocPoint};
 pub use edge_set::{EdgeSet, Pruning};
 pub use graph::Graph;
 pub use json::ScoredGraph;
 pub use select::{Helps, Ranking, Rule, Selected, Selection, select, select_from};
+pub use stability::{PairScores, Resampling, Stability, consistent, stability};
 pub use table::Agreement;
