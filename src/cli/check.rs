@@ -9,7 +9,7 @@ use candlewick::check::{
     Finding, Gap, IN_CANDLE_TRANSFORMERS, TOLERANCE, check, compare, next_tokens, worst,
 };
 use candlewick::hooks::Kind;
-use candlewick::model::{LoadOptions, Loaded, ModelSpec, load, load_tokenizer, read_spec};
+use candlewick::model::{LoadOptions, Loaded, ModelSpec, load, open, read_spec};
 use candlewick::text::visible;
 use clap::Args;
 
@@ -105,11 +105,14 @@ fn check_one(model: &str, args: &CheckArgs, out: &mut impl Write) -> anyhow::Res
         }
     };
     say("config", true, &described(&spec), out)?;
-    if let Err(error) = load_tokenizer(model, &options) {
-        say("tokenizer", false, &error.to_string(), out)?;
-        return Ok(false);
-    }
-    let loaded = match load(model, &options) {
+    let opened = match open(model, &options) {
+        Ok(opened) => opened,
+        Err(error) => {
+            say("tokenizer", false, &error.to_string(), out)?;
+            return Ok(false);
+        }
+    };
+    let loaded = match opened.load() {
         Ok(loaded) => loaded,
         Err(error) => {
             say("weights", false, &error.to_string(), out)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use candlewick::hooks::{Edit, Hook, Op};
-use candlewick::model::{EMBEDDED, Model, Tokenizer, load_tokenizer};
+use candlewick::model::{EMBEDDED, Model, Tokenizer, open};
 use candlewick::run::{
     GenerateRequest, MeanOf, Progress, Roles, Sampling, Source, Sources, check_room, generate,
     run_with_cache,
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::Context;
 use super::args::{BosChoice, ModelArgs, TaskArgs};
-use super::open::{load_options, open_model, open_task};
+use super::open::{load_options, open_task, read_weights};
 
 /// Prompts of the task that are continued if `--n-pairs` says nothing.
 const PROMPTS: u32 = 4;
@@ -97,14 +97,15 @@ pub fn run(args: GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
-    let (tokenizer, spec) = load_tokenizer(&args.model.model, &options)?;
+    let opened = open(&args.model.model, &options)?;
+    let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
     args.edit.iter().try_for_each(|edit| edit.check(&spec))?;
     let prompts = prompts(&args, &tokenizer, spec.n_ctx)?;
     for prompt in &prompts {
         check_room(&spec, prompt.tokens.len(), args.max_tokens as usize)?;
     }
     let progress = ctx.progress();
-    let model = open_model(&args.model, &options, ctx)?;
+    let model = read_weights(opened, ctx)?;
     let mean = mean(&model, &prompts, &args.edit)?;
     let stop: Vec<u32> = tokenizer
         .eos()

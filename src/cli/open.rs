@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 
 use candle_core::{DType, Device};
 use candlewick::Error;
-use candlewick::model::{EMBEDDED, LoadOptions, Model, Tokenizer, load};
+use candlewick::model::{EMBEDDED, LoadOptions, Model, Opened, Tokenizer};
 use candlewick::task::{self, ExpandOptions, Task, TaskFile, expand, from_pairs_file};
 
 use super::Context;
@@ -32,11 +32,11 @@ pub fn load_options(args: &ModelArgs) -> anyhow::Result<LoadOptions> {
     })
 }
 
-/// The model that the flags describe, with a warning for whatever its files do not lead one to expect.
+/// Reads the weights of a model, with a warning for whatever its files do not lead one to expect.
 /// # Errors
-/// As [`load`].
-pub fn open_model(args: &ModelArgs, options: &LoadOptions, ctx: &Context) -> anyhow::Result<Model> {
-    let model = load(&args.model, options)?.model;
+/// As [`Opened::load`].
+pub fn read_weights(opened: Opened, ctx: &Context) -> anyhow::Result<Model> {
+    let model = opened.load()?.model;
     for note in &model.origin.notes {
         ctx.warn(note);
     }

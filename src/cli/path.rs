@@ -5,10 +5,11 @@ use candlewick::methods::{
     CompositionConfig, Method, NodePath, NodePathConfig, Over, PathConfig, Receivers, Senders,
     composition_scores,
 };
+use candlewick::model::open;
 use clap::Args;
 
 use super::ablate::positions;
-use super::open::{load_options, open_model};
+use super::open::{load_options, read_weights};
 use super::session::{self, Ask, Asked, COMMON, CommonArgs, Mode};
 use super::{Context, destination, show};
 
@@ -148,7 +149,7 @@ fn composition(args: &PathArgs, ctx: &Context) -> anyhow::Result<()> {
     let out = destination(&common.output, args.default_out(), ctx)?;
     let mut options = load_options(&common.model)?;
     options.show_download_progress &= !ctx.quiet;
-    let model = open_model(&common.model, &options, ctx)?;
+    let model = read_weights(open(&common.model.model, &options)?, ctx)?;
     let config = CompositionConfig {
         seed: common.task.seed.unwrap_or_default(),
         ..CompositionConfig::default()

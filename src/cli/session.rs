@@ -11,13 +11,13 @@ use candlewick::methods::{
     Keeping, Method, Plan, Running, Subject, VerifyOptions, Watch, check, measure, measure_shard,
     merge, plan,
 };
-use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, load_tokenizer};
+use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, open};
 use candlewick::scores::{Detail, Scores, Shard};
 use candlewick::task::Task;
 use clap::Args;
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
-use super::open::{load_options, open_model, open_task};
+use super::open::{load_options, open_task, read_weights};
 use super::{Context, destination, show};
 
 /// The flags of every measuring command.
@@ -209,7 +209,8 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     };
 
     let id = &common.model.model;
-    let (tokenizer, spec) = load_tokenizer(id, &options)?;
+    let opened = open(id, &options)?;
+    let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
     let task = open_task(&common.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?;
     ctx.warn_of(&task);
     let method = ask.method(&Asked {
@@ -230,7 +231,7 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
         .into());
     }
     let progress = ctx.progress();
-    let model = open_model(&common.model, &options, ctx)?;
+    let model = read_weights(opened, ctx)?;
     let on = Subject {
         model: &model,
         task: &task,

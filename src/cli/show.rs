@@ -220,7 +220,7 @@ fn model(p: &Provenance) -> String {
         .revision
         .as_deref()
         .map_or(String::new(), |revision| format!(" at {revision}"));
-    let hash: String = p.model.weight_hash.chars().take(12).collect();
+    let hash: String = p.model.weight_hash.get().chars().take(12).collect();
     format!(
         "{}{revision} ({}, {} on {}, weights {hash})",
         p.model.id, p.model.storage, p.dtype, p.device

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use candlewick::Error;
-use candlewick::model::{EMBEDDED, load_tokenizer};
+use candlewick::model::{EMBEDDED, open};
 use candlewick::task::{render, render_dropped, render_json};
 use clap::Args;
 
@@ -34,9 +34,10 @@ pub struct TokensArgs {
 }
 
 pub fn run(args: TokensArgs, ctx: &Context) -> anyhow::Result<()> {
-    let (tokenizer, spec) = load_tokenizer(&args.model.model, &load_options(&args.model)?)?;
+    let opened = open(&args.model.model, &load_options(&args.model)?)?;
     let is_embedded = args.model.model == EMBEDDED;
-    let task = open_task(&args.task, &tokenizer, spec.n_ctx, is_embedded);
+    let n_ctx = opened.spec().n_ctx;
+    let task = open_task(&args.task, opened.tokenizer(), n_ctx, is_embedded);
     if let Err(error) = &task
         && let Some(Error::EmptyTask { dropped, .. }) = error.downcast_ref()
         && !args.json

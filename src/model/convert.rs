@@ -13,7 +13,8 @@ const TILE: usize = 32;
 /// Entries that one thread decodes at a time.
 const CHUNK: usize = 1 << 16;
 
-/// Fills one slot of shape `shape` from its pieces, whose names are resolved and whose stored shapes were checked.
+/// Fills one slot of shape `shape` from its pieces, whose names are resolved and whose stored shapes were checked. `scratch` is for
+/// tensors that are stored otherwise than they lie in the slot.
 /// # Errors
 /// [`Error::NotFinite`] naming the tensor; [`Error::WeightType`] for integer tensors and weights too large for f16.
 pub fn fill_slot(
@@ -22,6 +23,7 @@ pub fn fill_slot(
     shape: &[usize],
     dtype: DType,
     device: &Device,
+    scratch: &mut Vec<f32>,
 ) -> Result<Tensor> {
     let (rows, columns) = match *shape {
         [rows, columns] => (rows, columns),
@@ -42,15 +44,17 @@ pub fn fill_slot(
             decode(checkpoint, name, columns, piece.skip, &mut values)?;
             add(&mut values, piece.plus);
         } else {
-            let mut stored = vec![0f32; rows * stored_len];
+            // Memory that is written once more costs less than memory that is new.
+            scratch.resize(scratch.len().max(rows * stored_len), 0.0);
+            let stored = &mut scratch[..rows * stored_len];
             let inner = match piece.stored {
                 Stored::OutIn => rows,
                 Stored::HeadColumns { d_head } => d_head,
                 Stored::AsIs | Stored::HeadRows { .. } | Stored::Nowhere => stored_len,
             };
-            decode(checkpoint, name, inner, piece.skip, &mut stored)?;
-            add(&mut stored, piece.plus);
-            place(&stored, piece, rows, columns, column, &mut values);
+            decode(checkpoint, name, inner, piece.skip, stored)?;
+            add(stored, piece.plus);
+            place(stored, piece, rows, columns, column, &mut values);
         }
         if dtype == DType::F16 {
             check_fits_f16(name, &values)?;
@@ -170,7 +174,14 @@ mod tests {
             .iter()
             .map(|piece| (piece.name.to_string(), piece))
             .collect();
-        let tensor = fill_slot(&checkpoint, &pieces, slot, DType::F32, &Device::Cpu)?;
+        let tensor = fill_slot(
+            &checkpoint,
+            &pieces,
+            slot,
+            DType::F32,
+            &Device::Cpu,
+            &mut Vec::new(),
+        )?;
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 

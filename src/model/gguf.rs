@@ -3,15 +3,19 @@
 //! The header is parsed here, every count, length and offset against the bytes that are there, so that a hostile file
 //! can neither overflow nor allocate. candle takes the quantised blocks apart; the values are f32 from then on.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K,
+    BlockQ8_0, GgmlType,
+};
+use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hash_of, map};
+use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hex, map};
+use super::weight_hash::WeightHash;
 use crate::error::{Error, Result};
 use crate::text::shortened;
 
@@ -49,6 +53,7 @@ pub struct Array {
     kind: u32,
     count: usize,
     start: usize,
+    end: usize,
 }
 
 #[derive(Debug)]
@@ -253,13 +258,37 @@ impl Gguf {
             bytes: &self.bytes,
             at: array.start,
         };
-        let numbers = (0..array.count).map(|_| reader.value(array.kind));
-        let numbers: Result<Vec<Value>, String> = numbers.collect();
-        let numbers = numbers.map_err(|reason| Error::BadConfig {
-            key: key.to_string(),
-            reason,
-        })?;
-        Ok(numbers.iter().filter_map(Value::number).collect())
+        let mut numbers = Vec::with_capacity(array.count);
+        for _ in 0..array.count {
+            let value = reader
+                .value(array.kind)
+                .map_err(|reason| Error::BadConfig {
+                    key: key.to_string(),
+                    reason,
+                })?;
+            numbers.extend(value.number());
+        }
+        Ok(numbers)
+    }
+
+    /// SHA-256 of all metadata under a prefix, in key order, in hex.
+    pub fn digest(&self, prefix: &str) -> String {
+        let mut hash = Sha256::new();
+        for (key, value) in self.metadata.range(prefix.to_string()..) {
+            if !key.starts_with(prefix) {
+                break;
+            }
+            let text = value.to_string();
+            let bytes = match value {
+                Value::Array(array) => &self.bytes[array.start..array.end],
+                _ => text.as_bytes(),
+            };
+            for part in [key.as_bytes(), bytes] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        }
+        hex(&hash.finalize())
     }
 
     /// Where the file is.
@@ -319,11 +348,17 @@ impl Checkpoint for Gguf {
             GgmlDType::F32 => decode_floats(bytes, Float::F32, out),
             GgmlDType::F16 => decode_floats(bytes, Float::F16, out),
             GgmlDType::BF16 => decode_floats(bytes, Float::BF16, out),
-            quantised => {
-                let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, quantised)?;
-                let tensor = QTensor::new(storage, out.len())?.dequantize(&Device::Cpu)?;
-                out.copy_from_slice(&tensor.to_vec1::<f32>()?);
-            }
+            GgmlDType::Q4_0 => dequantise::<BlockQ4_0>(bytes, out),
+            GgmlDType::Q4_1 => dequantise::<BlockQ4_1>(bytes, out),
+            GgmlDType::Q5_0 => dequantise::<BlockQ5_0>(bytes, out),
+            GgmlDType::Q5_1 => dequantise::<BlockQ5_1>(bytes, out),
+            GgmlDType::Q8_0 => dequantise::<BlockQ8_0>(bytes, out),
+            GgmlDType::Q2K => dequantise::<BlockQ2K>(bytes, out),
+            GgmlDType::Q3K => dequantise::<BlockQ3K>(bytes, out),
+            GgmlDType::Q4K => dequantise::<BlockQ4K>(bytes, out),
+            GgmlDType::Q5K => dequantise::<BlockQ5K>(bytes, out),
+            GgmlDType::Q6K => dequantise::<BlockQ6K>(bytes, out),
+            GgmlDType::Q8_1 | GgmlDType::Q8K => unreachable!("refused with the header"),
         }
         self.bytes.let_go(range);
         Ok(())
@@ -340,9 +375,25 @@ impl Checkpoint for Gguf {
         format!("gguf {} (dequantised to f32)", names.join(", "))
     }
 
-    fn hash(&self) -> String {
-        hash_of(std::slice::from_ref(&self.bytes))
+    fn hash(&self) -> WeightHash {
+        WeightHash::begin(std::slice::from_ref(&self.bytes))
     }
+}
+
+/// Takes quantised blocks apart.
+fn dequantise<B: GgmlType>(bytes: &[u8], out: &mut [f32]) {
+    // SAFETY: these blocks are half floats and bytes, for which every bit pattern is a value.
+    let (before, blocks, after) = unsafe { bytes.align_to::<B>() };
+    // The header was checked: data begin at a multiple of 8 in a mapped file, and blocks have even sizes.
+    if before.is_empty() && after.is_empty() {
+        return B::to_float(blocks, out);
+    }
+    let mut copied = vec![B::zeros(); bytes.len() / size_of::<B>()];
+    // SAFETY: as above; `copied` has room for as many bytes, and it is a copy of plain memory.
+    unsafe { copied.align_to_mut::<u8>() }
+        .1
+        .copy_from_slice(bytes);
+    B::to_float(&copied, out);
 }
 
 // Type numbers of metadata values.
@@ -573,13 +624,25 @@ impl<'a> Reader<'a> {
                 let length = self.count("characters", 1)?;
                 self.take(length)?;
             }
-            return Ok(Value::Array(Array { kind, count, start }));
+            let end = self.at;
+            return Ok(Value::Array(Array {
+                kind,
+                count,
+                start,
+                end,
+            }));
         }
         let width = fixed_width(kind).ok_or(format!("arrays of type {kind} are not handled"))?;
         let count = self.count("array entries", width)?;
         let start = self.at;
         self.take(count * width)?;
-        Ok(Value::Array(Array { kind, count, start }))
+        let end = self.at;
+        Ok(Value::Array(Array {
+            kind,
+            count,
+            start,
+            end,
+        }))
     }
 
     fn tensor(&mut self) -> Result<(String, GgmlDType, Vec<usize>, u64), String> {

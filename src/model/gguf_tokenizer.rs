@@ -1,4 +1,4 @@
-//! The tokenizer inside a GGUF, rewritten as the `tokenizer.json` that it came from, so that there is one way to make a tokenizer.
+//! The tokenizer inside a GGUF, built from its tables as the Hugging Face tokenizer that they came from.
 //!
 //! llama.cpp names its splitting rule instead of writing it down (`tokenizer.ggml.pre`); each name here is that rule in the form of
 //! the Hugging Face tokenizer that it was taken from. A name that is not here is refused: a wrong split gives wrong tokens without a word.
@@ -7,15 +7,14 @@
 mod sentence_piece;
 mod tokens;
 
-use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::{Value, json};
+use tokenizers::models::bpe::{BpeBuilder, Merges};
 
-use super::checkpoint::hex;
 use super::gguf::Gguf;
 use super::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::text::shortened;
-use tokens::{CONTROL, USER_DEFINED, added_token, refused};
+use tokens::{Tokens, refused};
 
 /// Contractions, a letter run with one character in front, digits, punctuation, line ends, spaces (GPT-4's rule);
 /// `{digits}` is how many digits stay together.
@@ -28,111 +27,63 @@ const UNNAMED: [&str; 4] = [
     "[0-9][0-9][0-9]",
 ];
 
-/// Reads the tokenizer, and the SHA-256 of its rewritten `tokenizer.json`.
+/// Reads the tokenizer, and the SHA-256 of its tables.
 /// # Errors
-/// [`Error::Tokenizer`] for kinds and splitting rules that we do not know, and for tables that contradict each other;
-/// [`Error::BadConfig`] for tables that are missing.
+/// [`Error::Tokenizer`](crate::Error::Tokenizer) for kinds and splitting rules that we do not know, and for tables that contradict each
+/// other; [`Error::BadConfig`](crate::Error::BadConfig) for tables that are missing.
 pub fn read(gguf: &Gguf) -> Result<(Tokenizer, String)> {
-    let tokenizer_json = rewritten(gguf)?.to_string();
-    let (config, add_bos) = config(gguf)?;
-    let hash = hex(&Sha256::digest(&tokenizer_json));
-    let config = config.to_string();
-    let tokenizer = Tokenizer::from_bytes(tokenizer_json.as_bytes(), Some(config.as_bytes()))?;
-    Ok((tokenizer.adding_bos(add_bos)?, hash))
-}
-
-/// The `tokenizer.json`.
-fn rewritten(gguf: &Gguf) -> Result<Value> {
-    let tokens = gguf.texts("tokenizer.ggml.tokens")?;
-    let kinds = gguf.numbers("tokenizer.ggml.token_type")?;
-    if kinds.len() != tokens.len() {
-        return Err(refused(format!(
-            "{} tokens but {} token types; the GGUF is damaged",
-            tokens.len(),
-            kinds.len()
-        )));
-    }
-    match gguf.string("tokenizer.ggml.model")? {
-        "gpt2" => byte_level_bpe(gguf, tokens, &kinds),
-        "llama" => sentence_piece::rewritten(gguf, &tokens, &kinds),
-        other => Err(refused(format!(
-            "a GGUF tokenizer of model `{}` is not handled, only `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE); \
-             use the safetensors checkpoint, which has a tokenizer.json",
-            shortened(other)
-        ))),
-    }
-}
-
-/// The `tokenizer.json` of a byte-level BPE.
-fn byte_level_bpe(gguf: &Gguf, tokens: Vec<String>, kinds: &[f64]) -> Result<Value> {
-    let rule = rule(
-        gguf.maybe_string("tokenizer.ggml.pre")?
-            .unwrap_or("default"),
-    )?;
-    let mut merges = Vec::new();
-    for merge in gguf.texts("tokenizer.ggml.merges")? {
-        match merge.split_once(' ') {
-            Some((left, right)) => merges.push(json!([left, right])),
-            None => {
-                return Err(refused(format!(
-                    "merge `{}` has no two parts",
-                    shortened(&merge)
-                )));
-            }
-        }
-    }
-    let added: Vec<Value> = tokens
-        .iter()
-        .zip(kinds)
-        .enumerate()
-        .filter(|(_, (_, kind))| **kind == CONTROL || **kind == USER_DEFINED)
-        .map(|(id, (content, kind))| added_token(id, content, *kind == CONTROL))
-        .collect();
-    let vocab: Map<String, Value> = tokens
-        .into_iter()
-        .enumerate()
-        .map(|(id, token)| (token, id.into()))
-        .collect();
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": rule.normalizer,
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": rule.splits },
-        "decoder": byte_level(false),
-        "model": {
-            "type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": rule.ignore_merges,
-            "byte_fallback": false, "fuse_unk": false,
-        },
-    }))
-}
-
-/// The `tokenizer_config.json`, and whether BOS stands in front by default.
-fn config(gguf: &Gguf) -> Result<(Value, bool)> {
-    let tokens = gguf.texts("tokenizer.ggml.tokens")?;
-    let named = |key: &str| match gguf.maybe_size(key)? {
+    let tokens = Tokens::read(gguf)?;
+    let count = tokens.texts.len();
+    let special = |key: &str| match gguf.maybe_size(key)? {
         None => Ok(None),
-        Some(id) => match tokens.get(id) {
-            Some(token) => Ok(Some(token.clone())),
-            None => Err(refused(format!(
-                "{key} = {id}, but there are {} tokens",
-                tokens.len()
-            ))),
-        },
+        Some(id) if id < count => Ok(u32::try_from(id).ok()),
+        Some(id) => Err(refused(format!(
+            "{key} = {id}, but there are {count} tokens"
+        ))),
     };
-    // Of the rules that we read, llama.cpp adds BOS by itself only under SentencePiece's and Llama 3's.
+    let bos = special("tokenizer.ggml.bos_token_id")?;
+    let eos = special("tokenizer.ggml.eos_token_id")?;
+    let kind = gguf.string("tokenizer.ggml.model")?;
     let pre = gguf.maybe_string("tokenizer.ggml.pre")?;
-    let adds_by_itself =
-        gguf.string("tokenizer.ggml.model")? == "llama" || pre.is_some_and(is_llama3);
-    let bos = named("tokenizer.ggml.bos_token_id")?;
+    // Of the rules that we read, llama.cpp adds BOS by itself only under SentencePiece's and Llama 3's.
+    let adds_by_itself = kind == "llama" || pre.is_some_and(is_llama3);
     let add_bos = gguf
         .maybe_bool("tokenizer.ggml.add_bos_token")?
         .unwrap_or(adds_by_itself && bos.is_some());
-    let config = json!({
-        "bos_token": bos,
-        "eos_token": named("tokenizer.ggml.eos_token_id")?,
-        "chat_template": gguf.maybe_string("tokenizer.chat_template")?,
-    });
-    Ok((config, add_bos))
+    let inner = match kind {
+        "gpt2" => byte_level_bpe(gguf, tokens, pre.unwrap_or("default"))?,
+        "llama" => sentence_piece::build(gguf, tokens)?,
+        other => {
+            return Err(refused(format!(
+                "a GGUF tokenizer of model `{}` is not handled, only `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE); \
+                 use the safetensors checkpoint, which has a tokenizer.json",
+                shortened(other)
+            )));
+        }
+    };
+    let template = gguf.maybe_string("tokenizer.chat_template")?;
+    let tokenizer = Tokenizer::new(inner, bos, add_bos, template.map(str::to_string))?;
+    Ok((tokenizer.with_eos(eos), gguf.digest("tokenizer.")))
+}
+
+/// A byte-level BPE.
+fn byte_level_bpe(gguf: &Gguf, tokens: Tokens, pre: &str) -> Result<tokenizers::Tokenizer> {
+    let rule = rule(pre)?;
+    let split = |merge: String| match merge.split_once(' ') {
+        Some((left, right)) => Ok((left.to_string(), right.to_string())),
+        None => Err(refused(format!(
+            "merge `{}` has no two parts",
+            shortened(&merge)
+        ))),
+    };
+    let merges = gguf.texts("tokenizer.ggml.merges")?.into_iter().map(split);
+    let merges = merges.collect::<Result<Merges>>()?;
+    let added = tokens.added(&[tokens::CONTROL, tokens::USER_DEFINED]);
+    let model = BpeBuilder::new()
+        .vocab_and_merges(tokens.into_vocabulary(), merges)
+        .ignore_merges(rule.ignore_merges);
+    let splits = json!({ "type": "Sequence", "pretokenizers": rule.splits });
+    tokens::built(model, rule.normalizer, splits, byte_level(false), added)
 }
 
 /// How text is cut before merging.

@@ -44,26 +44,122 @@ pub struct Loaded {
 /// # Errors
 /// Everything under "Files and the hub" and "Models" in [`Error`].
 pub fn load(id: &str, options: &LoadOptions) -> Result<Loaded> {
-    match hub::locate(id, options, Wanted::Weights)? {
-        Located::Embedded => load_parts(
-            id,
-            embedded::CONFIG,
-            embedded::WEIGHTS,
-            embedded::TOKENIZER,
-            None,
-            options,
-        ),
-        Located::Gguf(path) => load_gguf(id, &path, options),
-        Located::Folder { path, revision } => {
-            let folder = Folder {
-                path,
-                weights: None,
-            };
-            folder.load(id, revision, options)
-        }
-        Located::WeightFile(file) => Folder::around(file).load(id, None, options),
+    opened(id, options, Wanted::Weights)?.load()
+}
+
+/// Finds a model and reads what it is and its tokenizer, but no weights.
+/// # Errors
+/// As [`load`], as far as config, header and tokenizer go.
+pub fn open(id: &str, options: &LoadOptions) -> Result<Opened> {
+    opened(id, options, Wanted::Tokenizer)
+}
+
+/// A model whose weights are not read yet: enough to check a task before the long part.
+#[derive(Debug)]
+pub struct Opened {
+    /// What the user typed.
+    id: String,
+    options: LoadOptions,
+    description: Description,
+    tokenizer: Tokenizer,
+    tokenizer_hash: String,
+    source: Source,
+}
+
+/// Where the weights of an [`Opened`] model are.
+#[derive(Debug)]
+enum Source {
+    Embedded,
+    Gguf(Gguf),
+    Folder(Folder, Option<String>),
+}
+
+impl Opened {
+    pub fn spec(&self) -> &ModelSpec {
+        &self.description.spec
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Reads the weights.
+    /// # Errors
+    /// As [`load`].
+    pub fn load(self) -> Result<Loaded> {
+        let mut origin = Origin {
+            id: self.id,
+            tokenizer_hash: self.tokenizer_hash,
+            ..Origin::default()
+        };
+        let checkpoint: Box<dyn Checkpoint> = match self.source {
+            Source::Embedded => Box::new(SafeTensors::from_bytes(WEIGHTS_NAME, embedded::WEIGHTS)?),
+            Source::Gguf(gguf) => Box::new(gguf),
+            Source::Folder(folder, revision) => {
+                if let Some(commit) = &revision {
+                    // Of a hub model the weights may not be here yet.
+                    let options = LoadOptions {
+                        revision: Some(commit.clone()),
+                        ..self.options.clone()
+                    };
+                    hub::locate(&origin.id, &options, Wanted::Weights)?;
+                }
+                origin.revision = revision;
+                folder.open_weights()?
+            }
+        };
+        finish(
+            checkpoint.as_ref(),
+            self.description,
+            self.tokenizer,
+            origin,
+            &self.options,
+        )
     }
 }
+
+fn opened(id: &str, options: &LoadOptions, wanted: Wanted) -> Result<Opened> {
+    let (description, (tokenizer, tokenizer_hash), source) = match hub::locate(id, options, wanted)?
+    {
+        Located::Embedded => (
+            families::from_config(embedded::CONFIG)?,
+            parse_tokenizer(embedded::TOKENIZER, None)?,
+            Source::Embedded,
+        ),
+        Located::Gguf(path) => {
+            let gguf = Gguf::open(&path)?;
+            let description = families::from_gguf_accepting(&gguf, &options.accept_config_keys)?;
+            (
+                description,
+                gguf_tokenizer::read(&gguf)?,
+                Source::Gguf(gguf),
+            )
+        }
+        Located::Folder { path, revision } => {
+            let weights = None;
+            Folder { path, weights }.opened(revision, options)?
+        }
+        Located::WeightFile(file) => Folder::around(file).opened(None, options)?,
+    };
+    check_fits(&tokenizer, &description.spec)?;
+    Ok(Opened {
+        id: id.to_string(),
+        options: options.clone(),
+        description,
+        tokenizer,
+        tokenizer_hash,
+        source,
+    })
+}
+
+/// A tokenizer from its `tokenizer.json`, with the SHA-256 of that.
+fn parse_tokenizer(json: &[u8], config_json: Option<&[u8]>) -> Result<(Tokenizer, String)> {
+    let tokenizer = Tokenizer::from_bytes(json, config_json)?;
+    Ok((tokenizer, hex(&Sha256::digest(json))))
+}
+
+/// What the weights of a model from bytes are called in messages.
+const WEIGHTS_NAME: &str = "model.safetensors";
 
 /// Loads a model from bytes, as for one that is part of the binary.
 /// # Errors
@@ -77,11 +173,12 @@ pub fn load_parts(
     options: &LoadOptions,
 ) -> Result<Loaded> {
     let description = families::from_config_accepting(config_json, &options.accept_config_keys)?;
-    let tokenizer = Tokenizer::from_bytes(tokenizer_json, tokenizer_config_json)?;
-    let checkpoint = SafeTensors::from_bytes("model.safetensors", safetensors)?;
+    let (tokenizer, tokenizer_hash) = parse_tokenizer(tokenizer_json, tokenizer_config_json)?;
+    check_fits(&tokenizer, &description.spec)?;
+    let checkpoint = SafeTensors::from_bytes(WEIGHTS_NAME, safetensors)?;
     let origin = Origin {
         id: id.to_string(),
-        tokenizer_hash: hex(&Sha256::digest(tokenizer_json)),
+        tokenizer_hash,
         ..Origin::default()
     };
     finish(&checkpoint, description, tokenizer, origin, options)
@@ -103,30 +200,6 @@ pub fn read_spec(id: &str, options: &LoadOptions) -> Result<ModelSpec> {
         Located::WeightFile(file) => Folder::around(file).describe(options)?,
     };
     Ok(description.spec)
-}
-
-/// Reads a model's tokenizer, and what it is, without reading its weights: enough to check a task before the long part.
-/// # Errors
-/// As [`load`], as far as config, header and tokenizer go.
-pub fn load_tokenizer(id: &str, options: &LoadOptions) -> Result<(Tokenizer, ModelSpec)> {
-    let (description, tokenizer) = match hub::locate(id, options, Wanted::Tokenizer)? {
-        Located::Embedded => (
-            families::from_config(embedded::CONFIG)?,
-            Tokenizer::from_bytes(embedded::TOKENIZER, None)?,
-        ),
-        Located::Gguf(path) => {
-            let gguf = Gguf::open(&path)?;
-            let description = families::from_gguf_accepting(&gguf, &options.accept_config_keys)?;
-            (description, gguf_tokenizer::read(&gguf)?.0)
-        }
-        Located::Folder { path, .. } => {
-            let weights = None;
-            Folder { path, weights }.describe_with_tokenizer(options)?
-        }
-        Located::WeightFile(file) => Folder::around(file).describe_with_tokenizer(options)?,
-    };
-    check_fits(&tokenizer, &description.spec)?;
-    Ok((tokenizer, description.spec))
 }
 
 /// Most tokens of a model that may do without a tokenizer: a vocabulary of real text is larger.
@@ -154,6 +227,7 @@ fn adapter_refusal(folder: &Path, file: &Path) -> Result<Error> {
 }
 
 /// A model folder, and which of its weight files is meant if it is not the usual one.
+#[derive(Debug)]
 struct Folder {
     path: PathBuf,
     weights: Option<PathBuf>,
@@ -221,10 +295,14 @@ impl Folder {
         }
     }
 
-    fn describe_with_tokenizer(&self, options: &LoadOptions) -> Result<(Description, Tokenizer)> {
+    fn opened(
+        self,
+        revision: Option<String>,
+        options: &LoadOptions,
+    ) -> Result<(Description, (Tokenizer, String), Source)> {
         let description = self.describe(options)?;
-        let (tokenizer, _) = self.tokenizer(&description.spec)?;
-        Ok((description, tokenizer))
+        let tokenizer = self.tokenizer(&description.spec)?;
+        Ok((description, tokenizer, Source::Folder(self, revision)))
     }
 
     /// The tokenizer, and the SHA-256 of its tokenizer.json, or of the two files in its place. A toy model without one has numbers for tokens.
@@ -235,9 +313,7 @@ impl Folder {
             .iter()
             .all(|name| self.path.join(name).exists());
         if is_toy && !json.exists() && !has_older {
-            let json = numbers::tokenizer_json(spec.d_vocab);
-            let tokenizer = Tokenizer::from_bytes(json.as_bytes(), None)?;
-            return Ok((tokenizer, hex(&Sha256::digest(json))));
+            return parse_tokenizer(numbers::tokenizer_json(spec.d_vocab).as_bytes(), None);
         }
         let tokenizer = Tokenizer::from_dir(&self.path)?;
         let mut hash = Sha256::new();
@@ -251,31 +327,6 @@ impl Folder {
         }
         Ok((tokenizer, hex(&hash.finalize())))
     }
-
-    fn load(&self, id: &str, revision: Option<String>, options: &LoadOptions) -> Result<Loaded> {
-        let description = self.describe(options)?;
-        let checkpoint = self.open_weights()?;
-        let (tokenizer, tokenizer_hash) = self.tokenizer(&description.spec)?;
-        let origin = Origin {
-            id: id.to_string(),
-            revision,
-            tokenizer_hash,
-            ..Origin::default()
-        };
-        finish(checkpoint.as_ref(), description, tokenizer, origin, options)
-    }
-}
-
-fn load_gguf(id: &str, path: &Path, options: &LoadOptions) -> Result<Loaded> {
-    let gguf = Gguf::open(path)?;
-    let description = families::from_gguf_accepting(&gguf, &options.accept_config_keys)?;
-    let (tokenizer, tokenizer_hash) = gguf_tokenizer::read(&gguf)?;
-    let origin = Origin {
-        id: id.to_string(),
-        tokenizer_hash,
-        ..Origin::default()
-    };
-    finish(&gguf, description, tokenizer, origin, options)
 }
 
 fn read_config(path: &Path) -> Result<String> {
@@ -286,7 +337,7 @@ fn read_config(path: &Path) -> Result<String> {
     })
 }
 
-/// The common end of every way to load: tokenizer against embedding, weights, hash.
+/// The common end of every way to load: weights, and their hash, which is not waited for.
 fn finish(
     checkpoint: &dyn Checkpoint,
     description: Description,
@@ -294,13 +345,9 @@ fn finish(
     origin: Origin,
     options: &LoadOptions,
 ) -> Result<Loaded> {
-    check_fits(&tokenizer, &description.spec)?;
     let (description, notes) = settle(checkpoint, description)?;
-    let (weights, weight_hash) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| checkpoint.hash());
-        let weights = read_weights(checkpoint, &description, options.dtype, &options.device);
-        (weights, hash.join().expect("hashing bytes does not panic"))
-    });
+    let weight_hash = checkpoint.hash();
+    let weights = read_weights(checkpoint, &description, options.dtype, &options.device)?;
     let origin = Origin {
         weight_hash,
         storage: checkpoint.storage(),
@@ -308,7 +355,7 @@ fn finish(
         notes,
         ..origin
     };
-    let model = Model::new(description.spec, weights?, origin)?;
+    let model = Model::new(description.spec, weights, origin)?;
     Ok(Loaded { model, tokenizer })
 }
 
@@ -335,6 +382,7 @@ pub fn read_weights(
     let spec = &description.spec;
     let plan = plan(checkpoint, description)?;
     let mut slots = HashMap::new();
+    let mut scratch = Vec::new();
     for Fill {
         slot,
         layer,
@@ -342,7 +390,7 @@ pub fn read_weights(
     } in &plan
     {
         let shape = slot.shape(spec);
-        let tensor = fill_slot(checkpoint, pieces, &shape, dtype, device)?;
+        let tensor = fill_slot(checkpoint, pieces, &shape, dtype, device, &mut scratch)?;
         slots.insert((*slot, *layer), tensor);
     }
     assemble(spec, slots)

@@ -1,5 +1,6 @@
 //! A model: its [`ModelSpec`], its [`Weights`] in canonical layout, and where they came from.
 
+mod bytes;
 pub mod checkpoint;
 mod convert;
 mod embedded;
@@ -18,6 +19,7 @@ mod random;
 pub mod safetensors;
 pub mod tokenizer;
 pub mod weight_files;
+mod weight_hash;
 
 use candle_core::{DType, Device};
 
@@ -25,9 +27,10 @@ use crate::error::{Error, Result};
 pub use crate::spec;
 pub use crate::spec::{ModelSpec, Need, Slot, Weights};
 pub use embedded::EMBEDDED;
-pub use load::{Loaded, load, load_parts, load_tokenizer, read_spec};
+pub use load::{Loaded, Opened, load, load_parts, open, read_spec};
 pub use options::LoadOptions;
 pub use tokenizer::Tokenizer;
+pub use weight_hash::WeightHash;
 
 /// A transformer that can be run with hooks and edits (`crate::run`).
 #[derive(Debug, Clone)]
@@ -47,8 +50,7 @@ pub struct Origin {
     pub id: String,
     /// Commit of a hub snapshot.
     pub revision: Option<String>,
-    /// SHA-256 of the weight files, in name order.
-    pub weight_hash: String,
+    pub weight_hash: WeightHash,
     pub tokenizer_hash: String,
     /// How the weights were stored, e.g. `safetensors bf16`, `gguf Q4_1, Q8_0, F32 (dequantised)`.
     pub storage: String,

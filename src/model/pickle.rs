@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 
-use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, hash_of, map};
+use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, map};
+use super::weight_hash::WeightHash;
 use crate::error::{Error, Result};
 use crate::text::shortened;
 use machine::{Id, Pickle, Value};
@@ -189,8 +190,8 @@ impl Checkpoint for StateDict {
         format!("pytorch {}", names.join(", "))
     }
 
-    fn hash(&self) -> String {
-        hash_of(&self.shards)
+    fn hash(&self) -> WeightHash {
+        WeightHash::begin(&self.shards)
     }
 }
 

@@ -10,9 +10,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
-use super::checkpoint::{
-    Bytes, Checkpoint, Float, check_not_a_pickle, decode_floats, hash_of, map,
-};
+use super::checkpoint::{Bytes, Checkpoint, Float, check_not_a_pickle, decode_floats, map};
+use super::weight_hash::WeightHash;
 use crate::error::{Error, Result};
 use crate::text::shortened;
 
@@ -162,8 +161,8 @@ impl Checkpoint for SafeTensors<'_> {
         format!("safetensors {}", names.join(", "))
     }
 
-    fn hash(&self) -> String {
-        hash_of(&self.shards)
+    fn hash(&self) -> WeightHash {
+        WeightHash::begin(&self.shards)
     }
 }
 

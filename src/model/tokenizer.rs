@@ -283,7 +283,7 @@ fn broken(reason: impl ToString) -> Error {
 }
 
 /// Runs the tokenizer library, and turns a panic on a hostile file (it has a few `unwrap`s on what the file says) into an error.
-fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+pub(super) fn quietly<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match caught(work) {
         Some(result) => result.map_err(|e| broken(printable(&e.to_string()))),
         None => Err(broken(

@@ -4,14 +4,15 @@ use std::sync::LazyLock;
 
 use candlewick::metric::Metric;
 use candlewick::model::Tokenizer;
-use candlewick::model::load::{LoadOptions, load_tokenizer};
+use candlewick::model::load::{LoadOptions, open};
 use candlewick::task::{Pair, Task};
 
 use super::Pairs;
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
-    let loaded = load_tokenizer("embedded", &LoadOptions::default());
-    loaded.expect("it is part of the library").0
+    let opened = open("embedded", &LoadOptions::default());
+    let opened = opened.expect("it is part of the library");
+    opened.tokenizer().clone()
 });
 
 pub fn tokenizer() -> &'static Tokenizer {

@@ -1,4 +1,4 @@
-//! SentencePiece BPE inside a GGUF (`tokenizer.ggml.model` = `llama`: Llama 1 and 2, Mistral, Gemma), rewritten as merges.
+//! SentencePiece BPE inside a GGUF (`tokenizer.ggml.model` = `llama`: Llama 1 and 2, Mistral, Gemma), with merges made of its scores.
 //!
 //! SentencePiece has no list of merges. It joins, again and again, the two neighbours whose joined piece has the highest score, so every way
 //! to cut a piece into two others is a merge, and its rank is the piece's score: the rule by which transformers converts these
@@ -6,51 +6,32 @@
 //! hand (runs of spaces, line ends, tags) are cut out before any merge, the longest first.
 //! Left out on purpose: `t5` (unigram), which is another algorithm.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
 
-use serde_json::{Map, Value, json};
+use rayon::prelude::*;
+use serde_json::json;
+use tokenizers::models::bpe::{BpeBuilder, Merges, Vocab};
 
-use super::tokens::{CONTROL, USER_DEFINED, added_token, refused};
+use super::tokens::{CONTROL, NORMAL, Tokens, UNKNOWN, USER_DEFINED, built, refused};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
-
-// Kinds of tokens in `tokenizer.ggml.token_type`, besides those that every tokenizer has.
-const NORMAL: f64 = 1.0;
-const UNKNOWN: f64 = 2.0;
 
 /// Longer pieces are refused: every cut of each is looked up, which takes the square of its length.
 const LONGEST_PIECE: usize = 1024;
 
-/// The `tokenizer.json`.
-pub fn rewritten(gguf: &Gguf, tokens: &[String], kinds: &[f64]) -> Result<Value> {
+/// The tokenizer.
+pub fn build(gguf: &Gguf, mut tokens: Tokens) -> Result<tokenizers::Tokenizer> {
     let scores = gguf.numbers("tokenizer.ggml.scores")?;
-    if scores.len() != tokens.len() {
+    if scores.len() != tokens.texts.len() {
         return Err(refused(format!(
             "{} tokens but {} scores; the GGUF is damaged",
-            tokens.len(),
+            tokens.texts.len(),
             scores.len()
         )));
     }
     let adds_space = gguf
         .maybe_bool("tokenizer.ggml.add_space_prefix")?
         .unwrap_or(true);
-    let is_unknown = |(_, kind): &(&String, &f64)| **kind == UNKNOWN;
-    let unknown = tokens.iter().zip(kinds).find(is_unknown);
-    let added: Vec<Value> = tokens
-        .iter()
-        .zip(kinds)
-        .enumerate()
-        .filter(|(_, (_, kind))| [CONTROL, UNKNOWN, USER_DEFINED].contains(kind))
-        .map(|(id, (token, kind))| {
-            added_token(id, &as_written(token, *kind), *kind != USER_DEFINED)
-        })
-        .collect();
-    let vocab: Map<String, Value> = tokens
-        .iter()
-        .zip(kinds)
-        .enumerate()
-        .map(|(id, (token, kind))| (as_written(token, *kind), id.into()))
-        .collect();
     let mut normalizers = vec![json!({
         "type": "Replace", "pattern": { "String": " " }, "content": "▁",
     })];
@@ -63,70 +44,89 @@ pub fn rewritten(gguf: &Gguf, tokens: &[String], kinds: &[f64]) -> Result<Value>
         normalizers.insert(0, json!({ "type": "Prepend", "prepend": "▁" }));
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": { "type": "Sequence", "normalizers": normalizers },
-        "decoder": { "type": "Sequence", "decoders": decoders },
-        "model": {
-            "type": "BPE", "vocab": vocab, "merges": merges(tokens, kinds, &scores)?,
-            "unk_token": unknown.map(|(token, _)| token), "fuse_unk": true, "byte_fallback": true,
-        },
-    }))
-}
-
-/// A piece that is defined by hand is found in the text before its spaces become `▁`; llama.cpp writes most of them so already.
-fn as_written(token: &str, kind: f64) -> String {
-    match kind == USER_DEFINED {
-        true => token.replace('▁', " "),
-        false => token.to_string(),
+    let merges = merges(&tokens, &scores)?;
+    // A piece that is defined by hand is found in the text before its spaces become `▁`; llama.cpp writes most of them so already.
+    for (text, kind) in tokens.texts.iter_mut().zip(&tokens.kinds) {
+        if *kind == USER_DEFINED && text.contains('▁') {
+            *text = text.replace('▁', " ");
+        }
     }
+    let added = tokens.added(&[CONTROL, UNKNOWN, USER_DEFINED]);
+    let unknown = tokens.kinds.iter().position(|kind| *kind == UNKNOWN);
+    let unknown = unknown.map(|id| tokens.texts[id].clone());
+    let mut model = BpeBuilder::new()
+        .vocab_and_merges(tokens.into_vocabulary(), merges)
+        .fuse_unk(true)
+        .byte_fallback(true);
+    if let Some(unknown) = unknown {
+        model = model.unk_token(unknown);
+    }
+    built(
+        model,
+        json!({ "type": "Sequence", "normalizers": normalizers }),
+        json!(null),
+        json!({ "type": "Sequence", "decoders": decoders }),
+        added,
+    )
 }
 
 /// Every way to cut a normal piece into two others, the best first.
-fn merges<'a>(
-    tokens: &'a [String],
-    kinds: &[f64],
-    scores: &[f64],
-) -> Result<Vec<(&'a str, &'a str)>> {
-    let normal: HashMap<&str, usize> = tokens
-        .iter()
-        .enumerate()
-        .filter(|(id, _)| kinds[*id] == NORMAL)
-        .map(|(id, token)| (token.as_str(), id))
-        .collect();
-    let mut found = Vec::new();
-    for (id, token) in tokens.iter().enumerate() {
-        if normal.get(token.as_str()) != Some(&id) {
-            continue;
-        }
-        if token.len() > LONGEST_PIECE {
-            return Err(refused(format!(
-                "token {id} has {} bytes, we read at most {LONGEST_PIECE}",
-                token.len()
-            )));
-        }
-        for (cut, _) in token.char_indices().skip(1) {
-            let (left, right) = token.split_at(cut);
-            if let (Some(&l), Some(&r)) = (normal.get(left), normal.get(right)) {
-                found.push((scores[id], [left, right], [l, r]));
-            }
-        }
+fn merges(tokens: &Tokens, scores: &[f64]) -> Result<Merges> {
+    /// `id` is that of the joined piece; `left` and `right` begin and end it.
+    struct Cut {
+        id: u32,
+        left: u32,
+        right: u32,
+        /// Characters of the left side.
+        length: usize,
     }
+    let Tokens { texts, kinds } = tokens;
+    let pieces = texts.iter().zip(kinds).zip(0..);
+    let normal: Vocab = pieces
+        .filter(|((_, kind), _)| **kind == NORMAL)
+        .map(|((text, _), id)| (text.clone(), id))
+        .collect();
+    if let Some((text, id)) = normal.iter().find(|(text, _)| text.len() > LONGEST_PIECE) {
+        return Err(refused(format!(
+            "token {id} has {} bytes, we read at most {LONGEST_PIECE}",
+            text.len()
+        )));
+    }
+    let cuts_of = |(id, text): (u32, &String)| {
+        let is_one = normal.get(text) == Some(&id);
+        let places = text
+            .char_indices()
+            .enumerate()
+            .skip(1)
+            .filter(move |_| is_one);
+        let cuts = places.filter_map(|(length, (at, _))| {
+            let (left, right) = text.split_at(at);
+            let (left, right) = (*normal.get(left)?, *normal.get(right)?);
+            Some(Cut {
+                id,
+                left,
+                right,
+                length,
+            })
+        });
+        cuts.collect::<Vec<Cut>>()
+    };
+    let mut cuts: Vec<Cut> = texts
+        .par_iter()
+        .enumerate()
+        .flat_map_iter(|(id, text)| cuts_of((id as u32, text)))
+        .collect();
     // Where scores are equal, transformers takes the longer left side first, and then the order of the vocabulary.
-    found.sort_by(
-        |(score, [left, _], ids), (other, [other_left, _], other_ids)| {
-            let length = |text: &str| text.chars().count();
-            other
-                .total_cmp(score)
-                .then(length(other_left).cmp(&length(left)))
-                .then(ids.cmp(other_ids))
-        },
-    );
-    Ok(found
+    let key = |cut: &Cut| (Reverse(cut.length), cut.left, cut.right);
+    cuts.par_sort_unstable_by(|one, other| {
+        let by_score = scores[other.id as usize].total_cmp(&scores[one.id as usize]);
+        by_score.then_with(|| key(one).cmp(&key(other)))
+    });
+    let side = |id: u32| texts[id as usize].clone();
+    let merges = cuts
         .into_iter()
-        .map(|(_, [left, right], _)| (left, right))
-        .collect())
+        .map(|cut| (side(cut.left), side(cut.right)));
+    Ok(merges.collect())
 }
 
 #[cfg(test)]

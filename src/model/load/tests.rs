@@ -131,7 +131,7 @@ fn llama_weights_lie_in_the_canonical_layout() {
     assert_eq!(model.origin.storage, "safetensors F32");
     assert_eq!(
         (
-            model.origin.weight_hash.len(),
+            model.origin.weight_hash.get().len(),
             model.origin.tokenizer_hash.len()
         ),
         (64, 64)
@@ -378,6 +378,9 @@ fn folders_that_are_no_model_are_refused_with_a_remedy() {
 
     write("config.json", &text(LLAMA, "config.json"));
     assert!(matches!(try_load(dir.path()), Error::Missing { .. }));
+    write("tokenizer.json", &text(LLAMA, "tokenizer.json"));
+    let error = try_load(dir.path());
+    assert!(error.to_string().contains("model.safetensors"), "{error}");
     write("pytorch_model.bin", "PK\x03\x04");
     assert!(matches!(try_load(dir.path()), Error::Malformed { .. }));
     write(
@@ -397,6 +400,7 @@ fn folders_that_are_no_model_are_refused_with_a_remedy() {
     .unwrap();
     assert!(matches!(try_load(dir.path()), Error::Malformed { .. }));
     fs::write(dir.path().join("model.safetensors"), whole).unwrap();
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let error = try_load(dir.path());
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
 }
@@ -515,10 +519,12 @@ fn the_embedded_model_does_its_task_on_fresh_prompts() {
     // models/embedded/README.md measured 99.1% and more of 2,000.
     assert!(right > 198, "{right} of 200");
 
-    let (alone, spec) = load_tokenizer(EMBEDDED, &LoadOptions::default()).unwrap();
+    let opened = open(EMBEDDED, &LoadOptions::default()).unwrap();
+    assert_eq!(*opened.spec(), model.spec);
+    assert_eq!(opened.tokenizer().max_id(), tokenizer.max_id());
+    let spec = read_spec(EMBEDDED, &LoadOptions::default()).unwrap();
     assert_eq!(spec, model.spec);
-    assert_eq!(alone.max_id(), tokenizer.max_id());
-    assert_eq!(read_spec(EMBEDDED, &LoadOptions::default()).unwrap(), spec);
+    assert_eq!(opened.load().unwrap().model.origin, model.origin);
 }
 
 #[test]
@@ -528,15 +534,15 @@ fn every_shipped_task_has_pairs_under_the_tokenizer_of_a_real_gguf() {
     let Some(path) = real_model("smollm2-135m-instruct.q4_1.gguf") else {
         return;
     };
-    let (tokenizer, spec) =
-        load_tokenizer(path.to_str().unwrap(), &LoadOptions::default()).unwrap();
+    let opened = open(path.to_str().unwrap(), &LoadOptions::default()).unwrap();
+    let (tokenizer, spec) = (opened.tokenizer(), opened.spec());
     for name in shipped() {
         let options = ExpandOptions {
             n_pairs: Some(100),
             max_tokens: Some(spec.n_ctx),
             ..ExpandOptions::default()
         };
-        let task = expand(&TaskFile::open(name).unwrap(), &tokenizer, &options)
+        let task = expand(&TaskFile::open(name).unwrap(), tokenizer, &options)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(task.pairs().len() >= 50, "{name}: {:?}", task.drop_counts());
     }
@@ -545,7 +551,7 @@ fn every_shipped_task_has_pairs_under_the_tokenizer_of_a_real_gguf() {
         chat: true,
         ..ExpandOptions::default()
     };
-    let task = expand(&TaskFile::open("ioi").unwrap(), &tokenizer, &chat).unwrap();
+    let task = expand(&TaskFile::open("ioi").unwrap(), tokenizer, &chat).unwrap();
     assert!(task.pairs()[0].clean_text.contains("<|im_start|>user"));
     assert!(task.roles().contains(&"S2".to_string()));
 }

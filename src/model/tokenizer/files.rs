@@ -124,23 +124,17 @@ fn from_tokenizer_json(bytes: &[u8], beside: &Beside) -> Result<Tokenizer> {
         )),
         other => other,
     })?;
-    /// The part that says what stands in front.
-    #[derive(serde::Deserialize)]
-    struct Whole {
-        #[serde(default)]
-        post_processor: Value,
-    }
-    let whole: Whole = serde_json::from_slice(bytes)
-        .map_err(|e| broken(format!("tokenizer.json is not readable JSON ({e})")))?;
+    // The part that says what stands in front.
+    let post_processor = serde_json::to_value(inner.get_post_processor()).unwrap_or_default();
     // The class of GPT-NeoX writes its post-processor itself, without BOS.
     let in_front = if beside.class().starts_with("GPTNeoXTokenizer") {
         None
     } else {
-        token_in_front(&whole.post_processor)
+        token_in_front(&post_processor)
     };
     let add_bos = in_front.is_some();
     let names = ["[MASK]", "<mask>"];
-    let is_framed = in_front.is_some() && stands_at_the_end(&whole.post_processor);
+    let is_framed = in_front.is_some() && stands_at_the_end(&post_processor);
     let found = names.iter().find_map(|name| inner.token_to_id(name));
     let mask = found.filter(|_| is_framed);
     let tokenizer = beside.finish(inner, in_front, add_bos)?;
