@@ -2,7 +2,7 @@
 //! Everything around that, batches, parts, shards, verification, provenance, is [`super::measure`].
 //!
 //! To add one, write a file with a config that implements [`Method`] and a state that implements [`Prepared`]:
-//! `tests/toy_method.rs` is the smallest example. It then has dry runs, resume, shards, verification against another method,
+//! `tests/shape/toy_method.rs` is the smallest example. It then has dry runs, resume, shards, verification against another method,
 //! per-example rows and tables.
 
 use std::fmt;

@@ -33,7 +33,7 @@ impl<'a> NodeProbe<'a> {
         NodeProbe {
             runs,
             places,
-            estimates: places.nothing(runs),
+            estimates: places.nothing(runs.pairs.len()),
             streams: None,
             qk_fix,
             fixed: HashMap::new(),

@@ -5,117 +5,34 @@
 //! value's own steps along it. Every cell of the table is the estimate of what [`activation_patching`](crate::methods::activation_patching())
 //! with the same [`PatchConfig`] measures.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ops::Range;
+mod config;
+mod estimate;
+mod places;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::inner::{Inner, NodeProbe};
-use super::runs::{Runs, Setting, at_rows, check_metric};
-use super::{GradientPath, name_with_rules, no_steps};
+pub use config::NodeAttributionConfig;
+use estimate::estimate;
+pub(super) use places::{Estimates, Places};
+
+use super::runs::{Runs, Setting, check_metric};
+use super::{GradientPath, no_steps};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln};
 use crate::methods::activation_patching::{PatchConfig, PatchSource, Patching};
 use crate::methods::method::{
     Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, unmeasured,
 };
-use crate::methods::sites::{Along, Extent};
 use crate::methods::verify::{Bound, Verification, bound_of};
-use crate::nn::host::on_host;
-use crate::nn::rules::Rules;
-use crate::run::backward::Probe;
-use crate::run::rows::Rows;
-use crate::run::tape::Tape;
 use crate::run::{Progress, Source, Variant, sweep};
-use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
+use crate::scores::{Cell, ExampleScores, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
-
-/// Which nodes, and how their effects are estimated.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NodeAttributionConfig {
-    /// What would be patched exactly.
-    pub patch: PatchConfig,
-    pub rules: Rules,
-    pub path: GradientPath,
-    /// Sum the gradient times the value's own change from point to point (trapezoid), instead of the mean gradient times the whole
-    /// change.
-    pub conductance: bool,
-    /// Recompute the softmax exactly at queries and keys.
-    pub qk_fix: bool,
-    /// Average the size of the estimate over passes that each leave one layer's writes out, so that paths that cancel show. The
-    /// score is then a size, without sign.
-    pub grad_drop: bool,
-}
-
-impl NodeAttributionConfig {
-    /// AtP of what would be patched.
-    pub fn atp(patch: PatchConfig) -> Self {
-        NodeAttributionConfig {
-            patch,
-            rules: Rules::gradient(),
-            path: GradientPath::Base,
-            conductance: false,
-            qk_fix: false,
-            grad_drop: false,
-        }
-    }
-
-    /// AtP*: both corrections.
-    pub fn atp_star(patch: PatchConfig) -> Self {
-        NodeAttributionConfig {
-            qk_fix: true,
-            grad_drop: true,
-            ..NodeAttributionConfig::atp(patch)
-        }
-    }
-
-    /// RelP with its authors' default rules.
-    pub fn relp(patch: PatchConfig) -> Self {
-        NodeAttributionConfig {
-            rules: Rules::relp(),
-            ..NodeAttributionConfig::atp(patch)
-        }
-    }
-
-    /// Integrated gradients over the embeddings, at midpoints.
-    pub fn layer_ig(patch: PatchConfig, steps: usize) -> Self {
-        NodeAttributionConfig {
-            path: GradientPath::inputs(steps),
-            ..NodeAttributionConfig::atp(patch)
-        }
-    }
-
-    /// The integral of the gradient along each node's own change.
-    pub fn conductance(patch: PatchConfig, steps: usize) -> Self {
-        NodeAttributionConfig {
-            conductance: true,
-            ..NodeAttributionConfig::layer_ig(patch, steps)
-        }
-    }
-
-    /// The method's name, which follows from what it does.
-    pub fn name(&self) -> String {
-        let name = match (self.path, self.qk_fix, self.grad_drop) {
-            _ if self.conductance => "conductance",
-            (GradientPath::Inputs { .. }, ..) => "layer-ig",
-            (GradientPath::Ends, ..) => "atp-clean-corrupted",
-            (GradientPath::Base, true, true) => "atp-star",
-            (GradientPath::Base, true, false) => "atp-qk-fix",
-            (GradientPath::Base, false, true) => "atp-grad-drop",
-            (GradientPath::Base, false, false) if self.rules == Rules::relp() => {
-                return "relp".into();
-            }
-            (GradientPath::Base, false, false) => "atp",
-        };
-        name_with_rules(name, &self.rules)
-    }
-}
 
 impl Method for NodeAttributionConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
@@ -390,203 +307,5 @@ impl Prepared for Attributing<'_> {
             examples.push(one);
         }
         Ok(examples)
-    }
-}
-
-/// The cells of all sweeps, and where those of one hook stand.
-pub(super) struct Places {
-    pub cells: Vec<Cell>,
-    pub of_hook: BTreeMap<Hook, Vec<(Along, Range<usize>)>>,
-    extent: Extent,
-}
-
-impl Places {
-    fn new(spec: &ModelSpec, task: &Task, patch: &PatchConfig) -> Self {
-        let extent = Extent::new(task, &patch.layers, &patch.heads);
-        let only: Option<HashSet<&Cell>> = patch.only.as_ref().map(|only| only.iter().collect());
-        let (mut all, mut of_hook) = (Vec::new(), BTreeMap::new());
-        for sites in &patch.sites {
-            let mut cells = sites.cells(spec, &extent);
-            cells.retain(|cell| only.as_ref().is_none_or(|only| only.contains(cell)));
-            let mut start = all.len();
-            // Cells stand layer by layer.
-            for run in cells.chunk_by(|a, b| a.layer == b.layer) {
-                let hook = Hook {
-                    layer: run[0].layer.map(|layer| layer as usize),
-                    kind: sites.kind,
-                };
-                let ranges: &mut Vec<_> = of_hook.entry(hook).or_default();
-                ranges.push((sites.resolved(&extent), start..start + run.len()));
-                start += run.len();
-            }
-            all.extend(cells);
-        }
-        Places {
-            cells: all,
-            of_hook,
-            extent,
-        }
-    }
-
-    fn hooks(&self) -> Vec<Hook> {
-        self.of_hook.keys().copied().collect()
-    }
-}
-
-/// Estimates by pair and cell.
-pub(super) type Estimates = Vec<Vec<f64>>;
-
-fn estimate(
-    runs: &Runs<'_>,
-    places: &Places,
-    config: &NodeAttributionConfig,
-    hooks: &[Hook],
-) -> Result<Estimates> {
-    if config.conductance {
-        return conductance(runs, places, config, hooks);
-    }
-    let base_is_clean = config.patch.direction != Direction::Denoise;
-    let points = config.path.points(base_is_clean);
-    let mut total = places.nothing(runs);
-    for &(point, share) in &points {
-        let tape = runs.at(point, &[])?;
-        let mut probe = NodeProbe::new(runs, places, config.qk_fix);
-        probe.streams = config.grad_drop.then(Vec::new);
-        runs.descend(&tape, &config.rules, &mut probe)?;
-        if let Some(streams) = probe.streams.take() {
-            return grad_drop(runs, places, config, probe.estimates, streams);
-        }
-        add(&mut total, &probe.estimates, f64::from(share));
-    }
-    Ok(total)
-}
-
-fn add(total: &mut Estimates, more: &Estimates, factor: f64) {
-    for (total, more) in total.iter_mut().zip(more) {
-        for (total, more) in total.iter_mut().zip(more) {
-            *total += factor * more;
-        }
-    }
-}
-
-/// The mean over layers of the estimate's size when that layer's writes are held fixed.
-///
-/// Above the layer that is stopped nothing differs from the plain pass, so pass `l` begins at layer `l`: about half a backward
-/// pass each.
-fn grad_drop(
-    runs: &Runs<'_>,
-    places: &Places,
-    config: &NodeAttributionConfig,
-    plain: Estimates,
-    streams: Vec<(usize, Tensor)>,
-) -> Result<Estimates> {
-    let n_layers = runs.model.spec.n_layers;
-    if n_layers == 1 {
-        return Ok(plain
-            .into_iter()
-            .map(|of| of.into_iter().map(f64::abs).collect())
-            .collect());
-    }
-    let mut total = places.nothing(runs);
-    for (layer, gradient) in streams {
-        let rules = config.rules.clone().stopping([layer]);
-        let mut probe = NodeProbe::new(runs, places, config.qk_fix);
-        for (hook, cells) in &places.of_hook {
-            if hook.layer.is_some_and(|of| of > layer) {
-                for (_, range) in cells {
-                    for (estimates, plain) in probe.estimates.iter_mut().zip(&plain) {
-                        estimates[range.clone()].copy_from_slice(&plain[range.clone()]);
-                    }
-                }
-            }
-        }
-        runs.descent(&runs.base, &rules)
-            .below(layer + 1, gradient, &mut probe)?;
-        for (total, estimates) in total.iter_mut().zip(&probe.estimates) {
-            for (total, estimate) in total.iter_mut().zip(estimates) {
-                *total += estimate.abs();
-            }
-        }
-    }
-    for (hook, cells) in &places.of_hook {
-        // What stands in a layer is silent when that layer is stopped; what stands between layers never is.
-        let passes = if is_between_layers(hook.kind) {
-            n_layers
-        } else {
-            n_layers - 1
-        };
-        for (_, range) in cells {
-            for total in &mut total {
-                let sizes = &mut total[range.clone()];
-                sizes.iter_mut().for_each(|size| *size /= passes as f64);
-            }
-        }
-    }
-    Ok(total)
-}
-
-fn is_between_layers(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Embed | Kind::PosEmbed | Kind::ResidPre | Kind::ResidMid | Kind::ResidPost
-    )
-}
-
-/// Sums gradient times step along the path from the base run to the other, by the trapezoid rule.
-fn conductance(
-    runs: &Runs<'_>,
-    places: &Places,
-    config: &NodeAttributionConfig,
-    hooks: &[Hook],
-) -> Result<Estimates> {
-    let steps = match config.path {
-        GradientPath::Inputs { steps, .. } => steps,
-        GradientPath::Base | GradientPath::Ends => 1,
-    };
-    let mut total = places.nothing(runs);
-    let mut before: Option<(Cow<'_, Tape>, HashMap<Hook, Tensor>)> = None;
-    for step in 0..=steps {
-        let point = 1.0 - step as f32 / steps as f32;
-        let tape = runs.at(point, hooks)?;
-        let mut gradients = Gradients {
-            wanted: hooks.iter().copied().collect(),
-            kept: HashMap::new(),
-        };
-        runs.descend(&tape, &config.rules, &mut gradients)?;
-        if let Some((earlier, slopes)) = before.take() {
-            for (&hook, cells) in &places.of_hook {
-                let values =
-                    |tape: &Tape| -> Result<Tensor> { on_host(&at_rows(tape, hook, &runs.rows)?) };
-                let moved = (values(&tape)? - values(&earlier)?)?;
-                let slope = ((&slopes[&hook] + &gradients.kept[&hook])? * 0.5)?;
-                let inner = Inner::new(runs, hook, &moved, &slope)?;
-                inner.add_to(&mut total, runs, places, cells);
-            }
-        }
-        before = Some((tape, gradients.kept));
-    }
-    Ok(total)
-}
-
-/// Keeps the gradients of some hooks.
-struct Gradients {
-    wanted: HashSet<Hook>,
-    kept: HashMap<Hook, Tensor>,
-}
-
-impl Probe for Gradients {
-    fn wants(&self, hook: Hook) -> bool {
-        self.wanted.contains(&hook)
-    }
-
-    fn at(&mut self, hook: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
-        self.kept.insert(hook, gradient.clone());
-        Ok(())
-    }
-}
-
-impl Places {
-    pub(super) fn nothing(&self, runs: &Runs<'_>) -> Estimates {
-        vec![vec![0.0; self.cells.len()]; runs.pairs.len()]
     }
 }

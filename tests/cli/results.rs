@@ -1,0 +1,133 @@
+//! Where results go: names, replacement, what killed runs left.
+
+use std::fs;
+use std::process::Command;
+
+use crate::text;
+
+/// Runs in a folder; gives whether it went well, what it printed, and what it said on stderr.
+fn candlewick_in(folder: &std::path::Path, args: &[&str]) -> (bool, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_candlewick"))
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let is_fine = output.status.success();
+    (is_fine, text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn results_are_replaced_by_their_own_command_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let patch = |more: &[&str]| {
+        let args = ["patch", "--sites", "z", "--layers", "0", "--n-pairs"];
+        candlewick_in(folder.path(), &[&args, more].concat())
+    };
+    let bytes = |name: &str| fs::read(folder.path().join(name)).unwrap();
+    let out = ["2", "--out", "a.parquet"];
+    assert!(patch(&out).0);
+    assert!(patch(&[&out[..], &["--quiet"]].concat()).0);
+    let before = bytes("a.parquet");
+    let (is_fine, _, stderr) = patch(&["3", "--out", "a.parquet"]);
+    let holds = "holds other results (`candlewick patch --sites z --layers 0 --n-pairs 2";
+    assert!(
+        !is_fine && stderr.contains(holds) && stderr.contains("--force"),
+        "{stderr}"
+    );
+    assert!(bytes("a.parquet") == before);
+    assert!(patch(&["3", "--out", "a.parquet", "--force"]).0);
+    assert!(bytes("a.parquet") != before);
+    // A file of somebody else's stays too, and a name without a format is none.
+    fs::write(folder.path().join("notes.csv"), "mine").unwrap();
+    let (_, _, stderr) = patch(&["2", "--out", "notes.csv"]);
+    assert!(stderr.contains("was not written by candlewick"), "{stderr}");
+    let (_, _, stderr) = patch(&["2", "--out", "notes.txt"]);
+    assert!(
+        stderr.contains("`.parquet`, `.csv` or `.jsonl`"),
+        "{stderr}"
+    );
+    assert_eq!(bytes("notes.csv"), b"mine");
+}
+
+#[test]
+fn default_names_are_numbered_where_they_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    for (pairs, name) in [
+        ("2", "scores.parquet"),
+        ("3", "scores-2.parquet"),
+        ("2", "scores.parquet"),
+    ] {
+        let args = ["patch", "--sites", "z", "--layers", "0", "--n-pairs", pairs];
+        let (is_fine, stdout, stderr) = candlewick_in(folder.path(), &args);
+        assert!(
+            is_fine && stdout.trim_end().ends_with(&format!(" {name}")),
+            "{stdout}"
+        );
+        assert_eq!(
+            stderr.contains("is kept as it is"),
+            name != "scores.parquet",
+            "{stderr}"
+        );
+    }
+    let (_, shown, _) = candlewick_in(folder.path(), &["show", "scores-2.parquet"]);
+    let folder_name = folder.path().canonicalize().unwrap();
+    assert!(
+        shown.contains(&format!("made in: {}", folder_name.display())),
+        "{shown}"
+    );
+}
+
+#[test]
+fn text_files_are_written_with_how_they_were_made_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.csv", "a.jsonl"] {
+        let args = [
+            "heads",
+            "--samples",
+            "1",
+            "--n-pairs",
+            "2",
+            "--force",
+            "--out",
+            name,
+        ];
+        let (is_fine, _, stderr) = candlewick_in(folder.path(), &args);
+        assert!(is_fine, "{stderr}");
+        let table = fs::read_to_string(folder.path().join(name)).unwrap();
+        assert!(table.lines().count() > 10 && table.contains("induction"));
+        let beside = fs::read_to_string(folder.path().join("a.provenance.json")).unwrap();
+        let about: serde_json::Value = serde_json::from_str(&beside).unwrap();
+        assert_eq!(about["table"], name);
+        assert_eq!(about["method"], "head_statistics");
+        let (is_fine, _, stderr) = candlewick_in(folder.path(), &["show", name]);
+        assert!(
+            !is_fine && stderr.contains("candlewick heads --samples 1"),
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn what_killed_runs_left_is_listed_and_removed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = folder.path().join("scores.parquet.parts");
+    fs::create_dir(&parts).unwrap();
+    for name in ["plan.json", "lock", "part-00000.parquet", "notes.txt"] {
+        fs::write(parts.join(name), "1234").unwrap();
+    }
+    let (_, listed, _) = candlewick_in(folder.path(), &["clean"]);
+    assert!(
+        listed.contains("scores.parquet.parts: 1 finished part, 12 bytes\n"),
+        "{listed}"
+    );
+    assert!(parts.join("plan.json").exists());
+    let (_, removed, _) = candlewick_in(folder.path(), &["clean", "--remove"]);
+    assert!(removed.contains("removed\n12 bytes freed"), "{removed}");
+    assert_eq!(
+        fs::read_dir(&parts).unwrap().count(),
+        1,
+        "what is not ours stays"
+    );
+    let (_, listed, _) = candlewick_in(folder.path(), &["clean"]);
+    assert_eq!(listed, "nothing is left over\n");
+}

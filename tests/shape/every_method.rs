@@ -1,0 +1,293 @@
+//! Every method, at settings under which it is quick.
+
+use candlewick::hooks::Positions;
+use candlewick::methods::tokens::{Baseline, Quadrature, ReferenceSet};
+use candlewick::prelude::*;
+use candlewick::task::{Pair, Task};
+
+use crate::toy_method::StreamLength;
+use crate::{lab, mixed};
+
+/// A method of every kind, named.
+fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
+    let sites = |text: &str| PatchConfig::sites(text).expect("known sites");
+    let noise = |text: &str| PatchConfig {
+        direction: Direction::Noise,
+        ..sites(text)
+    };
+    let ablate = |source| {
+        AblationConfig::new(PatchConfig {
+            source,
+            ..sites("z,mlp_out")
+        })
+    };
+    let nodes = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| name.parse().expect("a node"))
+            .collect()
+    };
+    vec![
+        ("toy", Box::new(StreamLength)),
+        ("patch", Box::new(sites("resid_pre,z"))),
+        ("patch:pos", Box::new(sites("resid_pre:pos"))),
+        ("ablate zero", Box::new(ablate(PatchSource::Zero))),
+        ("ablate mean-role", Box::new(ablate(PatchSource::MeanRole))),
+        (
+            "head pairs",
+            Box::new(AblationConfig {
+                pairs: nodes(&["a0.h0", "a2.h1", "a3.h3"]),
+                ..ablate(PatchSource::Mean)
+            }),
+        ),
+        (
+            "atp",
+            Box::new(NodeAttributionConfig::atp(noise("z,mlp_out"))),
+        ),
+        (
+            "atp of means",
+            Box::new(NodeAttributionConfig::atp(PatchConfig {
+                source: PatchSource::Mean,
+                direction: Direction::Ablate,
+                ..sites("z:pos")
+            })),
+        ),
+        (
+            "atp-star",
+            Box::new(NodeAttributionConfig::atp_star(noise("q,k,z"))),
+        ),
+        (
+            "relp",
+            Box::new(NodeAttributionConfig::relp(sites("resid_pre:role"))),
+        ),
+        (
+            "layer-ig",
+            Box::new(NodeAttributionConfig::layer_ig(noise("resid_pre"), 2)),
+        ),
+        (
+            "conductance",
+            Box::new(NodeAttributionConfig::conductance(noise("mlp_out"), 2)),
+        ),
+        ("eap", Box::new(EdgeAttributionConfig::eap())),
+        (
+            "eap of means",
+            Box::new(EdgeAttributionConfig {
+                reference: Reference::Mean,
+                ..EdgeAttributionConfig::eap()
+            }),
+        ),
+        ("eap-ig", Box::new(EdgeAttributionConfig::eap_ig(2))),
+        ("ceap", Box::new(EdgeAttributionConfig::ceap(2))),
+        (
+            "clean-corrupted",
+            Box::new(EdgeAttributionConfig::clean_corrupted()),
+        ),
+        (
+            "eap-ig-activations",
+            Box::new(EdgeAttributionConfig::eap_ig_activations(1)),
+        ),
+        ("relp-edges", Box::new(EdgeAttributionConfig::relp())),
+        (
+            "exact-edges",
+            Box::new(
+                EdgeConfig::of(["input->a0.h1<v>", "m0->logits", "a0.h0->a2.h1<q>"])
+                    .expect("edges"),
+            ),
+        ),
+        ("grad-x-input", tokens(TokenMethod::GradientTimesInput)),
+        ("saliency-l2", tokens(TokenMethod::SaliencyL2)),
+        (
+            "smooth-grad",
+            tokens(TokenMethod::SmoothGrad {
+                draws: 3,
+                noise: 0.15,
+            }),
+        ),
+        ("ig", tokens(ig(3, Baseline::Mean))),
+        ("ig of pairs", tokens(ig(3, Baseline::Pair))),
+        (
+            "expected-gradients",
+            tokens(TokenMethod::ExpectedGradients {
+                draws: 3,
+                reference: ReferenceSet::Corrupted,
+            }),
+        ),
+        ("lrp", tokens(TokenMethod::Lrp)),
+        ("attn-lrp", tokens(TokenMethod::AttnLrp)),
+        ("alti-logit", tokens(TokenMethod::AltiLogit)),
+        ("alti-rollout", tokens(TokenMethod::AltiRollout)),
+        (
+            "ablate scale:0.49",
+            Box::new(ablate(PatchSource::Scale(0.49))),
+        ),
+        (
+            "knockout",
+            Box::new(AblationConfig {
+                knockouts: vec![Knockout {
+                    queries: Positions::These(vec!["@END".parse().expect("a role")]),
+                    keys: Positions::These(vec!["@IO".parse().expect("a role")]),
+                }],
+                ..AblationConfig::new(PatchConfig {
+                    source: PatchSource::Block,
+                    ..PatchConfig::new(Vec::new())
+                })
+            }),
+        ),
+        (
+            "path",
+            Box::new(PathConfig::between("heads", "logits").expect("names")),
+        ),
+        (
+            "path over both",
+            Box::new(PathConfig {
+                over: Over::Both,
+                freeze_mlps: true,
+                ..PathConfig::between("input,a0.h1,m0", "a3.h0.q,a1.h1.v,logits").expect("names")
+            }),
+        ),
+        (
+            "node paths",
+            Box::new(
+                NodePathConfig::of(["input->a0.h2<v>->a3.h1<k>->logits", "m0->a3.h1<k>->logits"])
+                    .expect("paths"),
+            ),
+        ),
+        (
+            "self-repair",
+            Box::new(RepairConfig::of(RepairParts::Attention)),
+        ),
+        (
+            "self-repair of heads",
+            Box::new(RepairConfig {
+                donors: 2,
+                heads: "a0.h0,a3.h1".parse().expect("heads"),
+                ..RepairConfig::of(RepairParts::Heads)
+            }),
+        ),
+        (
+            "scaling",
+            Box::new(ScalingConfig {
+                factors: vec![0.0, -2.5],
+                ..ScalingConfig::new("a0.h0,a3.h1".parse().expect("heads"))
+            }),
+        ),
+        (
+            "dla",
+            Box::new(DlaConfig {
+                writes: 3,
+                ..DlaConfig::by(Part::Head)
+            }),
+        ),
+        ("dla by position", Box::new(DlaConfig::by(Part::HeadSource))),
+        (
+            "dla by role",
+            Box::new(DlaConfig {
+                writes: 2,
+                target: DirectTarget::Centred,
+                ..DlaConfig::by(Part::HeadRole)
+            }),
+        ),
+        ("source classes", Box::new(SourceConfig::new(["S1", "S2"]))),
+        ("lens at the end", Box::new(LensConfig::at_end())),
+        (
+            "lens",
+            Box::new(LensConfig {
+                positions: Some(LensPositions::All),
+                ..LensConfig::default()
+            }),
+        ),
+        ("token lens", Box::new(TokenLensConfig::lens())),
+        ("attention knockout", Box::new(TokenLensConfig::knockout())),
+        (
+            "heads",
+            Box::new(HeadConfig {
+                repeat_length: Some(6),
+                samples: 3,
+                circuits: nodes(&["a3.h1"]),
+                ..HeadConfig::default()
+            }),
+        ),
+    ]
+}
+
+fn tokens(method: TokenMethod) -> Box<dyn Method> {
+    Box::new(TokenConfig::new(method))
+}
+
+pub fn ig(steps: usize, baseline: Baseline) -> TokenMethod {
+    TokenMethod::IntegratedGradients {
+        steps,
+        rule: Quadrature::Midpoint,
+        baseline,
+    }
+}
+
+/// Prompts with labelled demonstrations; the corrupted ones show each label's partner instead.
+fn demonstrations(n_pairs: usize) -> Lab {
+    let labels = [30, 31];
+    let pair = |i: usize| {
+        let class = |j: usize| (i / (1 << j)) % 2;
+        let (mut clean, mut corrupted) = (Vec::new(), Vec::new());
+        for j in 0..3 {
+            for (prompt, shown) in [(&mut clean, class(j)), (&mut corrupted, 1 - class(j))] {
+                prompt.extend([(2 + 3 * class(j) + j + i) as u32 % 20, 25, labels[shown]]);
+            }
+        }
+        let query = (i * 7 + 3) % 2;
+        for prompt in [&mut clean, &mut corrupted] {
+            prompt.extend([(7 + 3 * query + i) as u32 % 20, 25]);
+        }
+        let pair = Pair::new(clean, corrupted);
+        pair.answer(labels[query]).wrong(labels[1 - query])
+    };
+    let Lab {
+        model, tokenizer, ..
+    } = lab(1);
+    let pairs = (0..n_pairs).map(pair);
+    let task = Task::new("labels", &tokenizer, Metric::LogitDiff, pairs).expect("a task");
+    Lab::new(model, tokenizer, task)
+}
+
+/// Every method on pairs of two templates and two lengths; on pairs of one what asks for one.
+pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
+    let running = Running {
+        batch: 2,
+        ..Running::default()
+    };
+    let mixed = mixed(n_pairs).running(running.clone());
+    let mut all: Vec<(&'static str, Lab, Box<dyn Method>)> = (every_method().into_iter())
+        .map(|(name, method)| (name, mixed.clone(), method))
+        .collect();
+    all.push((
+        "early decoding",
+        demonstrations(n_pairs).running(running.clone()),
+        Box::new(EarlyConfig {
+            heads: 2,
+            controls: 2,
+            seed: None,
+        }),
+    ));
+    all.push((
+        "eap by position",
+        lab(n_pairs).running(running),
+        Box::new(EdgeAttributionConfig {
+            by_position: true,
+            ..EdgeAttributionConfig::eap()
+        }),
+    ));
+    all
+}
+
+#[test]
+fn every_method_says_what_it_would_cost() {
+    for (name, lab, method) in every_run(3) {
+        let plan = lab
+            .plan(&*method)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(plan.pairs, 3, "{name}");
+        assert!(
+            plan.units > 0 && plan.seconds > 0.0 && plan.cost.passes >= 1.0,
+            "{name}: {plan:?}"
+        );
+    }
+}
