@@ -12,7 +12,7 @@ pub mod methods;
 pub mod metric;
 pub mod model;
 pub mod nn;
-mod panics;
+pub mod panics;
 mod parquet;
 pub mod plot;
 pub mod prelude;

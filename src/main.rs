@@ -28,8 +28,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a mistake of ours says: one line, with what a report needs.
+/// What a mistake of ours says: one line, with what a report needs. A reader's panic that becomes an error says nothing here.
 fn report(panic: &PanicHookInfo) {
+    if candlewick::panics::is_caught() {
+        return;
+    }
     let payload = panic.payload();
     let what = payload
         .downcast_ref::<&str>()

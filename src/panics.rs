@@ -1,31 +1,30 @@
 //! Panics of the libraries under us. Parsers of other people's files give up on hostile input with a panic here and there; what we
-//! catch becomes an error of ours, and must not reach the terminal as well.
+//! catch becomes an error of ours.
+//!
+//! The message of a caught panic goes to the process's panic hook all the same. That hook belongs to the program: one that wants
+//! nothing on its terminal asks [`is_caught`] in a hook of its own, as our binary does.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
 
-/// Runs `work`; a panic in it, on this thread, gives `None` without a word on stderr.
+thread_local!(static CAUGHT: Cell<bool> = const { Cell::new(false) });
+
+/// Whether a panic on this thread, now, becomes an error of ours.
+pub fn is_caught() -> bool {
+    CAUGHT.get()
+}
+
+/// Runs `work`; a panic in it, on this thread, gives `None`.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
-    thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let loud = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !SILENT.get() {
-                loud(info);
-            }
-        }));
-    });
-    let outer = SILENT.replace(true);
+    let outer = CAUGHT.replace(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(work));
-    SILENT.set(outer);
+    CAUGHT.set(outer);
     outcome.ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::caught;
+    use super::{caught, is_caught};
 
     #[test]
     fn a_panic_becomes_none_however_deep() {
@@ -35,5 +34,6 @@ mod tests {
             Some((None::<()>, 2))
         );
         assert_eq!(caught(|| panic!("here")), None::<()>);
+        assert_eq!((is_caught(), caught(is_caught)), (false, Some(true)));
     }
 }

@@ -218,11 +218,7 @@ fn check_patching(family: &str) {
 
 #[test]
 fn every_family_patches_and_ablates_like_the_reference() {
-    let families = [
-        "gemma", "gemma2", "gemma3", "gpt2", "llama", "mistral", "phi", "phi3", "pythia", "qwen2",
-        "qwen3",
-    ];
-    for family in families {
+    for family in ["gemma2", "gemma3", "gpt2", "llama", "pythia", "qwen2"] {
         check_patching(&format!("{family}-tiny-random"));
     }
 }

@@ -156,7 +156,7 @@ pub fn memory(small: &ModelSpec, tokenizer: &Tokenizer) -> Result<()> {
         position: match &small.position {
             candlewick::spec::Position::Rotary(rotary) => {
                 let mut rotary = rotary.clone();
-                (rotary.dims, rotary.base_of_layer) = (64, vec![0; 16]);
+                (rotary.dims, rotary.base_of_layer) = (64, vec![Some(0); 16]);
                 candlewick::spec::Position::Rotary(rotary)
             }
             other => other.clone(),

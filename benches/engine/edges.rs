@@ -123,6 +123,7 @@ fn gpt2_small() -> ModelSpec {
         qk_norm: QkNorm::None,
         mlp: Mlp::Plain,
         activation: Activation::GeluTanh,
+        embed_norm: false,
         embed_scale: None,
         residual_multiplier: None,
         logit_scale: None,

@@ -9,7 +9,8 @@ use clap::Args;
 
 /// List the families that candlewick reads, and the models in the Hugging Face cache.
 ///
-/// A row a model: size on disk, family, id with its revisions, and why it cannot be loaded if that is so.
+/// First the families with published models of each; then a row a cached model: size on disk, family, id with its revisions, and why
+/// it cannot be loaded if that is so.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -20,7 +21,10 @@ pub fn run(_args: ModelsArgs) -> anyhow::Result<()> {
     let settings = HubSettings::from_env();
     let models = cached_models(&settings);
     let mut out = std::io::stdout().lock();
-    writeln!(out, "families: {}", families::supported())?;
+    writeln!(out, "families, and models of them on the hub:")?;
+    for family in families::FAMILIES {
+        writeln!(out, "  {:12} {}", family.name, family.examples.join(", "))?;
+    }
     writeln!(out, "embedded: `--model embedded`, part of this program")?;
     writeln!(
         out,

@@ -17,13 +17,13 @@ pub struct Layout {
     /// Slots of every block; `{l}` in a name stands for the layer. Where it is `{l-1}`, the layer before, the first block is left out.
     pub blocks: Vec<(Slot, Vec<Piece>)>,
     /// A prefix that some checkpoints put before every name (`transformer.`) but those of the unembedding, or nothing.
-    pub optional_prefix: &'static str,
+    pub optional_prefix: String,
     /// What the unembedding is called where it has a tensor of its own, though the config ties it to the embedding.
-    pub tied_head: Option<&'static str>,
+    pub tied_head: Option<String>,
     /// Where the checkpoint has the second name, it is read in place of the first.
-    pub instead: Vec<(&'static str, &'static str)>,
-    /// Tensors that may be there and change nothing: a full name, or `*` and the end of one.
-    pub harmless: Vec<&'static str>,
+    pub instead: Vec<(String, String)>,
+    /// Tensors that may be there and change nothing: a full name, `*` and the end of one, or the beginning of one and `*`.
+    pub harmless: Vec<String>,
 }
 
 impl Layout {
@@ -66,10 +66,10 @@ impl Layout {
         format!("{}{name}", self.optional_prefix)
     }
 
-    /// The same layout with one slot of every block filled otherwise.
-    pub fn with(mut self, slot: Slot, pieces: Vec<Piece>) -> Self {
-        self.blocks.retain(|(other, _)| *other != slot);
-        self.blocks.push((slot, pieces));
+    /// The same layout without some slots, as where a config turns biases off.
+    pub fn without(mut self, slots: &[Slot]) -> Self {
+        self.model.retain(|(slot, _)| !slots.contains(slot));
+        self.blocks.retain(|(slot, _)| !slots.contains(slot));
         self
     }
 }
@@ -78,7 +78,7 @@ impl Layout {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     /// Name in the checkpoint; `{l}` stands for the layer, `{l-1}` for the one before, `{last}` for the last.
-    pub name: &'static str,
+    pub name: String,
     pub stored: Stored,
     /// How many entries of the slot's last axis this piece fills.
     pub out: usize,
@@ -118,6 +118,13 @@ pub enum Take {
         part: usize,
         parts: usize,
     },
+    /// `heads` heads from number `first` on of the `of` that each group has: Falcon 40B stores `[group, (queries, key, value), d_head]`.
+    WithinGroups {
+        d_head: usize,
+        first: usize,
+        heads: usize,
+        of: usize,
+    },
     /// llama.cpp stores each head's rows with the two rotary halves interleaved; this takes them back apart.
     UninterleaveHalves { d_head: usize },
 }
@@ -129,6 +136,7 @@ impl Take {
             Take::All | Take::UninterleaveHalves { .. } => out,
             Take::Range { of, .. } => of,
             Take::WithinHeads { parts, .. } => out * parts,
+            Take::WithinGroups { heads, of, .. } => out / heads * of,
         }
     }
 
@@ -142,6 +150,15 @@ impl Take {
                 part,
                 parts,
             } => (i / d_head * parts + part) * d_head + i % d_head,
+            Take::WithinGroups {
+                d_head,
+                first,
+                heads,
+                of,
+            } => {
+                let (group, within) = (i / (heads * d_head), i % (heads * d_head));
+                (group * of + first) * d_head + within
+            }
             Take::UninterleaveHalves { d_head } => {
                 let (head, within) = (i / d_head, i % d_head);
                 let (half, pair) = (within / (d_head / 2), within % (d_head / 2));
@@ -153,9 +170,9 @@ impl Take {
 
 impl Piece {
     /// A `torch.nn.Linear` weight, `[out, in]`.
-    pub fn linear(name: &'static str, out: usize) -> Self {
+    pub fn linear(name: &str, out: usize) -> Self {
         Piece {
-            name,
+            name: name.to_string(),
             stored: Stored::OutIn,
             out,
             take: Take::All,
@@ -165,9 +182,9 @@ impl Piece {
     }
 
     /// A tensor that lies as its slot does: vectors, embeddings, Conv1D weights.
-    pub fn as_is(name: &'static str, out: usize) -> Self {
+    pub fn as_is(name: &str, out: usize) -> Self {
         Piece {
-            name,
+            name: name.to_string(),
             stored: Stored::AsIs,
             out,
             take: Take::All,
@@ -177,7 +194,7 @@ impl Piece {
     }
 
     /// A tensor that lies some other way.
-    pub fn stored(name: &'static str, out: usize, stored: Stored) -> Self {
+    pub fn stored(name: &str, out: usize, stored: Stored) -> Self {
         Piece {
             stored,
             ..Piece::as_is(name, out)
@@ -240,6 +257,22 @@ mod tests {
         assert_eq!(order(take(0), 4), [0, 1, 6, 7]);
         assert_eq!(order(take(2), 4), [4, 5, 10, 11]);
         assert_eq!(take(1).stored_len(4), 12);
+    }
+
+    #[test]
+    fn groups_of_heads_are_taken_apart() {
+        // Two groups of two queries, a key and a value of one dimension: q0 q1 k0 v0 q2 q3 k1 v1.
+        let take = |first, heads| Take::WithinGroups {
+            d_head: 1,
+            first,
+            heads,
+            of: 4,
+        };
+        assert_eq!(order(take(0, 2), 4), [0, 1, 4, 5]);
+        assert_eq!(order(take(2, 1), 2), [2, 6]);
+        assert_eq!(order(take(3, 1), 2), [3, 7]);
+        assert_eq!(take(0, 2).stored_len(4), 8);
+        assert_eq!(take(3, 1).stored_len(2), 8);
     }
 
     #[test]

@@ -572,17 +572,24 @@ fn settle(
     checkpoint: &dyn Checkpoint,
     mut description: Description,
 ) -> Result<(Description, Vec<String>)> {
-    let (head, is_tied) = (description.layout.tied_head, description.spec.tied);
+    let is_tied = description.spec.tied;
     let names = Names::new(checkpoint.tensors(), &description.layout);
+    // Under its second name, where the checkpoint has that one.
+    let head = description.layout.tied_head.clone().map(|head| {
+        let mut second = description.layout.instead.iter();
+        let second = second.find(|(first, other)| *first == head && names.get(other).is_some());
+        second.map_or(head, |(_, other)| other.clone())
+    });
+    let tied_head = head.clone();
     let mut notes: Vec<String> = names.note.clone().into_iter().collect();
     let mut slots = description.layout.model.iter();
     let embedding = slots
         .find(|(slot, _)| *slot == Slot::Embed)
-        .and_then(|(_, pieces)| Some(pieces.first()?.name));
+        .and_then(|(_, pieces)| Some(pieces.first()?.name.clone()));
     let (Some(embedding), Some(head), true) = (embedding, head, is_tied) else {
         return Ok((description, notes));
     };
-    match (names.get(embedding), names.get(head)) {
+    match (names.get(&embedding), names.get(&head)) {
         (None, Some(_)) => description.layout.instead.push((embedding, head)),
         (Some(one), Some(other)) if !are_equal(checkpoint, one, other)? => {
             notes.push(format!(
@@ -590,12 +597,13 @@ fn settle(
                  transformers does",
                 other.name
             ));
-            let piece = Piece::as_is(head, description.spec.d_model);
+            let piece = Piece::as_is(&head, description.spec.d_model);
             description.layout.model.push((Slot::Unembed, vec![piece]));
             description.spec.tied = false;
         }
         _ => {}
     }
+    description.layout.tied_head = tied_head;
     Ok((description, notes))
 }
 
@@ -624,13 +632,17 @@ fn are_equal(checkpoint: &dyn Checkpoint, one: Found, other: Found) -> Result<bo
 
 fn is_harmless(layout: &Layout, names: &Names, name: &str) -> bool {
     let mut patterns = layout.harmless.iter();
-    let is_passed_over = patterns.any(|pattern| match pattern.strip_prefix('*') {
-        Some(end) => name.ends_with(end),
-        None => name == *pattern,
-    });
+    let is_passed_over =
+        patterns.any(
+            |pattern| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+                (Some(end), _) => name.ends_with(end),
+                (None, Some(start)) => name.starts_with(start),
+                (None, None) => name == pattern,
+            },
+        );
     // What another tensor is read in place of, and an unembedding that is the embedding.
-    let firsts = layout.instead.iter().map(|(first, _)| *first);
-    let mut others = firsts.chain(layout.tied_head);
+    let firsts = layout.instead.iter().map(|(first, _)| first);
+    let mut others = firsts.chain(&layout.tied_head);
     is_passed_over || others.any(|other| names.get(other).is_some_and(|found| found.name == name))
 }
 
@@ -696,6 +708,8 @@ pub(super) fn assemble(
     }
     let ln_final = take(Slot::LnFinal, 0).map(|w| NormWeights { w, b: None });
     let final_bias = take(Slot::LnFinalBias, 0);
+    let ln_embed = take(Slot::LnEmbed, 0).map(|w| NormWeights { w, b: None });
+    let embed_bias = take(Slot::LnEmbedBias, 0);
     let encoder = match spec.encoder {
         None => None,
         Some(_) => Some(EncoderWeights {
@@ -710,6 +724,10 @@ pub(super) fn assemble(
     };
     Ok(Weights {
         w_e,
+        ln_embed: ln_embed.map(|norm| NormWeights {
+            b: embed_bias,
+            ..norm
+        }),
         w_pos: take(Slot::Positions, 0),
         blocks,
         ln_final: ln_final.map(|norm| NormWeights {

@@ -13,6 +13,7 @@ pub mod load;
 mod names;
 mod numbers;
 mod options;
+mod page;
 pub mod pickle;
 pub mod processing;
 mod random;

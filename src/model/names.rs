@@ -72,9 +72,9 @@ impl<'a> Names<'a> {
             .iter()
             .find(|(slot, _)| *slot == Slot::Embed);
         let embedding = embedding.and_then(|(_, pieces)| pieces.first());
-        let names = embedding.map(|piece| piece.name).into_iter();
+        let names = embedding.map(|piece| piece.name.as_str()).into_iter();
         names
-            .chain(self.layout.tied_head)
+            .chain(self.layout.tied_head.as_deref())
             .flat_map(|name| self.forms(name))
             .collect()
     }
@@ -146,8 +146,8 @@ mod tests {
     fn layout() -> Layout {
         Layout {
             model: vec![(Slot::Embed, vec![Piece::as_is("embed_tokens.weight", 2)])],
-            optional_prefix: "model.",
-            tied_head: Some("lm_head.weight"),
+            optional_prefix: "model.".to_string(),
+            tied_head: Some("lm_head.weight".to_string()),
             ..Layout::default()
         }
     }

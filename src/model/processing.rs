@@ -77,6 +77,9 @@ pub fn center_writing(model: &Model) -> Result<Model> {
         }
         (NormKind::Layer, NormPlacement::Pre) => {}
     }
+    if model.spec.embed_norm {
+        return refuse("a norm on its embeddings writes to the stream itself");
+    }
     let mut weights = model.weights.clone();
     let center = |t: &mut Tensor| -> Result<()> {
         *t = centred_over_last(t)?;

@@ -66,6 +66,7 @@ fn random_slot(slot: Slot, spec: &ModelSpec, rng: &mut ChaCha8Rng) -> Result<Ten
             | Slot::Ln1Post
             | Slot::Ln2Post
             | Slot::LnFinal
+            | Slot::LnEmbed
             | Slot::LnHead
             | Slot::QNorm
             | Slot::KNorm,

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::host::{exp, host, is_host, room, simd, tensor};
 use crate::error::Result;
+use crate::spec::{Alibi, ModelSpec, Position};
 
 pub use backward::{AttentionGradients, Forward, backward, softcap_slope};
 
@@ -29,10 +30,47 @@ pub struct Shape {
     pub scale: f32,
     pub softcap: Option<f32>,
     pub window: Option<usize>,
+    pub alibi: Option<Slopes>,
     /// Whether a query sees no later key.
     pub causal: bool,
     /// Tokens in each prompt.
     pub length: usize,
+}
+
+/// The slopes of ALiBi for the heads of a [`Shape`], which may be some of the model's only.
+#[derive(Debug, Clone, Copy)]
+pub struct Slopes {
+    alibi: Alibi,
+    n_heads: usize,
+    first: usize,
+}
+
+impl Slopes {
+    /// For heads from `first` on.
+    pub fn new(spec: &ModelSpec, first: usize) -> Option<Self> {
+        match spec.position {
+            Position::Alibi(alibi) => Some(Slopes {
+                alibi,
+                n_heads: spec.n_heads,
+                first,
+            }),
+            Position::None | Position::Learned | Position::Rotary(_) => None,
+        }
+    }
+
+    /// What a score of `head` loses for each position between key and query.
+    fn of(self, head: usize) -> f32 {
+        self.alibi.slope(self.first + head, self.n_heads)
+    }
+
+    /// Takes it off one query's scores, those of keys `0..`.
+    #[inline(always)]
+    fn take_off(self, scores: &mut [f32], head: usize, pos: usize) {
+        let slope = self.of(head);
+        for (key, score) in scores.iter_mut().enumerate() {
+            *score += slope * (key as f32 - pos as f32);
+        }
+    }
 }
 
 /// One segment's place in the packed rows.
@@ -443,11 +481,16 @@ impl Queries<'_> {
         &self.data[self.offset(i)..][..self.shape.d_head]
     }
 
+    /// The position of query `i`.
+    #[inline(always)]
+    fn position(&self, i: usize) -> usize {
+        self.segment.query_positions[self.task.rows.start + i / self.task.heads] as usize
+    }
+
     /// The key positions that query `i` sees.
     #[inline(always)]
     fn visible(&self, i: usize) -> (usize, usize) {
-        let pos = self.segment.query_positions[self.task.rows.start + i / self.task.heads] as usize;
-        visible(self.shape, pos)
+        visible(self.shape, self.position(i))
     }
 }
 
@@ -501,6 +544,12 @@ fn fill_scores(
             let doubled = 2.0 * *score * shape.scale / cap;
             *score = cap * (1.0 - 2.0 / (exp(doubled) + 1.0));
         }),
+    }
+    if let Some(slopes) = shape.alibi {
+        for (i, scores) in scores.chunks_exact_mut(width).enumerate() {
+            let head = queries.task.head + i % queries.task.heads;
+            slopes.take_off(scores, head, queries.position(i));
+        }
     }
 }
 
@@ -684,16 +733,23 @@ fn composed_scores(
             Some(cap) => ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?,
             None => scores,
         };
-        let mut mask = vec![f32::NEG_INFINITY; segment.query_positions.len() * shape.length];
-        for (row, &pos) in segment.query_positions.iter().enumerate() {
-            let (low, high) = visible(shape, pos as usize);
-            mask[row * shape.length + low..row * shape.length + high].fill(0.0);
+        // With ALiBi what is added differs from head to head.
+        let heads = if shape.alibi.is_some() {
+            shape.n_heads
+        } else {
+            1
+        };
+        let queries = segment.query_positions.len();
+        let mut mask = vec![f32::NEG_INFINITY; heads * queries * shape.length];
+        for (i, mask) in mask.chunks_exact_mut(shape.length).enumerate() {
+            let pos = segment.query_positions[i % queries] as usize;
+            let (low, high) = visible(shape, pos);
+            mask[low..high].fill(0.0);
+            if let Some(slopes) = shape.alibi {
+                slopes.take_off(mask, i / queries, pos);
+            }
         }
-        let mask = Tensor::from_vec(
-            mask,
-            (1, segment.query_positions.len(), shape.length),
-            &Device::Cpu,
-        )?;
+        let mask = Tensor::from_vec(mask, (heads, queries, shape.length), &Device::Cpu)?;
         let scores = scores.broadcast_add(&mask.to_device(q.device())?)?;
         all.push(scores.transpose(0, 1)?); // [query, head, key]
     }
@@ -755,11 +811,16 @@ mod tests {
         let length = 70;
         let everywhere: Vec<u32> = (0..length as u32).collect();
         let (some, tail) = (vec![3u32, 9, 40, 68], vec![9u32, 69]);
-        for (window, softcap, key_heads, causal) in [
-            (None, None, 2, true),
-            (Some(5), Some(4.0), 2, true),
-            (None, None, 6, true),
-            (None, None, 2, false),
+        let slopes = Slopes {
+            alibi: Alibi { max_bias: 5.0 },
+            n_heads: 9,
+            first: 2,
+        };
+        for (window, softcap, key_heads, causal, alibi) in [
+            (None, None, 2, true, None),
+            (Some(5), Some(4.0), 2, true, None),
+            (None, None, 6, true, Some(slopes)),
+            (None, None, 2, false, None),
         ] {
             let shape = Shape {
                 n_heads: 6,
@@ -770,6 +831,7 @@ mod tests {
                 scale: 0.3,
                 softcap,
                 window,
+                alibi,
                 causal,
                 length,
             };

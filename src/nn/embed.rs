@@ -5,16 +5,21 @@ use candle_core::{DType, Tensor};
 use super::attention::softcap_slope;
 use super::host::{dot, host, is_host, on_host, room, simd, tensor, to_host};
 use super::linear::{Right, product};
+use super::norm;
 use super::rules::SoftcapRule;
 use crate::error::Result;
 use crate::spec::{ModelSpec, Weights};
 
-/// The token embeddings, after any multiplier.
+/// The token embeddings, after a norm on them and any multiplier.
 /// # Shapes
 /// `tokens [n]`; gives `[n, d_model]`.
 pub fn embed(spec: &ModelSpec, weights: &Weights, tokens: &[u32]) -> Result<Tensor> {
     let ids = Tensor::new(tokens, weights.w_e.device())?;
     let x = weights.w_e.index_select(&ids, 0)?;
+    let x = match &weights.ln_embed {
+        Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
+        None => x,
+    };
     Ok(match spec.embed_scale {
         Some(scale) => (x * f64::from(scale))?,
         None => x,

@@ -22,7 +22,7 @@ pub struct Table {
 /// The tables that a model's layers use, for positions `0..length`.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
-    of_layer: Vec<usize>,
+    of_layer: Vec<Option<usize>>,
     tables: Vec<Table>,
 }
 
@@ -58,9 +58,10 @@ impl Tables {
         bases.all(|base| of(base, one) == of(base, other))
     }
 
-    /// The table of a layer, or `None` where positions do not rotate.
+    /// The table of a layer, or `None` where its positions do not rotate.
     pub fn of(&self, layer: usize) -> Option<&Table> {
-        self.of_layer.get(layer).map(|&base| &self.tables[base])
+        let base = self.of_layer.get(layer).copied().flatten()?;
+        Some(&self.tables[base])
     }
 }
 
@@ -221,7 +222,7 @@ mod tests {
         let rotary = Rotary {
             dims,
             style,
-            base_of_layer: vec![0],
+            base_of_layer: vec![Some(0)],
             bases: vec![base.clone()],
         };
         Table::new(&rotary, &base, 8, 8)

@@ -14,7 +14,7 @@ use super::tape::{Saved, Tape};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape};
+use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
 use crate::nn::host::{on_host, tensor};
 use crate::nn::linear::{View, small_product};
 use crate::nn::rules::Rules;
@@ -353,6 +353,7 @@ impl BackwardLayer<'_> {
             scale: spec.attn_scale[self.index],
             softcap: spec.attn_softcap,
             window: spec.windows[self.index],
+            alibi: Slopes::new(spec, 0),
             causal: spec.is_causal(),
             length: rows.length,
         };

@@ -11,7 +11,7 @@ use super::rows::{Rows, regather};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape};
+use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
 use crate::nn::{linear, mlp, norm, rope};
 use crate::spec::{Block, BlockWeights, Mlp, ModelSpec, NormWeights, QkNorm};
 
@@ -523,6 +523,7 @@ fn attend(
         scale: spec.attn_scale[layer.index],
         softcap: spec.attn_softcap,
         window: spec.windows[layer.index],
+        alibi: Slopes::new(spec, 0),
         causal: spec.is_causal(),
         length: rows.length,
     };

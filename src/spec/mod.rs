@@ -9,7 +9,7 @@ mod weights;
 
 pub use slots::{Need, Slot};
 pub use transformer::{
-    Activation, Block, Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
+    Activation, Alibi, Block, Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
     RopeScaling, Rotary, RotaryBase, RotaryStyle,
 };
 pub use weights::{BlockWeights, EncoderWeights, MlpWeights, NormWeights, Weights};

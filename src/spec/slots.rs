@@ -10,6 +10,8 @@ use super::weights::{NormWeights, Weights};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Slot {
     Embed,
+    LnEmbed,
+    LnEmbedBias,
     Positions,
     LnFinal,
     LnFinalBias,
@@ -51,8 +53,10 @@ pub enum Need {
 
 impl Slot {
     /// The slots that a model has once.
-    pub const MODEL: [Slot; 11] = [
+    pub const MODEL: [Slot; 13] = [
         Slot::Embed,
+        Slot::LnEmbed,
+        Slot::LnEmbedBias,
         Slot::Positions,
         Slot::LnFinal,
         Slot::LnFinalBias,
@@ -113,7 +117,9 @@ impl Slot {
             Slot::MlpIn => vec![spec.d_model, mlp_in],
             Slot::MlpInBias => vec![mlp_in],
             Slot::MlpOut => vec![spec.d_mlp, spec.d_model],
-            Slot::LnFinal
+            Slot::LnEmbed
+            | Slot::LnEmbedBias
+            | Slot::LnFinal
             | Slot::LnFinalBias
             | Slot::HeadBias
             | Slot::LnHead
@@ -147,6 +153,8 @@ impl Slot {
         let has_ln2 = has_mlp && spec.has_pre_norm() && !shares_norm;
         match self {
             Slot::Embed | Slot::Unembed | Slot::Qkv | Slot::O => Need::Required,
+            Slot::LnEmbed => required(spec.embed_norm),
+            Slot::LnEmbedBias => optional(layer_norm && spec.embed_norm),
             Slot::Positions => required(spec.position == Position::Learned),
             Slot::LnFinal => required(spec.norm_placement != NormPlacement::None),
             Slot::LnFinalBias => optional(layer_norm && spec.norm_placement != NormPlacement::None),
@@ -181,6 +189,8 @@ impl Slot {
         let encoder = weights.encoder.as_ref();
         match self {
             Slot::Embed => Some(&weights.w_e),
+            Slot::LnEmbed => scale(&weights.ln_embed),
+            Slot::LnEmbedBias => shift(&weights.ln_embed),
             Slot::Positions => weights.w_pos.as_ref(),
             Slot::LnFinal => scale(&weights.ln_final),
             Slot::LnFinalBias => shift(&weights.ln_final),

@@ -41,6 +41,9 @@ pub struct ModelSpec {
     pub mlp: Mlp,
     pub activation: Activation,
 
+    /// A norm stands on the token embedding, before any multiplier (BLOOM).
+    #[serde(default)]
+    pub embed_norm: bool,
     /// Multiplier on the token embedding (Gemma: `sqrt(d_model)`).
     pub embed_scale: Option<f32>,
     /// Multiplier on what each branch adds to the stream.
@@ -101,6 +104,29 @@ pub enum Position {
     /// A learned vector per position; `offset` rows are skipped (OPT: 2; they are cut off at load).
     Learned,
     Rotary(Rotary),
+    /// No vectors: each key's score is less by its distance times a slope of the head (Press et al. 2022, arXiv 2108.12409).
+    Alibi(Alibi),
+}
+
+/// How steeply scores fall with distance.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Alibi {
+    /// The slope of the last head is `2^-max_bias`, where the number of heads is a power of two.
+    pub max_bias: f32,
+}
+
+impl Alibi {
+    /// The slope of one of `n_heads` heads. Of a number that is no power of two, the heads beyond the next lower one have every other
+    /// slope of twice as many.
+    pub fn slope(self, head: usize, n_heads: usize) -> f32 {
+        let whole = 1usize << n_heads.max(1).ilog2();
+        let share = if head < whole {
+            (head + 1) as f32 / whole as f32
+        } else {
+            (2 * (head - whole) + 1) as f32 / (2 * whole) as f32
+        };
+        (-self.max_bias * share).exp2()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,8 +134,8 @@ pub struct Rotary {
     /// How many of the `d_head` dimensions rotate, from the first on.
     pub dims: usize,
     pub style: RotaryStyle,
-    /// Which entry of `bases` each layer uses.
-    pub base_of_layer: Vec<usize>,
+    /// Which entry of `bases` each layer uses; `None`: this layer has no positions (SmolLM3).
+    pub base_of_layer: Vec<Option<usize>>,
     pub bases: Vec<RotaryBase>,
 }
 
@@ -210,6 +236,11 @@ impl Rotary {
         if self.bases.len() > 1 {
             words += &format!(", {} bases", self.bases.len());
         }
+        let without = self.base_of_layer.iter().filter(|base| base.is_none());
+        match without.count() {
+            0 => {}
+            n => words += &format!(", none in {n} of {} layers", self.base_of_layer.len()),
+        }
         for base in &self.bases {
             let scaling = match base.scaling {
                 RopeScaling::None => continue,
@@ -264,6 +295,9 @@ impl ModelSpec {
     pub fn features(&self) -> Vec<String> {
         let mut said = Vec::new();
         let mut say = |words: String| said.push(words);
+        if self.embed_norm {
+            say("normed embeddings".into());
+        }
         if let Some(scale) = self.embed_scale {
             say(format!("embeddings x {scale:.2}"));
         }
@@ -271,6 +305,7 @@ impl ModelSpec {
             Position::None => say("no positions".into()),
             Position::Learned => say("learned positions".into()),
             Position::Rotary(rotary) => say(rotary.described(self.d_head)),
+            Position::Alibi(_) => say("ALiBi".into()),
         }
         let norm = match self.norm {
             NormKind::Layer => "LayerNorm",
@@ -363,11 +398,19 @@ impl ModelSpec {
         }
     }
 
+    /// What a head's score loses for each position between key and query, where positions are ALiBi.
+    pub fn alibi_slope(&self, head: usize) -> Option<f32> {
+        match &self.position {
+            Position::Alibi(alibi) => Some(alibi.slope(head, self.n_heads)),
+            Position::None | Position::Learned | Position::Rotary(_) => None,
+        }
+    }
+
     /// How many dimensions of each head rotate.
     pub fn rotary_dims(&self) -> usize {
         match &self.position {
             Position::Rotary(rotary) => rotary.dims,
-            Position::None | Position::Learned => 0,
+            Position::None | Position::Learned | Position::Alibi(_) => 0,
         }
     }
 
@@ -403,6 +446,7 @@ mod tests {
             qk_norm: QkNorm::None,
             mlp: Mlp::None,
             activation: Activation::Relu,
+            embed_norm: false,
             embed_scale: None,
             residual_multiplier: None,
             logit_scale: None,
@@ -417,6 +461,19 @@ mod tests {
         let heads: Vec<_> = spec(2, 3).heads().collect();
         assert_eq!(heads, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
         assert_eq!(spec(0, 3).heads().count(), 0);
+    }
+
+    #[test]
+    fn slopes_of_alibi_are_powers_of_two() {
+        let alibi = Alibi { max_bias: 8.0 };
+        let slopes = |n| {
+            (0..n)
+                .map(|head| alibi.slope(head, n).log2())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(slopes(4), [-2.0, -4.0, -6.0, -8.0]);
+        assert_eq!(slopes(6), [-2.0, -4.0, -6.0, -8.0, -1.0, -3.0]);
+        assert_eq!(slopes(1), [-8.0]);
     }
 
     #[test]

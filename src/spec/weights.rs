@@ -7,6 +7,8 @@ use candle_core::Tensor;
 pub struct Weights {
     /// `[d_vocab, d_model]`, without `embed_scale`.
     pub w_e: Tensor,
+    /// The norm on the token embedding.
+    pub ln_embed: Option<NormWeights>,
     /// `[n_ctx, d_model]`, where positions are learned.
     pub w_pos: Option<Tensor>,
     pub blocks: Vec<BlockWeights>,
@@ -104,8 +106,12 @@ impl Weights {
             let norm = size(&encoder.ln_head.w) + some(&encoder.ln_head.b);
             size(&encoder.segments) + size(&encoder.w_head) + size(&encoder.b_head) + norm
         });
-        let ends =
-            size(&self.w_e) + some(&self.w_pos) + norm(&self.ln_final) + unembed + some(&self.b_u);
+        let ends = size(&self.w_e)
+            + norm(&self.ln_embed)
+            + some(&self.w_pos)
+            + norm(&self.ln_final)
+            + unembed
+            + some(&self.b_u);
         encoder + ends + self.blocks.iter().map(block).sum::<usize>()
     }
 }

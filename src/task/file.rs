@@ -73,6 +73,9 @@ pub struct TaskFile {
     /// What the model should say, as it continues the prompt: with its leading space.
     pub answer: Option<Answer>,
     pub wrong: Option<Answer>,
+    /// Whether a space is put in front of each answer that does not begin with one; as written otherwise.
+    #[serde(default)]
+    pub answer_space: bool,
     /// Roles beside those of the slots and `END`: `S1+1` is the token after `S1`.
     #[serde(default)]
     pub roles: Vec<String>,

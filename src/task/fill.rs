@@ -247,7 +247,17 @@ pub(super) fn draft(
             .word(true, reference.role())?
             .text(reference.column.as_deref(), filling.lists)
     })?;
-    let texts = |texts: Vec<String>| texts.into_iter().map(Continuation::Text).collect();
+    let spaced = |text: String| {
+        if file.answer_space && !text.starts_with(char::is_whitespace) {
+            format!(" {text}")
+        } else {
+            text
+        }
+    };
+    let texts = |texts: Vec<String>| {
+        let texts = texts.into_iter().map(spaced);
+        texts.map(Continuation::Text).collect()
+    };
     let answers = texts(frame.answers.texts(&filling)?);
     let wrong = texts(frame.wrong.texts(&filling)?);
     Ok(Draft {

@@ -43,6 +43,7 @@ pub fn affine(n_layers: usize) -> Model {
         qk_norm: QkNorm::None,
         mlp: Mlp::None,
         activation: Activation::Relu,
+        embed_norm: false,
         embed_scale: None,
         residual_multiplier: None,
         logit_scale: None,

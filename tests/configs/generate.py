@@ -55,12 +55,19 @@ SMALL = dict(
     num_hidden_layers=LAYERS, n_layer=LAYERS, num_layers=LAYERS, max_window_layers=1, num_attention_heads=4, n_head=4, num_heads=4,
     max_position_embeddings=CONTEXT, n_positions=CONTEXT, n_ctx=CONTEXT, max_sequence_length=CONTEXT, sliding_window=WINDOW,
     sliding_window_size=WINDOW, window_size=WINDOW, rotary_dim=4, original_max_position_embeddings=TRAINED, query_pre_attn_scalar=9,
+    n_embed=24, d_model=24, n_heads=4, n_layers=LAYERS, max_seq_len=CONTEXT, seq_length=CONTEXT, ffn_hidden_size=44,
     type_vocab_size=2, sliding_window_pattern=2, _sliding_window_pattern=2,
 )
 
 
 # The shares of a head that rotate must come out even: 2 of 8, 4 or 6 of 12.
-FEWER_HEADS = dict(gpt_neox=dict(num_attention_heads=3), phi=dict(num_attention_heads=2, num_key_value_heads=2))
+ENCODERS = ("bert", "roberta", "xlm-roberta")
+# The text model inside one that reads images as well.
+TEXT_OF = dict(gemma3="gemma3_text", mistral3="mistral")
+
+
+FEWER_HEADS = dict(
+    stablelm=dict(num_attention_heads=3, num_key_value_heads=3), cohere2=dict(head_dim=6), gpt_neox=dict(num_attention_heads=3), phi=dict(num_attention_heads=2, num_key_value_heads=2))
 
 
 def shrunk(config):
@@ -71,7 +78,7 @@ def shrunk(config):
             continue
         if key in SMALL:
             small[key] = SMALL[key]
-        elif key == "num_key_value_heads":
+        elif key in ("num_key_value_heads", "num_kv_heads"):
             small[key] = 4 if value == heads else 1 if value == 1 else 2
         elif key == "head_dim":
             small[key] = 8
@@ -81,6 +88,10 @@ def shrunk(config):
             small[key] = [[["global", "local", "global"], 1]]
         elif key == "attention_layers":
             small[key] = ["global", "local", "global"]
+        elif key == "no_rope_layers":
+            small[key] = value[-LAYERS:]
+        elif key == "text_config":
+            small[key] = shrunk(value)
         elif key == "layer_types":
             small[key] = (value * LAYERS)[:LAYERS] if value[0] == value[-1] else ["sliding_attention", "full_attention", "sliding_attention"]
     partial = config.get("partial_rotary_factor", 1.0)
@@ -97,15 +108,18 @@ def shrunk(config):
 
 def logits(config, extra=(), without=()):
     """From a checkpoint on disk, as transformers itself loads it."""
-    kind = AutoModelForMaskedLM if config["model_type"] == "bert" else AutoModelForCausalLM
+    if config["model_type"] in TEXT_OF:
+        config = dict(dict(model_type=TEXT_OF[config["model_type"]]), **config["text_config"], tie_word_embeddings=config.get("tie_word_embeddings", True))
+    kind = AutoModelForMaskedLM if config["model_type"] in ENCODERS else AutoModelForCausalLM
     keys = dict(config)
     model = kind.from_config(AutoConfig.for_model(keys.pop("model_type"), **keys))
-    heads = {"lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    heads = {"lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
+             "lm_head.decoder.weight", "lm_head.decoder.bias"}
     if not model.config.tie_word_embeddings:
         heads = set()
-    # GPT-NeoX's unembedding has this name in files, and another one in memory.
+    # GPT-NeoX's unembedding has this name in most files, and another one in memory.
     saved = dict(model.state_dict())
-    if config["model_type"] == "gpt_neox":
+    if config["model_type"] == "gpt_neox" and "lm_head.weight" not in extra:
         saved["embed_out.weight"] = saved.pop("lm_head.weight")
     tensors = {
         name: values(name, tuple(tensor.shape)) for name, tensor in saved.items()
@@ -117,7 +131,7 @@ def logits(config, extra=(), without=()):
         save_file(tensors, str(path / "model.safetensors"), metadata={"format": "pt"})
         model = kind.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        out = model(torch.tensor([PROMPT])).logits[0, MASKED if config["model_type"] == "bert" else -1]
+        out = model(torch.tensor([PROMPT])).logits[0, MASKED if config["model_type"] in ENCODERS else -1]
     return [float(f"{x:.7g}") for x in out.tolist()]
 
 
@@ -289,8 +303,26 @@ add("Gemma 3 1B without its window, with a cap that nobody reads", GEMMA3, drop=
     attn_logit_softcapping=4.0)
 add("google/embeddinggemma-300m", GEMMA3, refused="both directions", _sliding_window_pattern=6, layer_types=KINDS,
     use_bidirectional_attention=True)
-add("google/gemma-3-4b-pt", dict(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=dict(
-    hidden_size=2560, model_type="gemma3_text")), refused="only text models")
+VISION = dict(hidden_size=1152, image_size=896, model_type="siglip_vision_model", num_hidden_layers=27, patch_size=14, vision_use_head=False)
+INNER = dict(
+    architectures=["Gemma3ForConditionalGeneration"], boi_token_index=255999, eoi_token_index=256000, eos_token_id=[1, 106],
+    image_token_index=262144, initializer_range=0.02, mm_tokens_per_image=256, model_type="gemma3", torch_dtype="bfloat16",
+    transformers_version="4.50.0.dev0", vision_config=VISION)
+add("google/gemma-3-4b-pt", INNER, text_config=dict(
+    hidden_size=2560, intermediate_size=10240, model_type="gemma3_text", num_hidden_layers=34,
+    rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024, vocab_size=262208))
+add("google/gemma-3-27b-it", INNER, text_config=dict(
+    head_dim=128, hidden_size=5376, intermediate_size=21504, model_type="gemma3_text", num_attention_heads=32, num_hidden_layers=62,
+    num_key_value_heads=16, query_pre_attn_scalar=168, rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024,
+    vocab_size=262208))
+add("a Gemma 3 that reads images and no text", INNER, refused="text_config")
+add("mistralai/Mistral-Small-3.1-24B-Instruct-2503", dict(
+    architectures=["Mistral3ForConditionalGeneration"], image_token_index=10, model_type="mistral3", multimodal_projector_bias=False,
+    projector_hidden_act="gelu", spatial_merge_size=2, torch_dtype="bfloat16", transformers_version="4.50.0.dev0", vision_feature_layer=-1,
+    vision_config=dict(hidden_size=1024, image_size=1540, model_type="pixtral"), text_config=dict(
+        attention_dropout=0.0, head_dim=128, hidden_act="silu", hidden_size=5120, initializer_range=0.02, intermediate_size=32768,
+        max_position_embeddings=131072, model_type="mistral", num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=8,
+        rms_norm_eps=1e-5, rope_theta=1e9, sliding_window=None, use_cache=True, vocab_size=131072)))
 
 # --- Phi, Phi-3
 PHI = dict(
@@ -345,6 +377,78 @@ STAR = dict(
 )
 add("bigcode/starcoder2-3b", STAR)
 add("bigcode/starcoder2-15b", STAR, num_key_value_heads=4, rope_theta=100000, tie_word_embeddings=False)
+
+# --- OLMo 1 and 3, Granite, SmolLM3, StableLM, Cohere, GLM-4
+OLMO = dict(
+    architectures=["OlmoForCausalLM"], attention_bias=False, attention_dropout=0.0, clip_qkv=None, eos_token_id=50279, hidden_act="silu",
+    hidden_size=2048, initializer_range=0.02, intermediate_size=8192, max_position_embeddings=2048, model_type="olmo",
+    num_attention_heads=16, num_hidden_layers=16, num_key_value_heads=16, pad_token_id=1, pretraining_tp=1, rope_scaling=None,
+    rope_theta=10000.0, tie_word_embeddings=True, vocab_size=50304, **SAVED4,
+)
+add("allenai/OLMo-1B-hf", OLMO)
+add("allenai/OLMo-7B-hf", OLMO, tie_word_embeddings=False)
+add("allenai/OLMo-7B-0424-hf", OLMO, refused="cut off", clip_qkv=8.0)
+OLMO3 = dict(
+    OLMO2, architectures=["Olmo3ForCausalLM"], model_type="olmo3",
+    sliding_window=4096, max_position_embeddings=65536, layer_types=KINDS, rope_scaling=dict(
+        attention_factor=1.2079441541679836, beta_fast=32.0, beta_slow=1.0, factor=8.0, original_max_position_embeddings=8192,
+        rope_type="yarn"))
+add("allenai/Olmo-3-1025-7B", OLMO3)
+add("an OLMo 3 without its kinds of layers", OLMO3, drop=["layer_types", "rope_scaling", "rope_theta"])
+GRANITE = dict(
+    architectures=["GraniteForCausalLM"], attention_bias=False, attention_dropout=0.0, attention_multiplier=0.015625, bos_token_id=0,
+    embedding_multiplier=12.0, eos_token_id=0, hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=8192,
+    logits_scaling=8.0, max_position_embeddings=131072, mlp_bias=False, model_type="granite", num_attention_heads=32,
+    num_hidden_layers=40, num_key_value_heads=8, pad_token_id=0, residual_multiplier=0.22, rms_norm_eps=1e-5, rope_scaling=None,
+    rope_theta=10000000.0, tie_word_embeddings=True, vocab_size=49159, **SAVED4,
+)
+add("ibm-granite/granite-3.3-2b-instruct", GRANITE)
+add("a Granite without its multipliers", GRANITE,
+    drop=["attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"])
+SMOLLM3 = dict(
+    architectures=["SmolLM3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=None, eos_token_id=128012,
+    hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=11008, layer_types=["full_attention"] * 36,
+    max_position_embeddings=65536, max_window_layers=28, mlp_bias=False, model_type="smollm3", no_rope_layer_interval=4,
+    no_rope_layers=[1, 1, 1, 0] * 9, num_attention_heads=16, num_hidden_layers=36, num_key_value_heads=4, pad_token_id=128004,
+    pretraining_tp=2, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=5000000.0, sliding_window=None, use_sliding_window=False,
+    vocab_size=128256, **SAVED4,
+)
+add("HuggingFaceTB/SmolLM3-3B", SMOLLM3)
+add("SmolLM3 without its list", SMOLLM3, drop=["no_rope_layers", "layer_types", "rope_theta", "num_key_value_heads"], no_rope_layer_interval=2)
+STABLELM = dict(
+    architectures=["StableLmForCausalLM"], attention_dropout=0.0, bos_token_id=100257, eos_token_id=100257, hidden_act="silu",
+    hidden_dropout=0.0, hidden_size=2048, initializer_range=0.02, intermediate_size=5632, layer_norm_eps=1e-5,
+    max_position_embeddings=4096, model_type="stablelm", num_attention_heads=32, num_hidden_layers=24, num_key_value_heads=32,
+    partial_rotary_factor=0.25, qk_layernorm=False, rope_scaling=None, rope_theta=10000, tie_word_embeddings=False, use_qkv_bias=True,
+    use_parallel_residual=False, vocab_size=100352, **SAVED4,
+)
+add("stabilityai/stablelm-2-1_6b", STABLELM)
+add("StableLM without its share", STABLELM, drop=["partial_rotary_factor", "use_qkv_bias", "use_parallel_residual"])
+add("stabilityai/stablelm-2-12b", STABLELM, refused="for each head", qk_layernorm=True, use_parallel_residual=True)
+COHERE = dict(
+    architectures=["CohereForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=5, eos_token_id=255001,
+    hidden_act="silu", hidden_size=8192, initializer_range=0.02, intermediate_size=22528, layer_norm_eps=1e-5, logit_scale=0.0625,
+    max_position_embeddings=8192, model_max_length=131072, model_type="cohere", num_attention_heads=64, num_hidden_layers=40,
+    num_key_value_heads=64, pad_token_id=0, pretraining_tp=1, rope_theta=8000000.0, vocab_size=256000, **SAVED4,
+)
+add("CohereLabs/c4ai-command-r-v01", COHERE)
+add("CohereLabs/aya-23-8B without its base", COHERE, drop=["rope_theta", "logit_scale"], num_key_value_heads=8, use_qk_norm=False)
+add("CohereLabs/c4ai-command-r-plus", COHERE, refused="for each head", use_qk_norm=True, num_key_value_heads=8)
+COHERE2 = dict(
+    COHERE, architectures=["Cohere2ForCausalLM"], cache_implementation="hybrid", head_dim=128, layer_switch=4, logit_scale=0.25,
+    model_type="cohere2", num_key_value_heads=8, order_of_interleaved_layers="local_attn_first", position_embedding_type="rope_gptj",
+    rope_scaling=None, rope_theta=50000, rotary_pct=1.0, sliding_window=4096, sliding_window_pattern=4, use_embedding_sharing=True,
+    use_gated_activation=True, use_parallel_block=True, use_parallel_embedding=True)
+add("CohereLabs/c4ai-command-r7b-12-2024", COHERE2)
+add("a Cohere 2 without its pattern", COHERE2, drop=["sliding_window_pattern", "layer_switch", "logit_scale"])
+GLM4 = dict(
+    architectures=["Glm4ForCausalLM"], attention_bias=False, attention_dropout=0.0, eos_token_id=[151329, 151336, 151338], head_dim=128,
+    hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=13696, max_position_embeddings=32768,
+    model_type="glm4", num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=2, pad_token_id=151329,
+    partial_rotary_factor=0.5, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False, vocab_size=151552, **SAVED4,
+)
+add("zai-org/GLM-4-9B-0414", GLM4)
+add("GLM-4 without what its class has", GLM4, drop=["attention_bias", "partial_rotary_factor", "rms_norm_eps", "rope_theta"])
 
 # --- GPT-2 and what is built like it
 GPT2 = dict(
@@ -410,6 +514,7 @@ add("h2oai/h2ogpt-oig-oasst1-512-6_9b", NEOX, custom_pipelines={"text-generation
     rotary_pct=0.5, use_cache=True)
 add("Pythia 70M as transformers 5 saves it", {k: v for k, v in NEOX.items() if not k.startswith("rotary") and k not in SAVED4}, SAVED5,
     attention_bias=True, is_decoder=False, rope_parameters=dict(partial_rotary_factor=0.5, rope_theta=10000, rope_type="default"))
+add("Pythia of one matrix", NEOX, tie_word_embeddings=True)
 
 # --- OPT, BERT
 OPT = dict(
@@ -443,6 +548,63 @@ add("nlpaueb/legal-bert-base-uncased", BERT, POOLER, bos_token_id=0, eos_token_i
 add("a BERT that decodes", BERT, refused="is_decoder", is_decoder=True)
 add("a BERT of relative positions", BERT, refused="relative", position_embedding_type="relative_key_query")
 
+ROBERTA = dict(
+    architectures=["RobertaForMaskedLM"], attention_probs_dropout_prob=0.1, bos_token_id=0, eos_token_id=2, hidden_act="gelu",
+    hidden_dropout_prob=0.1, hidden_size=768, initializer_range=0.02, intermediate_size=3072, layer_norm_eps=1e-5,
+    max_position_embeddings=514, model_type="roberta", num_attention_heads=12, num_hidden_layers=12, pad_token_id=1, type_vocab_size=1,
+    vocab_size=50265,
+)
+add("FacebookAI/roberta-base", ROBERTA)
+add("FacebookAI/xlm-roberta-base", ROBERTA, model_type="xlm-roberta", architectures=["XLMRobertaForMaskedLM"], output_past=True,
+    position_embedding_type="absolute", vocab_size=250002, use_cache=True, transformers_version="4.17.0.dev0")
+add("a RoBERTa of two segments", ROBERTA, drop=["type_vocab_size"])
+add("a RoBERTa of another activation", ROBERTA, refused="GELU", hidden_act="relu")
+
+# --- Falcon, GPT-BigCode, BLOOM, MPT
+FALCON = dict(
+    alibi=False, apply_residual_connection_post_layernorm=False, architectures=["FalconForCausalLM"], attention_dropout=0.0, bias=False,
+    bos_token_id=11, eos_token_id=11, hidden_dropout=0.0, hidden_size=4544, initializer_range=0.02, layer_norm_epsilon=1e-5,
+    model_type="falcon", multi_query=True, new_decoder_architecture=False, num_attention_heads=71, num_hidden_layers=32,
+    parallel_attn=True, vocab_size=65024, **SAVED4,
+)
+add("tiiuae/falcon-7b", FALCON)
+add("tiiuae/falcon-40b", FALCON, hidden_size=8192, new_decoder_architecture=True, num_attention_heads=128, num_kv_heads=8)
+add("tiiuae/falcon-11B", FALCON, hidden_size=4096, new_decoder_architecture=True, num_attention_heads=32, num_kv_heads=8,
+    num_ln_in_parallel_attn=1, ffn_hidden_size=16384, ff_factor=4, rope_theta=500042.0, rope_scaling=None, tie_word_embeddings=False)
+add("a Falcon of branches one after the other", FALCON, multi_query=False, parallel_attn=False, bias=True)
+add("tiiuae/falcon-rw-1b", FALCON, refused="ALiBi", alibi=True, bias=True, multi_query=False, parallel_attn=False)
+BIGCODE = dict(
+    activation_function="gelu_pytorch_tanh", architectures=["GPTBigCodeForCausalLM"], attention_softmax_in_fp32=True, multi_query=True,
+    attn_pdrop=0.1, bos_token_id=0, embd_pdrop=0.1, eos_token_id=0, inference_runner=0, initializer_range=0.02,
+    layer_norm_epsilon=1e-5, max_batch_size=None, max_sequence_length=None, model_type="gpt_bigcode", n_embd=2048, n_head=16,
+    n_inner=8192, n_layer=24, n_positions=8192, pad_key_length=True, pre_allocate_kv_cache=False, resid_pdrop=0.1,
+    scale_attention_softmax_in_fp32=True, scale_attn_weights=True, summary_activation=None, summary_first_dropout=0.1,
+    summary_proj_to_labels=True, summary_type="cls_index", summary_use_proj=True, validate_runner_input=True, vocab_size=49152,
+)
+add("bigcode/starcoderbase-1b", BIGCODE)
+add("a GPT-BigCode of many heads", BIGCODE, multi_query=False, scale_attn_weights=False, n_inner=None)
+BLOOM = dict(
+    apply_residual_connection_post_layernorm=False, architectures=["BloomForCausalLM"], attention_dropout=0.0,
+    attention_softmax_in_fp32=True, bias_dropout_fusion=True, bos_token_id=1, eos_token_id=2, hidden_dropout=0.0,
+    initializer_range=0.02, layer_norm_epsilon=1e-5, masked_softmax_fusion=True, model_type="bloom", n_embed=1024, n_inner=None,
+    n_layer=24, num_attention_heads=16, offset_alibi=100, pad_token_id=3, pretraining_tp=1, skip_bias_add=True,
+    skip_bias_add_qkv=False, transformers_version="4.20.0", unk_token_id=0, use_cache=True, vocab_size=250880,
+)
+add("bigscience/bloom-560m", BLOOM)
+add("bigscience/bloomz-560m", BLOOM, drop=["n_embed", "num_attention_heads"], hidden_size=1024, n_head=16, seq_length=2048)
+MPT = dict(
+    architectures=["MPTForCausalLM"], attn_config=dict(
+        alibi=True, alibi_bias_max=8, attn_impl="torch", attn_pdrop=0, attn_type="multihead_attention", attn_uses_sequence_id=False,
+        clip_qkv=None, prefix_lm=False, qk_ln=False, softmax_scale=None), d_model=4096, emb_pdrop=0, embedding_fraction=1.0,
+    expansion_ratio=4, init_config=dict(fan_mode="fan_in", init_div_is_residual=True, name="kaiming_normal_"), init_device="cpu",
+    learned_pos_emb=True, logit_scale=None, max_seq_len=2048, model_type="mpt", n_heads=32, n_layers=32, no_bias=True,
+    norm_type="low_precision_layernorm", resid_pdrop=0, tokenizer_name="EleutherAI/gpt-neox-20b", torch_dtype="bfloat16",
+    transformers_version="4.28.1", use_cache=False, verbose=0, vocab_size=50432,
+)
+add("mosaicml/mpt-7b", MPT)
+add("an MPT without the settings of its attention", MPT, drop=["attn_config"])
+add("mosaicml/mpt-7b-storywriter", MPT, refused="cut off", attn_config=dict(alibi=True, alibi_bias_max=16, clip_qkv=6))
+
 
 # --- Checkpoints of tied models that have an unembedding
 HEAD = "lm_head.weight"
@@ -457,6 +619,8 @@ SAVED = [
     ("facebook/opt-125m", [HEAD], []),
     ("EleutherAI/gpt-neo-125m", [HEAD], []),
     ("bigcode/starcoder2-3b", [HEAD], []),
+    ("Pythia of one matrix", ["lm_head.weight"], []),
+    ("Pythia of one matrix", ["lm_head.weight"], ["gpt_neox.embed_in.weight"]),
     ("google-bert/bert-base-uncased", ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"], []),
     ("google-bert/bert-base-uncased", ["cls.predictions.decoder.bias"], []),
 ]
@@ -477,6 +641,7 @@ def main():
     configs = {name: config for name, config, _ in PUBLISHED}
     for name, extra, without in SAVED:
         small = shrunk(configs[name])
+        small.update(FEWER_HEADS.get(small["model_type"], {}))
         line = dict(name=name, config=small, extra=extra, without=without, logits=logits(small, extra, without))
         lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")))
     (pathlib.Path(__file__).parent / "published.jsonl").write_text("\n".join(lines) + "\n")

@@ -195,6 +195,10 @@ impl Walk<'_> {
         let x = wide(&weights.w_e)?
             .index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?
             .reshape(stream)?;
+        let x = match &weights.ln_embed {
+            Some(w) => self.norm(&x, w, None)?,
+            None => x,
+        };
         let x = (x * f64::from(spec.embed_scale.unwrap_or(1.0)))?;
         let mut x = self.at(Hook::global(Kind::Embed), &x)?;
         if let Some(w_pos) = &weights.w_pos {
@@ -291,6 +295,10 @@ impl Walk<'_> {
         let products = q.contiguous()?.matmul(&k.t()?.contiguous()?)?;
         let scores = (products * f64::from(spec.attn_scale[layer]))?;
         let scores = self.softcap(&scores, spec.attn_softcap)?;
+        let scores = match spec.position {
+            Position::Alibi(_) => scores.broadcast_add(&distances(spec, length)?)?,
+            _ => scores,
+        };
         let visible = visible(spec, layer, length); // [query, key]
         let masked = ((&visible - 1.0)? * -MASKED)?;
         let scores = scores.broadcast_mul(&visible)?.broadcast_add(&masked)?;
@@ -411,8 +419,11 @@ impl Walk<'_> {
         let Position::Rotary(rotary) = &self.spec.position else {
             return Ok(x.clone());
         };
+        let Some(base) = rotary.base_of_layer[layer] else {
+            return Ok(x.clone());
+        };
         let width = self.spec.d_head;
-        let base = &rotary.bases[rotary.base_of_layer[layer]];
+        let base = &rotary.bases[base];
         let (frequencies, factor) = frequencies(rotary, base, self.length);
         let mut swap = vec![0f64; width * width];
         let mut cos = vec![1f64; self.length * width];
@@ -533,6 +544,18 @@ fn copy_heads(t: &Tensor, copies: usize) -> Result<Tensor> {
 
 fn norm_hooks(ln: Ln, layer: Option<usize>) -> [Hook; 2] {
     [Kind::Scale(ln), Kind::Normalized(ln)].map(|kind| Hook { layer, kind })
+}
+
+/// What ALiBi adds to scores, `[head, query, key]`.
+fn distances(spec: &ModelSpec, length: usize) -> Result<Tensor> {
+    let mut added = Vec::new();
+    for head in 0..spec.n_heads {
+        let slope = f64::from(spec.alibi_slope(head).unwrap_or(0.0));
+        for query in 0..length {
+            added.extend((0..length).map(|key| slope * (key as f64 - query as f64)));
+        }
+    }
+    Tensor::from_vec(added, (spec.n_heads, length, length), &Device::Cpu)
 }
 
 fn wide(t: &Tensor) -> Result<Tensor> {

@@ -24,7 +24,7 @@ fn combinations() -> Vec<Model> {
         spec
     };
     let mut specs = vec![
-        // Two rotary bases by layer, one slowed, with norms on queries and keys inside sandwich norms.
+        // Two rotary bases by layer, one slowed, and a layer without positions, with norms on queries and keys inside sandwich norms.
         ModelSpec {
             qk_norm: QkNorm::PerHead,
             attn_softcap: None,
@@ -32,7 +32,7 @@ fn combinations() -> Vec<Model> {
             position: Position::Rotary(Rotary {
                 dims: 12,
                 style: RotaryStyle::Half,
-                base_of_layer: vec![0, 0, 1, 0],
+                base_of_layer: vec![Some(0), None, Some(1), Some(0)],
                 bases: vec![
                     base(100.0, RopeScaling::None),
                     base(5000.0, RopeScaling::Linear { factor: 4.0 }),
@@ -50,7 +50,7 @@ fn combinations() -> Vec<Model> {
             position: Position::Rotary(Rotary {
                 dims: 6,
                 style: RotaryStyle::Interleaved,
-                base_of_layer: vec![0; 3],
+                base_of_layer: vec![Some(0); 3],
                 bases: vec![base(
                     50.0,
                     RopeScaling::Llama3 {
@@ -67,7 +67,7 @@ fn combinations() -> Vec<Model> {
             position: Position::Rotary(Rotary {
                 dims: 6,
                 style: RotaryStyle::Half,
-                base_of_layer: vec![0; 3],
+                base_of_layer: vec![Some(0); 3],
                 bases: vec![base(
                     20.0,
                     RopeScaling::Factors {
@@ -138,7 +138,7 @@ fn combinations() -> Vec<Model> {
             position: Position::Rotary(Rotary {
                 dims: 8,
                 style: RotaryStyle::Half,
-                base_of_layer: vec![0; 3],
+                base_of_layer: vec![Some(0); 3],
                 bases: vec![base(60.0, scaling)],
             }),
             ..like("qwen3", "stretched")

@@ -162,6 +162,7 @@ fn induction_model() -> Option<(Model, Tokenizer)> {
     };
     let weights = Weights {
         w_e: get("embed.W_E"),
+        ln_embed: None,
         w_pos: Some(get("pos_embed.W_pos")),
         blocks: vec![block(0), block(1)],
         ln_final: None,

@@ -11,9 +11,9 @@ use candlewick::metric::Target;
 use candlewick::model::Model;
 use candlewick::run::Roles;
 use candlewick::spec::{
-    Activation, Block, BlockWeights, Encoder, EncoderWeights, Mlp, MlpWeights, ModelSpec, NormKind,
-    NormPlacement, NormWeights, Position, QkNorm, RopeScaling, Rotary, RotaryBase, RotaryStyle,
-    Weights,
+    Activation, Alibi, Block, BlockWeights, Encoder, EncoderWeights, Mlp, MlpWeights, ModelSpec,
+    NormKind, NormPlacement, NormWeights, Position, QkNorm, RopeScaling, Rotary, RotaryBase,
+    RotaryStyle, Weights,
 };
 
 pub mod task;
@@ -43,6 +43,7 @@ fn llama(n_layers: usize, n_heads: usize, n_kv_heads: usize, d_head: usize) -> M
         qk_norm: QkNorm::None,
         mlp: Mlp::Gated,
         activation: Activation::Silu,
+        embed_norm: false,
         embed_scale: None,
         residual_multiplier: None,
         logit_scale: None,
@@ -62,15 +63,23 @@ fn scaled(n_layers: usize, scaling: RopeScaling) -> Position {
 }
 
 fn rotary(n_layers: usize, dims: usize, style: RotaryStyle) -> Position {
-    Position::Rotary(Rotary {
-        dims,
+    let rotary = Rotary {
         style,
-        base_of_layer: vec![0; n_layers],
+        ..interleaved(n_layers, dims)
+    };
+    Position::Rotary(rotary)
+}
+
+fn interleaved(n_layers: usize, dims: usize) -> Rotary {
+    Rotary {
+        dims,
+        style: RotaryStyle::Interleaved,
+        base_of_layer: vec![Some(0); n_layers],
         bases: vec![RotaryBase {
             theta: 1000.0,
             scaling: RopeScaling::None,
         }],
-    })
+    }
 }
 
 /// LayerNorm, plain MLP: what GPT-2 and the parallel families share.
@@ -116,6 +125,12 @@ pub fn every_kind() -> Vec<Model> {
             position: rotary(3, 6, RotaryStyle::Interleaved),
             activation: Activation::GeluTanh,
             ..layer_norm(llama(3, 4, 2, 8), "phi")
+        },
+        ModelSpec {
+            position: Position::Alibi(Alibi { max_bias: 3.0 }),
+            embed_norm: true,
+            tied: true,
+            ..layer_norm(llama(3, 6, 6, 4), "bloom")
         },
         ModelSpec {
             family: "attention-only".into(),
@@ -170,6 +185,20 @@ pub fn every_kind() -> Vec<Model> {
             residual_multiplier: Some(0.6),
             logit_scale: Some(0.7),
             ..llama(3, 4, 4, 9)
+        },
+        // The second layer has no positions.
+        ModelSpec {
+            family: "cohere2".into(),
+            norm: NormKind::Layer,
+            block: Block::Parallel { shared_norm: true },
+            position: Position::Rotary(Rotary {
+                base_of_layer: vec![Some(0), None, Some(0)],
+                ..interleaved(3, 6)
+            }),
+            windows: windows(3, 4),
+            logit_scale: Some(0.6),
+            tied: true,
+            ..llama(3, 4, 2, 6)
         },
         // Stretched from the first token on, and by another factor with each.
         ModelSpec {
@@ -250,6 +279,7 @@ pub fn cast(model: &Model, dtype: DType) -> Model {
     };
     let weights = Weights {
         w_e: to(&model.weights.w_e),
+        ln_embed: norm(&model.weights.ln_embed),
         w_pos: maybe(&model.weights.w_pos),
         blocks: model.weights.blocks.iter().map(block).collect(),
         ln_final: norm(&model.weights.ln_final),

@@ -80,14 +80,18 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
             cap * (score / cap).tanh()
         })
     };
+    let slope_of_alibi = f64::from(spec.alibi_slope(head).unwrap_or(0.0));
     let (mut of_queries, mut of_keys) = (vec![0.0; rows], vec![0.0; rows]);
     for (row, of_query) in of_queries.iter_mut().enumerate() {
         let pos = prompt.first_pos + row;
+        let bias = |key_pos: usize| slope_of_alibi * (key_pos as f64 - pos as f64);
         let low = spec.windows[of.layer].map_or(0, |window| (pos + 1).saturating_sub(window));
         let seen = low..pos + 1;
         let scores = |run: usize| -> Vec<f64> {
             let q = query(run, row);
-            seen.clone().map(|pos| cap(dot(q, key(pos)))).collect()
+            seen.clone()
+                .map(|pos| cap(dot(q, key(pos))) + bias(pos))
+                .collect()
         };
         let base_scores = scores(0);
         let (pattern, patched) = (softmax(&base_scores), softmax(&scores(1)));
@@ -104,7 +108,7 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
             .sum();
         let changed = prompt.first_pos.max(low)..pos + 1;
         for pos in changed {
-            let patched = cap(dot(query(0, row), key_other(pos - prompt.first_pos)));
+            let patched = cap(dot(query(0, row), key_other(pos - prompt.first_pos))) + bias(pos);
             let moved = (patched - base_scores[pos - low]).exp_m1();
             let weight = pattern[pos - low] * moved;
             let share = if weight.is_infinite() {

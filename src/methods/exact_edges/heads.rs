@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Letter};
 use crate::model::{Model, ModelSpec};
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape};
+use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
 use crate::nn::{linear, norm, rope};
 use crate::run::BaseRun;
 use crate::run::forward::rotated;
@@ -185,6 +185,7 @@ impl<'a> Read<'a> {
             scale: spec.attn_scale[layer],
             softcap: spec.attn_softcap,
             window: spec.windows[layer],
+            alibi: Slopes::new(spec, first),
             causal: spec.is_causal(),
             length: rows.length,
         };

@@ -188,10 +188,10 @@ impl Start {
         if *baseline == Baseline::Zero {
             return Ok(Start::Vector(vec![0.0; spec.d_model]));
         }
-        let w_e = model.weights.w_e.to_dtype(candle_core::DType::F32)?;
-        let scale = spec.embed_scale.unwrap_or(1.0);
-        let mean = to_host(&w_e.mean(0)?)?.into_iter().map(|x| x * scale);
-        Ok(Start::Vector(mean.collect()))
+        let every_token: Vec<u32> = (0..spec.d_vocab as u32).collect();
+        let embeddings = embed(spec, &model.weights, &every_token)?; // [d_vocab, d_model]
+        let mean = embeddings.to_dtype(candle_core::DType::F32)?.mean(0)?;
+        Ok(Start::Vector(to_host(&mean)?.into_iter().collect()))
     }
 }
 

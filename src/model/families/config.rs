@@ -16,8 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::gguf::{self, Gguf};
-use crate::model::spec::{Activation, ModelSpec, Position, RopeScaling};
+use crate::model::spec::Activation;
 use crate::text::shortened;
 
 /// Keys that no value of changes the logits: training, generation, serving, classification heads, bookkeeping.
@@ -64,6 +63,8 @@ const HARMLESS: &[&str] = &[
     "max_seq_len",
     "max_seq_length",
     "max_sequence_length",
+    // Read by the families that have it.
+    "max_window_layers",
     "min_length",
     "min_new_tokens",
     "model_max_length",
@@ -214,12 +215,6 @@ const SAME: &[&[&str]] = &[
     &["partial_rotary_factor", "rotary_pct", "rope_pct"],
     &["attention_bias", "qkv_bias", "use_qkv_bias"],
 ];
-
-/// Beyond these a config is damaged or hostile: sizes decide allocations before any weight is seen.
-pub(super) const MOST_LAYERS: usize = 4096;
-const MOST_WIDTH: usize = 1 << 20;
-const MOST_VOCAB: usize = 1 << 26;
-const MOST_POSITIONS: usize = 1 << 28;
 
 /// Parses JSON into a typed form.
 /// # Errors
@@ -481,194 +476,4 @@ pub fn activation(key: &str, name: &str) -> Result<Activation> {
             ),
         }),
     }
-}
-
-/// Refuses a layer count that no model has, before anything is allocated by it.
-/// # Errors
-/// [`Error::BadConfig`].
-pub fn check_layers(key: &str, n_layers: usize) -> Result<()> {
-    in_range(key, n_layers, MOST_LAYERS)
-}
-
-/// `d_head` where the config leaves it out: `width / heads`, which must come out even.
-/// # Errors
-/// [`Error::BadConfig`].
-pub fn head_width(key: &str, width: usize, heads: usize) -> Result<usize> {
-    if heads == 0 || !width.is_multiple_of(heads) {
-        return Err(Error::BadConfig {
-            key: key.to_string(),
-            reason: format!("{heads} heads do not divide a width of {width}"),
-        });
-    }
-    Ok(width / heads)
-}
-
-/// Checks what every family's spec must satisfy before a weight is read.
-/// # Errors
-/// [`Error::BadConfig`] naming the size.
-pub fn check_spec(spec: &ModelSpec) -> Result<()> {
-    in_range("number of layers", spec.n_layers, MOST_LAYERS)?;
-    in_range("number of heads", spec.n_heads, MOST_WIDTH)?;
-    in_range("number of key/value heads", spec.n_kv_heads, spec.n_heads)?;
-    in_range("d_model", spec.d_model, MOST_WIDTH)?;
-    in_range("d_head", spec.d_head, MOST_WIDTH)?;
-    in_range("d_mlp", spec.d_mlp.max(1), MOST_WIDTH)?;
-    in_range("vocab_size", spec.d_vocab, MOST_VOCAB)?;
-    in_range("number of positions", spec.n_ctx, MOST_POSITIONS)?;
-    in_range("heads x d_head", spec.n_heads * spec.d_head, MOST_WIDTH)?;
-    if let Some(encoder) = spec.encoder {
-        in_range("type_vocab_size", encoder.n_segments, MOST_WIDTH)?;
-    }
-    let bad = |key: &str, reason: String| {
-        Err(Error::BadConfig {
-            key: key.to_string(),
-            reason,
-        })
-    };
-    if !spec.n_heads.is_multiple_of(spec.n_kv_heads) {
-        return bad(
-            "number of key/value heads",
-            format!("{} do not divide {} heads", spec.n_kv_heads, spec.n_heads),
-        );
-    }
-    if !(spec.norm_eps.is_finite() && spec.norm_eps >= 0.0) {
-        return bad(
-            "norm epsilon",
-            format!("{} is not a number to add to a variance", spec.norm_eps),
-        );
-    }
-    if spec.windows.contains(&Some(0)) {
-        return bad(
-            "sliding_window",
-            "0 would leave a query no key to attend to".into(),
-        );
-    }
-    if !spec.attn_scale.iter().all(|scale| scale.is_finite()) {
-        return bad("attention scale", "is not a finite number".into());
-    }
-    for (key, cap) in [
-        ("attention soft-cap", spec.attn_softcap),
-        ("final soft-cap", spec.final_softcap),
-    ] {
-        if let Some(cap) = cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
-            return bad(key, format!("{cap} is not a positive number"));
-        }
-    }
-    if let Position::Rotary(rotary) = &spec.position {
-        if rotary.dims == 0 || !rotary.dims.is_multiple_of(2) || rotary.dims > spec.d_head {
-            return bad(
-                "rotary dimensions",
-                format!(
-                    "{} of a head of {}; an even number is needed",
-                    rotary.dims, spec.d_head
-                ),
-            );
-        }
-        if let Some(base) = rotary
-            .bases
-            .iter()
-            .find(|b| !(b.theta.is_finite() && b.theta > 0.0))
-        {
-            return bad(
-                "rope_theta",
-                format!("{} is not a positive number", base.theta),
-            );
-        }
-        for base in &rotary.bases {
-            let lists: &[&Vec<f64>] = match &base.scaling {
-                RopeScaling::Factors { factors } => &[factors],
-                RopeScaling::LongRope { short, long, .. } => &[short, long],
-                _ => &[],
-            };
-            if let Some(list) = lists.iter().find(|list| list.len() != rotary.dims / 2) {
-                let (found, wanted) = (list.len(), rotary.dims / 2);
-                return bad(
-                    "rope factors",
-                    format!("{found} of them for {wanted} pairs"),
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Refuses what is only part of a model, or something beside one: an adapter, a part of a split file.
-/// # Errors
-/// [`Error::NotAModel`].
-pub fn refuse_parts(gguf: &Gguf) -> Result<()> {
-    let find = |name: &str| {
-        let mut all = gguf.metadata();
-        all.find(|(key, _)| *key == name).map(|(_, value)| value)
-    };
-    let text = |key: &str| find(key).and_then(gguf::Value::text).map(shortened);
-    let not_a_model = |what: String, instead: &str| {
-        Err(Error::NotAModel {
-            name: gguf.path().display().to_string(),
-            what,
-            instead: instead.to_string(),
-        })
-    };
-    let kind = text("general.type").filter(|kind| kind != "model");
-    let mut keys = gguf.metadata();
-    if kind.as_deref() == Some("adapter") || keys.any(|(key, _)| key.starts_with("adapter.")) {
-        let adapter = text("adapter.type").unwrap_or_else(|| "some".to_string());
-        return not_a_model(
-            format!("an adapter ({adapter})"),
-            "merge it into the model that it is for (`llama-export-lora`) and load the result",
-        );
-    }
-    if let Some(kind) = kind {
-        return not_a_model(
-            format!("a GGUF of type `{kind}`"),
-            "load the GGUF of the text model that it belongs to",
-        );
-    }
-    let number = |key: &str| find(key).and_then(gguf::Value::number);
-    if let Some(count) = number("split.count").filter(|count| *count != 1.0) {
-        let part =
-            number("split.no").map_or("a part".to_string(), |no| format!("part {}", no + 1.0));
-        return not_a_model(
-            format!("{part} of {count} that a model was split into"),
-            "join them (`llama-gguf-split --merge`) and load the result",
-        );
-    }
-    Ok(())
-}
-
-/// Refuses the first GGUF key under `{architecture}.` that is neither in `handled` nor at a value in `at_default`.
-/// Other keys describe the file (`general.`), its tokenizer or its quantisation.
-/// # Errors
-/// [`Error::UnhandledConfig`].
-pub fn refuse_unhandled_gguf(
-    gguf: &Gguf,
-    keys: &mut Keys,
-    architecture: &str,
-    handled: &[&str],
-    at_default: &[(&str, f64)],
-) -> Result<()> {
-    for (key, value) in gguf.metadata() {
-        let name = key.strip_prefix(architecture);
-        let Some(name) = name.and_then(|rest| rest.strip_prefix('.')) else {
-            continue;
-        };
-        let mut defaults = at_default.iter();
-        let is_default =
-            defaults.any(|(other, number)| *other == name && value.number() == Some(*number));
-        let is_off =
-            value.to_string() == "false" && at_default.iter().all(|(other, _)| *other != name);
-        if !handled.contains(&name) && !is_default && !is_off {
-            keys.refuse_unknown(key, &shortened(&value.to_string()))?;
-        }
-    }
-    Ok(())
-}
-
-fn in_range(key: &str, value: usize, most: usize) -> Result<()> {
-    if (1..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::BadConfig {
-        key: key.to_string(),
-        reason: format!("{value} is not between 1 and {most}"),
-    })
 }

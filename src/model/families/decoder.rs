@@ -3,18 +3,23 @@
 //! A family starts from [`Sizes::spec`], which describes a Llama of its sizes, and says how it differs.
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
-use super::config::{check_layers, head_width};
-use super::rope::RopeSettings;
+use super::all_rotates;
+use super::config::{self, Keys};
+use super::limits::{check_layers, check_sizes, head_width};
+use super::rope::{DEFAULT_THETA, RopeConfig, RopeSettings};
 use crate::error::{Error, Result};
-use crate::model::layout::{Layout, Piece, Slot};
+use crate::model::layout::{Layout, Slot};
+use crate::model::page;
 use crate::model::spec::{
     Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm, RopeScaling,
-    Rotary, RotaryStyle,
+    Rotary, RotaryBase, RotaryStyle,
 };
 
 /// The sizes under Llama's names, to be flattened into a family's own config.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Sizes {
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -37,7 +42,7 @@ impl Sizes {
             Some(d_head) => d_head,
             None => head_width("num_attention_heads", self.hidden_size, n_heads)?,
         };
-        Ok(ModelSpec {
+        let spec = ModelSpec {
             family: family.to_string(),
             n_layers,
             n_heads,
@@ -54,7 +59,7 @@ impl Sizes {
             position: Position::Rotary(Rotary {
                 dims: (d_head as f64 * rope.partial) as usize,
                 style: RotaryStyle::Half,
-                base_of_layer: vec![0; n_layers],
+                base_of_layer: vec![Some(0); n_layers],
                 bases: vec![rope.base],
             }),
             attn_scale: vec![1.0 / (d_head as f32).sqrt(); n_layers],
@@ -63,14 +68,108 @@ impl Sizes {
             qk_norm: QkNorm::None,
             mlp: Mlp::Gated,
             activation: Activation::Silu,
+            embed_norm: false,
             embed_scale: None,
             residual_multiplier: None,
             logit_scale: None,
             final_softcap: None,
             tied: false,
             encoder: None,
+        };
+        check_sizes(&spec)?;
+        Ok(spec)
+    }
+}
+
+/// The keys that every family built like Llama reads, and beside them its own.
+#[derive(Debug, Deserialize)]
+pub struct LlamaLike<Own> {
+    #[serde(flatten)]
+    pub sizes: Sizes,
+    #[serde(flatten)]
+    pub rope: RopeConfig,
+    pub tie_word_embeddings: bool,
+    #[serde(flatten)]
+    pub own: Own,
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+impl<Own: DeserializeOwned> LlamaLike<Own> {
+    /// Reads the keys, and refuses what stands beside them as [`Keys::refuse_unhandled`] does.
+    /// # Errors
+    /// [`Error::UnreadableConfig`], [`Error::UnhandledConfig`], [`Error::RefusedConfig`].
+    pub fn read(
+        keys: &mut Keys,
+        harmless_at: &[(&str, &str)],
+        changes: &[(&str, &str)],
+    ) -> Result<Self> {
+        let config: Self = keys.read()?;
+        keys.refuse_unhandled(&config.rest, harmless_at, changes)?;
+        Ok(config)
+    }
+
+    /// A Llama of these sizes, in which all dimensions of a head rotate.
+    /// # Errors
+    /// As [`Sizes::spec`]; [`Error::RefusedConfig`] for a share of rotating dimensions.
+    pub fn spec(
+        &self,
+        family: &str,
+        norm_eps: f64,
+        (key, activation): (&str, &str),
+        keys: &mut Keys,
+    ) -> Result<ModelSpec> {
+        let rope = self.rope_of_whole_heads(keys, DEFAULT_THETA)?;
+        self.spec_with(rope, family, norm_eps, (key, activation))
+    }
+
+    /// The rotary settings of a family in which all dimensions of a head rotate, with the base where none is written.
+    /// # Errors
+    /// Those of the settings; [`Error::RefusedConfig`] for a share of rotating dimensions.
+    pub fn rope_of_whole_heads(&self, keys: &mut Keys, theta_or: f64) -> Result<RopeSettings> {
+        let n_ctx = self.sizes.max_position_embeddings;
+        let rope = self.rope.settings_or(keys, n_ctx, theta_or, 1.0)?;
+        all_rotates(keys, &rope)?;
+        Ok(rope)
+    }
+
+    /// A Llama of these sizes with other rotary settings than its keys say.
+    /// # Errors
+    /// As [`Sizes::spec`].
+    pub fn spec_with(
+        &self,
+        rope: RopeSettings,
+        family: &str,
+        norm_eps: f64,
+        (key, activation): (&str, &str),
+    ) -> Result<ModelSpec> {
+        Ok(ModelSpec {
+            activation: config::activation(key, activation)?,
+            tied: self.tie_word_embeddings,
+            ..self.sizes.spec(family, norm_eps, rope)?
         })
     }
+}
+
+/// The same model with positions in some of its layers only.
+pub fn rotating(mut spec: ModelSpec, rotates: impl Fn(usize) -> bool) -> ModelSpec {
+    if let Position::Rotary(rotary) = &mut spec.position {
+        let bases = rotary.base_of_layer.iter_mut().enumerate();
+        bases
+            .filter(|(layer, _)| !rotates(*layer))
+            .for_each(|(_, base)| *base = None);
+    }
+    spec
+}
+
+/// The same model with a rotary base of their own for the layers that slide.
+pub fn with_local_base(mut spec: ModelSpec, local: RotaryBase) -> ModelSpec {
+    if let Position::Rotary(rotary) = &mut spec.position {
+        rotary.bases.push(local);
+        let slides = spec.windows.iter().map(Option::is_some);
+        rotary.base_of_layer = slides.map(|slides| Some(usize::from(slides))).collect();
+    }
+    spec
 }
 
 /// A GPT of the same sizes: LayerNorms and a plain tanh-GELU MLP.
@@ -153,139 +252,35 @@ pub struct Biases {
     pub mlp: bool,
 }
 
-/// Where transformers keeps the weights of a Llama and of what is built like it, the norms where the spec has them.
-pub fn layout(spec: &ModelSpec, biases: Biases) -> Layout {
-    let d = spec.d_model;
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("embed_tokens.weight", d)]),
-        (Slot::LnFinal, vec![as_is("norm.weight", d)]),
+/// Where transformers keeps the weights of a Llama; what is built like it writes below this page what differs.
+pub const LLAMA: &str = "
+    prefix    model.
+    embed     embed_tokens
+    ln_final  norm
+    unembed   lm_head
+    each      layers.{l}.
+    ln1       input_layernorm
+    qkv       self_attn.q_proj self_attn.k_proj self_attn.v_proj +bias
+    o         self_attn.o_proj +bias
+    ln2       post_attention_layernorm
+    mlp_in    mlp.gate_proj mlp.up_proj +bias
+    mlp_out   mlp.down_proj +bias
+    q_norm    self_attn.q_norm
+    k_norm    self_attn.k_norm
+    ignore    *.rotary_emb.inv_freq
+";
+
+/// The layout of a Llama, with what a family writes below its page.
+pub fn layout(spec: &ModelSpec, differs: &str, biases: Biases) -> Layout {
+    let absent = [
+        (biases.qkv, Slot::QkvBias),
+        (biases.o, Slot::OBias),
+        (biases.mlp, Slot::MlpInBias),
+        (biases.mlp, Slot::MlpOutBias),
     ];
-    let harmless = vec!["*.rotary_emb.inv_freq"];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
-    }
-    let mut blocks = norms(spec);
-    blocks.extend(attention(spec, biases));
-    blocks.extend([
-        (
-            Slot::MlpIn,
-            vec![
-                linear("layers.{l}.mlp.gate_proj.weight", spec.d_mlp),
-                linear("layers.{l}.mlp.up_proj.weight", spec.d_mlp),
-            ],
-        ),
-        (
-            Slot::MlpOut,
-            vec![linear("layers.{l}.mlp.down_proj.weight", d)],
-        ),
-    ]);
-    if biases.mlp {
-        blocks.extend([
-            (
-                Slot::MlpInBias,
-                vec![
-                    as_is("layers.{l}.mlp.gate_proj.bias", spec.d_mlp),
-                    as_is("layers.{l}.mlp.up_proj.bias", spec.d_mlp),
-                ],
-            ),
-            (
-                Slot::MlpOutBias,
-                vec![as_is("layers.{l}.mlp.down_proj.bias", d)],
-            ),
-        ]);
-    }
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "model.",
-        harmless,
-        tied_head: Some("lm_head.weight"),
-        ..Layout::default()
-    }
-}
-
-type Filled = Vec<(Slot, Vec<Piece>)>;
-
-/// The same two names mean other norms in other families: `post_attention_layernorm` stands before the MLP of a Llama,
-/// and on the output of attention in Gemma 2 and OLMo 2.
-fn norms(spec: &ModelSpec) -> Filled {
-    const INPUT: &str = "layers.{l}.input_layernorm.weight";
-    const AFTER_ATTENTION: &str = "layers.{l}.post_attention_layernorm.weight";
-    const BEFORE_MLP: &str = "layers.{l}.pre_feedforward_layernorm.weight";
-    const AFTER_MLP: &str = "layers.{l}.post_feedforward_layernorm.weight";
-    let named: &[(Slot, &'static str)] = match spec.norm_placement {
-        NormPlacement::Pre => &[(Slot::Ln1, INPUT), (Slot::Ln2, AFTER_ATTENTION)],
-        NormPlacement::Post => &[(Slot::Ln1Post, AFTER_ATTENTION), (Slot::Ln2Post, AFTER_MLP)],
-        NormPlacement::Sandwich => &[
-            (Slot::Ln1, INPUT),
-            (Slot::Ln1Post, AFTER_ATTENTION),
-            (Slot::Ln2, BEFORE_MLP),
-            (Slot::Ln2Post, AFTER_MLP),
-        ],
-        NormPlacement::Stream | NormPlacement::None => &[],
-    };
-    named
-        .iter()
-        .map(|&(slot, name)| (slot, vec![Piece::as_is(name, spec.d_model)]))
-        .collect()
-}
-
-fn attention(spec: &ModelSpec, biases: Biases) -> Filled {
-    let (d, q, kv) = (
-        spec.d_model,
-        spec.n_heads * spec.d_head,
-        spec.n_kv_heads * spec.d_head,
-    );
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut filled = vec![
-        (
-            Slot::Qkv,
-            vec![
-                linear("layers.{l}.self_attn.q_proj.weight", q),
-                linear("layers.{l}.self_attn.k_proj.weight", kv),
-                linear("layers.{l}.self_attn.v_proj.weight", kv),
-            ],
-        ),
-        (
-            Slot::O,
-            vec![linear("layers.{l}.self_attn.o_proj.weight", d)],
-        ),
-    ];
-    if biases.qkv {
-        filled.push((
-            Slot::QkvBias,
-            vec![
-                as_is("layers.{l}.self_attn.q_proj.bias", q),
-                as_is("layers.{l}.self_attn.k_proj.bias", kv),
-                as_is("layers.{l}.self_attn.v_proj.bias", kv),
-            ],
-        ));
-    }
-    if biases.o {
-        filled.push((
-            Slot::OBias,
-            vec![as_is("layers.{l}.self_attn.o_proj.bias", d)],
-        ));
-    }
-    let of_norm = match spec.qk_norm {
-        QkNorm::None => None,
-        QkNorm::PerHead => Some((spec.d_head, spec.d_head)),
-        QkNorm::FullWidth => Some((q, kv)),
-    };
-    if let Some((q, k)) = of_norm {
-        filled.extend([
-            (
-                Slot::QNorm,
-                vec![as_is("layers.{l}.self_attn.q_norm.weight", q)],
-            ),
-            (
-                Slot::KNorm,
-                vec![as_is("layers.{l}.self_attn.k_norm.weight", k)],
-            ),
-        ]);
-    }
-    filled
+    let absent = absent.iter().filter(|(has, _)| !has);
+    let absent: Vec<Slot> = absent.map(|(_, slot)| *slot).collect();
+    page::layout(&format!("{LLAMA}{differs}"), spec).without(&absent)
 }
 
 #[cfg(test)]

@@ -5,17 +5,15 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::{Keys, MOST_LAYERS, activation, shown};
+use super::config::{Keys, activation};
 use super::decoder::{self, Biases, Sizes};
+use super::limits::MOST_LAYERS;
 use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::{RopeConfig, RopeSettings};
 use super::{Description, Family, all_rotates};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
-use crate::model::layout::{Layout, Slot};
-use crate::model::spec::{
-    Activation, ModelSpec, NormPlacement, Position, QkNorm, RopeScaling, RotaryBase,
-};
+use crate::model::spec::{Activation, ModelSpec, NormPlacement, QkNorm, RopeScaling, RotaryBase};
 use crate::text::shortened;
 
 pub const GEMMA: Family = Family {
@@ -25,6 +23,7 @@ pub const GEMMA: Family = Family {
     synonyms: &[],
     from_config: describe_gemma,
     gguf: Some(("gemma", describe_gemma_gguf)),
+    examples: &["google/gemma-2b"],
 };
 
 pub const GEMMA2: Family = Family {
@@ -34,6 +33,7 @@ pub const GEMMA2: Family = Family {
     synonyms: &[],
     from_config: describe_gemma2,
     gguf: Some(("gemma2", describe_gemma2_gguf)),
+    examples: &["google/gemma-2-2b"],
 };
 
 /// `gemma3` as a `model_type` is the model that also reads images, and is refused.
@@ -44,6 +44,7 @@ pub const GEMMA3: Family = Family {
     synonyms: &[],
     from_config: describe_gemma3,
     gguf: Some(("gemma3", describe_gemma3_gguf)),
+    examples: &["google/gemma-3-270m", "google/gemma-3-4b-pt"],
 };
 
 const GEMMA_DEFAULTS: &str = r#"{
@@ -63,6 +64,24 @@ const GEMMA3_DEFAULTS: &str = r#"{
     "hidden_activation": "gelu_pytorch_tanh", "attention_bias": false, "tie_word_embeddings": true,
     "query_pre_attn_scalar": 256, "sliding_window": 4096, "final_logit_softcapping": null
 }"#;
+
+/// Norms are stored less 1.
+const FIRST: &str = "
+    ln_final  norm plus=1
+    each      layers.{l}.
+    ln1       input_layernorm plus=1
+    ln2       post_attention_layernorm plus=1
+";
+const LATER: &str = "
+    ln_final  norm plus=1
+    each      layers.{l}.
+    ln1       input_layernorm plus=1
+    ln1_post  post_attention_layernorm plus=1
+    ln2       pre_feedforward_layernorm plus=1
+    ln2_post  post_feedforward_layernorm plus=1
+    q_norm    self_attn.q_norm plus=1
+    k_norm    self_attn.k_norm plus=1
+";
 
 /// Rotary bases that Gemma 3's files may leave out.
 const GLOBAL_THETA: f64 = 1_000_000.0;
@@ -132,7 +151,12 @@ fn describe_gemma2(keys: &mut Keys) -> Result<Description> {
 
 fn describe_gemma3(keys: &mut Keys) -> Result<Description> {
     let config: Config = keys.read()?;
-    let [global, local] = config.two_bases(keys)?;
+    let thetas = [
+        GLOBAL_THETA,
+        config.rope_local_base_freq.unwrap_or(LOCAL_THETA),
+    ];
+    let n_ctx = config.sizes.max_position_embeddings;
+    let [global, local] = config.rope.by_kind_of_layer(keys, n_ctx, thetas)?;
     all_rotates(keys, &global)?;
     all_rotates(keys, &local)?;
     // `attn_logit_softcapping` is in the files and in transformers' class, and no line of its code reads it.
@@ -142,7 +166,7 @@ fn describe_gemma3(keys: &mut Keys) -> Result<Description> {
     };
     let kinds = config.kinds(config.sliding_window_pattern.unwrap_or(GEMMA3_PATTERN));
     spec.windows = decoder::windows_of(&kinds, spec.n_layers, config.sliding_window)?;
-    Ok(config.describe(with_local_base(spec, local.base)))
+    Ok(config.describe(decoder::with_local_base(spec, local.base)))
 }
 
 impl Config {
@@ -229,51 +253,17 @@ impl Config {
         }
     }
 
-    /// The rotary settings of the layers that see everything, and of those that slide: two objects in new files; in older ones
-    /// the usual keys, which mean the former, and `rope_local_base_freq`.
-    fn two_bases(&self, keys: &mut Keys) -> Result<[RopeSettings; 2]> {
-        let n_ctx = self.sizes.max_position_embeddings;
-        let mut nested = self.rope.rope_parameters.clone().unwrap_or_default();
-        let mut of_kind = |kind: &str| match nested.remove(kind) {
-            Some(Value::Object(inner)) => Some(inner),
-            _ => None,
-        };
-        let (global, local) = (of_kind("full_attention"), of_kind("sliding_attention"));
-        for (key, value) in nested.iter().filter(|(_, value)| !value.is_null()) {
-            keys.refuse(
-                &format!("rope_parameters.{key}"),
-                &shown(value),
-                "in this family each kind of layer has rotary settings of its own, and those beside them are not read",
-            )?;
-        }
-        let global = RopeConfig {
-            rope_theta: self.rope.rope_theta.or(Some(GLOBAL_THETA)),
-            rope_scaling: self.rope.rope_scaling.clone(),
-            rope_parameters: global,
-            ..self.rope.clone()
-        };
-        let local = RopeConfig {
-            rope_theta: Some(self.rope_local_base_freq.unwrap_or(LOCAL_THETA)),
-            rope_parameters: local,
-            ..RopeConfig::default()
-        };
-        let mut settings = |mut rope: RopeConfig| {
-            let inner = rope.rope_parameters.as_ref();
-            if inner.is_some_and(|inner| inner.contains_key("rope_theta")) {
-                rope.rope_theta = None;
-            }
-            rope.settings(keys, n_ctx)
-        };
-        Ok([settings(global)?, settings(local)?])
-    }
-
     fn describe(&self, spec: ModelSpec) -> Description {
         let biases = Biases {
             qkv: self.attention_bias,
             o: self.attention_bias,
             mlp: false,
         };
-        let layout = plus_one(decoder::layout(&spec, biases));
+        let layout = decoder::layout(
+            &spec,
+            if spec.has_post_norm() { LATER } else { FIRST },
+            biases,
+        );
         Description::new(spec, layout)
     }
 }
@@ -284,38 +274,6 @@ fn of_gemma(spec: ModelSpec) -> ModelSpec {
         embed_scale: Some((spec.d_model as f32).sqrt()),
         ..spec
     }
-}
-
-/// Gives the layers that slide a base of their own.
-fn with_local_base(mut spec: ModelSpec, local: RotaryBase) -> ModelSpec {
-    if let Position::Rotary(rotary) = &mut spec.position {
-        rotary.bases.push(local);
-        let slides = spec.windows.iter().map(Option::is_some);
-        rotary.base_of_layer = slides.map(usize::from).collect();
-    }
-    spec
-}
-
-/// transformers stores each norm's weight less 1.
-fn plus_one(mut layout: Layout) -> Layout {
-    let is_norm = |slot: &Slot| {
-        matches!(
-            slot,
-            Slot::Ln1
-                | Slot::Ln1Post
-                | Slot::Ln2
-                | Slot::Ln2Post
-                | Slot::LnFinal
-                | Slot::QNorm
-                | Slot::KNorm
-        )
-    };
-    for (slot, pieces) in layout.model.iter_mut().chain(&mut layout.blocks) {
-        if is_norm(slot) {
-            pieces.iter_mut().for_each(|piece| piece.plus = 1.0);
-        }
-    }
-    layout
 }
 
 /// In a GGUF the norms have their 1 already.
@@ -366,7 +324,7 @@ fn describe_gemma3_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
         theta: theta.unwrap_or(LOCAL_THETA),
         scaling: RopeScaling::None,
     };
-    let spec = with_local_base(spec, local);
+    let spec = decoder::with_local_base(spec, local);
     Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }
 
@@ -386,6 +344,7 @@ fn scale_by_width(spec: &ModelSpec) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::model::families::from_config;
+    use crate::model::spec::Position;
 
     const GEMMA3_CONFIG: &str =
         include_str!("../../../tests/fixtures/gemma3-tiny-random/config.json");
@@ -396,7 +355,7 @@ mod tests {
         from_config(&Value::Object(config).to_string())
     }
 
-    fn rotary(description: &Description) -> (Vec<usize>, Vec<f64>) {
+    fn rotary(description: &Description) -> (Vec<Option<usize>>, Vec<f64>) {
         match &description.spec.position {
             Position::Rotary(rotary) => (
                 rotary.base_of_layer.clone(),
@@ -409,7 +368,10 @@ mod tests {
     #[test]
     fn sliding_layers_have_a_base_of_their_own() {
         let described = from_config(GEMMA3_CONFIG).unwrap();
-        assert_eq!(rotary(&described), (vec![1, 0, 1, 0], vec![1e6, 1e4]));
+        assert_eq!(
+            rotary(&described),
+            ([1, 0, 1, 0].map(Some).to_vec(), vec![1e6, 1e4])
+        );
         assert_eq!(described.spec.windows, [Some(5), None, Some(5), None]);
         assert_eq!(described.spec.attn_scale[0], 48f32.powf(-0.5));
     }
@@ -421,7 +383,7 @@ mod tests {
             config.remove("layer_types");
         });
         let described = described.unwrap();
-        assert_eq!(rotary(&described), (vec![1, 1, 1, 1], vec![1e6, 1e4]));
+        assert_eq!(rotary(&described), (vec![Some(1); 4], vec![1e6, 1e4]));
         // transformers writes the second of these names, and reads only the first.
         for (name, windows) in [
             ("sliding_window_pattern", [Some(5), None, Some(5), None]),
@@ -446,7 +408,7 @@ mod tests {
 
     #[test]
     fn the_first_files_mean_the_tanh_form() {
-        let json = include_str!("../../../tests/fixtures/gemma-tiny-random/config.json");
+        let json = include_str!("../../../tests/fixtures/gemma-tiny/config.json");
         let described = edited(json, |config| {
             config.remove("hidden_activation");
             config.insert("hidden_act".into(), "gelu".into());

@@ -11,8 +11,8 @@ use super::rope::RopeSettings;
 use super::{Description, Family};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
-use crate::model::layout::{Layout, Piece, Slot};
-use crate::model::spec::{ModelSpec, Position};
+use crate::model::page;
+use crate::model::spec::Position;
 
 pub const FAMILY: Family = Family {
     name: "gpt2",
@@ -21,6 +21,7 @@ pub const FAMILY: Family = Family {
     synonyms: GPT_NAMES,
     from_config: describe,
     gguf: Some(("gpt2", describe_gguf)),
+    examples: &["openai-community/gpt2", "distilbert/distilgpt2"],
 };
 
 /// Computing attention in another order or in f32 is the same function: scores and softmax are f32 here anyway.
@@ -82,48 +83,27 @@ fn describe(keys: &mut Keys) -> Result<Description> {
             *scale /= (layer + 1) as f32;
         }
     }
-    let layout = layout(&spec);
+    let layout = page::layout(LAYOUT, &spec);
     Ok(Description::new(spec, layout))
 }
 
-/// Where transformers keeps the weights; whole-model checkpoints put `transformer.` before each name.
-fn layout(spec: &ModelSpec) -> Layout {
-    let (d, mlp) = (spec.d_model, spec.d_mlp);
-    let as_is = Piece::as_is;
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("wte.weight", d)]),
-        (Slot::Positions, vec![as_is("wpe.weight", d)]),
-        (Slot::LnFinal, vec![as_is("ln_f.weight", d)]),
-        (Slot::LnFinalBias, vec![as_is("ln_f.bias", d)]),
-    ];
-    // The causal mask and the value that it writes were once saved with the weights.
-    let harmless = vec!["*.attn.bias", "*.attn.masked_bias"];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
-    }
-    let blocks = vec![
-        (Slot::Ln1, vec![as_is("h.{l}.ln_1.weight", d)]),
-        (Slot::Ln1Bias, vec![as_is("h.{l}.ln_1.bias", d)]),
-        (Slot::Qkv, vec![as_is("h.{l}.attn.c_attn.weight", 3 * d)]),
-        (Slot::QkvBias, vec![as_is("h.{l}.attn.c_attn.bias", 3 * d)]),
-        (Slot::O, vec![as_is("h.{l}.attn.c_proj.weight", d)]),
-        (Slot::OBias, vec![as_is("h.{l}.attn.c_proj.bias", d)]),
-        (Slot::Ln2, vec![as_is("h.{l}.ln_2.weight", d)]),
-        (Slot::Ln2Bias, vec![as_is("h.{l}.ln_2.bias", d)]),
-        (Slot::MlpIn, vec![as_is("h.{l}.mlp.c_fc.weight", mlp)]),
-        (Slot::MlpInBias, vec![as_is("h.{l}.mlp.c_fc.bias", mlp)]),
-        (Slot::MlpOut, vec![as_is("h.{l}.mlp.c_proj.weight", d)]),
-        (Slot::MlpOutBias, vec![as_is("h.{l}.mlp.c_proj.bias", d)]),
-    ];
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "transformer.",
-        harmless,
-        tied_head: Some("lm_head.weight"),
-        ..Layout::default()
-    }
-}
+/// The causal mask and the value that it writes were once saved with the weights.
+const LAYOUT: &str = "
+    matrices  in_out
+    prefix    transformer.
+    embed     wte
+    positions wpe
+    ln_final  ln_f +bias
+    unembed   lm_head
+    each      h.{l}.
+    ln1       ln_1 +bias
+    qkv       attn.c_attn +bias
+    o         attn.c_proj +bias
+    ln2       ln_2 +bias
+    mlp_in    mlp.c_fc +bias
+    mlp_out   mlp.c_proj +bias
+    ignore    *.attn.bias *.attn.masked_bias
+";
 
 /// llama.cpp turns Conv1D into `[out, in]` like every other family's.
 fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {

@@ -9,8 +9,8 @@ use super::decoder::{self, Sizes};
 use super::rope::RopeSettings;
 use super::{Description, Family};
 use crate::error::{Error, Result};
-use crate::model::layout::{Layout, Piece, Slot};
-use crate::model::spec::{ModelSpec, Position};
+use crate::model::page;
+use crate::model::spec::Position;
 use crate::text::shortened;
 
 pub const FAMILY: Family = Family {
@@ -23,6 +23,7 @@ pub const FAMILY: Family = Family {
     ],
     from_config: describe,
     gguf: None,
+    examples: &["EleutherAI/gpt-neo-125m", "roneneldan/TinyStories-33M"],
 };
 
 #[derive(Deserialize)]
@@ -76,7 +77,7 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     spec.tied = config.tie_word_embeddings;
     spec.attn_scale = vec![1.0; spec.n_layers];
     spec.windows = windows(&config)?;
-    let layout = layout(&spec);
+    let layout = page::layout(LAYOUT, &spec);
     Ok(Description::new(spec, layout))
 }
 
@@ -118,53 +119,19 @@ fn windows(config: &Config) -> Result<Vec<Option<usize>>> {
     kinds.iter().map(window).collect()
 }
 
-/// Whole-model checkpoints put `transformer.` before each name but the unembedding's.
-fn layout(spec: &ModelSpec) -> Layout {
-    let (d, mlp) = (spec.d_model, spec.d_mlp);
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("wte.weight", d)]),
-        (Slot::Positions, vec![as_is("wpe.weight", d)]),
-        (Slot::LnFinal, vec![as_is("ln_f.weight", d)]),
-        (Slot::LnFinalBias, vec![as_is("ln_f.bias", d)]),
-    ];
-    // The causal mask and the value that it writes were once saved with the weights.
-    let harmless = vec!["*.attn.attention.bias", "*.attn.attention.masked_bias"];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
-    }
-    let blocks = vec![
-        (Slot::Ln1, vec![as_is("h.{l}.ln_1.weight", d)]),
-        (Slot::Ln1Bias, vec![as_is("h.{l}.ln_1.bias", d)]),
-        (
-            Slot::Qkv,
-            vec![
-                linear("h.{l}.attn.attention.q_proj.weight", d),
-                linear("h.{l}.attn.attention.k_proj.weight", d),
-                linear("h.{l}.attn.attention.v_proj.weight", d),
-            ],
-        ),
-        (
-            Slot::O,
-            vec![linear("h.{l}.attn.attention.out_proj.weight", d)],
-        ),
-        (
-            Slot::OBias,
-            vec![as_is("h.{l}.attn.attention.out_proj.bias", d)],
-        ),
-        (Slot::Ln2, vec![as_is("h.{l}.ln_2.weight", d)]),
-        (Slot::Ln2Bias, vec![as_is("h.{l}.ln_2.bias", d)]),
-        (Slot::MlpIn, vec![linear("h.{l}.mlp.c_fc.weight", mlp)]),
-        (Slot::MlpInBias, vec![as_is("h.{l}.mlp.c_fc.bias", mlp)]),
-        (Slot::MlpOut, vec![linear("h.{l}.mlp.c_proj.weight", d)]),
-        (Slot::MlpOutBias, vec![as_is("h.{l}.mlp.c_proj.bias", d)]),
-    ];
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "transformer.",
-        harmless,
-        tied_head: Some("lm_head.weight"),
-        ..Layout::default()
-    }
-}
+/// The causal mask and the value that it writes were once saved with the weights.
+const LAYOUT: &str = "
+    prefix    transformer.
+    embed     wte
+    positions wpe
+    ln_final  ln_f +bias
+    unembed   lm_head
+    each      h.{l}.
+    ln1       ln_1 +bias
+    qkv       attn.attention.q_proj attn.attention.k_proj attn.attention.v_proj
+    o         attn.attention.out_proj +bias
+    ln2       ln_2 +bias
+    mlp_in    mlp.c_fc +bias
+    mlp_out   mlp.c_proj +bias
+    ignore    *.attn.attention.bias *.attn.attention.masked_bias
+";

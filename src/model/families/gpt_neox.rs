@@ -7,11 +7,12 @@ use serde_json::{Map, Value};
 use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
-use super::rope::RopeConfig;
+use super::rope::{DEFAULT_THETA, RopeConfig};
 use super::{Description, Family};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
-use crate::model::layout::{Layout, Piece, Slot, Take};
+use crate::model::layout::Slot;
+use crate::model::page;
 use crate::model::spec::{Activation, Block, ModelSpec};
 
 pub const FAMILY: Family = Family {
@@ -21,6 +22,7 @@ pub const FAMILY: Family = Family {
     synonyms: NAMES,
     from_config: describe,
     gguf: Some(("gptneox", describe_gguf)),
+    examples: &["EleutherAI/pythia-70m", "EleutherAI/gpt-neox-20b"],
 };
 
 /// The share of each head that rotates, where a file leaves it out.
@@ -91,15 +93,20 @@ fn describe(keys: &mut Keys) -> Result<Description> {
         num_key_value_heads: None,
         ..config.sizes
     };
-    let mut rope = config.rope.settings(keys, sizes.max_position_embeddings)?;
-    if !config.rope.says_how_much_rotates() {
-        rope.partial = PARTIAL;
-    }
+    let n_ctx = sizes.max_position_embeddings;
+    let rope = config
+        .rope
+        .settings_or(keys, n_ctx, DEFAULT_THETA, PARTIAL)?;
     let spec = sizes.spec("gpt_neox", config.layer_norm_eps, rope)?;
     let mut spec = of_neox(spec, config.use_parallel_residual);
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
-    let layout = layout(&spec, config.attention_bias);
+    let layout = page::layout(LAYOUT, &spec);
+    let layout = if config.attention_bias {
+        layout
+    } else {
+        layout.without(&[Slot::QkvBias, Slot::OBias])
+    };
     Ok(Description::new(spec, layout))
 }
 
@@ -116,97 +123,23 @@ fn of_neox(spec: ModelSpec, is_parallel: bool) -> ModelSpec {
     }
 }
 
-/// Whole-model checkpoints put `gpt_neox.` before each name but the unembedding's.
-fn layout(spec: &ModelSpec, attention_bias: bool) -> Layout {
-    let (d, mlp) = (spec.d_model, spec.d_mlp);
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("embed_in.weight", d)]),
-        (Slot::LnFinal, vec![as_is("final_layer_norm.weight", d)]),
-        (Slot::LnFinalBias, vec![as_is("final_layer_norm.bias", d)]),
-    ];
-    // The causal mask and the rotary frequencies were once saved with the weights.
-    let harmless = vec![
-        "*.attention.bias",
-        "*.attention.masked_bias",
-        "*.rotary_emb.inv_freq",
-    ];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("embed_out.weight", d)]));
-    }
-    // Stored head by head: queries, keys and values of the first head, of the second, ...
-    let fused = |piece: fn(&'static str, usize) -> Piece, name| {
-        let part = |part| {
-            piece(name, d).take(Take::WithinHeads {
-                d_head: spec.d_head,
-                part,
-                parts: 3,
-            })
-        };
-        vec![part(0), part(1), part(2)]
-    };
-    let mut blocks = vec![
-        (
-            Slot::Ln1,
-            vec![as_is("layers.{l}.input_layernorm.weight", d)],
-        ),
-        (
-            Slot::Ln1Bias,
-            vec![as_is("layers.{l}.input_layernorm.bias", d)],
-        ),
-        (
-            Slot::Qkv,
-            fused(linear, "layers.{l}.attention.query_key_value.weight"),
-        ),
-        (
-            Slot::O,
-            vec![linear("layers.{l}.attention.dense.weight", d)],
-        ),
-        (
-            Slot::Ln2,
-            vec![as_is("layers.{l}.post_attention_layernorm.weight", d)],
-        ),
-        (
-            Slot::Ln2Bias,
-            vec![as_is("layers.{l}.post_attention_layernorm.bias", d)],
-        ),
-        (
-            Slot::MlpIn,
-            vec![linear("layers.{l}.mlp.dense_h_to_4h.weight", mlp)],
-        ),
-        (
-            Slot::MlpInBias,
-            vec![as_is("layers.{l}.mlp.dense_h_to_4h.bias", mlp)],
-        ),
-        (
-            Slot::MlpOut,
-            vec![linear("layers.{l}.mlp.dense_4h_to_h.weight", d)],
-        ),
-        (
-            Slot::MlpOutBias,
-            vec![as_is("layers.{l}.mlp.dense_4h_to_h.bias", d)],
-        ),
-    ];
-    if attention_bias {
-        blocks.push((
-            Slot::QkvBias,
-            fused(as_is, "layers.{l}.attention.query_key_value.bias"),
-        ));
-        blocks.push((
-            Slot::OBias,
-            vec![as_is("layers.{l}.attention.dense.bias", d)],
-        ));
-    }
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "gpt_neox.",
-        harmless,
-        tied_head: Some("embed_out.weight"),
-        // What transformers 5 calls it, which it also takes from a file.
-        instead: vec![("embed_out.weight", "lm_head.weight")],
-    }
-}
+/// What transformers 5 calls the unembedding it also takes from a file. The causal mask and the rotary frequencies were once saved
+/// with the weights.
+const LAYOUT: &str = "
+    prefix    gpt_neox.
+    embed     embed_in
+    ln_final  final_layer_norm +bias
+    unembed   embed_out
+    second    embed_out.weight lm_head.weight
+    each      layers.{l}.
+    ln1       input_layernorm +bias
+    qkv       attention.query_key_value by_head +bias
+    o         attention.dense +bias
+    ln2       post_attention_layernorm +bias
+    mlp_in    mlp.dense_h_to_4h +bias
+    mlp_out   mlp.dense_4h_to_h +bias
+    ignore    *.attention.bias *.attention.masked_bias *.rotary_emb.inv_freq
+";
 
 /// llama.cpp takes the fused heads apart when it converts.
 fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {

@@ -9,8 +9,8 @@ use super::gpt2::GPT_NAMES;
 use super::rope::RopeSettings;
 use super::{Description, Family};
 use crate::error::Result;
-use crate::model::layout::{Layout, Piece, Slot};
-use crate::model::spec::{Block, ModelSpec, Position, Rotary, RotaryStyle};
+use crate::model::page;
+use crate::model::spec::{Block, Position, Rotary, RotaryStyle};
 
 pub const FAMILY: Family = Family {
     name: "gptj",
@@ -19,6 +19,7 @@ pub const FAMILY: Family = Family {
     synonyms: GPT_NAMES,
     from_config: describe,
     gguf: None,
+    examples: &["EleutherAI/gpt-j-6b"],
 };
 
 const AT_DEFAULT: &[(&str, &str)] = &[("rotary", "true"), ("scale_attn_weights", "true")];
@@ -67,57 +68,26 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     let spec = sizes.spec("gptj", config.layer_norm_epsilon, rope)?;
     let mut spec = decoder::gpt(spec, position);
     if let Position::Rotary(rotary) = &mut spec.position {
-        rotary.base_of_layer = vec![0; spec.n_layers];
+        rotary.base_of_layer = vec![Some(0); spec.n_layers];
     }
     spec.block = Block::Parallel { shared_norm: true };
     spec.activation = activation("activation_function", &config.activation_function)?;
     spec.tied = config.tie_word_embeddings;
-    let layout = layout(&spec);
+    let layout = page::layout(LAYOUT, &spec);
     Ok(Description::new(spec, layout))
 }
 
-/// Whole-model checkpoints put `transformer.` before each name but the unembedding's.
-fn layout(spec: &ModelSpec) -> Layout {
-    let (d, mlp) = (spec.d_model, spec.d_mlp);
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("wte.weight", d)]),
-        (Slot::LnFinal, vec![as_is("ln_f.weight", d)]),
-        (Slot::LnFinalBias, vec![as_is("ln_f.bias", d)]),
-        (Slot::UnembedBias, vec![as_is("lm_head.bias", spec.d_vocab)]),
-    ];
-    // The causal mask and the value that it writes were once saved with the weights.
-    let harmless = vec![
-        "*.attn.bias",
-        "*.attn.masked_bias",
-        "*.attn.embed_positions",
-    ];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
-    }
-    let blocks = vec![
-        (Slot::Ln1, vec![as_is("h.{l}.ln_1.weight", d)]),
-        (Slot::Ln1Bias, vec![as_is("h.{l}.ln_1.bias", d)]),
-        (
-            Slot::Qkv,
-            vec![
-                linear("h.{l}.attn.q_proj.weight", d),
-                linear("h.{l}.attn.k_proj.weight", d),
-                linear("h.{l}.attn.v_proj.weight", d),
-            ],
-        ),
-        (Slot::O, vec![linear("h.{l}.attn.out_proj.weight", d)]),
-        (Slot::MlpIn, vec![linear("h.{l}.mlp.fc_in.weight", mlp)]),
-        (Slot::MlpInBias, vec![as_is("h.{l}.mlp.fc_in.bias", mlp)]),
-        (Slot::MlpOut, vec![linear("h.{l}.mlp.fc_out.weight", d)]),
-        (Slot::MlpOutBias, vec![as_is("h.{l}.mlp.fc_out.bias", d)]),
-    ];
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "transformer.",
-        harmless,
-        tied_head: Some("lm_head.weight"),
-        ..Layout::default()
-    }
-}
+/// The causal mask and the value that it writes were once saved with the weights.
+const LAYOUT: &str = "
+    prefix    transformer.
+    embed     wte
+    ln_final  ln_f +bias
+    unembed   lm_head +bias
+    each      h.{l}.
+    ln1       ln_1 +bias
+    qkv       attn.q_proj attn.k_proj attn.v_proj
+    o         attn.out_proj
+    mlp_in    mlp.fc_in +bias
+    mlp_out   mlp.fc_out +bias
+    ignore    *.attn.bias *.attn.masked_bias *.attn.embed_positions
+";

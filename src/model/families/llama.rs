@@ -2,13 +2,11 @@
 //! grouped heads, a gated SiLU MLP.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
-use super::config::{Keys, activation};
-use super::decoder::{self, Biases, Sizes};
+use super::config::Keys;
+use super::decoder::{self, Biases, LlamaLike};
 use super::llama_cpp::{self, Heads, Metadata};
-use super::rope::RopeConfig;
-use super::{Description, Family, all_rotates};
+use super::{Description, Family};
 use crate::error::{Error, Result};
 use crate::model::gguf::Gguf;
 
@@ -19,6 +17,11 @@ pub const FAMILY: Family = Family {
     synonyms: &[],
     from_config: describe,
     gguf: Some(("llama", describe_gguf)),
+    examples: &[
+        "meta-llama/Llama-3.2-1B",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    ],
 };
 
 /// Keys of other families that are built on this one, at the values where they say nothing.
@@ -36,36 +39,24 @@ const DEFAULTS: &str = r#"{
 }"#;
 
 #[derive(Deserialize)]
-struct Config {
-    #[serde(flatten)]
-    sizes: Sizes,
-    #[serde(flatten)]
-    rope: RopeConfig,
+struct Own {
     rms_norm_eps: f64,
     hidden_act: String,
     attention_bias: bool,
     mlp_bias: bool,
-    tie_word_embeddings: bool,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
 }
 
 fn describe(keys: &mut Keys) -> Result<Description> {
-    let config: Config = keys.read()?;
-    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
-    let rope = config
-        .rope
-        .settings(keys, config.sizes.max_position_embeddings)?;
-    all_rotates(keys, &rope)?;
-    let mut spec = config.sizes.spec("llama", config.rms_norm_eps, rope)?;
-    spec.activation = activation("hidden_act", &config.hidden_act)?;
-    spec.tied = config.tie_word_embeddings;
+    let config = LlamaLike::<Own>::read(keys, AT_DEFAULT, &[])?;
+    let own = &config.own;
+    let activation = ("hidden_act", own.hidden_act.as_str());
+    let spec = config.spec("llama", own.rms_norm_eps, activation, keys)?;
     let biases = Biases {
-        qkv: config.attention_bias,
-        o: config.attention_bias,
-        mlp: config.mlp_bias,
+        qkv: own.attention_bias,
+        o: own.attention_bias,
+        mlp: own.mlp_bias,
     };
-    let layout = decoder::layout(&spec, biases);
+    let layout = decoder::layout(&spec, "", biases);
     Ok(Description::new(spec, layout))
 }
 
@@ -88,6 +79,8 @@ fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value};
+
     use super::*;
     use crate::model::families::from_config;
     use crate::model::spec::{Position, RopeScaling};

@@ -4,13 +4,16 @@
 //! found by the spec and by what the first block has: fused products and biases have no key, they are there or not.
 
 use super::Description;
-use super::config::{Keys, check_layers, head_width, refuse_unhandled_gguf};
+use super::config::Keys;
 use super::decoder::Sizes;
+use super::gguf_keys::refuse_unhandled_gguf;
+use super::limits::{check_layers, head_width};
 use super::rope::RopeSettings;
 use crate::error::{Error, Result};
 use crate::model::gguf::Gguf;
-use crate::model::layout::{Layout, Piece, Slot, Take};
-use crate::model::spec::{Mlp, ModelSpec, NormKind, Position, QkNorm, RopeScaling, RotaryBase};
+use crate::model::layout::{Slot, Take};
+use crate::model::page;
+use crate::model::spec::{Mlp, ModelSpec, Position, RopeScaling, RotaryBase};
 use crate::text::shortened;
 
 /// Keys that every architecture may have and that are read here.
@@ -27,11 +30,15 @@ const HANDLED: &[&str] = &[
     "feed_forward_length",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.scaling.attn_factor",
     "rope.scaling.factor",
     // What the model was stretched from; the stretching itself is the factor or the tensors of factors.
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
     "vocab_size",
 ];
 const AT_DEFAULT: &[(&str, f64)] = &[
@@ -126,6 +133,34 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// YaRN with what llama.cpp assumes where a key is missing; it makes scores as much steeper as transformers does.
+    fn yarn(&self, factor: f64) -> Result<RopeScaling> {
+        let gguf = self.gguf;
+        let number = |name: &str, or: f64| -> Result<f64> {
+            let key = self.key(&format!("rope.scaling.{name}"));
+            Ok(gguf.maybe_number(&key)?.unwrap_or(or))
+        };
+        let original = gguf.maybe_size(&self.key("rope.scaling.original_context_length"))?;
+        let context = gguf.size(&self.key("context_length"))?;
+        let mix = number("yarn_ext_factor", 1.0)?;
+        if mix != 1.0 {
+            return Err(Error::RefusedConfig {
+                family: self.architecture.to_string(),
+                key: self.key("rope.scaling.yarn_ext_factor"),
+                value: mix.to_string(),
+                reason: "of YaRN's mixtures only the whole one (1) is computed".to_string(),
+            });
+        }
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast: number("yarn_beta_fast", 32.0)?,
+            beta_slow: number("yarn_beta_slow", 1.0)?,
+            attention_factor: number("attn_factor", 1.0)? * (1.0 + 0.1 * factor.ln()),
+            truncate: true,
+            original_max_position: original.unwrap_or(context),
+        })
+    }
+
     fn scaling(&self, dims: usize) -> Result<RopeScaling> {
         let gguf = self.gguf;
         let kind_key = self.key("rope.scaling.type");
@@ -141,6 +176,7 @@ impl<'a> Metadata<'a> {
             }
             ("none", None, None) => Ok(RopeScaling::None),
             ("linear", Some(factor), None) if factor > 0.0 => Ok(RopeScaling::Linear { factor }),
+            ("yarn", Some(factor), None) if factor >= 1.0 => self.yarn(factor),
             _ => Err(Error::RefusedConfig {
                 family: self.architecture.to_string(),
                 key: kind_key,
@@ -148,7 +184,7 @@ impl<'a> Metadata<'a> {
                     Some(factor) => format!("{}, by {factor}", shortened(kind)),
                     None => shortened(kind),
                 },
-                reason: "of the ways to stretch positions in a GGUF, only `linear` and a tensor of factors are read; load the \
+                reason: "of the ways to stretch positions in a GGUF, only `linear`, `yarn` and a tensor of factors are read; load the \
                          safetensors of the model"
                     .to_string(),
             }),
@@ -164,157 +200,63 @@ pub enum Heads {
     Interleaved,
 }
 
-/// Where llama.cpp keeps the weights of a spec.
+/// Where llama.cpp keeps the weights of every architecture. The factors of rotary frequencies are part of the spec.
+const LAYOUT: &str = "
+    embed     token_embd
+    positions position_embd
+    ln_final  output_norm +bias
+    unembed   output +bias
+    each      blk.{l}.
+    ln1       attn_norm +bias
+    q_norm    attn_q_norm
+    k_norm    attn_k_norm
+    o         attn_output +bias
+    ln1_post  post_attention_norm +bias
+    ln2       ffn_norm +bias
+    mlp_out   ffn_down +bias
+    ln2_post  post_ffw_norm +bias
+    ignore    rope_freqs.weight rope_factors_long.weight rope_factors_short.weight *.attn_rot_embd.weight
+";
+
+/// Where llama.cpp keeps the weights of a spec: what is fused, and which products have biases, the first block shows.
 pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
-    let d = spec.d_model;
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("token_embd.weight", d)]),
-        (Slot::LnFinal, vec![as_is("output_norm.weight", d)]),
-    ];
-    if spec.position == Position::Learned {
-        model.push((Slot::Positions, vec![as_is("position_embd.weight", d)]));
-    }
-    if spec.norm == NormKind::Layer {
-        model.push((Slot::LnFinalBias, vec![as_is("output_norm.bias", d)]));
-    }
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("output.weight", d)]));
-    }
-    if gguf.has("output.bias") {
-        model.push((Slot::UnembedBias, vec![as_is("output.bias", spec.d_vocab)]));
-    }
-    let mut blocks = norms(&spec);
-    blocks.extend(attention(&spec, gguf, heads));
-    if spec.mlp != Mlp::None {
-        let is_fused = spec.mlp == Mlp::Gated && !gguf.has("blk.0.ffn_gate.weight");
-        let mlp_in = match spec.mlp {
-            Mlp::Gated if !is_fused => vec![
-                linear("blk.{l}.ffn_gate.weight", spec.d_mlp),
-                linear("blk.{l}.ffn_up.weight", spec.d_mlp),
-            ],
-            Mlp::Gated => vec![linear("blk.{l}.ffn_up.weight", 2 * spec.d_mlp)],
-            Mlp::None | Mlp::Plain => vec![linear("blk.{l}.ffn_up.weight", spec.d_mlp)],
-        };
-        blocks.push((Slot::MlpIn, mlp_in));
-        blocks.push((Slot::MlpOut, vec![linear("blk.{l}.ffn_down.weight", d)]));
-        if gguf.has("blk.0.ffn_up.bias") && spec.mlp == Mlp::Plain {
-            blocks.push((
-                Slot::MlpInBias,
-                vec![as_is("blk.{l}.ffn_up.bias", spec.d_mlp)],
-            ));
-        }
-        if gguf.has("blk.0.ffn_down.bias") {
-            blocks.push((Slot::MlpOutBias, vec![as_is("blk.{l}.ffn_down.bias", d)]));
-        }
-    }
-    let layout = Layout {
-        model,
-        blocks,
-        // The factors of rotary frequencies are part of the spec.
-        harmless: vec![
-            "rope_freqs.weight",
-            "rope_factors_long.weight",
-            "rope_factors_short.weight",
-            "*.attn_rot_embd.weight",
-        ],
-        ..Layout::default()
+    let qkv = if gguf.has("blk.0.attn_qkv.weight") {
+        "qkv attn_qkv +bias"
+    } else {
+        "qkv attn_q attn_k attn_v +bias"
     };
+    let mlp_in = if spec.mlp == Mlp::Gated && gguf.has("blk.0.ffn_gate.weight") {
+        "mlp_in ffn_gate ffn_up +bias"
+    } else {
+        "mlp_in ffn_up +bias"
+    };
+    let mut layout = page::layout(&format!("{LAYOUT}{qkv}\n{mlp_in}"), &spec);
+    layout.tied_head = None;
+    let of_products = [
+        Slot::UnembedBias,
+        Slot::QkvBias,
+        Slot::OBias,
+        Slot::MlpInBias,
+        Slot::MlpOutBias,
+    ];
+    let missing: Vec<Slot> = layout
+        .filled(1)
+        .filter(|(slot, _, pieces)| {
+            of_products.contains(slot) && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
+        })
+        .map(|(slot, ..)| slot)
+        .collect();
+    layout = layout.without(&missing);
+    if heads == Heads::Interleaved {
+        let d_head = spec.d_head;
+        let blocks = layout.blocks.iter_mut();
+        for (_, pieces) in blocks.filter(|(slot, _)| matches!(slot, Slot::Qkv | Slot::QkvBias)) {
+            // Values do not rotate.
+            let turned = pieces.iter_mut().take(2);
+            turned.for_each(|piece| piece.take = Take::UninterleaveHalves { d_head });
+        }
+    }
     Description::new(spec, layout)
-}
-
-type Filled = Vec<(Slot, Vec<Piece>)>;
-
-fn norms(spec: &ModelSpec) -> Filled {
-    const NAMES: [(Slot, &str, Slot, &str); 4] = [
-        (
-            Slot::Ln1,
-            "blk.{l}.attn_norm.weight",
-            Slot::Ln1Bias,
-            "blk.{l}.attn_norm.bias",
-        ),
-        (
-            Slot::Ln1Post,
-            "blk.{l}.post_attention_norm.weight",
-            Slot::Ln1PostBias,
-            "blk.{l}.post_attention_norm.bias",
-        ),
-        (
-            Slot::Ln2,
-            "blk.{l}.ffn_norm.weight",
-            Slot::Ln2Bias,
-            "blk.{l}.ffn_norm.bias",
-        ),
-        (
-            Slot::Ln2Post,
-            "blk.{l}.post_ffw_norm.weight",
-            Slot::Ln2PostBias,
-            "blk.{l}.post_ffw_norm.bias",
-        ),
-    ];
-    let mut filled = Vec::new();
-    for (slot, weight, bias_slot, bias) in NAMES {
-        use crate::model::layout::Need;
-        if slot.need(spec) == Need::Required {
-            filled.push((slot, vec![Piece::as_is(weight, spec.d_model)]));
-            if spec.norm == NormKind::Layer {
-                filled.push((bias_slot, vec![Piece::as_is(bias, spec.d_model)]));
-            }
-        }
-    }
-    filled
-}
-
-fn attention(spec: &ModelSpec, gguf: &Gguf, heads: Heads) -> Filled {
-    let (d, d_head) = (spec.d_model, spec.d_head);
-    let (q, kv) = (spec.n_heads * d_head, spec.n_kv_heads * d_head);
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let take = match heads {
-        Heads::AsTrained => Take::All,
-        Heads::Interleaved => Take::UninterleaveHalves { d_head },
-    };
-    let is_fused = gguf.has("blk.0.attn_qkv.weight");
-    let qkv = match is_fused {
-        true => vec![linear("blk.{l}.attn_qkv.weight", q + 2 * kv)],
-        false => vec![
-            linear("blk.{l}.attn_q.weight", q).take(take),
-            linear("blk.{l}.attn_k.weight", kv).take(take),
-            linear("blk.{l}.attn_v.weight", kv),
-        ],
-    };
-    let mut filled = vec![
-        (Slot::Qkv, qkv),
-        (Slot::O, vec![linear("blk.{l}.attn_output.weight", d)]),
-    ];
-    if is_fused && gguf.has("blk.0.attn_qkv.bias") {
-        filled.push((
-            Slot::QkvBias,
-            vec![as_is("blk.{l}.attn_qkv.bias", q + 2 * kv)],
-        ));
-    }
-    if gguf.has("blk.0.attn_q.bias") {
-        filled.push((
-            Slot::QkvBias,
-            vec![
-                as_is("blk.{l}.attn_q.bias", q).take(take),
-                as_is("blk.{l}.attn_k.bias", kv).take(take),
-                as_is("blk.{l}.attn_v.bias", kv),
-            ],
-        ));
-    }
-    if gguf.has("blk.0.attn_output.bias") {
-        filled.push((Slot::OBias, vec![as_is("blk.{l}.attn_output.bias", d)]));
-    }
-    let of_norm = match spec.qk_norm {
-        QkNorm::None => None,
-        QkNorm::PerHead => Some((d_head, d_head)),
-        QkNorm::FullWidth => Some((q, kv)),
-    };
-    if let Some((q, k)) = of_norm {
-        filled.push((Slot::QNorm, vec![as_is("blk.{l}.attn_q_norm.weight", q)]));
-        filled.push((Slot::KNorm, vec![as_is("blk.{l}.attn_k_norm.weight", k)]));
-    }
-    filled
 }
 
 #[cfg(test)]
@@ -351,7 +293,13 @@ mod tests {
             Slot::LnFinalBias => "output_norm.bias",
             Slot::Unembed => "output.weight",
             Slot::UnembedBias => "output.bias",
-            Slot::Segments | Slot::Head | Slot::HeadBias | Slot::LnHead | Slot::LnHeadBias => {
+            Slot::LnEmbed
+            | Slot::LnEmbedBias
+            | Slot::Segments
+            | Slot::Head
+            | Slot::HeadBias
+            | Slot::LnHead
+            | Slot::LnHeadBias => {
                 unreachable!("no encoder is written")
             }
             Slot::Ln1 => "attn_norm.weight",
@@ -503,5 +451,35 @@ mod tests {
                 }
             }
         }
+    }
+    #[test]
+    fn yarn_in_a_gguf_is_yarn_in_a_config() {
+        let path = format!(
+            "{}/tests/fixtures/llama-tiny-yarn",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let model = load(&path, &LoadOptions::default()).unwrap().model;
+        let scaling = |spec: &ModelSpec| match &spec.position {
+            Position::Rotary(rotary) => rotary.bases[0].scaling.clone(),
+            other => panic!("{other:?}"),
+        };
+        // The settings of the fixture, under llama.cpp's names.
+        let mut writer = written(&model, "qwen2", false);
+        writer
+            .text("qwen2.rope.scaling.type", "yarn")
+            .float("qwen2.rope.scaling.factor", 4.0)
+            .float("qwen2.rope.scaling.yarn_beta_fast", 4.0)
+            .float("qwen2.rope.scaling.yarn_beta_slow", 0.5)
+            .size("qwen2.rope.scaling.original_context_length", 16);
+        let described = |writer: &Writer| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), writer.bytes()).unwrap();
+            families::from_gguf(&Gguf::open(file.path()).unwrap())
+        };
+        let read = described(&writer).unwrap();
+        assert_eq!(scaling(&read.spec), scaling(&model.spec));
+        writer.float("qwen2.rope.scaling.yarn_ext_factor", 0.5);
+        let error = described(&writer).unwrap_err().to_string();
+        assert!(error.contains("yarn_ext_factor"), "{error}");
     }
 }

@@ -1,12 +1,10 @@
 //! Mistral 7B and its kind: a Llama in which every layer may see only a sliding window.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
-use super::config::{Keys, activation};
-use super::decoder::{self, Biases, Sizes};
-use super::rope::RopeConfig;
-use super::{Description, Family, all_rotates};
+use super::config::Keys;
+use super::decoder::{self, Biases, LlamaLike};
+use super::{Description, Family};
 use crate::error::Result;
 use crate::text::shortened;
 
@@ -18,6 +16,10 @@ pub const FAMILY: Family = Family {
     synonyms: &[],
     from_config: describe,
     gguf: None,
+    examples: &[
+        "mistralai/Mistral-7B-v0.3",
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+    ],
 };
 
 /// A file that says nothing of a window has one.
@@ -28,34 +30,22 @@ const DEFAULTS: &str = r#"{
 }"#;
 
 #[derive(Deserialize)]
-struct Config {
-    #[serde(flatten)]
-    sizes: Sizes,
-    #[serde(flatten)]
-    rope: RopeConfig,
+struct Own {
     rms_norm_eps: f64,
     hidden_act: String,
     sliding_window: Option<usize>,
     layer_types: Option<Vec<String>>,
-    tie_word_embeddings: bool,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
 }
 
 fn describe(keys: &mut Keys) -> Result<Description> {
-    let config: Config = keys.read()?;
-    keys.refuse_unhandled(&config.rest, &[], &[])?;
-    let rope = config
-        .rope
-        .settings(keys, config.sizes.max_position_embeddings)?;
-    all_rotates(keys, &rope)?;
-    let mut spec = config.sizes.spec("mistral", config.rms_norm_eps, rope)?;
-    spec.activation = activation("hidden_act", &config.hidden_act)?;
-    spec.tied = config.tie_word_embeddings;
-    spec.windows = vec![config.sliding_window; spec.n_layers];
-    if let Some(kinds) = &config.layer_types {
+    let config = LlamaLike::<Own>::read(keys, &[], &[])?;
+    let own = &config.own;
+    let activation = ("hidden_act", own.hidden_act.as_str());
+    let mut spec = config.spec("mistral", own.rms_norm_eps, activation, keys)?;
+    spec.windows = vec![own.sliding_window; spec.n_layers];
+    if let Some(kinds) = &own.layer_types {
         // transformers does not read it here: every layer is of the one kind that `sliding_window` makes it.
-        let of_all = match config.sliding_window {
+        let of_all = match own.sliding_window {
             Some(_) => "sliding_attention",
             None => "full_attention",
         };
@@ -67,6 +57,6 @@ fn describe(keys: &mut Keys) -> Result<Description> {
             )?;
         }
     }
-    let layout = decoder::layout(&spec, Biases::default());
+    let layout = decoder::layout(&spec, "", Biases::default());
     Ok(Description::new(spec, layout))
 }

@@ -2,23 +2,35 @@
 //!
 //! A family has no forward pass and no loading code. To add one: read [`llama`], write its sibling, and name it in [`FAMILIES`].
 
+pub mod alibi;
 pub mod bert;
+pub mod cohere;
 mod config;
 mod decoder;
+pub mod falcon;
 pub mod gemma;
+mod gguf_keys;
+pub mod glm4;
 pub mod gpt2;
+pub mod gpt_bigcode;
 pub mod gpt_neo;
 pub mod gpt_neox;
 pub mod gptj;
+pub mod granite;
+mod limits;
 pub mod llama;
 mod llama_cpp;
 pub mod mistral;
+mod multimodal;
+pub mod olmo;
 pub mod olmo2;
 pub mod opt;
 pub mod phi;
 pub mod phi3;
 pub mod qwen;
 mod rope;
+pub mod smollm3;
+pub mod stablelm;
 pub mod starcoder2;
 pub mod transformer_lens;
 
@@ -67,6 +79,8 @@ pub struct Family {
     pub from_config: fn(&mut Keys) -> Result<Description>,
     /// What a GGUF has as `general.architecture`, and how its metadata is read, where llama.cpp has the family.
     pub gguf: Option<(&'static str, GgufReader)>,
+    /// Published models of it.
+    pub examples: &'static [&'static str],
 }
 
 /// Describes a model from a GGUF header.
@@ -83,24 +97,35 @@ pub const FAMILIES: &[Family] = &[
     gemma::GEMMA3,
     phi::FAMILY,
     phi3::FAMILY,
-    olmo2::FAMILY,
+    olmo::FAMILY,
+    olmo2::OLMO2,
+    olmo2::OLMO3,
+    granite::FAMILY,
+    smollm3::FAMILY,
+    cohere::COHERE,
+    cohere::COHERE2,
+    stablelm::FAMILY,
+    glm4::FAMILY,
     starcoder2::FAMILY,
     gpt2::FAMILY,
     gpt_neo::FAMILY,
     gptj::FAMILY,
     gpt_neox::FAMILY,
     opt::FAMILY,
-    bert::FAMILY,
+    falcon::FAMILY,
+    gpt_bigcode::FAMILY,
+    alibi::BLOOM,
+    alibi::MPT,
+    bert::BERT,
+    bert::ROBERTA,
 ];
 
 /// What is often tried and is none of these, with the reason. A `*` stands for any end of the name.
 const REFUSED: &[(&str, &str)] = &[
-    ("gemma3", MULTIMODAL),
     ("gemma3n*", MULTIMODAL),
     ("idefics*", MULTIMODAL),
     ("internvl*", MULTIMODAL),
     ("llava*", MULTIMODAL),
-    ("mistral3", MULTIMODAL),
     ("mllama", MULTIMODAL),
     ("paligemma", MULTIMODAL),
     ("qwen2_5_vl*", MULTIMODAL),
@@ -133,7 +158,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("mamba*", RECURRENT),
     ("recurrent_gemma", RECURRENT),
     ("rwkv*", RECURRENT),
+    ("modernbert*", NO_FIRST_NORM),
 ];
+const NO_FIRST_NORM: &str =
+    "its first layer has no norm in front of attention, which is not handled";
 const MULTIMODAL: &str = "it reads more than text, and only text models are handled";
 const EXPERTS: &str = "its MLPs are mixtures of experts, which are not handled";
 const ENCODER_DECODER: &str =
@@ -152,6 +180,8 @@ pub fn from_config(config: &str) -> Result<Description> {
 /// # Errors
 /// As [`from_config`].
 pub fn from_config_accepting(config: &str, accept: &[String]) -> Result<Description> {
+    let (text, taken_on) = multimodal::text_part(config, accept)?;
+    let config = text.as_deref().unwrap_or(config);
     let name = model_type(config)?;
     let family = FAMILIES
         .iter()
@@ -165,9 +195,17 @@ pub fn from_config_accepting(config: &str, accept: &[String]) -> Result<Descript
         accept,
     )?;
     let description = (family.from_config)(&mut keys)?;
-    config::check_spec(&description.spec)?;
+    limits::check_spec(&description.spec)?;
+    let mut layout = description.layout;
+    if text.is_some() {
+        let other = multimodal::OTHER_PARTS.iter();
+        layout
+            .harmless
+            .extend(other.map(|name| (*name).to_string()));
+    }
     Ok(Description {
-        accepted: keys.accepted(),
+        layout,
+        accepted: [taken_on, keys.accepted()].concat(),
         ..description
     })
 }
@@ -183,7 +221,7 @@ pub fn from_gguf(gguf: &Gguf) -> Result<Description> {
 /// # Errors
 /// As [`from_gguf`], and [`Error::NotAModel`].
 pub fn from_gguf_accepting(gguf: &Gguf, accept: &[String]) -> Result<Description> {
-    config::refuse_parts(gguf)?;
+    gguf_keys::refuse_parts(gguf)?;
     let name = gguf.string("general.architecture")?;
     let mut readers = FAMILIES.iter().filter_map(|family| family.gguf);
     let (architecture, reader) = readers
@@ -191,7 +229,7 @@ pub fn from_gguf_accepting(gguf: &Gguf, accept: &[String]) -> Result<Description
         .ok_or_else(|| unknown(name))?;
     let mut keys = Keys::new(architecture, "{}", "{}", &[], accept)?;
     let description = reader(gguf, &mut keys)?;
-    config::check_spec(&description.spec)?;
+    limits::check_spec(&description.spec)?;
     Ok(Description {
         accepted: keys.accepted(),
         ..description
@@ -276,7 +314,7 @@ mod tests {
             from_config(&config).unwrap_err().to_string()
         };
         assert!(message("mixtral").contains("mixtures of experts"));
-        assert!(message("gemma3").contains("only text models"));
+        assert!(message("qwen2_vl").contains("only text models"));
         assert!(message("t5").contains("only models of one stack"));
         assert!(message("deepseek_v3").contains("mixtures of experts"));
         assert!(message("mamba2").contains("recurrent"));

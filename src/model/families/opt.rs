@@ -9,8 +9,9 @@ use super::decoder::{self, Sizes};
 use super::rope::RopeSettings;
 use super::{Description, Family};
 use crate::error::Result;
-use crate::model::layout::{Layout, Piece, Slot};
-use crate::model::spec::{ModelSpec, Position};
+use crate::model::layout::Slot;
+use crate::model::page;
+use crate::model::spec::Position;
 
 pub const FAMILY: Family = Family {
     name: "opt",
@@ -19,6 +20,7 @@ pub const FAMILY: Family = Family {
     synonyms: &[],
     from_config: describe,
     gguf: None,
+    examples: &["facebook/opt-125m", "facebook/galactica-125m"],
 };
 
 /// What Galactica's files say of the positions, which are always learned here.
@@ -40,8 +42,6 @@ const DEFAULTS: &str = r#"{
     "num_attention_heads": 12, "activation_function": "relu", "enable_bias": true, "tie_word_embeddings": true,
     "do_layer_norm_before": true, "_remove_final_layer_norm": false, "layer_norm_elementwise_affine": true
 }"#;
-/// The first two rows of the position table belong to padding.
-const OFFSET: usize = 2;
 
 #[derive(Deserialize)]
 struct Config {
@@ -87,99 +87,32 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     let mut spec = decoder::gpt(spec, Position::Learned);
     spec.activation = activation("activation_function", &config.activation_function)?;
     spec.tied = config.tie_word_embeddings;
-    let layout = layout(&spec, config.enable_bias);
+    let layout = page::layout(LAYOUT, &spec);
+    let layout = if config.enable_bias {
+        layout
+    } else {
+        layout.without(&[
+            Slot::QkvBias,
+            Slot::OBias,
+            Slot::MlpInBias,
+            Slot::MlpOutBias,
+        ])
+    };
     Ok(Description::new(spec, layout))
 }
 
-/// Whole-model checkpoints put `model.` before each name but the unembedding's.
-fn layout(spec: &ModelSpec, has_biases: bool) -> Layout {
-    let (d, mlp) = (spec.d_model, spec.d_mlp);
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("decoder.embed_tokens.weight", d)]),
-        (
-            Slot::Positions,
-            vec![as_is("decoder.embed_positions.weight", d).skip(OFFSET)],
-        ),
-        (
-            Slot::LnFinal,
-            vec![as_is("decoder.final_layer_norm.weight", d)],
-        ),
-        (
-            Slot::LnFinalBias,
-            vec![as_is("decoder.final_layer_norm.bias", d)],
-        ),
-    ];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
-    }
-    let mut blocks = vec![
-        (
-            Slot::Ln1,
-            vec![as_is("decoder.layers.{l}.self_attn_layer_norm.weight", d)],
-        ),
-        (
-            Slot::Ln1Bias,
-            vec![as_is("decoder.layers.{l}.self_attn_layer_norm.bias", d)],
-        ),
-        (
-            Slot::Qkv,
-            vec![
-                linear("decoder.layers.{l}.self_attn.q_proj.weight", d),
-                linear("decoder.layers.{l}.self_attn.k_proj.weight", d),
-                linear("decoder.layers.{l}.self_attn.v_proj.weight", d),
-            ],
-        ),
-        (
-            Slot::O,
-            vec![linear("decoder.layers.{l}.self_attn.out_proj.weight", d)],
-        ),
-        (
-            Slot::Ln2,
-            vec![as_is("decoder.layers.{l}.final_layer_norm.weight", d)],
-        ),
-        (
-            Slot::Ln2Bias,
-            vec![as_is("decoder.layers.{l}.final_layer_norm.bias", d)],
-        ),
-        (
-            Slot::MlpIn,
-            vec![linear("decoder.layers.{l}.fc1.weight", mlp)],
-        ),
-        (
-            Slot::MlpOut,
-            vec![linear("decoder.layers.{l}.fc2.weight", d)],
-        ),
-    ];
-    if has_biases {
-        blocks.extend([
-            (
-                Slot::QkvBias,
-                vec![
-                    as_is("decoder.layers.{l}.self_attn.q_proj.bias", d),
-                    as_is("decoder.layers.{l}.self_attn.k_proj.bias", d),
-                    as_is("decoder.layers.{l}.self_attn.v_proj.bias", d),
-                ],
-            ),
-            (
-                Slot::OBias,
-                vec![as_is("decoder.layers.{l}.self_attn.out_proj.bias", d)],
-            ),
-            (
-                Slot::MlpInBias,
-                vec![as_is("decoder.layers.{l}.fc1.bias", mlp)],
-            ),
-            (
-                Slot::MlpOutBias,
-                vec![as_is("decoder.layers.{l}.fc2.bias", d)],
-            ),
-        ]);
-    }
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "model.",
-        tied_head: Some("lm_head.weight"),
-        ..Layout::default()
-    }
-}
+/// The first two rows of the position table belong to padding.
+const LAYOUT: &str = "
+    prefix    model.
+    embed     decoder.embed_tokens
+    positions decoder.embed_positions skip=2
+    ln_final  decoder.final_layer_norm +bias
+    unembed   lm_head
+    each      decoder.layers.{l}.
+    ln1       self_attn_layer_norm +bias
+    qkv       self_attn.q_proj self_attn.k_proj self_attn.v_proj +bias
+    o         self_attn.out_proj +bias
+    ln2       final_layer_norm +bias
+    mlp_in    fc1 +bias
+    mlp_out   fc2 +bias
+";

@@ -6,11 +6,11 @@ use serde_json::{Map, Value};
 use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
 use super::llama_cpp::{self, Heads, Metadata};
-use super::rope::RopeConfig;
+use super::rope::{DEFAULT_THETA, RopeConfig};
 use super::{Description, Family};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
-use crate::model::layout::{Layout, Piece, Slot};
+use crate::model::page;
 use crate::model::spec::{Block, ModelSpec};
 
 pub const FAMILY: Family = Family {
@@ -20,6 +20,7 @@ pub const FAMILY: Family = Family {
     synonyms: &[],
     from_config: describe,
     gguf: Some(("phi2", describe_gguf)),
+    examples: &["microsoft/phi-2", "microsoft/phi-1_5"],
 };
 
 const CHANGES: &[(&str, &str)] = &[("qk_layernorm", "each query and key has a norm")];
@@ -48,16 +49,14 @@ struct Config {
 fn describe(keys: &mut Keys) -> Result<Description> {
     let config: Config = keys.read()?;
     keys.refuse_unhandled(&config.rest, &[], CHANGES)?;
-    let mut rope = config
+    let n_ctx = config.sizes.max_position_embeddings;
+    let rope = config
         .rope
-        .settings(keys, config.sizes.max_position_embeddings)?;
-    if !config.rope.says_how_much_rotates() {
-        rope.partial = PARTIAL;
-    }
+        .settings_or(keys, n_ctx, DEFAULT_THETA, PARTIAL)?;
     let mut spec = of_phi(config.sizes.spec("phi", config.layer_norm_eps, rope)?);
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
-    let layout = layout(&spec);
+    let layout = page::layout(LAYOUT, &spec);
     Ok(Description::new(spec, layout))
 }
 
@@ -69,67 +68,19 @@ fn of_phi(spec: ModelSpec) -> ModelSpec {
     }
 }
 
-fn layout(spec: &ModelSpec) -> Layout {
-    let (d, mlp) = (spec.d_model, spec.d_mlp);
-    let (q, kv) = (spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
-    let (linear, as_is) = (Piece::linear, Piece::as_is);
-    let mut model = vec![
-        (Slot::Embed, vec![as_is("embed_tokens.weight", d)]),
-        (Slot::LnFinal, vec![as_is("final_layernorm.weight", d)]),
-        (Slot::LnFinalBias, vec![as_is("final_layernorm.bias", d)]),
-        (Slot::UnembedBias, vec![as_is("lm_head.bias", spec.d_vocab)]),
-    ];
-    let harmless = vec!["*.rotary_emb.inv_freq"];
-    if !spec.tied {
-        model.push((Slot::Unembed, vec![as_is("lm_head.weight", d)]));
-    }
-    let blocks = vec![
-        (
-            Slot::Ln1,
-            vec![as_is("layers.{l}.input_layernorm.weight", d)],
-        ),
-        (
-            Slot::Ln1Bias,
-            vec![as_is("layers.{l}.input_layernorm.bias", d)],
-        ),
-        (
-            Slot::Qkv,
-            vec![
-                linear("layers.{l}.self_attn.q_proj.weight", q),
-                linear("layers.{l}.self_attn.k_proj.weight", kv),
-                linear("layers.{l}.self_attn.v_proj.weight", kv),
-            ],
-        ),
-        (
-            Slot::QkvBias,
-            vec![
-                as_is("layers.{l}.self_attn.q_proj.bias", q),
-                as_is("layers.{l}.self_attn.k_proj.bias", kv),
-                as_is("layers.{l}.self_attn.v_proj.bias", kv),
-            ],
-        ),
-        (
-            Slot::O,
-            vec![linear("layers.{l}.self_attn.dense.weight", d)],
-        ),
-        (
-            Slot::OBias,
-            vec![as_is("layers.{l}.self_attn.dense.bias", d)],
-        ),
-        (Slot::MlpIn, vec![linear("layers.{l}.mlp.fc1.weight", mlp)]),
-        (Slot::MlpInBias, vec![as_is("layers.{l}.mlp.fc1.bias", mlp)]),
-        (Slot::MlpOut, vec![linear("layers.{l}.mlp.fc2.weight", d)]),
-        (Slot::MlpOutBias, vec![as_is("layers.{l}.mlp.fc2.bias", d)]),
-    ];
-    Layout {
-        model,
-        blocks,
-        optional_prefix: "model.",
-        harmless,
-        tied_head: Some("lm_head.weight"),
-        ..Layout::default()
-    }
-}
+const LAYOUT: &str = "
+    prefix    model.
+    embed     embed_tokens
+    ln_final  final_layernorm +bias
+    unembed   lm_head +bias
+    each      layers.{l}.
+    ln1       input_layernorm +bias
+    qkv       self_attn.q_proj self_attn.k_proj self_attn.v_proj +bias
+    o         self_attn.dense +bias
+    mlp_in    mlp.fc1 +bias
+    mlp_out   mlp.fc2 +bias
+    ignore    *.rotary_emb.inv_freq
+";
 
 fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
     let spec = of_phi(Metadata::new(gguf, keys, "phi2", &[])?.spec("phi")?);

@@ -1,14 +1,11 @@
 //! Phi-3, 3.5 and 4 (the dense ones): a Llama with fused products, a sliding window, and rotary factors for long prompts.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
-use super::config::{Keys, activation};
-use super::decoder::{self, Biases, Sizes};
-use super::rope::RopeConfig;
+use super::config::Keys;
+use super::decoder::{self, Biases, LlamaLike};
 use super::{Description, Family};
 use crate::error::{Error, Result};
-use crate::model::layout::{Piece, Slot};
 use crate::model::spec::RopeScaling;
 
 /// llama.cpp chooses the rotary factors by the context it was started with, which a file does not say; so no GGUF.
@@ -19,20 +16,24 @@ pub const FAMILY: Family = Family {
     synonyms: &[],
     from_config: describe,
     gguf: None,
+    examples: &[
+        "microsoft/Phi-3-mini-4k-instruct",
+        "microsoft/Phi-4-mini-instruct",
+    ],
 };
 
+/// Both fused products lie in the canonical order: queries, keys, values; gate, then the linear branch.
+const DIFFERS: &str = "
+    each      layers.{l}.
+    qkv       self_attn.qkv_proj
+    mlp_in    mlp.gate_up_proj
+";
+
 #[derive(Deserialize)]
-struct Config {
-    #[serde(flatten)]
-    sizes: Sizes,
-    #[serde(flatten)]
-    rope: RopeConfig,
+struct Own {
     rms_norm_eps: f64,
     hidden_act: String,
     sliding_window: Option<usize>,
-    tie_word_embeddings: bool,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
 }
 
 /// What the published files say to code of their own, where it says nothing.
@@ -45,8 +46,7 @@ const DEFAULTS: &str = r#"{
 }"#;
 
 fn describe(keys: &mut Keys) -> Result<Description> {
-    let mut config: Config = keys.read()?;
-    keys.refuse_unhandled(&config.rest, AT_DEFAULT, &[])?;
+    let mut config = LlamaLike::<Own>::read(keys, AT_DEFAULT, &[])?;
     // What the first files called `su` and `yarn` is longrope, and nothing else is read.
     let rope = &mut config.rope;
     for written in [&mut rope.rope_parameters, &mut rope.rope_scaling]
@@ -71,21 +71,10 @@ fn describe(keys: &mut Keys) -> Result<Description> {
             reason: "in this family it can only be `longrope`".to_string(),
         });
     }
-    let mut spec = config.sizes.spec("phi3", config.rms_norm_eps, rope)?;
-    spec.activation = activation("hidden_act", &config.hidden_act)?;
-    spec.tied = config.tie_word_embeddings;
-    spec.windows = vec![config.sliding_window; spec.n_layers];
-    let linear = Piece::linear;
-    let qkv = (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head;
-    // Both fused products lie in the canonical order: queries, keys, values; gate, then the linear branch.
-    let layout = decoder::layout(&spec, Biases::default())
-        .with(
-            Slot::Qkv,
-            vec![linear("layers.{l}.self_attn.qkv_proj.weight", qkv)],
-        )
-        .with(
-            Slot::MlpIn,
-            vec![linear("layers.{l}.mlp.gate_up_proj.weight", 2 * spec.d_mlp)],
-        );
+    let own = &config.own;
+    let activation = ("hidden_act", own.hidden_act.as_str());
+    let mut spec = config.spec_with(rope, "phi3", own.rms_norm_eps, activation)?;
+    spec.windows = vec![own.sliding_window; spec.n_layers];
+    let layout = decoder::layout(&spec, DIFFERS, Biases::default());
     Ok(Description::new(spec, layout))
 }

@@ -1,13 +1,11 @@
 //! Qwen 2 and 2.5 (biases on q, k and v; the later layers may slide) and Qwen 3 (a norm on each query and key instead).
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
-use super::config::{Keys, activation};
-use super::decoder::{self, Biases, Sizes};
+use super::config::Keys;
+use super::decoder::{self, Biases, LlamaLike};
 use super::llama_cpp::{self, Heads, Metadata};
-use super::rope::RopeConfig;
-use super::{Description, Family, all_rotates};
+use super::{Description, Family};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
 use crate::model::spec::{ModelSpec, QkNorm};
@@ -19,6 +17,10 @@ pub const QWEN2: Family = Family {
     synonyms: &[],
     from_config: describe_qwen2,
     gguf: Some(("qwen2", describe_qwen2_gguf)),
+    examples: &[
+        "Qwen/Qwen2.5-0.5B",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+    ],
 };
 
 pub const QWEN3: Family = Family {
@@ -28,14 +30,11 @@ pub const QWEN3: Family = Family {
     synonyms: &[],
     from_config: describe_qwen3,
     gguf: Some(("qwen3", describe_qwen3_gguf)),
+    examples: &["Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B-Base"],
 };
 
 #[derive(Deserialize)]
-struct Config {
-    #[serde(flatten)]
-    sizes: Sizes,
-    #[serde(flatten)]
-    rope: RopeConfig,
+struct Own {
     rms_norm_eps: f64,
     hidden_act: String,
     use_sliding_window: bool,
@@ -46,9 +45,6 @@ struct Config {
     /// Qwen 3 alone has the choice.
     #[serde(default)]
     attention_bias: Option<bool>,
-    tie_word_embeddings: bool,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
 }
 
 const QWEN2_DEFAULTS: &str = r#"{
@@ -64,48 +60,43 @@ const QWEN3_DEFAULTS: &str = r#"{
 }"#;
 
 fn describe_qwen2(keys: &mut Keys) -> Result<Description> {
-    let config: Config = keys.read()?;
-    let spec = spec("qwen2", keys, &config)?;
+    let (spec, _) = spec("qwen2", keys)?;
     let biases = Biases {
         qkv: true,
         ..Biases::default()
     };
-    let layout = decoder::layout(&spec, biases);
+    let layout = decoder::layout(&spec, "", biases);
     Ok(Description::new(spec, layout))
 }
 
 fn describe_qwen3(keys: &mut Keys) -> Result<Description> {
-    let config: Config = keys.read()?;
+    let (spec, own) = spec("qwen3", keys)?;
     let spec = ModelSpec {
         qk_norm: QkNorm::PerHead,
-        ..spec("qwen3", keys, &config)?
+        ..spec
     };
-    let has_biases = config.attention_bias.unwrap_or_default();
+    let has_biases = own.attention_bias.unwrap_or_default();
     let biases = Biases {
         qkv: has_biases,
         o: has_biases,
         mlp: false,
     };
-    let layout = decoder::layout(&spec, biases);
+    let layout = decoder::layout(&spec, "", biases);
     Ok(Description::new(spec, layout))
 }
 
-fn spec(family: &str, keys: &mut Keys, config: &Config) -> Result<ModelSpec> {
-    keys.refuse_unhandled(&config.rest, &[], &[])?;
-    let rope = config
-        .rope
-        .settings(keys, config.sizes.max_position_embeddings)?;
-    all_rotates(keys, &rope)?;
-    let mut spec = config.sizes.spec(family, config.rms_norm_eps, rope)?;
-    spec.activation = activation("hidden_act", &config.hidden_act)?;
-    spec.tied = config.tie_word_embeddings;
+fn spec(family: &str, keys: &mut Keys) -> Result<(ModelSpec, Own)> {
+    let config = LlamaLike::<Own>::read(keys, &[], &[])?;
+    let own = &config.own;
+    let activation = ("hidden_act", own.hidden_act.as_str());
+    let mut spec = config.spec(family, own.rms_norm_eps, activation, keys)?;
     spec.windows = decoder::windows(
-        config.layer_types.as_deref(),
+        own.layer_types.as_deref(),
         spec.n_layers,
-        config.sliding_window.filter(|_| config.use_sliding_window),
-        |layer| layer >= config.max_window_layers,
+        own.sliding_window.filter(|_| own.use_sliding_window),
+        |layer| layer >= own.max_window_layers,
     )?;
-    Ok(spec)
+    Ok((spec, config.own))
 }
 
 fn describe_qwen2_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
@@ -123,7 +114,8 @@ fn describe_qwen3_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::{Map, Value};
+
     use crate::model::families::from_config;
 
     #[test]

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::model::spec::{RopeScaling, RotaryBase};
 use crate::text::shortened;
 
-/// What Hugging Face assumes where no base is written.
-const DEFAULT_THETA: f64 = 10_000.0;
+/// What most of transformers' classes assume where no base is written.
+pub const DEFAULT_THETA: f64 = 10_000.0;
 
 /// The rotary keys of a config, to be flattened into a family's own.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
@@ -42,18 +42,23 @@ impl Default for RopeSettings {
 }
 
 impl RopeConfig {
-    /// Whether the file has a share of rotating dimensions; families differ in what they take for it where it has none.
-    pub fn says_how_much_rotates(&self) -> bool {
-        let inner = [&self.rope_parameters, &self.rope_scaling];
-        let mut inner = inner.into_iter().flatten();
-        self.partial_rotary_factor.is_some()
-            || inner.any(|rope| rope.contains_key("partial_rotary_factor"))
-    }
-
     /// Reads either form, for a model of `n_ctx` positions: some scalings are measured by them.
     /// # Errors
     /// [`Error::BadConfig`] for a scaling that we do not compute, a key of it that we do not know, or forms that contradict each other.
     pub fn settings(&self, keys: &mut Keys, n_ctx: usize) -> Result<RopeSettings> {
+        self.settings_or(keys, n_ctx, DEFAULT_THETA, 1.0)
+    }
+
+    /// The same with the base and the share of rotating dimensions that a family's class assumes where the file says none.
+    /// # Errors
+    /// As [`RopeConfig::settings`].
+    pub fn settings_or(
+        &self,
+        keys: &mut Keys,
+        n_ctx: usize,
+        theta_or: f64,
+        partial_or: f64,
+    ) -> Result<RopeSettings> {
         let original = self.original_max_position_embeddings;
         let (key, written) = match (&self.rope_parameters, &self.rope_scaling) {
             (Some(parameters), _) => ("rope_parameters", parameters.clone()),
@@ -87,11 +92,53 @@ impl RopeConfig {
         fields.refuse_rest(keys, &scaling)?;
         Ok(RopeSettings {
             base: RotaryBase {
-                theta: theta.unwrap_or(DEFAULT_THETA),
+                theta: theta.unwrap_or(theta_or),
                 scaling,
             },
-            partial: partial.unwrap_or(1.0),
+            partial: partial.unwrap_or(partial_or),
         })
+    }
+
+    /// The settings of the layers that see everything, and of those that slide: two objects in new files; in older ones the usual
+    /// keys, which mean the former. `theta_or` are the bases where none is written.
+    /// # Errors
+    /// As [`RopeConfig::settings`]; [`Error::RefusedConfig`] for settings beside the two objects.
+    pub fn by_kind_of_layer(
+        &self,
+        keys: &mut Keys,
+        n_ctx: usize,
+        theta_or: [f64; 2],
+    ) -> Result<[RopeSettings; 2]> {
+        let mut nested = self.rope_parameters.clone().unwrap_or_default();
+        let mut of_kind = |kind: &str| match nested.remove(kind) {
+            Some(Value::Object(inner)) => Some(inner),
+            _ => None,
+        };
+        let (global, local) = (of_kind("full_attention"), of_kind("sliding_attention"));
+        for (key, value) in nested.iter().filter(|(_, value)| !value.is_null()) {
+            keys.refuse(
+                &format!("rope_parameters.{key}"),
+                &shown(value),
+                "in this family each kind of layer has rotary settings of its own, and those beside them are not read",
+            )?;
+        }
+        let says_theta = |rope: &Option<Map<String, Value>>| {
+            let rope = rope.as_ref();
+            rope.is_some_and(|rope| rope.contains_key("rope_theta"))
+        };
+        let global = RopeConfig {
+            rope_theta: self.rope_theta.filter(|_| !says_theta(&global)),
+            rope_parameters: global,
+            ..self.clone()
+        };
+        let local = RopeConfig {
+            rope_parameters: local,
+            ..RopeConfig::default()
+        };
+        Ok([
+            global.settings_or(keys, n_ctx, theta_or[0], 1.0)?,
+            local.settings_or(keys, n_ctx, theta_or[1], 1.0)?,
+        ])
     }
 }
 

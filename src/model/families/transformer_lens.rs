@@ -11,7 +11,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Description;
-use super::config::{Keys, activation, check_spec};
+use super::config::{Keys, activation};
+use super::limits::check_spec;
 use crate::error::{Error, Result};
 use crate::model::layout::{Layout, Piece, Slot, Stored};
 use crate::model::spec::{
@@ -240,6 +241,7 @@ fn spec(config: &Config, shapes: &Shapes) -> Result<ModelSpec> {
         qk_norm: QkNorm::None,
         mlp: if has_mlp { Mlp::Plain } else { Mlp::None },
         activation,
+        embed_norm: false,
         embed_scale: None,
         residual_multiplier: None,
         logit_scale: None,
@@ -310,7 +312,7 @@ fn position(
                     true => RotaryStyle::Interleaved,
                     false => RotaryStyle::Half,
                 },
-                base_of_layer: vec![0; n_layers],
+                base_of_layer: vec![Some(0); n_layers],
                 bases: vec![RotaryBase {
                     theta: config.rotary_base.unwrap_or(10_000.0),
                     scaling: RopeScaling::None,
@@ -435,12 +437,9 @@ fn layout(spec: &ModelSpec, shapes: &Shapes) -> Layout {
         model,
         blocks,
         // Buffers: the causal mask, the value that it writes, and tables of the rotation.
-        harmless: vec![
-            "*.attn.mask",
-            "*.attn.IGNORE",
-            "*.attn.rotary_sin",
-            "*.attn.rotary_cos",
-        ],
+        harmless: ["mask", "IGNORE", "rotary_sin", "rotary_cos"]
+            .map(|name| format!("*.attn.{name}"))
+            .to_vec(),
         ..Layout::default()
     }
 }

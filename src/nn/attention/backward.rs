@@ -294,6 +294,11 @@ impl Walk<'_> {
                 .iter_mut()
                 .for_each(|score| *score = cap * (*score / cap).tanh());
         }
+        if let Some(slopes) = shape.alibi {
+            for (&pos, row) in positions.iter().zip(pattern.chunks_exact_mut(keys)) {
+                slopes.take_off(row, head, pos as usize);
+            }
+        }
         if let Some(scores) = self.scores {
             for (i, pattern) in pattern.chunks_exact_mut(keys).enumerate() {
                 let at = ((row + i) * shape.n_heads + head) * shape.length;

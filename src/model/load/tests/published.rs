@@ -192,6 +192,10 @@ fn what_cannot_change_the_function_never_refuses_in_any_family() {
             ("torch_dtype", "float16".into()),
             ("unsloth_tiled_mlp", true.into()),
         ] {
+            // RoBERTa's positions begin behind it.
+            if key == "pad_token_id" && model_type.ends_with("roberta") {
+                continue;
+            }
             match from_config(&with(model_type, key, value)) {
                 Ok(description) => assert_eq!(description, plain, "{model_type} {key}"),
                 Err(error) => panic!("{model_type}: {error}"),
@@ -314,7 +318,7 @@ fn names_are_found_behind_what_wraps_them_in_every_family() {
                 .unwrap_or_else(|error| panic!("{model_type}: {error}"))
         };
         let plain = load(&tensors);
-        let prefix = description.layout.optional_prefix;
+        let prefix = description.layout.optional_prefix.as_str();
         let renamed = |rename: &dyn Fn(&str) -> String| -> Tensors {
             let tensors = tensors.iter();
             tensors
