@@ -110,8 +110,8 @@ fn for_candle(family: &str) -> (PathBuf, Map<String, Value>) {
     let mut config: Map<String, Value> = serde_json::from_str(&json).expect("JSON");
     config.remove("layer_types");
     config.remove("_sliding_window_pattern");
-    if family == "gemma" {
-        // Both are there, and candle wants one.
+    if family == "gemma" && config.contains_key("hidden_activation") {
+        // Candle wants one of the two.
         config.remove("hidden_act");
     }
     let edits = match family {

@@ -54,8 +54,8 @@ const BLOOM_CHANGES: &[(&str, &str)] = &[(
     "apply_residual_connection_post_layernorm",
     "its branches are added to the normed stream, which is not handled in this family",
 )];
-/// How far BLOOM's slopes reach; its config does not say.
-const BLOOM_MAX_BIAS: f32 = 8.0;
+/// How far the slopes reach.
+const MAX_BIAS: f32 = 8.0;
 
 const BLOOM_DEFAULTS: &str = r#"{
     "vocab_size": 250880, "hidden_size": 64, "n_layer": 2, "n_head": 8, "layer_norm_epsilon": 1e-5,
@@ -160,7 +160,7 @@ impl Default for MptAttention {
     fn default() -> Self {
         MptAttention {
             alibi: true,
-            alibi_bias_max: 8.0,
+            alibi_bias_max: MAX_BIAS,
             clip_qkv: None,
             prefix_lm: false,
             qk_ln: false,
@@ -183,9 +183,7 @@ fn describe_bloom(keys: &mut Keys) -> Result<Description> {
         max_position_embeddings: config.seq_length,
     };
     let spec = sizes.spec("bloom", config.layer_norm_epsilon, RopeSettings::default())?;
-    let position = Position::Alibi(Alibi {
-        max_bias: BLOOM_MAX_BIAS,
-    });
+    let position = Position::Alibi(Alibi { max_bias: MAX_BIAS });
     let mut spec = decoder::gpt(spec, position);
     spec.embed_norm = true;
     spec.tied = config.tie_word_embeddings;
@@ -204,6 +202,12 @@ fn describe_mpt(keys: &mut Keys) -> Result<Description> {
             !attention.alibi,
             "false".to_string(),
             "transformers adds ALiBi in this family whatever it says",
+        ),
+        (
+            "attn_config.alibi_bias_max",
+            attention.alibi_bias_max != MAX_BIAS,
+            attention.alibi_bias_max.to_string(),
+            "transformers does not read it, and takes 8",
         ),
         (
             "attn_config.clip_qkv",
@@ -239,9 +243,7 @@ fn describe_mpt(keys: &mut Keys) -> Result<Description> {
         max_position_embeddings: config.max_seq_len,
     };
     let spec = sizes.spec("mpt", config.layer_norm_epsilon, RopeSettings::default())?;
-    let position = Position::Alibi(Alibi {
-        max_bias: attention.alibi_bias_max,
-    });
+    let position = Position::Alibi(Alibi { max_bias: MAX_BIAS });
     let mut spec = decoder::gpt(spec, position);
     spec.activation = Activation::Gelu;
     if let Some(scale) = attention.softmax_scale {
