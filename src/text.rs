@@ -77,6 +77,25 @@ pub fn width(text: &str) -> usize {
     text.width()
 }
 
+/// A text that is at most so wide; an ellipsis says that there was more.
+pub fn cut(text: &str, most: usize) -> String {
+    if width(text) <= most {
+        return text.to_string();
+    }
+    let mut short = String::new();
+    for c in text.chars() {
+        short.push(c);
+        if width(&short) + 1 > most {
+            short.pop();
+            break;
+        }
+    }
+    if most > 0 {
+        short.push('…');
+    }
+    short
+}
+
 /// At which side of its column a cell stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {

@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use super::columns::Columns;
-use super::heatmap::{HeatmapOptions, cut, heatmap};
+use super::heatmap::{HeatmapOptions, heatmap};
 use super::panel::panels;
 use super::ranked::ranked_table;
 use crate::error::Result;
 use crate::scores::{Layers, Lists, Scores, View};
-use crate::text::{Align, aligned, padded, visible, width};
+use crate::text::{Align, aligned, cut, padded, visible, width};
 
 const INFALLIBLE: &str = "a String takes all";
 

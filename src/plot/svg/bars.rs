@@ -1,0 +1,118 @@
+//! The strongest rows of a table without grids, as bars with their intervals.
+
+use super::page::{EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
+use crate::error::{Error, Result};
+use crate::plot::columns::Columns;
+use crate::plot::ranked::strongest;
+use crate::plot::scale::number;
+use crate::scores::Scores;
+use crate::text::{cut, visible, width};
+
+/// Bars of a table that has no grids, and how long the longest is.
+const BARS: usize = 30;
+const BAR: f64 = 320.0;
+
+/// The strongest rows as bars with their intervals.
+pub(super) fn draw_bars(page: &mut Page, scores: &Scores) -> Result<()> {
+    let columns_of_all = Columns::of(scores);
+    let rows = strongest(scores, BARS);
+    let columns = Columns::of(&rows);
+    let mut order: Vec<usize> = (0..columns.height)
+        .filter(|&row| columns.score[row].is_some_and(f64::is_finite))
+        .collect();
+    let strength = |row: usize| columns.score[row].map_or(0.0, f64::abs);
+    order.sort_by(|&a, &b| strength(b).total_cmp(&strength(a)));
+    order.truncate(BARS);
+    if order.is_empty() {
+        return Err(Error::invalid(
+            "there is nothing to draw: no row of the table has a finite score",
+        ));
+    }
+    let floats = |name: &str| {
+        rows.floats(name)
+            .unwrap_or_else(|| vec![None; columns.height])
+    };
+    let (low, high) = (floats("ci_low"), floats("ci_high"));
+    let ends = |row: usize| {
+        let score = columns.score[row].unwrap_or(0.0);
+        let interval = low[row].zip(high[row]);
+        let interval = interval.filter(|(low, high)| low.is_finite() && high.is_finite());
+        (score, interval)
+    };
+    let (mut least, mut most) = (0.0f64, 0.0f64);
+    for &row in &order {
+        let (score, interval) = ends(row);
+        let (low, high) = interval.unwrap_or((score, score));
+        least = least.min(score).min(low);
+        most = most.max(score).max(high);
+    }
+    let span = if most > least { most - least } else { 1.0 };
+    let labels: Vec<String> = order
+        .iter()
+        .map(|&row| cut(&row_name(&columns, row), 2 * LONGEST_LABEL))
+        .collect();
+    let widest = labels.iter().map(|label| width(label)).max().unwrap_or(0) as f64;
+    let left = EDGE + GLYPH * widest + 8.0;
+    let at = |value: f64| left + (value - least) / span * BAR;
+    let about = &scores.provenance;
+    let heading = format!(
+        "the {} strongest of {} rows: score, {} ({})",
+        order.len(),
+        columns_of_all.height,
+        visible(&about.metric),
+        visible(&about.unit)
+    );
+    page.text(EDGE, 44.0, "fill='#555'", &heading);
+    page.reach(EDGE + GLYPH * width(&heading) as f64, 50.0);
+    let top = 56.0;
+    for (index, (&row, label)) in order.iter().zip(&labels).enumerate() {
+        let y = top + ROW * index as f64;
+        let (score, interval) = ends(row);
+        page.text(left - 8.0, y + 13.0, "text-anchor='end'", label);
+        let (from, to) = (at(score.min(0.0)), at(score.max(0.0)));
+        let fill = format!("fill='{}'", hex(0.75 * score.signum()));
+        let tip = format!("{label}: {}", number(score));
+        page.rectangle(
+            [from, y + 3.0, (to - from).max(0.5), ROW - 6.0],
+            &fill,
+            Some(&tip),
+        );
+        if let Some((low, high)) = interval {
+            let middle = y + ROW / 2.0;
+            page.line((at(low), middle), (at(high), middle));
+        }
+        page.text(left + BAR + 10.0, y + 13.0, "", &number(score));
+    }
+    let bottom = top + ROW * order.len() as f64;
+    page.line((at(0.0), top), (at(0.0), bottom));
+    page.text(
+        at(0.0),
+        bottom + 14.0,
+        "text-anchor='middle' fill='#555'",
+        "0",
+    );
+    page.reach(left + BAR + 10.0 + 10.0 * GLYPH, bottom + 16.0);
+    Ok(())
+}
+
+/// The coordinates of a row as one short text.
+fn row_name(columns: &Columns, row: usize) -> String {
+    if let (Some(src), Some(dst)) = (columns.src[row], columns.dst[row]) {
+        return format!("{} → {}", visible(src), visible(dst));
+    }
+    let mut parts = vec![visible(columns.component[row].unwrap_or_default())];
+    let numbers = [
+        ("layer ", columns.layer[row]),
+        ("head ", columns.head[row]),
+        ("position ", columns.pos[row]),
+        ("neuron ", columns.neuron[row]),
+    ];
+    let numbers = numbers
+        .into_iter()
+        .filter_map(|(what, n)| Some(format!("{what}{}", n?)));
+    parts.extend(numbers);
+    parts.extend(columns.role[row].map(visible));
+    parts.extend(columns.src[row].or(columns.dst[row]).map(visible));
+    parts.extend(columns.target[row].map(|target| format!("for {}", visible(target))));
+    parts.join(" ")
+}

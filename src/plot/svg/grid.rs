@@ -1,0 +1,221 @@
+//! Grids, from left to right as far as the page is wide, then below.
+
+use super::page::{BOLD, EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
+use crate::plot::panel::{Label, Panel};
+use crate::plot::scale::{Scale, ScaleOf, number};
+use crate::scores::Provenance;
+use crate::text::{cut, width};
+
+/// A cell of a grid, in pixels.
+const CELL: f64 = 26.0;
+
+/// Grids stand side by side up to this width.
+const PAGE: f64 = 1100.0;
+const GAP: f64 = 30.0;
+
+/// Grids from left to right as far as the page is wide, then below.
+pub(super) fn draw_panels(page: &mut Page, panels: &[Panel], about: &Provenance, scale: ScaleOf) {
+    let shared = Scale::of_run(panels);
+    let own = |panel: &Panel| match scale {
+        ScaleOf::Run => shared,
+        ScaleOf::Panel => Scale::of_panel(panel),
+    };
+    let (mut x, mut y, mut below) = (EDGE, 40.0, 40.0f64);
+    for panel in panels {
+        let frame = Frame::new(panel);
+        if x > EDGE && x + frame.width() > PAGE {
+            (x, y) = (EDGE, below + GAP);
+        }
+        let scale_of_panel = own(panel);
+        frame.draw(page, panel, scale_of_panel, x, y);
+        let mut bottom = y + frame.height();
+        if scale == ScaleOf::Panel {
+            colour_bar(
+                page,
+                scale_of_panel,
+                panel.is_normalised,
+                about,
+                x,
+                bottom + 6.0,
+            );
+            bottom += 40.0;
+        }
+        page.reach(x + frame.width(), bottom);
+        below = below.max(bottom);
+        x += frame.width() + GAP;
+    }
+    if scale == ScaleOf::Run {
+        colour_bar(
+            page,
+            shared,
+            panels[0].is_normalised,
+            about,
+            EDGE,
+            below + 14.0,
+        );
+    }
+}
+
+/// Where the parts of a grid stand.
+struct Frame {
+    title: f64,
+    /// Room for number, token and role beside a row.
+    beside: [f64; 3],
+    /// Room over the grid for labels that are turned, where they do not fit a cell.
+    over: f64,
+    is_turned: bool,
+    grid: (f64, f64),
+}
+
+impl Frame {
+    fn new(panel: &Panel) -> Frame {
+        let widest = |labels: &[Label], of: &dyn Fn(&Label) -> String| {
+            let widths = labels.iter().map(|label| width(&of(label)));
+            widths.max().unwrap_or(0) as f64 * GLYPH
+        };
+        let part = |part: &Option<String>| cut(part.as_deref().unwrap_or(""), LONGEST_LABEL);
+        let spaced = |room: f64| if room > 0.0 { room + 8.0 } else { 0.0 };
+        let beside = [
+            widest(&panel.rows, &|label| cut(&label.name, LONGEST_LABEL)),
+            widest(&panel.rows, &|label| part(&label.token)),
+            widest(&panel.rows, &|label| part(&label.role)),
+        ];
+        let names = widest(&panel.columns, &|label| cut(&label.name, LONGEST_LABEL));
+        let is_turned = names > CELL - 2.0;
+        Frame {
+            title: BOLD * width(&panel.title) as f64,
+            beside: beside.map(spaced),
+            over: if is_turned { names + 8.0 } else { 16.0 },
+            is_turned,
+            grid: (
+                CELL * panel.columns.len() as f64,
+                ROW * panel.rows.len() as f64,
+            ),
+        }
+    }
+
+    fn left(&self) -> f64 {
+        18.0 + self.beside.iter().sum::<f64>()
+    }
+
+    fn top(&self) -> f64 {
+        36.0 + self.over
+    }
+
+    fn width(&self) -> f64 {
+        (self.left() + self.grid.0).max(self.title)
+    }
+
+    fn height(&self) -> f64 {
+        self.top() + self.grid.1
+    }
+
+    fn draw(&self, page: &mut Page, panel: &Panel, scale: Scale, x: f64, y: f64) {
+        let (left, top) = (x + self.left(), y + self.top());
+        page.text(x, y + 12.0, "font-weight='bold'", &panel.title);
+        // The titles of the axes.
+        page.text(
+            left + self.grid.0 / 2.0,
+            y + 30.0,
+            "text-anchor='middle' fill='#555'",
+            &panel.axes.1,
+        );
+        let (mid_x, mid_y) = (x + 10.0, top + self.grid.1 / 2.0);
+        let turned = format!(
+            "text-anchor='middle' fill='#555' transform='rotate(-90 {mid_x:.1} {mid_y:.1})'"
+        );
+        page.text(mid_x, mid_y, &turned, &panel.axes.0);
+        for (index, label) in panel.columns.iter().enumerate() {
+            let middle = left + CELL * (index as f64 + 0.5);
+            let name = cut(&label.name, LONGEST_LABEL);
+            if self.is_turned {
+                let (x, y) = (middle + 4.0, top - 5.0);
+                let turned = format!("transform='rotate(-90 {x:.1} {y:.1})'");
+                page.text(x, y, &turned, &name);
+            } else {
+                page.text(middle, top - 5.0, "text-anchor='middle'", &name);
+            }
+        }
+        for (r, label) in panel.rows.iter().enumerate() {
+            self.draw_row_label(page, label, x + 18.0, top + ROW * r as f64 + 13.0);
+            for (c, value) in panel.values[r].iter().enumerate() {
+                let Some(value) = value else { continue };
+                let fill = if value.is_finite() {
+                    hex(value / scale.reach)
+                } else {
+                    "#999999".into()
+                };
+                let corner = [left + CELL * c as f64, top + ROW * r as f64, CELL, ROW];
+                let tip = tooltip(panel, r, c, *value);
+                page.rectangle(corner, &format!("fill='{fill}'"), Some(&tip));
+            }
+        }
+        let outline = [left, top, self.grid.0, self.grid.1];
+        page.rectangle(outline, "fill='none' stroke='#999'", None);
+    }
+
+    fn draw_row_label(&self, page: &mut Page, label: &Label, x: f64, y: f64) {
+        let [name, token, _] = self.beside;
+        let part = |part: &Option<String>| cut(part.as_deref().unwrap_or(""), LONGEST_LABEL);
+        let end = x + name - 8.0;
+        page.text(
+            end,
+            y,
+            "text-anchor='end'",
+            &cut(&label.name, LONGEST_LABEL),
+        );
+        if label.token.is_some() {
+            page.text(x + name, y, "", &part(&label.token));
+        }
+        if label.role.is_some() {
+            page.text(x + name + token, y, "fill='#555'", &part(&label.role));
+        }
+    }
+}
+
+fn tooltip(panel: &Panel, row: usize, column: usize, value: f64) -> String {
+    let label = |label: &Label| {
+        let parts = [Some(&label.name), label.token.as_ref(), label.role.as_ref()];
+        parts
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    format!(
+        "{} {}, {} {}: {}",
+        panel.axes.0,
+        label(&panel.rows[row]),
+        panel.axes.1,
+        label(&panel.columns[column]),
+        number(value)
+    )
+}
+
+/// The colour scale from its lowest to its highest value, with what they are.
+fn colour_bar(
+    page: &mut Page,
+    scale: Scale,
+    is_normalised: bool,
+    about: &Provenance,
+    x: f64,
+    y: f64,
+) {
+    const STEPS: usize = 41;
+    const STEP: f64 = 6.0;
+    let length = STEP * STEPS as f64;
+    for step in 0..STEPS {
+        let value = step as f64 / (STEPS - 1) as f64 * 2.0 - 1.0;
+        let place = [x + STEP * step as f64, y, STEP + 0.5, 12.0];
+        page.rectangle(place, &format!("fill='{}'", hex(value)), None);
+    }
+    for (part, anchor) in [(0.0, "start"), (0.5, "middle"), (1.0, "end")] {
+        let value = (part * 2.0 - 1.0) * scale.reach;
+        let anchor = format!("text-anchor='{anchor}'");
+        page.text(x + part * length, y + 26.0, &anchor, &number(value));
+    }
+    let caption = scale.caption(is_normalised, about);
+    page.text(x + length + 12.0, y + 11.0, "", &caption);
+    page.reach(x + length + 12.0 + GLYPH * width(&caption) as f64, y + 30.0);
+}

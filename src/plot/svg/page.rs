@@ -1,0 +1,93 @@
+//! An image while it grows; every text in it is escaped.
+
+use std::fmt::Write;
+
+use crate::plot::colour::on_white;
+
+pub(super) const ROW: f64 = 18.0;
+/// Room for one character of a label, and of a bold title.
+pub(super) const GLYPH: f64 = 7.2;
+pub(super) const BOLD: f64 = 7.8;
+pub(super) const LONGEST_LABEL: usize = 24;
+
+pub(super) const EDGE: f64 = 14.0;
+
+const INFALLIBLE: &str = "a String takes all";
+
+/// An image while it grows.
+#[derive(Default)]
+pub(super) struct Page {
+    body: String,
+    right: f64,
+    bottom: f64,
+}
+
+impl Page {
+    pub fn text(&mut self, x: f64, y: f64, attributes: &str, content: &str) {
+        write!(
+            self.body,
+            "<text x='{x:.1}' y='{y:.1}' {attributes}>{}</text>",
+            escape(content)
+        )
+        .expect(INFALLIBLE);
+    }
+
+    pub fn rectangle(&mut self, [x, y, w, h]: [f64; 4], attributes: &str, tip: Option<&str>) {
+        write!(
+            self.body,
+            "<rect x='{x:.1}' y='{y:.1}' width='{w:.1}' height='{h:.1}' {attributes}"
+        )
+        .expect(INFALLIBLE);
+        match tip {
+            Some(tip) => write!(self.body, "><title>{}</title></rect>", escape(tip)),
+            None => write!(self.body, "/>"),
+        }
+        .expect(INFALLIBLE);
+    }
+
+    pub fn line(&mut self, from: (f64, f64), to: (f64, f64)) {
+        write!(
+            self.body,
+            "<line x1='{:.1}' y1='{:.1}' x2='{:.1}' y2='{:.1}' stroke='#333'/>",
+            from.0, from.1, to.0, to.1
+        )
+        .expect(INFALLIBLE);
+    }
+
+    pub fn reach(&mut self, right: f64, bottom: f64) {
+        self.right = self.right.max(right);
+        self.bottom = self.bottom.max(bottom);
+    }
+
+    pub fn finish(self) -> String {
+        let (width, height) = ((self.right + EDGE).ceil(), (self.bottom + EDGE).ceil());
+        format!(
+            "<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' \
+             font-family='sans-serif' font-size='12'><rect width='100%' height='100%' fill='white'/>{}</svg>\n",
+            self.body
+        )
+    }
+}
+
+pub(super) fn hex(part: f64) -> String {
+    let [r, g, b] = on_white(part);
+    format!("#{r:02x}{g:02x}{b:02x}")
+}
+
+/// Text as XML and HTML take it, inside elements and attributes.
+pub(in crate::plot) fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            // XML has no way to write these at all.
+            '\u{fffe}' | '\u{ffff}' => safe.push('\u{fffd}'),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
