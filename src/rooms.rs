@@ -28,7 +28,12 @@ const ROOMS: [&[&str]; 17] = [
 ];
 
 /// Where circles are still being taken apart.
-const UNFINISHED: [&str; 2] = ["methods::", "model::families"];
+const UNFINISHED: [&str; 4] = [
+    "methods::attribution::edges",
+    "methods::exact_edges",
+    "methods::measure",
+    "model::families",
+];
 
 /// The path of a module, without the crate: `["run", "sweep"]`.
 type Module = Vec<String>;

@@ -302,14 +302,13 @@ impl PatchConfig {
 impl Method for PatchConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         let metric = self.metric(task);
-        ScoresMeta {
-            method: "activation_patching".into(),
-            metric: metric.to_string(),
-            unit: metric.unit().into(),
-            base: None,
-            direction: self.direction,
-            seed: self.seed(task),
-        }
+        ScoresMeta::new(
+            "activation_patching",
+            metric,
+            metric.unit(),
+            self.direction,
+            self.seed(task),
+        )
     }
 
     fn settings(&self) -> Value {

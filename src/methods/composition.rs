@@ -127,14 +127,13 @@ pub fn composition_scores(model: &Model, config: &CompositionConfig) -> Result<S
         notes,
         ..Provenance::default()
     };
-    let meta = ScoresMeta {
-        method: "composition".into(),
-        metric: "composition".into(),
-        unit: "share of the norms".into(),
-        base: None,
-        direction: Direction::Direct,
-        seed: config.seed,
-    };
+    let meta = ScoresMeta::new(
+        "composition",
+        "composition",
+        "share of the norms",
+        Direction::Direct,
+        config.seed,
+    );
     Scores::assemble(&cells, &[example], &meta, Detail::Mean, provenance)
 }
 

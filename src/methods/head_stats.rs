@@ -14,12 +14,17 @@
 
 mod circuits;
 mod copying;
+mod roles;
+mod statistic;
 
-use candle_core::Tensor;
+use copying::{Sources, copying};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
+
+use roles::{Places, tokens_of_roles};
+use statistic::{COPIES, LOOKS, SEES, Statistic, class, statistics};
 
 use super::columns::Columns;
 use super::logits::{captured_bytes, check_tokens};
@@ -30,7 +35,6 @@ use crate::model::{ModelSpec, Tokenizer};
 use crate::run::{Cache, Logits, Progress, Request, run};
 use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
 use crate::task::{Pair, Task};
-use copying::{Sources, copying};
 
 /// What to measure of every head.
 ///
@@ -114,14 +118,13 @@ impl HeadConfig {
 
 impl Method for HeadConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
-        ScoresMeta {
-            method: "head_statistics".into(),
-            metric: Statistic::Induction.name().into(),
-            unit: "attention".into(),
-            base: None,
-            direction: Direction::Direct,
-            seed: self.seed(task),
-        }
+        ScoresMeta::new(
+            "head_statistics",
+            Statistic::Induction.name(),
+            "attention",
+            Direction::Direct,
+            self.seed(task),
+        )
     }
 
     fn settings(&self) -> Value {
@@ -222,54 +225,6 @@ impl Method for HeadConfig {
     }
 }
 
-/// What is measured on repeated tokens, in the order of the table; the first is the table's own metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Statistic {
-    Induction,
-    PreviousToken,
-    DuplicateToken,
-    FirstToken,
-    Itself,
-    Copying,
-    Entropy,
-    Distance,
-}
-
-impl Statistic {
-    const ALL: [Statistic; 8] = [
-        Statistic::Induction,
-        Statistic::PreviousToken,
-        Statistic::DuplicateToken,
-        Statistic::FirstToken,
-        Statistic::Itself,
-        Statistic::Copying,
-        Statistic::Entropy,
-        Statistic::Distance,
-    ];
-
-    /// Those that say where a head looks.
-    const PLACES: [Statistic; 5] = [
-        Statistic::Induction,
-        Statistic::PreviousToken,
-        Statistic::DuplicateToken,
-        Statistic::FirstToken,
-        Statistic::Itself,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Statistic::Induction => "induction",
-            Statistic::PreviousToken => "previous_token",
-            Statistic::DuplicateToken => "duplicate_token",
-            Statistic::FirstToken => "first_token",
-            Statistic::Itself => "itself",
-            Statistic::Copying => "copying",
-            Statistic::Entropy => "entropy",
-            Statistic::Distance => "distance",
-        }
-    }
-}
-
 /// What is measured at each role of the task: attention from the last position, and the copying score there, among the
 /// tokens at all roles of the prompt.
 const ATTENTION_FROM_END: &str = "attention_from_end";
@@ -277,14 +232,6 @@ const COPYING_AT_ROLE: &str = "copying_at_role";
 
 /// Heads that are shown of each kind.
 const STRONGEST: usize = 6;
-
-/// From this much attention on, a head is called after where it looks.
-const LOOKS: f64 = 0.4;
-/// From this much attention on, a role is among those that the end looks at.
-const SEES: f64 = 0.2;
-
-/// From this copying score on (or its negative), a head is said to copy (or to suppress).
-const COPIES: f64 = 0.5;
 
 /// The statistics of each head; then layer by layer attention to each role by head, and copying there by head.
 fn cells(spec: &ModelSpec, roles: &[String]) -> Vec<Cell> {
@@ -559,195 +506,5 @@ impl Looking<'_> {
             class(roles, of, |role| [at_role(0, role), at_role(1, role)])
         };
         heads.map(class).collect()
-    }
-}
-
-/// What one pattern `[query][key]` over twice `block` tokens looks like, in the order of [`Statistic::ALL`].
-fn statistics(pattern: &[Vec<f32>], block: usize, copying: f64) -> [f64; 8] {
-    let length = pattern.len();
-    let first = length - 2 * block;
-    let at = |query: usize, key: usize| f64::from(pattern[query][key]);
-    let over = |queries: std::ops::Range<usize>, of: &dyn Fn(usize) -> f64| {
-        let n = queries.len() as f64;
-        queries.map(of).sum::<f64>() / n
-    };
-    let second = length - block..length;
-    let later = first + 1..length;
-    let row = |i: usize| (0..=i).map(move |j| (j, at(i, j)));
-    let entropy = |i: usize| {
-        let terms = row(i).filter(|(_, p)| *p > 0.0);
-        -terms.map(|(_, p)| p * p.ln()).sum::<f64>()
-    };
-    [
-        over(second.clone(), &|i| at(i, i + 1 - block)),
-        over(later.clone(), &|i| at(i, i - 1)),
-        over(second, &|i| at(i, i - block)),
-        over(later.clone(), &|i| at(i, 0)),
-        over(later.clone(), &|i| at(i, i)),
-        copying,
-        over(later.clone(), &entropy),
-        over(later, &|i| row(i).map(|(j, p)| p * (i - j) as f64).sum()),
-    ]
-}
-
-/// Where the roles of a prompt stand that something can be copied from.
-struct Places {
-    /// Role and position: the last token of each role, but for the prompt's last, where there is nothing to look back at.
-    of_role: Vec<(usize, usize)>,
-    /// The different tokens there.
-    tokens: Vec<u32>,
-    /// Which of them stands at each of the positions.
-    own: Vec<usize>,
-}
-
-impl Places {
-    fn of(pair: &Pair, roles: &[String]) -> Self {
-        let last = |role: &String| pair.roles.get(role)?.last().copied();
-        let mut of_role: Vec<(usize, usize)> = (roles.iter().enumerate())
-            .filter_map(|(r, role)| Some((r, last(role)?)))
-            .collect();
-        of_role.retain(|&(_, pos)| pos + 1 < pair.clean.len());
-        let mut tokens: Vec<u32> = of_role.iter().map(|&(_, pos)| pair.clean[pos]).collect();
-        tokens.sort_unstable();
-        tokens.dedup();
-        let own = |&(_, pos): &(usize, usize)| tokens.binary_search(&pair.clean[pos]).ok();
-        Places {
-            own: of_role.iter().filter_map(own).collect(),
-            of_role,
-            tokens,
-        }
-    }
-
-    /// The copying scores of each head at these places; none where there is only one token, which nothing is above or below.
-    /// # Shapes
-    /// `v [pos, n_kv_heads, d_head]`; gives `[head][place]`.
-    fn copying(&self, on: Subject<'_>, layer: usize, v: &Tensor) -> Result<Vec<Vec<f64>>> {
-        if self.tokens.len() < 2 {
-            return Ok(Vec::new());
-        }
-        let sources = Sources {
-            positions: self.of_role.iter().map(|&(_, pos)| pos as u32).collect(),
-            tokens: &self.tokens,
-            own: self.own.clone(),
-        };
-        copying(on.model, layer, v, &sources)
-    }
-}
-
-/// What a head looks like. `of` gives the mean of a statistic, `at_role` attention from the end to a role and copying there.
-fn class(
-    roles: &[String],
-    of: impl Fn(Statistic) -> f64,
-    at_role: impl Fn(usize) -> [f64; 2],
-) -> String {
-    let most = (Statistic::PLACES.into_iter()).max_by(|&a, &b| of(a).total_cmp(&of(b)));
-    let place = most.filter(|&most| of(most) >= LOOKS);
-    let mut said = vec![match place {
-        Some(place) => format!("{} {:.2}", place.name().replace('_', " "), of(place)),
-        None => "no one place".to_string(),
-    }];
-    let copying = of(Statistic::Copying);
-    if copying.abs() >= COPIES {
-        let verb = if copying > 0.0 {
-            "copies"
-        } else {
-            "suppresses"
-        };
-        said.push(format!("{verb} {copying:+.2}"));
-    }
-    let mut seen: Vec<(f64, String)> = Vec::new();
-    for (role, name) in roles.iter().enumerate() {
-        let [attention, copying] = at_role(role);
-        let verb = match copying {
-            c if c >= COPIES => format!(" (copies {c:+.2})"),
-            c if c <= -COPIES => format!(" (suppresses {c:+.2})"),
-            _ => String::new(),
-        };
-        if attention >= SEES {
-            seen.push((attention, format!("{name} {attention:.2}{verb}")));
-        }
-    }
-    seen.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    if !seen.is_empty() {
-        let seen: Vec<String> = seen.into_iter().map(|(_, said)| said).collect();
-        said.push(format!("END looks at {}", seen.join(", ")));
-    }
-    said.join("; ")
-}
-
-/// The tokens at the roles of the first pair, each once.
-fn tokens_of_roles(task: &Task) -> Vec<u32> {
-    let Some(pair) = task.pairs().first() else {
-        return Vec::new();
-    };
-    let mut positions: Vec<usize> = pair.roles.values().flatten().copied().collect();
-    positions.sort_unstable();
-    let mut tokens = Vec::new();
-    for pos in positions {
-        if !tokens.contains(&pair.clean[pos]) {
-            tokens.push(pair.clean[pos]);
-        }
-    }
-    tokens
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A pattern over six positions (three tokens twice) that looks at one place a query.
-    fn pattern(of: impl Fn(usize) -> usize) -> Vec<Vec<f32>> {
-        let row = |query: usize| {
-            (0..6)
-                .map(|key| f32::from(u8::from(key == of(query))))
-                .collect()
-        };
-        (0..6).map(row).collect()
-    }
-
-    #[test]
-    fn each_way_of_looking_back_has_its_statistic() {
-        let looks = |of: fn(usize) -> usize| statistics(&pattern(of), 3, 0.0);
-        let induction = looks(|i| if i >= 3 { i - 2 } else { 0 });
-        assert_eq!(induction[0], 1.0);
-        // Position 3 came first at 0, whose successor is 1; queries 1 and 2 look at 0, at distances 1 and 2.
-        assert_eq!(induction[7], (1.0 + 2.0 + 2.0 + 2.0 + 2.0) / 5.0);
-        assert_eq!(looks(|i| i.saturating_sub(1))[1], 1.0);
-        assert_eq!(looks(|i| if i >= 3 { i - 3 } else { i })[2], 1.0);
-        assert_eq!(looks(|_| 0)[3], 1.0);
-        assert_eq!(looks(|i| i)[4], 1.0);
-        let even: Vec<Vec<f32>> = (0..6)
-            .map(|i| {
-                (0..6)
-                    .map(|j| if j <= i { 1.0 / (i + 1) as f32 } else { 0.0 })
-                    .collect()
-            })
-            .collect();
-        let entropy = (2..=6).map(|n| f64::from(n).ln()).sum::<f64>() / 5.0;
-        assert!((statistics(&even, 3, 0.0)[6] - entropy).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_head_is_called_after_the_numbers_behind_it() {
-        let roles = ["A", "B"].map(String::from);
-        let of = |statistic| match statistic {
-            Statistic::PreviousToken => 0.75,
-            Statistic::Induction => 0.5,
-            Statistic::Copying => -0.6,
-            _ => 0.0,
-        };
-        let said = class(&roles, of, |role| [[0.25, 0.9], [0.5, 0.1]][role]);
-        assert_eq!(
-            said,
-            "previous token 0.75; suppresses -0.60; END looks at B 0.50, A 0.25 (copies +0.90)"
-        );
-        assert_eq!(class(&roles, |_| 0.1, |_| [0.1, 1.0]), "no one place");
-    }
-
-    #[test]
-    fn statistics_stand_in_their_order() {
-        for (place, statistic) in Statistic::ALL.into_iter().enumerate() {
-            assert_eq!(statistic as usize, place);
-        }
     }
 }

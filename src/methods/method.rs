@@ -311,3 +311,14 @@ pub fn check_range(what: &'static str, values: &[usize], limit: usize, of: &str)
         }),
     }
 }
+
+/// # Errors
+/// [`Error::Interrupted`] where the user asked to stop; what is kept by then is said by the loop.
+pub fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
+    if progress.cancelled() {
+        return Err(Error::Interrupted {
+            kept: String::new(),
+        });
+    }
+    Ok(())
+}

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::choice::Heads;
 use super::measure::{Watch, measure};
 use super::method::{
-    Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range, unmeasured,
+    Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range, stop_if_asked, unmeasured,
 };
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site};
@@ -124,14 +124,13 @@ pub fn scaling(on: Subject<'_>, config: &ScalingConfig) -> Result<Scores> {
 
 impl Method for ScalingConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
-        ScoresMeta {
-            method: "scaling".into(),
-            metric: "next_token".into(),
-            unit: "share of prompts".into(),
-            direction: Direction::Direct,
-            base: None,
-            seed: task.seed,
-        }
+        ScoresMeta::new(
+            "scaling",
+            "next_token",
+            "share of prompts",
+            Direction::Direct,
+            task.seed,
+        )
     }
 
     fn settings(&self) -> Value {
@@ -295,11 +294,7 @@ impl Prepared for Scaling<'_> {
         let n = unit.items.len();
         let mut values: Vec<Vec<f64>> = vec![Vec::with_capacity(unit.cells.len()); n];
         for at in self.scaled_in(unit) {
-            if progress.cancelled() {
-                return Err(Error::Interrupted {
-                    kept: "nothing of the batch in flight is kept".into(),
-                });
-            }
+            stop_if_asked(progress)?;
             let Scaled {
                 layer,
                 head,

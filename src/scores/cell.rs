@@ -212,6 +212,26 @@ pub struct ScoresMeta {
     pub seed: u64,
 }
 
+impl ScoresMeta {
+    /// Of a table whose rows are of the run that the direction says.
+    pub fn new(
+        method: impl Into<String>,
+        metric: impl ToString,
+        unit: impl Into<String>,
+        direction: Direction,
+        seed: u64,
+    ) -> Self {
+        ScoresMeta {
+            method: method.into(),
+            metric: metric.to_string(),
+            unit: unit.into(),
+            direction,
+            base: None,
+            seed,
+        }
+    }
+}
+
 /// Whether the table has a row for each cell and example, or one for each cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {

@@ -18,14 +18,13 @@ struct Lengths<'a> {
 
 impl Method for StreamLength {
     fn header(&self, task: &Task) -> ScoresMeta {
-        ScoresMeta {
-            method: "stream_length".into(),
-            metric: "length".into(),
-            unit: "none".into(),
-            direction: Direction::Direct,
-            base: None,
-            seed: task.seed,
-        }
+        ScoresMeta::new(
+            "stream_length",
+            "length",
+            "none",
+            Direction::Direct,
+            task.seed,
+        )
     }
 
     fn settings(&self) -> serde_json::Value {

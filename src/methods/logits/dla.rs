@@ -10,8 +10,16 @@
 //! Sources: Elhage et al. 2021, "A mathematical framework for transformer circuits"; by source token Chughtai et al. 2024,
 //! "Summing up the facts", arXiv 2402.07321.
 
-use candle_core::{DType, Tensor};
+mod config;
+mod shares;
+
+use candle_core::DType;
 use serde_json::{Value, json};
+
+pub use config::{DlaConfig, Part};
+pub(crate) use shares::head_readers;
+pub(super) use shares::{attention_bias, has_attention_bias, sources};
+use shares::{has_mlp_bias, heads, neurons};
 
 use super::groups::Groups;
 use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
@@ -23,81 +31,20 @@ use crate::methods::columns::Columns;
 use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
 use crate::methods::sites::Extent;
 use crate::model::{Model, ModelSpec};
-use crate::run::{Progress, Request};
+use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
 use crate::spec::Mlp;
 use crate::task::{Pair, Task};
 
-/// How far the stream is taken apart. Every choice sums to the same logit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "kebab-case")]
-pub enum Part {
-    /// The output of each attention and each MLP.
-    Component,
-    /// Each head, with the output bias of its layer, where there is one, in a row of its own.
-    #[default]
-    Head,
-    /// Each neuron, with the output bias of its layer, where there is one, in a row of its own.
-    Neuron,
-    /// Each head and the position that it reads. A value already mixes earlier tokens: this is where a head looks, not which word
-    /// it is about.
-    HeadSource,
-    /// The same summed over the positions of each role of the task; the rest is `other`.
-    HeadRole,
-}
-
-/// What to attribute, and how.
-///
-/// The rows take the target's logit in each clean run apart. Beside them stand, for components and heads, `share`: the part's
-/// share of the sum of magnitudes over all parts of its prompt, with its sign; and for the strongest parts `written_logit`:
-/// what the part (`src`) adds to the logit of a token (`dst`), less the mean over the vocabulary.
-/// # Units
-/// `score`: logits, before any soft-cap.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DlaConfig {
-    pub by: Part,
-    pub target: DirectTarget,
-    /// For so many of the strongest parts: which tokens they write for.
-    pub writes: usize,
-    /// Tokens listed for each of them, most promoted first, and as many most suppressed.
-    pub tokens: usize,
-    /// Of the bootstrap [default: the task's].
-    pub seed: Option<u64>,
-}
-
-impl Default for DlaConfig {
-    fn default() -> Self {
-        DlaConfig {
-            by: Part::Head,
-            target: DirectTarget::Difference,
-            writes: 0,
-            tokens: 5,
-            seed: None,
-        }
-    }
-}
-
-impl DlaConfig {
-    /// The difference of answer and wrong answer, taken apart by these parts.
-    pub fn by(by: Part) -> Self {
-        DlaConfig {
-            by,
-            ..DlaConfig::default()
-        }
-    }
-}
-
 impl Method for DlaConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
-        ScoresMeta {
-            method: "direct_logit_attribution".into(),
-            metric: self.target.name().into(),
-            unit: "logits".into(),
-            base: None,
-            direction: Direction::Direct,
-            seed: self.seed.unwrap_or(task.seed),
-        }
+        ScoresMeta::new(
+            "direct_logit_attribution",
+            self.target.name(),
+            "logits",
+            Direction::Direct,
+            self.seed.unwrap_or(task.seed),
+        )
     }
 
     fn settings(&self) -> Value {
@@ -230,11 +177,7 @@ impl Prepared for Attributing<'_> {
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = pairs_of(task, &unit.items);
-        let request = Request {
-            capture: &self.capture,
-            ..Request::default()
-        };
-        let mut ends = Ends::run(model, &clean_prompts(&pairs), &request)?;
+        let mut ends = Ends::keeping(model, &clean_prompts(&pairs), &self.capture)?;
         let readout = ends.readout(&self.config.target, &pairs)?;
         let columns = self.contributions(&mut ends, &readout, &pairs)?;
         let mut examples = columns.into_examples(task, &unit.items, &readout.total);
@@ -344,21 +287,6 @@ fn hooks(by: Part, model: &Model) -> Vec<Hook> {
 
 fn by_head(by: Part) -> bool {
     matches!(by, Part::Head | Part::HeadSource | Part::HeadRole)
-}
-
-/// Whether attention writes something that is of no head.
-pub(super) fn has_attention_bias(model: &Model, layer: usize) -> bool {
-    let block = &model.weights.blocks[layer];
-    let of_norm = block.ln1_post.as_ref().and_then(|norm| norm.b.as_ref());
-    block.b_o.is_some() || of_norm.is_some()
-}
-
-/// Whether the MLP writes something that is of no neuron.
-fn has_mlp_bias(model: &Model, layer: usize) -> bool {
-    let block = &model.weights.blocks[layer];
-    let of_norm = block.ln2_post.as_ref().and_then(|norm| norm.b.as_ref());
-    let mlp = block.mlp.as_ref();
-    of_norm.is_some() || mlp.is_some_and(|mlp| mlp.b_out.is_some())
 }
 
 /// The parts in the order of [`Attributing::contributions`].
@@ -484,94 +412,4 @@ impl Attributing<'_> {
         debug_assert_eq!(columns.len(), self.cells.len());
         Ok(columns)
     }
-}
-
-/// What each head of a layer contributes: `z_h . (W_O[h] reader)`.
-/// # Shapes
-/// `reader [batch, d_model]`; gives `[n_heads][batch]`.
-fn heads(ends: &mut Ends<'_>, reader: &Tensor, layer: usize) -> Result<Vec<Vec<f64>>> {
-    let per_head = head_readers(ends, reader, layer)?; // [batch, n_heads, d_head]
-    let z = ends.at_end(Hook::at(Kind::Z, layer))?;
-    let products = (z * per_head)?.to_dtype(DType::F64)?.sum(2)?; // [batch, n_heads]
-    Ok(products.t()?.to_vec2()?)
-}
-
-/// What a reader of the stream reads from each head's `z`: `[batch, n_heads, d_head]`.
-pub(crate) fn head_readers(ends: &mut Ends<'_>, reader: &Tensor, layer: usize) -> Result<Tensor> {
-    let spec = &ends.model.spec;
-    let (before, _) = ends.before_post_norm(reader, layer, Ln::OnePost)?;
-    let w_o = &ends.model.weights.blocks[layer].w_o;
-    let folded = before.matmul(&w_o.to_dtype(DType::F32)?.t()?)?; // [batch, n_heads * d_head]
-    Ok(folded.reshape((ends.batch, spec.n_heads, spec.d_head))?)
-}
-
-/// What the output bias of attention contributes, and the bias of the norm after it, where there are any.
-pub(super) fn attention_bias(
-    ends: &mut Ends<'_>,
-    reader: &Tensor,
-    layer: usize,
-) -> Result<Vec<f64>> {
-    let bias = ends.model.weights.blocks[layer].b_o.clone();
-    branch_bias(ends, reader, layer, Ln::OnePost, bias.as_ref())
-}
-
-fn branch_bias(
-    ends: &mut Ends<'_>,
-    reader: &Tensor,
-    layer: usize,
-    ln: Ln,
-    bias: Option<&Tensor>,
-) -> Result<Vec<f64>> {
-    let (before, of_norm) = ends.before_post_norm(reader, layer, ln)?;
-    let mut sums = of_norm.unwrap_or_else(|| vec![0.0; ends.batch]);
-    if let Some(b) = bias {
-        let b = b.to_dtype(DType::F32)?.broadcast_as(before.shape())?;
-        let products = rowwise_dot(&b, &before)?;
-        sums.iter_mut().zip(products).for_each(|(sum, p)| *sum += p);
-    }
-    Ok(sums)
-}
-
-/// What each head contributes by what it reads at each position: `pattern[end, k] v_k . (W_O[h] reader)`.
-/// # Shapes
-/// Gives `[n_heads][key position][batch]`.
-pub(super) fn sources(
-    ends: &mut Ends<'_>,
-    reader: &Tensor,
-    layer: usize,
-) -> Result<Vec<Vec<Vec<f64>>>> {
-    let spec = &ends.model.spec;
-    let (batch, length, groups) = (ends.batch, ends.length, spec.n_kv_heads);
-    let per_head = head_readers(ends, reader, layer)?
-        .reshape((batch, groups, spec.group(), spec.d_head))?
-        .transpose(2, 3)?
-        .contiguous()?; // [batch, n_kv_heads, d_head, group]
-    let v = ends
-        .cache
-        .get(Hook::at(Kind::V, layer))?
-        .to_dtype(DType::F32)?;
-    let v = v.transpose(1, 2)?.contiguous()?; // [batch, n_kv_heads, key, d_head]
-    let read = v.matmul(&per_head)?.transpose(2, 3)?.contiguous()?; // [batch, n_kv_heads, group, key]
-    let read = read.reshape((batch, spec.n_heads, length))?;
-    let pattern = ends.at_end(Hook::at(Kind::Pattern, layer))?; // [batch, n_heads, key]
-    let products = (read * pattern)?.to_dtype(DType::F64)?;
-    Ok(products.permute((1, 2, 0))?.to_vec3()?)
-}
-
-/// What each neuron contributes, `post_n (W_out[n] . reader)`, and what the output bias does.
-/// # Shapes
-/// Gives `[d_mlp][batch]` and `[batch]`.
-fn neurons(
-    ends: &mut Ends<'_>,
-    reader: &Tensor,
-    layer: usize,
-) -> Result<(Vec<Vec<f64>>, Vec<f64>)> {
-    let mlp = ends.model.weights.blocks[layer].mlp.as_ref();
-    let mlp = mlp.expect("checked before anything ran");
-    let (before, _) = ends.before_post_norm(reader, layer, Ln::TwoPost)?;
-    let folded = before.matmul(&mlp.w_out.to_dtype(DType::F32)?.t()?)?; // [batch, d_mlp]
-    let post = ends.at_end(Hook::at(Kind::MlpPost, layer))?;
-    let products = (post * folded)?.to_dtype(DType::F64)?;
-    let bias = branch_bias(ends, reader, layer, Ln::TwoPost, mlp.b_out.as_ref())?;
-    Ok((products.t()?.to_vec2()?, bias))
 }

@@ -5,23 +5,31 @@
 //!
 //! Source: nostalgebraist 2020, "Interpreting GPT: the logit lens". Left out on purpose: trained lenses (Belrose et al. 2023).
 
-use std::collections::{BTreeMap, HashMap};
+mod ends;
+mod reading;
+
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
+use ends::{EndStreams, Ends};
+use reading::{Reading, best, is_told_by_reading};
+
 use super::readout::every_layer;
-use super::vocabulary::{Distribution, Look, Sums, normed, read, stretches};
+use super::vocabulary::{Look, normed, read, stretches};
 use super::{
     NEEDS_DECODER, captured_bytes, check_answers, clean_prompts, distinct_texts, pairs_of,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hooks::{Hook, Kind};
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::method::{
+    Cost, Method, Needs, Prepared, Running, Subject, Unit, stop_if_asked,
+};
 use crate::methods::sites::Extent;
-use crate::metric::{Metric, Reads, Target};
+use crate::metric::Metric;
 use crate::model::{Model, ModelSpec};
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::host::{tensor, to_host};
@@ -33,9 +41,6 @@ use crate::task::{Pair, Task};
 
 /// What is measured beside the metric, in the order of the table.
 const MEASURES: [&str; 6] = ["logit", "prob", "rank", "top1", "entropy", "kl"];
-
-/// Bytes of streams at the ends that are kept until the likeliest tokens are known; what is beyond runs again.
-const KEPT_BYTES: usize = 32 << 20;
 
 /// Where the lens looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -107,14 +112,13 @@ impl LensConfig {
 impl Method for LensConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         let metric = self.metric(task);
-        ScoresMeta {
-            method: "logit_lens".into(),
-            metric: metric.to_string(),
-            unit: metric.unit().into(),
-            base: None,
-            direction: Direction::Direct,
-            seed: self.seed.unwrap_or(task.seed),
-        }
+        ScoresMeta::new(
+            "logit_lens",
+            metric,
+            metric.unit(),
+            Direction::Direct,
+            self.seed.unwrap_or(task.seed),
+        )
     }
 
     fn settings(&self) -> Value {
@@ -240,24 +244,6 @@ struct Looking<'a> {
     ends: Mutex<Ends>,
 }
 
-/// The distributions at the ends of prompts.
-#[derive(Debug, Default)]
-struct Ends {
-    sums: Sums,
-    /// Of each item that is in the sums its streams there, if there was room.
-    streams: BTreeMap<usize, Option<EndStreams>>,
-    bytes: usize,
-}
-
-/// The streams at the end of one prompt: enough to find any one probability again.
-#[derive(Debug)]
-struct EndStreams {
-    /// `[stream * d_model]`, as the unembedding reads them.
-    normed: Vec<f32>,
-    /// `[stream]`
-    lse: Vec<f64>,
-}
-
 impl Prepared for Looking<'_> {
     fn cells(&self) -> &[Cell] {
         &self.cells
@@ -362,15 +348,6 @@ impl Prepared for Looking<'_> {
         });
         Ok(())
     }
-}
-
-fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
-    if progress.cancelled() {
-        return Err(Error::Interrupted {
-            kept: String::new(),
-        });
-    }
-    Ok(())
 }
 
 /// The indices of the `n` largest values, largest first.
@@ -489,129 +466,9 @@ impl Looking<'_> {
     }
 }
 
-impl Ends {
-    fn keep(&mut self, item: usize, streams: EndStreams) {
-        self.bytes += 4 * streams.normed.len() + 8 * streams.lse.len();
-        let has_room = self.bytes <= KEPT_BYTES;
-        self.streams.insert(item, has_room.then_some(streams));
-    }
-
-    fn of(&self, item: usize) -> Option<&EndStreams> {
-        self.streams.get(&item)?.as_ref()
-    }
-}
-
-fn best(logits: &[f32]) -> f32 {
-    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
-}
-
-/// Whether a metric follows from what is read of every distribution anyway.
-fn is_told_by_reading(metric: Metric) -> bool {
-    metric.reads() == Reads::Answers
-        || matches!(
-            metric,
-            Metric::ProbDiff
-                | Metric::LogProb
-                | Metric::Prob
-                | Metric::Kl
-                | Metric::Rank
-                | Metric::TopK(_)
-        )
-}
-
-/// What one stream says.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Reading {
-    metric: f64,
-    logit: f64,
-    prob: f64,
-    rank: f64,
-    entropy: f64,
-    kl: f64,
-}
-
-impl Reading {
-    fn value(&self, measure: &str) -> f64 {
-        match measure {
-            "logit" => self.logit,
-            "prob" => self.prob,
-            "rank" => self.rank,
-            "top1" => f64::from(u8::from(self.rank == 1.0)),
-            "entropy" => self.entropy,
-            _ => self.kl,
-        }
-    }
-
-    /// `slow`: the metric, where it was read off the whole distribution.
-    fn of(read: &Distribution, pair: &Pair, metric: Metric, slow: Option<f64>) -> Result<Self> {
-        let Target { answers, .. } = &pair.target;
-        let (answers, wrong) = read.logits.split_at(answers.len());
-        let prob = |logits: &[f32]| logits.iter().map(|&l| read.prob(l)).sum::<f64>();
-        let rank = (1 + read.above) as f64;
-        let value = match (metric, slow) {
-            (_, Some(value)) => value,
-            (Metric::Prob, _) => prob(answers),
-            (Metric::LogProb, _) => {
-                let largest = f64::from(best(answers));
-                let shifted = |&l: &f32| (f64::from(l) - largest).exp();
-                largest - read.lse + answers.iter().map(shifted).sum::<f64>().ln()
-            }
-            (Metric::ProbDiff, _) => prob(answers) - prob(wrong),
-            (Metric::Rank, _) => rank,
-            (Metric::TopK(k), _) => f64::from(u8::from(rank <= k as f64)),
-            (Metric::Kl, _) => read.kl,
-            (metric, _) => metric.value(&read.logits, &pair.target, None)?,
-        };
-        let sum: f64 = answers.iter().map(|&l| f64::from(l)).sum();
-        Ok(Reading {
-            metric: value,
-            logit: sum / answers.len() as f64,
-            prob: prob(answers),
-            rank,
-            entropy: read.entropy,
-            kl: read.kl,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_distribution_is_read_as_by_hand() {
-        // Probabilities 1/8, 1/8, 1/4, 1/2; the answer is the third, the wrong one the fourth.
-        let [third, fourth] = [2.0f32, 4.0].map(|p| p.ln() - 2.0);
-        let read = Distribution {
-            logits: vec![third, fourth],
-            lse: 8f64.ln() - 2.0,
-            entropy: 1.75 * 2f64.ln(),
-            kl: 0.25 * 2f64.ln(),
-            above: 1,
-        };
-        let pair = Pair::new([0], [0]).answer(2).wrong(3);
-        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} against {b}");
-        let of = |metric| Reading::of(&read, &pair, metric, None).expect("reads");
-        let reading = of(Metric::LogitDiff);
-        near(reading.metric, -(2f64.ln()));
-        near(reading.logit, 2f64.ln() - 2.0);
-        near(reading.prob, 0.25);
-        near(reading.rank, 2.0);
-        let logits: Vec<f32> = [1.0f32, 1.0, 2.0, 4.0].map(|p| p.ln() - 2.0).to_vec();
-        for metric in [
-            Metric::Prob,
-            Metric::LogProb,
-            Metric::ProbDiff,
-            Metric::Rank,
-            Metric::TopK(1),
-            Metric::TopK(2),
-        ] {
-            assert!(is_told_by_reading(metric));
-            let wanted = metric.value(&logits, &pair.target, None).expect("a value");
-            near(of(metric).metric, wanted);
-        }
-        assert!(!is_told_by_reading(Metric::Js));
-    }
 
     #[test]
     fn the_first_are_the_largest_in_order() {

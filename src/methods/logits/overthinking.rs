@@ -13,22 +13,27 @@
 //! Source: Halawi, Denain and Steinhardt 2023, "Overthinking the truth", arXiv 2307.09476. A gap of at most 0.02 has no
 //! critical layer, which is our choice.
 
+mod heads;
 mod labels;
+mod settings;
 
 use candle_core::Tensor;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
+use labels::{Decoded, Shown, among, calibrated, index_of, labels, least};
 use serde_json::{Value, json};
+
+use heads::{names, random_sets, zeroed};
+use settings::{MATCHING, SETTINGS, Setting, cells};
 
 use super::lens::{normed_at, streams};
 use super::readout::every_layer;
 use super::vocabulary::{Look, read};
 use super::{NEEDS_DECODER, captured_bytes, clean_prompts, pairs_of};
 use crate::error::{Error, Result};
-use crate::hooks::{Edit, Hook, Kind, Node, Op, Pos, Site};
+use crate::hooks::{Edit, Hook, Kind, Node};
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::method::{
+    Cost, Method, Needs, Prepared, Running, Subject, Unit, stop_if_asked,
+};
 use crate::model::ModelSpec;
 use crate::nn::embed::unembed_columns;
 use crate::run::{Cache, Logits, Progress, Request, run};
@@ -37,7 +42,6 @@ use crate::scores::{
     Cell, Direction, ExampleScores, LayerColumn, Layers, Lists, Measured, ScoresMeta, View,
 };
 use crate::task::{Pair, Task};
-use labels::{Decoded, Shown, among, calibrated, index_of, labels, least};
 
 /// What to decode and to ablate.
 ///
@@ -75,14 +79,13 @@ impl EarlyConfig {
 
 impl Method for EarlyConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
-        ScoresMeta {
-            method: "early_decoding".into(),
-            metric: "gap".into(),
-            unit: "fraction".into(),
-            base: None,
-            direction: Direction::Direct,
-            seed: self.seed(task),
-        }
+        ScoresMeta::new(
+            "early_decoding",
+            "gap",
+            "fraction",
+            Direction::Direct,
+            self.seed(task),
+        )
     }
 
     fn settings(&self) -> Value {
@@ -159,39 +162,6 @@ impl Method for EarlyConfig {
 
 /// A gap of at most this has no critical layer.
 const LEAST_GAP: f64 = 0.02;
-
-/// What is read of each input after each layer, whatever the other inputs are.
-const MEASURES: [&str; 3] = ["accuracy", "labels_on_top", "label_mass"];
-const FOLLOWS: &str = "follows_demonstrations";
-/// Among the labels; what calibration needs of all inputs. It makes no rows.
-const OF_LABEL: &str = "label_prob";
-const MATCHING: &str = "prefix_matching";
-
-/// What is measured of each pair, in this order: the measures of each stream and setting, prefix matching of each head, then the
-/// labels' probabilities of each stream and setting.
-fn cells(hooks: &[Hook], spec: &ModelSpec, labels: usize) -> Vec<Cell> {
-    let mut cells = Vec::new();
-    for hook in hooks {
-        for setting in SETTINGS {
-            cells.extend(MEASURES.map(|measure| setting.cell(*hook, measure)));
-        }
-        cells.push(Setting::False.cell(*hook, FOLLOWS));
-    }
-    cells.extend(spec.heads().map(|(layer, head)| Cell {
-        head: Some(head as u32),
-        measure: Some(MATCHING.into()),
-        ..Cell::in_layer(Kind::Pattern.name(), layer)
-    }));
-    for hook in hooks {
-        for setting in SETTINGS {
-            cells.extend((0..labels).map(|label| Cell {
-                dst: Some(label.to_string()),
-                ..setting.cell(*hook, OF_LABEL)
-            }));
-        }
-    }
-    cells
-}
 
 /// A checked run in progress.
 struct Decoding<'a> {
@@ -344,7 +314,13 @@ impl Decoding<'_> {
             return Ok(());
         }
         let mut sets = vec![("false induction heads".to_string(), chosen.clone())];
-        sets.extend(self.random_sets(&chosen));
+        let seed = self.config.seed(task);
+        sets.extend(random_sets(
+            &chosen,
+            model.spec.n_heads,
+            seed,
+            self.config.controls,
+        ));
         let steps = sets.len() * SETTINGS.len() * task.pairs().len();
         progress.start("ablating heads", steps as u64);
         let (mut cells, mut gaps) = (Vec::new(), Vec::new());
@@ -441,11 +417,7 @@ impl Decoding<'_> {
         let last = &self.hooks[self.hooks.len() - 1..];
         let mut all = vec![Vec::new(); task.pairs().len()];
         for unit in self.units(task, self.running) {
-            if progress.cancelled() {
-                return Err(Error::Interrupted {
-                    kept: String::new(),
-                });
-            }
+            stop_if_asked(progress)?;
             let pairs = pairs_of(task, &unit.items);
             let cache = self.run(setting, &pairs, last, edits)?;
             let normed = self.ends(&cache, pairs.len(), last)?;
@@ -458,77 +430,6 @@ impl Decoding<'_> {
         }
         Ok(all)
     }
-
-    /// Sets of as many heads, drawn from the layers of `chosen`.
-    fn random_sets(&self, chosen: &[Node]) -> Vec<(String, Vec<Node>)> {
-        let n_heads = self.on.model.spec.n_heads;
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.on.task));
-        let mut draw = |_| {
-            let mut set = Vec::new();
-            let mut layers: Vec<usize> = chosen.iter().filter_map(|head| head.layer()).collect();
-            layers.sort_unstable();
-            for layers in layers.chunk_by(|a, b| a == b) {
-                let layer = layers[0];
-                let heads = (0..n_heads).map(|head| Node::Head { layer, head });
-                let mut heads: Vec<Node> = heads.collect();
-                // The chosen ones come last: they are taken only where a layer has no others left.
-                heads.shuffle(&mut rng);
-                heads.sort_by_key(|head| chosen.contains(head));
-                set.extend(&heads[..layers.len()]);
-            }
-            set
-        };
-        (0..self.config.controls)
-            .map(|i| (format!("random heads {i}"), draw(i)))
-            .collect()
-    }
-}
-
-/// Which prompts of the pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Setting {
-    True,
-    False,
-}
-
-const SETTINGS: [Setting; 2] = [Setting::True, Setting::False];
-
-impl Setting {
-    fn name(self) -> &'static str {
-        match self {
-            Setting::True => "true demonstrations",
-            Setting::False => "false demonstrations",
-        }
-    }
-
-    /// What is measured of a stream in this setting.
-    fn cell(self, hook: Hook, measure: &str) -> Cell {
-        Cell {
-            measure: Some(measure.into()),
-            target: Some(self.name().into()),
-            ..Cell::in_layer(hook.kind.name(), hook.layer.unwrap_or(0))
-        }
-    }
-}
-
-/// Heads silenced at the last position.
-fn zeroed(heads: &[Node]) -> Vec<Edit> {
-    let silence = |head: &Node| match *head {
-        Node::Head { layer, head } => {
-            let site = Site::all(Hook::at(Kind::Z, layer)).heads([head]);
-            Some(Edit::new(site.at_positions([Pos::FromEnd(1)]), Op::Zero))
-        }
-        Node::Input | Node::Mlp(_) | Node::Logits => None,
-    };
-    heads.iter().filter_map(silence).collect()
-}
-
-fn names(heads: &[Node]) -> String {
-    heads
-        .iter()
-        .map(Node::to_string)
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 /// The first layer with half of the last one's gap.

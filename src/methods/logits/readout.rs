@@ -123,7 +123,16 @@ pub(crate) struct Readout {
 }
 
 impl<'a> Ends<'a> {
-    /// Runs prompts of one length, keeping `hooks`.
+    /// Runs prompts of one length, keeping some hooks.
+    pub fn keeping(model: &'a Model, prompts: &[Vec<u32>], capture: &[Hook]) -> Result<Self> {
+        let request = Request {
+            capture,
+            ..Request::default()
+        };
+        Ends::run(model, prompts, &request)
+    }
+
+    /// Runs prompts of one length as asked for, for the last position's logits.
     pub fn run(model: &'a Model, prompts: &[Vec<u32>], request: &Request<'_>) -> Result<Self> {
         let last = Hook::at(Kind::ResidPost, model.spec.n_layers - 1);
         let mut capture = request.capture.to_vec();

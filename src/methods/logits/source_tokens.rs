@@ -22,7 +22,7 @@ use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::columns::Columns;
 use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
 use crate::model::ModelSpec;
-use crate::run::{Progress, Request};
+use crate::run::Progress;
 use crate::scores::statistics::percentile;
 use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
 use crate::task::{Pair, Task};
@@ -64,14 +64,13 @@ impl SourceConfig {
 
 impl Method for SourceConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
-        ScoresMeta {
-            method: "source_classes".into(),
-            metric: METRIC.into(),
-            unit: "logits".into(),
-            base: None,
-            direction: Direction::Direct,
-            seed: self.seed.unwrap_or(task.seed),
-        }
+        ScoresMeta::new(
+            "source_classes",
+            METRIC,
+            "logits",
+            Direction::Direct,
+            self.seed.unwrap_or(task.seed),
+        )
     }
 
     fn settings(&self) -> Value {
@@ -230,11 +229,7 @@ impl Prepared for Classing<'_> {
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = pairs_of(task, &unit.items);
-        let request = Request {
-            capture: &self.capture,
-            ..Request::default()
-        };
-        let mut ends = Ends::run(model, &clean_prompts(&pairs), &request)?;
+        let mut ends = Ends::keeping(model, &clean_prompts(&pairs), &self.capture)?;
         let mut columns = Columns::new(pairs.len());
         let mut clean = Vec::new();
         for target in TARGETS {

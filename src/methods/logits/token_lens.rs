@@ -69,14 +69,13 @@ impl Method for TokenLensConfig {
         } else {
             ("token_lens", "centred_logit")
         };
-        ScoresMeta {
-            method: method.into(),
-            metric: metric.into(),
-            unit: "logits".into(),
-            base: None,
-            direction: Direction::Direct,
-            seed: self.seed.unwrap_or(task.seed),
-        }
+        ScoresMeta::new(
+            method,
+            metric,
+            "logits",
+            Direction::Direct,
+            self.seed.unwrap_or(task.seed),
+        )
     }
 
     fn settings(&self) -> Value {

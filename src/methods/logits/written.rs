@@ -11,12 +11,12 @@ use candle_core::Tensor;
 use super::dla::DlaConfig;
 use super::readout::Ends;
 use super::{clean_prompts, distinct_texts, pairs_of};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
-use crate::methods::method::{Subject, Unit};
+use crate::methods::method::{Subject, Unit, stop_if_asked};
 use crate::model::Model;
 use crate::nn::host::to_host;
-use crate::run::{Progress, Request};
+use crate::run::Progress;
 use crate::scores::{Cell, Measured};
 
 /// Bytes of writes that are kept between the two readings; what is beyond runs again.
@@ -47,11 +47,7 @@ pub(super) fn add_written(
     let mut sums: Vec<Option<Tensor>> = vec![None; writers.len()];
     progress.start("reading what parts write", on.task.pairs().len() as u64);
     for (at, unit) in units.iter().enumerate() {
-        if progress.cancelled() {
-            return Err(Error::Interrupted {
-                kept: String::new(),
-            });
-        }
+        stop_if_asked(progress)?;
         let writes = writes(on, unit, &writers, &capture)?;
         for (sum, rows) in sums.iter_mut().zip(&writes) {
             let of_batch = rows.sum_keepdim(0)?;
@@ -211,11 +207,7 @@ fn writes(
     capture: &[Hook],
 ) -> Result<Vec<Tensor>> {
     let prompts = clean_prompts(&pairs_of(on.task, &unit.items));
-    let request = Request {
-        capture,
-        ..Request::default()
-    };
-    let mut ends = Ends::run(on.model, &prompts, &request)?;
+    let mut ends = Ends::keeping(on.model, &prompts, capture)?;
     let factor = f64::from(on.model.spec.logit_scale.unwrap_or(1.0));
     let mut all = Vec::with_capacity(writers.len());
     for writer in writers {

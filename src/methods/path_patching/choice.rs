@@ -185,14 +185,14 @@ impl fmt::Display for Senders {
         match self {
             Senders::Heads => f.write_str("heads"),
             Senders::All => f.write_str("all"),
-            Senders::These(nodes) => f.write_str(&super::names(nodes)),
+            Senders::These(nodes) => f.write_str(&names(nodes)),
         }
     }
 }
 
 impl fmt::Display for Receivers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&super::names(&self.0))
+        f.write_str(&names(&self.0))
     }
 }
 
@@ -212,6 +212,11 @@ impl fmt::Display for Receiver {
             None => write!(f, "{}", self.node),
         }
     }
+}
+
+pub(super) fn names<T: ToString>(list: &[T]) -> String {
+    let names: Vec<String> = list.iter().map(T::to_string).collect();
+    names.join(",")
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::choice::Receiver;
-use super::runs::{OnlyStops, PathRuns, added, bytes_of_pair, carried, read_site, spread};
-use super::{header, needs, path_cell, walk};
+use super::rows::path_cell;
+use super::runs::{OnlyStops, PathRuns, added, bytes_of_pair, carried, read_site, spread, walk};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Ln, Node};
@@ -23,7 +23,7 @@ use crate::methods::exact_edges::deltas::head_write;
 use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
 use crate::metric::Metric;
 use crate::run::{Captured, Progress, Variant, sweep, sweep_with_capture};
-use crate::scores::{Cell, ExampleScores, ScoresMeta};
+use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
 
@@ -125,7 +125,14 @@ impl PathSet {
 
 impl Method for NodePathConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
-        header(self.metric(task), task)
+        let metric = self.metric(task);
+        ScoresMeta::new(
+            "path_patching",
+            metric,
+            metric.unit(),
+            Direction::Noise,
+            task.seed,
+        )
     }
 
     fn settings(&self) -> Value {
@@ -140,7 +147,12 @@ impl Method for NodePathConfig {
     }
 
     fn needs(&self, task: &Task) -> Needs {
-        needs(self.metric(task))
+        Needs {
+            decoder: Some("paths"),
+            aligned: true,
+            metric: Some(self.metric(task)),
+            ..Needs::default()
+        }
     }
 
     fn check(&self, spec: &ModelSpec, _: &Task) -> Result<()> {

@@ -1,15 +1,18 @@
 //! The two unpatched runs of a batch of pairs, what senders write otherwise in the corrupted one, and the two sweeps of a row.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{PathConfig, PathRow, Receiver};
+use super::choice::Receiver;
+use super::config::PathConfig;
+use super::rows::PathRow;
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Node, Op, Pos, Positions, Site, Value};
 use crate::methods::ablation::site_of;
 use crate::methods::exact_edges::deltas::{self, Deltas};
-use crate::methods::method::{Running, Subject};
+use crate::methods::method::{Running, Subject, Unit, unmeasured};
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
 use crate::nn::host::to_host;
@@ -17,8 +20,9 @@ use crate::run::{
     BaseRun, Captured, Progress, Readout, Source, Sources, SweepOptions, Variant, sweep,
     sweep_with_capture,
 };
-use crate::spec::{Block, Mlp, ModelSpec};
-use crate::task::Pair;
+use crate::scores::ExampleScores;
+use crate::spec::{Block, Mlp, ModelSpec, NormPlacement};
+use crate::task::{Pair, Task};
 
 /// Streams, branches, queries, keys, values and z of every layer of two runs, and what sources write in both and in between.
 pub(super) fn bytes_of_pair(spec: &ModelSpec, length: usize) -> usize {
@@ -407,4 +411,40 @@ pub(super) fn carried(
     };
     let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
     Ok(Some((positions, rows)))
+}
+
+/// Whether a norm stands on attention's output, so that what a head writes is its share of the normed sum.
+pub(super) fn has_post_norm(spec: &ModelSpec) -> bool {
+    matches!(
+        spec.norm_placement,
+        NormPlacement::Post | NormPlacement::Sandwich
+    )
+}
+
+/// What a walk from a node's layer to the answer costs, in forward passes of one prompt, from the first position that differs.
+pub(super) fn walk(node: Node, spec: &ModelSpec, share: f64) -> f64 {
+    let n_layers = spec.n_layers as f64;
+    let left = match node {
+        Node::Input => n_layers,
+        Node::Head { layer, .. } => n_layers - layer as f64 - 0.5,
+        Node::Mlp(layer) => n_layers - layer as f64 - 0.7,
+        Node::Logits => 0.0,
+    };
+    share * left / n_layers
+}
+
+impl PathRuns<'_> {
+    /// The examples of a unit, from a value for each of its pairs and cells.
+    pub fn examples(&self, task: &Task, unit: &Unit, values: Vec<Vec<f64>>) -> Vec<ExampleScores> {
+        let cells: Arc<[u32]> = (unit.cells.start as u32..unit.cells.end as u32).collect();
+        let example = |(i, values): (usize, Vec<f64>)| {
+            let (clean, corrupted) = (self.clean_metric[i], self.corrupted_metric[i]);
+            let mut one = unmeasured(task, unit.items[i], clean, corrupted);
+            one.judged(self.judged[i]);
+            one.cells = Arc::clone(&cells);
+            one.values = values;
+            one
+        };
+        values.into_iter().enumerate().map(example).collect()
+    }
 }

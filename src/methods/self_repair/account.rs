@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Effects, Later, Measure, PromptEnd, Removed, Repair, RepairParts, RepairTarget};
+use super::config::{RepairParts, RepairTarget};
+use super::effects::{Effects, Later, Measure, Removed};
+use super::parts::{PromptEnd, Repair};
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site, Value};
 use crate::methods::logits::dla::head_readers;
@@ -15,7 +17,7 @@ use crate::nn::embed::unembed;
 use crate::nn::host::to_host;
 use crate::nn::norm;
 use crate::run::{
-    BaseRun, Captured, Quiet, Readout, Request, Sources, SweepOptions, Variant, sweep_with_capture,
+    BaseRun, Captured, Quiet, Readout, Sources, SweepOptions, Variant, sweep_with_capture,
 };
 use crate::spec::NormPlacement;
 use crate::task::Pair;
@@ -54,11 +56,7 @@ impl<'a> CleanRun<'a> {
             capture.extend(every_layer(model, Kind::Z));
             capture.extend(every_layer(model, Kind::Scale(Ln::OnePost)));
         }
-        let request = Request {
-            capture: &capture,
-            ..Request::default()
-        };
-        let mut ends = Ends::run(model, &prompts, &request)?;
+        let mut ends = Ends::keeping(model, &prompts, &capture)?;
         let mut pairs: Vec<Pair> = items
             .iter()
             .map(|&pair| repair.on.task.pairs()[pair].clone())

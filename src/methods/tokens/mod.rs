@@ -13,86 +13,34 @@
 
 mod alti;
 mod batch;
+mod cells;
+mod config;
 mod frozen;
 mod gradient;
 mod integrated;
 mod method;
 mod relevance;
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
+use batch::{Batch, InCells, Shares};
+use gradient::Reading;
+use integrated::{Start, baseline_token, check_references};
 use serde_json::{Value, json};
 
+use cells::{Cells, EMBED};
+pub use config::{Prompts, TokenConfig};
+
 use super::activation_patching::{PatchConfig, PatchSource};
-use super::method::{Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, unmeasured};
-use super::sites::{Extent, parse_sites};
+use super::method::{Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit};
+use super::sites::parse_sites;
 use crate::error::{Error, Result};
-use crate::metric::Metric;
 use crate::nn::rules::Rules;
 use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
+
 pub use alti::{Alti, alti};
-use batch::{Batch, InCells, Shares};
-use gradient::Reading;
-use integrated::{Start, baseline_token, check_references};
 pub use method::{Baseline, Quadrature, ReferenceSet, TokenMethod};
-use relevance::BIAS;
-
-/// Which prompts of the pairs are explained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Prompts {
-    #[default]
-    Clean,
-    Corrupted,
-}
-
-/// What to explain, and how.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenConfig {
-    pub method: TokenMethod,
-    /// [default: the task's]
-    pub metric: Option<Metric>,
-    pub prompts: Prompts,
-    /// Of noise, draws and bootstrap [default: the task's].
-    pub seed: Option<u64>,
-}
-
-impl TokenConfig {
-    /// The clean prompts by one method; all else at its default.
-    pub fn new(method: TokenMethod) -> Self {
-        TokenConfig {
-            method,
-            metric: None,
-            prompts: Prompts::Clean,
-            seed: None,
-        }
-    }
-
-    fn metric(&self, task: &Task) -> Metric {
-        self.metric.unwrap_or(task.metric)
-    }
-
-    fn seed(&self, task: &Task) -> u64 {
-        self.seed.unwrap_or(task.seed)
-    }
-
-    /// What takes a token away, and what is put in its place: what a share of it is held against.
-    fn removal(&self) -> PatchSource {
-        match &self.method {
-            TokenMethod::IntegratedGradients { baseline, .. } => match baseline {
-                Baseline::Pair => PatchSource::Pair,
-                Baseline::Zero | Baseline::Mean | Baseline::Bos | Baseline::Token(_) => {
-                    PatchSource::Zero
-                }
-            },
-            _ => PatchSource::Zero,
-        }
-    }
-}
 
 /// How well the shares of one prompt account for what they should sum to.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -335,95 +283,6 @@ fn completeness(example: &ExampleScores) -> Option<Completeness> {
         total,
         delta: sum - total,
     })
-}
-
-/// What stands between the final stream and the metric.
-const OF_END: [&str; 2] = [BIAS, relevance::METRIC];
-const EMBED: &str = "hook_embed";
-const POS_EMBED: &str = "hook_pos_embed";
-
-/// Every row that a method can give: tokens by position, position embeddings, then components. Those that it does not give are
-/// dropped at the end.
-struct Cells {
-    all: Vec<Cell>,
-    places: HashMap<Cell, u32>,
-    extent: Extent,
-}
-
-impl Cells {
-    fn new(on: Subject<'_>) -> Self {
-        let Subject { model, task } = on;
-        let extent = Extent::new(task, &Default::default(), &Default::default());
-        let mut all = extent.positions(EMBED);
-        if model.weights.w_pos.is_some() {
-            all.extend(extent.positions(POS_EMBED));
-        }
-        for layer in 0..model.spec.n_layers {
-            let of_layer = ["attn.hook_pattern", "hook_mlp_out", BIAS];
-            all.extend(of_layer.map(|name| component(name, Some(layer))));
-        }
-        all.extend(OF_END.map(|name| component(name, None)));
-        let places = all.iter().cloned().zip(0..).collect();
-        Cells {
-            all,
-            places,
-            extent,
-        }
-    }
-
-    fn place(&self, cell: &Cell) -> Result<u32> {
-        self.places
-            .get(cell)
-            .copied()
-            .ok_or_else(|| Error::NothingMeasured {
-                cell: cell.to_string(),
-            })
-    }
-
-    fn example(
-        &self,
-        batch: &Batch<'_>,
-        i: usize,
-        item: usize,
-        shares: &Shares,
-    ) -> Result<ExampleScores> {
-        let pair = batch.pairs[i];
-        let mut rows: Vec<(u32, f64)> = Vec::new();
-        for (name, of_positions) in [(EMBED, &shares.tokens), (POS_EMBED, &shares.positions)] {
-            for (pos, &share) in of_positions.iter().enumerate() {
-                let cell = Cell {
-                    component: name.into(),
-                    pos: Some(pos as i32),
-                    template: self.extent.label(pair),
-                    ..Cell::default()
-                };
-                rows.push((self.place(&cell)?, share));
-            }
-        }
-        for &(name, layer, share) in &shares.parts {
-            rows.push((self.place(&component(name, layer))?, share));
-        }
-        rows.sort_by_key(|row| row.0);
-        let (own, other) = (batch.values[i], batch.other_values[i]);
-        let (clean, corrupted) = match batch.config.prompts {
-            Prompts::Clean => (own, other),
-            Prompts::Corrupted => (other, own),
-        };
-        Ok(ExampleScores {
-            tokens: batch.task.texts(&batch.prompts[i]),
-            cells: rows.iter().map(|row| row.0).collect::<Arc<[u32]>>(),
-            values: rows.iter().map(|row| row.1).collect(),
-            ..unmeasured(batch.task, item, clean, corrupted)
-        })
-    }
-}
-
-fn component(name: &str, layer: Option<usize>) -> Cell {
-    Cell {
-        component: name.into(),
-        layer: layer.map(|layer| layer as u32),
-        ..Cell::default()
-    }
 }
 
 /// Lawful but doubtful results of the method itself, each with a remedy.
