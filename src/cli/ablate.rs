@@ -13,10 +13,9 @@ use candlewick::model::ModelSpec;
 use candlewick::task::Task;
 use clap::Args;
 
-use super::Context;
 use super::args::TaskArgs;
 use super::open::open_task;
-use super::session::{self, Ask, Asked, CommonArgs, Mode};
+use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Ablate parts of the model: one at a time, in sets, in pairs; scale them, or knock attention out.
 ///
@@ -91,10 +90,6 @@ pub struct AblateArgs {
     pub target: RepairTarget,
     #[command(flatten)]
     pub common: CommonArgs,
-}
-
-pub fn run(args: &AblateArgs, ctx: &Context) -> anyhow::Result<()> {
-    session::run(args, &args.common, ctx)
 }
 
 impl Ask for AblateArgs {

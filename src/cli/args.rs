@@ -132,24 +132,7 @@ pub struct PrintArgs {
     pub panel: Option<String>,
     /// Whether the grids of a picture share one scale.
     #[arg(long, value_name = "WHOSE", default_value = "run")]
-    pub scale: ScaleChoice,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ScaleChoice {
-    /// One scale for all grids of the run.
-    Run,
-    /// Each grid up to its own largest value.
-    Own,
-}
-
-impl From<ScaleChoice> for ScaleOf {
-    fn from(choice: ScaleChoice) -> ScaleOf {
-        match choice {
-            ScaleChoice::Run => ScaleOf::Run,
-            ScaleChoice::Own => ScaleOf::Panel,
-        }
-    }
+    pub scale: ScaleOf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -23,9 +23,8 @@ use clap::Args;
 
 use choices::{MethodChoice, Scored, SourceChoice};
 
-use super::Context;
-use super::patch::DirectionChoice;
-use super::session::{self, Ask, Asked, CommonArgs, Mode};
+use super::patch::{DirectionChoice, direction_of};
+use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Points of an integral over the inputs or over what components write, where nobody says.
 const STEPS: usize = 5;
@@ -113,10 +112,6 @@ pub struct AttributeArgs {
     /// What `--compare` names, once it is read.
     #[arg(skip)]
     theirs: OnceCell<ScoredGraph>,
-}
-
-pub fn run(args: &AttributeArgs, ctx: &Context) -> anyhow::Result<()> {
-    session::run(args, &args.common, ctx)
 }
 
 impl Ask for AttributeArgs {
@@ -244,13 +239,7 @@ impl AttributeArgs {
             SourceChoice::MeanAll => PatchSource::MeanAll,
         };
         let patch = PatchConfig {
-            direction: match self.direction {
-                Some(DirectionChoice::Denoise) => Direction::Denoise,
-                Some(DirectionChoice::Noise) => Direction::Noise,
-                Some(DirectionChoice::Ablate) => Direction::Ablate,
-                None if source == PatchSource::Pair => Direction::Noise,
-                None => Direction::Ablate,
-            },
+            direction: direction_of(self.direction, source, Direction::Noise),
             source,
             ..PatchConfig::new(sites)
         };

@@ -4,8 +4,7 @@ use candlewick::hooks::Node;
 use candlewick::methods::{HeadConfig, Method, single_tokens};
 use clap::Args;
 
-use super::Context;
-use super::session::{self, Ask, Asked, CommonArgs, Mode};
+use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Label every attention head with what it looks like: previous-token, duplicate-token, induction, copying.
 ///
@@ -34,10 +33,6 @@ pub struct HeadsArgs {
     pub tokens: usize,
     #[command(flatten)]
     pub common: CommonArgs,
-}
-
-pub fn run(args: &HeadsArgs, ctx: &Context) -> anyhow::Result<()> {
-    session::run(args, &args.common, ctx)
 }
 
 impl Ask for HeadsArgs {

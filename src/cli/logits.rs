@@ -7,8 +7,7 @@ use candlewick::methods::{
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
-use super::Context;
-use super::session::{self, Ask, Asked, CommonArgs, Mode};
+use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Take the answer's logit apart, or read every layer through the lens. Nothing in the model is changed.
 ///
@@ -101,10 +100,6 @@ pub enum Lens {
     Knockout,
     /// Labels after true and false demonstrations.
     Early,
-}
-
-pub fn run(args: &LogitsArgs, ctx: &Context) -> anyhow::Result<()> {
-    session::run(args, &args.common, ctx)
 }
 
 impl Ask for LogitsArgs {

@@ -202,15 +202,15 @@ pub fn run(cli: Cli, typed: Vec<String>) -> anyhow::Result<()> {
 
 fn dispatch(command: Command, ctx: &Context) -> anyhow::Result<()> {
     match command {
-        Command::Patch(args) => patch::run(&args, ctx),
-        Command::Ablate(args) => ablate::run(&args, ctx),
+        Command::Patch(args) => session::run(&args, &args.common, ctx),
+        Command::Ablate(args) => session::run(&args, &args.common, ctx),
         Command::Merge(args) => merge::run(args, ctx),
-        Command::Attribute(args) => attribute::run(&args, ctx),
-        Command::Logits(args) => logits::run(&args, ctx),
-        Command::Heads(args) => heads::run(&args, ctx),
+        Command::Attribute(args) => session::run(&args, &args.common, ctx),
+        Command::Logits(args) => session::run(&args, &args.common, ctx),
+        Command::Heads(args) => session::run(&args, &args.common, ctx),
         Command::Path(args) => path::run(&args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
-        Command::Scale(args) => scale::run(&args, ctx),
+        Command::Scale(args) => session::run(&args, &args.common, ctx),
         Command::Tokens(args) => tokens::run(args, ctx),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),

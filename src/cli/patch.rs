@@ -6,8 +6,7 @@ use candlewick::methods::{
 use candlewick::scores::Direction;
 use clap::{Args, ValueEnum};
 
-use super::Context;
-use super::session::{self, Ask, Asked, CommonArgs, Mode};
+use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Patch one run's activations into another, exactly, at every site of a sweep.
 ///
@@ -75,8 +74,19 @@ pub enum DirectionChoice {
     Ablate,
 }
 
-pub fn run(args: &PatchArgs, ctx: &Context) -> anyhow::Result<()> {
-    session::run(args, &args.common, ctx)
+/// What was chosen; else `of_pairs` where the other run is put in place, and an ablation where something else is.
+pub fn direction_of(
+    choice: Option<DirectionChoice>,
+    source: PatchSource,
+    of_pairs: Direction,
+) -> Direction {
+    match choice {
+        Some(DirectionChoice::Denoise) => Direction::Denoise,
+        Some(DirectionChoice::Noise) => Direction::Noise,
+        Some(DirectionChoice::Ablate) => Direction::Ablate,
+        None if source == PatchSource::Pair => of_pairs,
+        None => Direction::Ablate,
+    }
 }
 
 impl Ask for PatchArgs {
@@ -103,20 +113,13 @@ impl Ask for PatchArgs {
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
         let source = self.source;
-        let direction = match self.direction {
-            Some(DirectionChoice::Denoise) => Direction::Denoise,
-            Some(DirectionChoice::Noise) => Direction::Noise,
-            Some(DirectionChoice::Ablate) => Direction::Ablate,
-            None if source == PatchSource::Pair => Direction::Denoise,
-            None => Direction::Ablate,
-        };
         let noise = (!self.noise.is_empty()).then(|| GaussianNoise {
             positions: self.noise.clone(),
             scale: self.noise_scale,
             samples: self.noise_samples,
         });
         Ok(Box::new(PatchConfig {
-            direction,
+            direction: direction_of(self.direction, source, Direction::Denoise),
             source,
             noise,
             window: self.window,

@@ -3,8 +3,7 @@
 use candlewick::methods::{Heads, Method, ScalingConfig};
 use clap::Args;
 
-use super::Context;
-use super::session::{self, Ask, Asked, CommonArgs, Mode};
+use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Scale heads while the model runs, and count what it answers: an answer of the task, a wrong answer of it, or any other token.
 ///
@@ -29,10 +28,6 @@ pub struct ScaleArgs {
     pub factors: Vec<f32>,
     #[command(flatten)]
     pub common: CommonArgs,
-}
-
-pub fn run(args: &ScaleArgs, ctx: &Context) -> anyhow::Result<()> {
-    session::run(args, &args.common, ctx)
 }
 
 impl Ask for ScaleArgs {

@@ -46,7 +46,7 @@ pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.svg {
         let options = SvgOptions {
-            scale: args.print.scale.into(),
+            scale: args.print.scale,
             panel: args.print.panel.clone(),
         };
         let picture = svg(&scores, &options)?;
@@ -161,7 +161,7 @@ pub fn print(
         heatmap: HeatmapOptions {
             color: ctx.color,
             width: ctx.width,
-            scale: args.scale.into(),
+            scale: args.scale,
             panel: args.panel.clone(),
         },
         list_width: ctx.is_terminal.then_some(ctx.width),

@@ -27,7 +27,7 @@ pub(super) use sets::site_of;
 
 use super::activation_patching::Patching;
 use super::measure::{Watch, measure};
-use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use super::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use crate::error::Result;
 use crate::hooks::{Kind, Node};
 use crate::run::Progress;
@@ -87,11 +87,7 @@ impl Method for AblationConfig {
         self.patching(spec).check(spec, task)
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         Ok(Box::new(Ablating {
             config: self,
             patching: Patching::new(on, self.patching(&on.model.spec), running)?,

@@ -21,7 +21,7 @@ pub(super) use engine::Patching;
 use super::choice::{Heads, Layers};
 use super::gaussian::GaussianNoise;
 use super::measure::{Watch, measure};
-use super::method::{Method, Needs, Prepared, Running, Subject, check_range};
+use super::method::{Method, Needs, Preparation, Running, Subject, check_range};
 use super::reference::ReferenceSet;
 use super::sites::{Along, Extent, Sites};
 use crate::error::{Error, Result};
@@ -352,11 +352,7 @@ impl Method for PatchConfig {
         self.check_reference(task)
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         Ok(Box::new(Patching::new(on, self.clone(), running)?))
     }
 }

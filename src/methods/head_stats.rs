@@ -28,7 +28,9 @@ use statistic::{COPIES, LOOKS, SEES, Statistic, class, statistics};
 
 use super::columns::Columns;
 use super::logits::{captured_bytes, check_tokens};
-use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range, units};
+use super::method::{
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_range, units,
+};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Node};
 use crate::model::{ModelSpec, Tokenizer};
@@ -209,7 +211,7 @@ impl Method for HeadConfig {
         ]
     }
 
-    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Preparation<'a> {
         let (spec, roles) = (&on.model.spec, on.task.all_roles());
         let kinds = [Kind::Pattern, Kind::V];
         let hooks = |layer| kinds.map(|kind| Hook::at(kind, layer));

@@ -7,12 +7,13 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::verify::{Bound, Verification};
 use crate::error::{Error, Result};
-use crate::metric::Metric;
+use crate::metric::{Judgement, Metric};
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, available_memory};
 use crate::scores::{Cell, Detail, ExampleScores, Measured, ScoresMeta, Shard, View};
@@ -106,6 +107,40 @@ pub struct Unit {
     pub cells: Range<usize>,
 }
 
+impl Unit {
+    /// The examples of items that have all its cells, from the values of each item; `unchanged` gives what the model does on
+    /// it otherwise.
+    pub fn examples(
+        &self,
+        task: &Task,
+        values: Vec<Vec<f64>>,
+        unchanged: impl Fn(usize) -> Unchanged,
+    ) -> Vec<ExampleScores> {
+        let cells: Arc<[u32]> = (self.cells.start as u32..self.cells.end as u32).collect();
+        let example = |(i, values): (usize, Vec<f64>)| {
+            let Unchanged {
+                clean,
+                corrupted,
+                judged,
+            } = unchanged(i);
+            let mut one = unmeasured(task, self.items[i], clean, corrupted);
+            one.judged(judged);
+            one.cells = Arc::clone(&cells);
+            one.values = values;
+            one
+        };
+        values.into_iter().enumerate().map(example).collect()
+    }
+}
+
+/// What the model does on a pair when nothing is changed: the metric of its two runs, and how the clean one is judged.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unchanged {
+    pub clean: f64,
+    pub corrupted: f64,
+    pub judged: Judgement,
+}
+
 /// What a unit will cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
@@ -140,6 +175,9 @@ pub struct Exact {
     pub sizes: bool,
 }
 
+/// A method that is ready for a subject, or why it cannot be.
+pub type Preparation<'a> = Result<Box<dyn Prepared + 'a>>;
+
 /// A method and all its settings.
 pub trait Method: fmt::Debug + Send + Sync {
     /// Name, metric, unit, direction and seed of the table.
@@ -159,11 +197,7 @@ pub trait Method: fmt::Debug + Send + Sync {
     /// What measuring needs besides the units. Cheap: passes over prompts belong into [`Prepared::begin`].
     /// # Errors
     /// What could not be told without weights.
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>>;
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a>;
 
     /// What a reader is shown of the table, and in which order; by default what the filled columns suggest.
     fn views(&self, _task: &Task) -> Vec<View> {

@@ -42,7 +42,9 @@ pub use measure::{
     Keeping, Plan, Shards, Watch, check, measure, measure_shard, measurements, merge, plan,
     read_shards,
 };
-pub use method::{Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, VerifyOptions};
+pub use method::{
+    Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit, VerifyOptions,
+};
 pub use path_patching::{
     NodePath, NodePathConfig, Over, PathConfig, PathSet, Receiver, ReceiverChoice, Receivers,
     Senders, path_patching,

@@ -44,7 +44,7 @@ pub use config::{Over, PathConfig};
 use rows::PathRow;
 
 use super::measure::{Watch, measure};
-use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use super::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use crate::error::Result;
 use crate::hooks::Node;
 use crate::run::Progress;
@@ -107,11 +107,7 @@ impl Method for PathConfig {
         Ok(())
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let rows = self.rows(&on.model.spec)?;
         Ok(Box::new(PathPatching {
             on,

@@ -12,7 +12,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 
 use candle_core::DType;
 use serde_json::{Value, json};
@@ -20,7 +19,8 @@ use serde_json::{Value, json};
 use super::choice::Heads;
 use super::measure::{Watch, measure};
 use super::method::{
-    Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range, stop_if_asked, unmeasured,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unchanged, Unit, check_range,
+    stop_if_asked,
 };
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site};
@@ -186,7 +186,7 @@ impl Method for ScalingConfig {
         }
     }
 
-    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Preparation<'a> {
         let scaled = self.scaled(&on.model.spec);
         let of_one = |scaled: &Scaled| {
             Class::ALL.map(|class| Cell {
@@ -314,17 +314,15 @@ impl Prepared for Scaling<'_> {
             }
         }
         let judged = self.judged(&unit.items)?;
-        let cells: Arc<[u32]> = (unit.cells.start as u32..unit.cells.end as u32).collect();
-        let example = |(i, values): (usize, Vec<f64>)| {
+        Ok(unit.examples(self.on.task, values, |i| {
             let judged = judged.get(i).copied().unwrap_or_default();
             let right = f64::from(u8::from(judged.top1 == Some(true)));
-            let mut one = unmeasured(self.on.task, unit.items[i], right, right);
-            one.judged(judged);
-            one.cells = Arc::clone(&cells);
-            one.values = values;
-            one
-        };
-        Ok(values.into_iter().enumerate().map(example).collect())
+            Unchanged {
+                clean: right,
+                corrupted: right,
+                judged,
+            }
+        }))
     }
 
     /// Shares have Wilson's interval.

@@ -19,8 +19,6 @@ mod effects;
 mod parts;
 mod report;
 
-use std::sync::Arc;
-
 use account::CleanRun;
 use serde_json::{Value, json};
 
@@ -32,7 +30,8 @@ use report::report;
 use super::logits::dla::check_target;
 use super::measure::{Watch, measure};
 use super::method::{
-    Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range, stop_if_asked, unmeasured,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unchanged, Unit, check_range,
+    stop_if_asked,
 };
 use crate::error::{Error, Result};
 use crate::hooks::Kind;
@@ -120,11 +119,7 @@ impl Method for RepairConfig {
         Ok(())
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         Ok(Box::new(Repair::new(on, self, running)))
     }
 }
@@ -188,15 +183,10 @@ impl Prepared for Repair<'_> {
             }
             progress.advance((here.len() * unit.items.len()) as u64);
         }
-        let cells: Arc<[u32]> = (unit.cells.start as u32..unit.cells.end as u32).collect();
-        let example = |(i, values): (usize, Vec<f64>)| {
-            let mut one = unmeasured(self.on.task, unit.items[i], 0.0, 0.0);
-            one.judged(clean.judged[i]);
-            one.cells = Arc::clone(&cells);
-            one.values = values;
-            one
-        };
-        Ok(values.into_iter().enumerate().map(example).collect())
+        Ok(unit.examples(self.on.task, values, |i| Unchanged {
+            judged: clean.judged[i],
+            ..Unchanged::default()
+        }))
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {

@@ -10,11 +10,13 @@ use crate::text::visible;
 
 /// Whether the grids of a table share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum ScaleOf {
-    /// One scale for all grids.
+    /// One scale for all grids of the run.
     #[default]
     Run,
-    /// For each grid its own, up to its own largest magnitude.
+    /// Each grid up to its own largest value.
+    #[cfg_attr(feature = "cli", value(name = "own"))]
     Panel,
 }
 

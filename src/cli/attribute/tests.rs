@@ -6,6 +6,7 @@ use candlewick::scores::{Cell, Detail, ExampleScores, Provenance, ScoresMeta};
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use super::*;
+use crate::cli::session;
 
 #[derive(Debug, Parser)]
 struct Only {

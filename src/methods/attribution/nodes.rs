@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln};
 use crate::methods::activation_patching::{PatchConfig, PatchSource, Patching};
 use crate::methods::method::{
-    Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, unmeasured,
+    Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit, unmeasured,
 };
 use crate::methods::verify::{Bound, Verification, bound_of};
 use crate::run::{Progress, Source, Variant, sweep};
@@ -115,11 +115,7 @@ impl Method for NodeAttributionConfig {
         Ok(())
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let places = Places::new(&on.model.spec, on.task, &self.patch);
         let setting = Setting {
             model: on.model,

@@ -28,7 +28,7 @@ use super::{NEEDS_DECODER, captured_bytes, check_tokens, clean_prompts, pairs_of
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use crate::methods::sites::Extent;
 use crate::model::{Model, ModelSpec};
 use crate::run::Progress;
@@ -87,11 +87,7 @@ impl Method for DlaConfig {
         vec![View::Grids, View::Lists(written), View::Strongest]
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let extent = Extent::new(on.task, &Default::default(), &Default::default());
         let places = Places {
             positions: extent.positions(Kind::Result.name()),

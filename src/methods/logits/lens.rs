@@ -26,7 +26,7 @@ use crate::error::Result;
 use crate::hooks::{Hook, Kind};
 use crate::methods::columns::Columns;
 use crate::methods::method::{
-    Cost, Method, Needs, Prepared, Running, Subject, Unit, stop_if_asked,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, stop_if_asked,
 };
 use crate::methods::sites::Extent;
 use crate::metric::Metric;
@@ -149,11 +149,7 @@ impl Method for LensConfig {
         grids.into_iter().chain([View::Layers(layers)]).collect()
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let extent = Extent::new(on.task, &Default::default(), &Default::default());
         let positions = self.positions_of(on.task);
         let places = match positions {

@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Node};
 use crate::methods::columns::Columns;
 use crate::methods::method::{
-    Cost, Method, Needs, Prepared, Running, Subject, Unit, stop_if_asked,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, stop_if_asked,
 };
 use crate::model::ModelSpec;
 use crate::nn::embed::unembed_columns;
@@ -142,11 +142,7 @@ impl Method for EarlyConfig {
         ]
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let hooks = streams(on.model);
         let labels = labels(on.task)?;
         Ok(Box::new(Decoding {

@@ -20,7 +20,7 @@ use super::{NEEDS_DECODER, captured_bytes, check_answers, clean_prompts, pairs_o
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use crate::model::ModelSpec;
 use crate::run::Progress;
 use crate::scores::statistics::percentile;
@@ -124,7 +124,7 @@ impl Method for SourceConfig {
         vec![View::Grids, View::Lists(classes), View::Strongest]
     }
 
-    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Preparation<'a> {
         let of = |kind| every_layer(on.model, kind);
         let scale = Kind::Scale(Ln::OnePost);
         Ok(Box::new(Classing {

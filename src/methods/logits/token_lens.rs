@@ -21,7 +21,7 @@ use super::{
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site};
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, Request};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
@@ -95,7 +95,7 @@ impl Method for TokenLensConfig {
         check_answers(task, "centred_logit")
     }
 
-    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Preparation<'a> {
         let of = |kind| every_layer(on.model, kind);
         let mut capture = of(Kind::MlpOut);
         if !self.knockout {

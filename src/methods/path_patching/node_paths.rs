@@ -20,7 +20,7 @@ use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Edit, Hook, Kind, Ln, Node};
 use crate::methods::exact_edges::deltas::head_write;
-use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use crate::methods::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use crate::metric::Metric;
 use crate::run::{Captured, Progress, Variant, sweep, sweep_with_capture};
 use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
@@ -182,11 +182,7 @@ impl Method for NodePathConfig {
         Ok(())
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         Ok(Box::new(NodePaths {
             on,
             running,

@@ -1,7 +1,6 @@
 //! The two unpatched runs of a batch of pairs, what senders write otherwise in the corrupted one, and the two sweeps of a row.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -12,7 +11,7 @@ use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Node, Op, Pos, Positions, Site, Value};
 use crate::methods::ablation::site_of;
 use crate::methods::exact_edges::deltas::{self, Deltas};
-use crate::methods::method::{Running, Subject, Unit, unmeasured};
+use crate::methods::method::{Running, Subject, Unchanged, Unit};
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
 use crate::nn::host::to_host;
@@ -436,15 +435,10 @@ pub(super) fn walk(node: Node, spec: &ModelSpec, share: f64) -> f64 {
 impl PathRuns<'_> {
     /// The examples of a unit, from a value for each of its pairs and cells.
     pub fn examples(&self, task: &Task, unit: &Unit, values: Vec<Vec<f64>>) -> Vec<ExampleScores> {
-        let cells: Arc<[u32]> = (unit.cells.start as u32..unit.cells.end as u32).collect();
-        let example = |(i, values): (usize, Vec<f64>)| {
-            let (clean, corrupted) = (self.clean_metric[i], self.corrupted_metric[i]);
-            let mut one = unmeasured(task, unit.items[i], clean, corrupted);
-            one.judged(self.judged[i]);
-            one.cells = Arc::clone(&cells);
-            one.values = values;
-            one
-        };
-        values.into_iter().enumerate().map(example).collect()
+        unit.examples(task, values, |i| Unchanged {
+            clean: self.clean_metric[i],
+            corrupted: self.corrupted_metric[i],
+            judged: self.judged[i],
+        })
     }
 }

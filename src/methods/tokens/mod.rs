@@ -30,7 +30,7 @@ use cells::{Cells, EMBED};
 pub use config::{Prompts, TokenConfig};
 
 use super::activation_patching::{PatchConfig, PatchSource};
-use super::method::{Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit};
+use super::method::{Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use super::sites::parse_sites;
 use crate::error::{Error, Result};
 use crate::nn::rules::Rules;
@@ -124,11 +124,7 @@ impl Method for TokenConfig {
         Ok(())
     }
 
-    fn prepare<'a>(
-        &'a self,
-        on: Subject<'a>,
-        running: &'a Running,
-    ) -> Result<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let start = match &self.method {
             TokenMethod::IntegratedGradients { baseline, .. } => {
                 Some(Start::new(on.model, on.task.tokenizer(), baseline)?)
