@@ -8,6 +8,7 @@
 //! Sources: Vig et al. 2020; Meng et al. 2022; Zhang and Nanda 2024, "Towards best practices of activation patching".
 //! Left out on purpose: path patching, which is a method of its own.
 
+mod donors;
 mod engine;
 
 use std::fmt;

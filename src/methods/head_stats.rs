@@ -13,110 +13,31 @@
 //! and induction heads". Left out on purpose: composition scores, which are about pairs of heads.
 
 mod circuits;
+mod config;
 mod copying;
 mod roles;
 mod statistic;
 
-use copying::{Sources, copying};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
+pub use config::HeadConfig;
+use config::ordinary;
+use copying::{Sources, copying};
 use roles::{Places, tokens_of_roles};
 use statistic::{COPIES, LOOKS, SEES, Statistic, class, statistics};
 
+use super::captured::{captured, captured_bytes};
 use super::columns::Columns;
-use super::logits::{captured_bytes, check_tokens};
+use super::logits::check_tokens;
 use super::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_range, units,
 };
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Node};
-use crate::model::{ModelSpec, Tokenizer};
-use crate::run::{Cache, Logits, Progress, Request, run};
+use crate::model::ModelSpec;
+use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
 use crate::task::{Pair, Task};
-
-/// What to measure of every head.
-///
-/// Rows with a `role`, on the task's clean prompts: `attention_from_end`, from the last position to that role, and
-/// `copying_at_role`, the copying score there among the tokens at all roles. Rows with `src` and `dst`: the
-/// strongest entries of the circuits asked for. `attn.ov` is what the head writes for token `dst` when it attends to token
-/// `src`, `attn.qk` how much a query at token `src` wants a key at token `dst` (before the softmax, at distance zero where
-/// positions are rotary); both read the token's embedding alone, which is all that layer 0 reads and less than later
-/// layers do. `class` says what a head looks like, with the numbers behind it.
-///
-/// The examples are the task's pairs, and after them the sequences of repeated tokens.
-/// # Units
-/// `score`: attention (mean over queries) for the first five, none for `copying`, nats for `entropy`, tokens for `distance`;
-/// `attn.ov` logits at a final scale of 1, less their mean over the vocabulary.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HeadConfig {
-    /// Different random tokens in a sequence, each of which comes twice [default: 24, or as many as the context takes].
-    pub repeat_length: Option<usize>,
-    /// Sequences.
-    pub samples: usize,
-    /// Heads whose OV and QK circuits are read out.
-    pub circuits: Vec<Node>,
-    /// Tokens that the circuits start from; if none is given, those at the roles of the task's first pair.
-    pub from: Vec<u32>,
-    /// Tokens listed for each of them.
-    pub tokens: usize,
-    /// Of the sequences and the bootstrap [default: the task's].
-    pub seed: Option<u64>,
-}
-
-impl Default for HeadConfig {
-    /// Eight sequences; no circuits.
-    fn default() -> Self {
-        HeadConfig {
-            repeat_length: None,
-            samples: 8,
-            circuits: Vec::new(),
-            from: Vec::new(),
-            tokens: 5,
-            seed: None,
-        }
-    }
-}
-
-impl HeadConfig {
-    fn repeat_length(&self, spec: &ModelSpec) -> usize {
-        let fits = spec.n_ctx.saturating_sub(1) / 2;
-        self.repeat_length.unwrap_or(24.min(fits))
-    }
-
-    fn seed(&self, task: &Task) -> u64 {
-        self.seed.unwrap_or(task.seed)
-    }
-
-    /// Random tokens, then the same ones again, behind a BOS where the tokenizer puts one.
-    fn sequences(&self, spec: &ModelSpec, task: &Task) -> Vec<Vec<u32>> {
-        let tokenizer = task.tokenizer();
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed(task));
-        let mut ordinary = ordinary(tokenizer, spec);
-        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        let length = self.repeat_length(spec);
-        let mut draw = |_| {
-            let (repeated, _) = ordinary.partial_shuffle(&mut rng, length);
-            let twice = repeated.iter().copied().cycle().take(2 * length);
-            bos.into_iter().chain(twice).collect()
-        };
-        (0..self.samples).map(&mut draw).collect()
-    }
-
-    /// Layer and head of the circuits asked for.
-    fn heads(&self) -> Result<Vec<[usize; 2]>> {
-        let head = |node: &Node| match *node {
-            Node::Head { layer, head } => Ok([layer, head]),
-            Node::Input | Node::Mlp(_) | Node::Logits => Err(Error::invalid(format!(
-                "circuits are those of heads, such as `a3.h1`; `{node}` is none"
-            ))),
-        };
-        self.circuits.iter().map(head).collect()
-    }
-}
 
 impl Method for HeadConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
@@ -384,32 +305,14 @@ fn first_sequence(task: &Task) -> usize {
     last.map_or(0, |last| last + 1)
 }
 
-/// Tokens that can stand anywhere in text.
-fn ordinary(tokenizer: &Tokenizer, spec: &ModelSpec) -> Vec<u32> {
-    let largest = (spec.d_vocab as u32).min(tokenizer.max_id().saturating_add(1));
-    let is_ordinary = |&id: &u32| {
-        tokenizer.has_id(id) && !tokenizer.is_special(id) && tokenizer.unknown() != Some(id)
-    };
-    (0..largest).filter(is_ordinary).collect()
-}
-
 impl Looking<'_> {
-    fn run(&self, prompts: &[Vec<u32>]) -> Result<Cache> {
-        let request = Request {
-            capture: &self.capture,
-            logits: Logits::None,
-            ..Request::default()
-        };
-        Ok(run(self.on.model, prompts, &request)?.cache)
-    }
-
     /// The statistics of every head on some sequences.
     fn on_repeated(&self, unit: &Unit) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = task.pairs().len();
         let items = unit.items.iter();
         let sequences: Vec<Vec<u32>> = items.map(|i| self.sequences[i - pairs].clone()).collect();
-        let cache = self.run(&sequences)?;
+        let cache = captured(model, &sequences, &self.capture, &[])?;
         let length = self.repeat_length;
         let first = sequences[0].len() - 2 * length;
         let mut columns = Columns::new(sequences.len());
@@ -456,7 +359,7 @@ impl Looking<'_> {
         let Subject { model, task } = self.on;
         let pairs: Vec<&Pair> = unit.items.iter().map(|&i| &task.pairs()[i]).collect();
         let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
-        let cache = self.run(&prompts)?;
+        let cache = captured(model, &prompts, &self.capture, &[])?;
         let (roles, n_heads) = (&self.roles, model.spec.n_heads);
         let mut columns = Columns::new(pairs.len());
         columns.skip(Statistic::ALL.len() * model.spec.n_layers * n_heads);

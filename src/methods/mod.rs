@@ -4,6 +4,7 @@
 pub mod ablation;
 pub mod activation_patching;
 pub mod attribution;
+mod captured;
 mod choice;
 mod columns;
 pub mod composition;

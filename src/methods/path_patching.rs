@@ -37,11 +37,13 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use runs::{PathRuns, bytes_of_pair, has_post_norm, walk};
 use serde_json::{Value, json};
 
+pub use choice::{Receiver, ReceiverChoice, Receivers, Senders};
 pub use config::{Over, PathConfig};
+pub use node_paths::{NodePath, NodePathConfig, PathSet};
 use rows::PathRow;
+use runs::{PathRuns, bytes_of_pair, has_post_norm, walk};
 
 use super::measure::{Watch, measure};
 use super::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
@@ -51,9 +53,6 @@ use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, Scores, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
-
-pub use choice::{Receiver, ReceiverChoice, Receivers, Senders};
-pub use node_paths::{NodePath, NodePathConfig, PathSet};
 
 /// Patches every row's paths in every clean prompt: [`measure`] with the defaults of [`Running`].
 /// # Units

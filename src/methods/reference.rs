@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 
+use super::captured::captured;
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
 use crate::model::{Model, ModelSpec};
-use crate::run::{Cache, Logits, MeanOf, Request, Source, run};
+use crate::run::{Cache, MeanOf, Source};
 use crate::task::{Pair, Task};
 
 /// The prompts that means are taken over: one side of every pair of a task.
@@ -99,12 +100,7 @@ impl ReferenceSet<'_> {
             }
         };
         let prompts: Vec<_> = batch.iter().map(prompt).collect();
-        let request = Request {
-            capture: hooks,
-            logits: Logits::None,
-            ..Request::default()
-        };
-        Ok(run(model, &prompts, &request)?.cache)
+        captured(model, &prompts, hooks, &[])
     }
 }
 

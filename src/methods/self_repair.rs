@@ -19,9 +19,9 @@ mod effects;
 mod parts;
 mod report;
 
-use account::CleanRun;
 use serde_json::{Value, json};
 
+use account::CleanRun;
 pub use config::{RepairConfig, RepairParts, RepairTarget};
 use effects::{Measure, Removed};
 use parts::Repair;

@@ -9,10 +9,10 @@
 
 mod found;
 
-use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 

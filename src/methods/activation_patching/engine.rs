@@ -4,11 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
+use super::donors::draw_donors;
 use super::{PatchConfig, PatchSource};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op};
@@ -100,7 +98,7 @@ impl<'a> Patching<'a> {
             sigma: 0.0,
         };
         if resamples {
-            patching.donors = patching.draw_donors()?;
+            patching.donors = draw_donors(task, patching.config.seed(task))?;
         }
         Ok(patching)
     }
@@ -318,31 +316,6 @@ impl<'a> Patching<'a> {
             cache.insert(hook, packed.index_select(&index, 0)?);
         }
         Ok(cache)
-    }
-
-    /// A seeded permutation without fixed points inside each group of pairs that align position by position.
-    fn draw_donors(&self) -> Result<Vec<usize>> {
-        let mut donors: Vec<usize> = (0..self.task.pairs().len()).collect();
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.task));
-        for group in self.task.batches(usize::MAX) {
-            if group.len() < 2 {
-                let pair = &self.task.pairs()[group[0]];
-                return Err(Error::invalid(format!(
-                    "resampling takes values from another pair of the same template and length, and pair {} (template {}, {} tokens) \
-                     has none; use more pairs (`--n-pairs`), or `--source mean`",
-                    pair.index,
-                    pair.template,
-                    pair.clean.len()
-                )));
-            }
-            // One cycle through the group in random order: nobody is his own donor.
-            let mut order = group.clone();
-            order.shuffle(&mut rng);
-            for (i, &pair) in order.iter().enumerate() {
-                donors[pair] = order[(i + 1) % order.len()];
-            }
-        }
-        Ok(donors)
     }
 }
 

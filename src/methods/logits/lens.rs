@@ -19,11 +19,10 @@ use reading::{Reading, best, is_told_by_reading};
 
 use super::readout::every_layer;
 use super::vocabulary::{Look, normed, read, stretches};
-use super::{
-    NEEDS_DECODER, captured_bytes, check_answers, clean_prompts, distinct_texts, pairs_of,
-};
+use super::{NEEDS_DECODER, check_answers, clean_prompts, distinct_texts, pairs_of};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind};
+use crate::methods::captured::{captured, captured_bytes};
 use crate::methods::columns::Columns;
 use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, stop_if_asked,
@@ -33,7 +32,7 @@ use crate::metric::Metric;
 use crate::model::{Model, ModelSpec};
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::host::{tensor, to_host};
-use crate::run::{Cache, Logits, Progress, Request, run};
+use crate::run::{Cache, Progress};
 use crate::scores::{
     Cell, Direction, ExampleScores, LayerColumn, Layers, Measured, ScoresMeta, View,
 };
@@ -373,12 +372,7 @@ impl Looking<'_> {
         let model = self.on.model;
         let pairs = pairs_of(self.on.task, &unit.items);
         let length = pairs[0].clean.len();
-        let request = Request {
-            capture: &self.hooks,
-            logits: Logits::None,
-            ..Request::default()
-        };
-        let cache = run(model, &clean_prompts(&pairs), &request)?.cache;
+        let cache = captured(model, &clean_prompts(&pairs), &self.hooks, &[])?;
         let first = match positions {
             LensPositions::All => 0,
             LensPositions::End => length - 1,

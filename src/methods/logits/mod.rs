@@ -22,7 +22,6 @@ mod written;
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::hooks::Hook;
 use crate::model::{ModelSpec, Tokenizer};
 use crate::task::{Pair, Task};
 
@@ -110,10 +109,4 @@ fn pairs_of<'a>(task: &'a Task, items: &[usize]) -> Vec<&'a Pair> {
 
 fn clean_prompts(pairs: &[&Pair]) -> Vec<Vec<u32>> {
     pairs.iter().map(|pair| pair.clean.clone()).collect()
-}
-
-/// Bytes of what a run over one prompt keeps of some hooks.
-pub(super) fn captured_bytes(hooks: &[Hook], spec: &ModelSpec, length: usize) -> usize {
-    let values = |hook: &Hook| hook.shape(spec, 1, length).iter().product::<usize>();
-    4 * hooks.iter().map(values).sum::<usize>()
 }

@@ -18,25 +18,26 @@ mod labels;
 mod settings;
 
 use candle_core::Tensor;
-use labels::{Decoded, Shown, among, calibrated, index_of, labels, least};
 use serde_json::{Value, json};
 
 use heads::{names, random_sets, zeroed};
+use labels::{Decoded, Shown, among, calibrated, index_of, labels, least};
 use settings::{MATCHING, SETTINGS, Setting, cells};
 
 use super::lens::{normed_at, streams};
 use super::readout::every_layer;
 use super::vocabulary::{Look, read};
-use super::{NEEDS_DECODER, captured_bytes, clean_prompts, pairs_of};
+use super::{NEEDS_DECODER, clean_prompts, pairs_of};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Node};
+use crate::methods::captured::{captured, captured_bytes};
 use crate::methods::columns::Columns;
 use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, stop_if_asked,
 };
 use crate::model::ModelSpec;
 use crate::nn::embed::unembed_columns;
-use crate::run::{Cache, Logits, Progress, Request, run};
+use crate::run::{Cache, Progress};
 use crate::scores::statistics::mean;
 use crate::scores::{
     Cell, Direction, ExampleScores, LayerColumn, Layers, Lists, Measured, ScoresMeta, View,
@@ -366,13 +367,7 @@ impl Decoding<'_> {
             Setting::True => clean_prompts(pairs),
             Setting::False => pairs.iter().map(|pair| pair.corrupted.clone()).collect(),
         };
-        let request = Request {
-            edits,
-            capture,
-            logits: Logits::None,
-            ..Request::default()
-        };
-        Ok(run(self.on.model, &prompts, &request)?.cache)
+        captured(self.on.model, &prompts, capture, edits)
     }
 
     /// The streams at the end of each prompt as the unembedding reads them: `[prompt * stream, d_model]`.

@@ -12,10 +12,10 @@ use super::config::{RepairConfig, RepairParts};
 use super::effects::{Later, Measure, Removed};
 use crate::error::Result;
 use crate::hooks::Node;
+use crate::methods::captured::captured;
 use crate::methods::logits::readout::every_layer;
 use crate::methods::method::{Running, Subject};
 use crate::nn::host::to_host;
-use crate::run::{Logits, Request, run};
 use crate::scores::Cell;
 use crate::spec::{Mlp, ModelSpec};
 
@@ -181,12 +181,7 @@ impl<'a> Repair<'a> {
         }
         let hooks = every_layer(self.on.model, self.config.kind());
         for batch in self.batches(&missing) {
-            let request = Request {
-                capture: &hooks,
-                logits: Logits::None,
-                ..Request::default()
-            };
-            let cache = run(self.on.model, &self.prompts(&batch), &request)?.cache;
+            let cache = captured(self.on.model, &self.prompts(&batch), &hooks, &[])?;
             let mut of_batch = vec![Vec::with_capacity(hooks.len()); batch.len()];
             for &hook in &hooks {
                 let last = cache.get(hook)?.narrow(1, cache.length - 1, 1)?;

@@ -21,13 +21,15 @@ mod integrated;
 mod method;
 mod relevance;
 
-use batch::{Batch, InCells, Shares};
-use gradient::Reading;
-use integrated::{Start, baseline_token, check_references};
 use serde_json::{Value, json};
 
+pub use alti::{Alti, alti};
+use batch::{Batch, InCells, Shares};
 use cells::{Cells, EMBED};
 pub use config::{Prompts, TokenConfig};
+use gradient::Reading;
+use integrated::{Start, baseline_token, check_references};
+pub use method::{Baseline, Quadrature, ReferenceSet, TokenMethod};
 
 use super::activation_patching::{PatchConfig, PatchSource};
 use super::method::{Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
@@ -38,9 +40,6 @@ use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
-
-pub use alti::{Alti, alti};
-pub use method::{Baseline, Quadrature, ReferenceSet, TokenMethod};
 
 /// How well the shares of one prompt account for what they should sum to.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -1,7 +1,5 @@
-use super::tile::TILE;
 use super::*;
 use crate::model::families::from_config;
-use crate::nn::embed::unembed;
 
 /// The same from all logits, in f64.
 fn plain(rows: &[Vec<f32>], looks: &[Look<'_>]) -> Vec<Distribution> {
