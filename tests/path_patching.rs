@@ -10,13 +10,12 @@ use candlewick::methods::{
     Receiver, Running, Senders, Subject, Watch, check, composition_scores, exact_edges_together,
     measure, measurements,
 };
-use candlewick::metric::Metric;
 use candlewick::model::Model;
 use candlewick::run::{Quiet, Request, run};
 use candlewick::scores::{Detail, Scores};
 use candlewick::spec::{Mlp, NormKind, NormPlacement};
 use candlewick::task::Task;
-use models::task::{changed, task};
+use models::task::{changed, logit_diff, task};
 
 /// f32 sums of some thirty parts of order 1, in two orders.
 const TOLERANCE: f64 = 2e-4;
@@ -402,21 +401,8 @@ fn a_chain_through_a_head_is_the_change_of_that_head_in_a_whole_run() {
             let before = share(&model, &pair.clean, &[], last, head);
             let arriving = (now - before).expect("shapes");
             let edits = [add(Site::all(Hook::at(Kind::ResidPost, last)), arriving)];
-            let request = Request {
-                edits: &edits,
-                ..Request::default()
-            };
-            let run = run(&model, std::slice::from_ref(&pair.clean), &request).expect("runs");
-            let row: Vec<f32> = run
-                .logits
-                .and_then(|t| t.get(0).ok())
-                .and_then(|t| t.to_vec1().ok())
-                .expect("one row");
-            let read: Vec<f32> = (pair.target.columns().iter())
-                .map(|&token| row[token as usize])
-                .collect();
-            let wanted = Metric::LogitDiff.value(&read, &pair.target, None);
-            near(&[*found], &[wanted.expect("a value")], &model.spec.family);
+            let wanted = logit_diff(&model, pair, &edits);
+            near(&[*found], &[wanted], &model.spec.family);
         }
         let baselines = &patch(&model, &task, &chain).provenance.baselines;
         let moved = |(value, ends): (&f64, &candlewick::scores::Baseline)| {

@@ -3,10 +3,9 @@
 use candle_core::DType;
 use candlewick::hooks::{Edit, Hook, Kind, Pos, Positions, Site};
 use candlewick::methods::{Heads, Knockout, PatchSource};
-use candlewick::metric::Metric;
 use candlewick::run::{Request, run};
 
-use crate::models::task::task;
+use crate::models::task::{logit_diff, task};
 use crate::{ablate, column, config, models, near};
 
 #[test]
@@ -69,23 +68,7 @@ fn a_knockout_through_the_sweep_is_that_of_a_whole_run() {
             })
             .collect();
         let pair = &task.pairs()[0];
-        let request = Request {
-            edits: &edits,
-            roles: std::slice::from_ref(&pair.roles),
-            ..Request::default()
-        };
-        let run = run(&model, std::slice::from_ref(&pair.clean), &request).expect("runs");
-        let row: Vec<f32> = run
-            .logits
-            .and_then(|t| t.get(0).ok())
-            .and_then(|t| t.to_vec1().ok())
-            .expect("one row");
-        let read: Vec<f32> = (pair.target.columns().iter())
-            .map(|&token| row[token as usize])
-            .collect();
-        let plain = Metric::LogitDiff
-            .value(&read, &pair.target, None)
-            .expect("a value");
+        let plain = logit_diff(&model, pair, &edits);
         near(
             &column(&windows, "value")[..1],
             &[plain],

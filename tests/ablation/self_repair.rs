@@ -13,7 +13,7 @@ use candlewick::scores::{Detail, Scores};
 use candlewick::spec::Mlp;
 use candlewick::task::Task;
 
-use crate::models::task::{changed, first, task};
+use crate::models::task::{changed, first, logit_diff, task};
 use crate::{column, measured, models, near, run_method};
 
 #[test]
@@ -156,25 +156,7 @@ fn the_free_total_effect_is_that_of_a_patched_run() {
             .expect("a vector");
         let site = Site::all(z).heads([2]).at_positions([Pos::FromEnd(1)]);
         let edit = Edit::new(site, Op::Replace(candlewick::hooks::Value::Vector(value)));
-        let metric = |edits: &[Edit]| {
-            let request = Request {
-                edits,
-                ..Request::default()
-            };
-            let run = run(&model, std::slice::from_ref(&pair.clean), &request).expect("runs");
-            let row: Vec<f32> = run
-                .logits
-                .and_then(|t| t.get(0).ok())
-                .and_then(|t| t.to_vec1().ok())
-                .expect("one row");
-            let read: Vec<f32> = (pair.target.columns().iter())
-                .map(|&token| row[token as usize])
-                .collect();
-            Metric::LogitDiff
-                .value(&read, &pair.target, None)
-                .expect("a value")
-        };
-        let wanted = metric(&[edit]) - metric(&[]);
+        let wanted = logit_diff(&model, pair, &[edit]) - logit_diff(&model, pair, &[]);
         assert_eq!(found.len(), 2 * heads);
         near(
             &found[model.spec.n_heads + 2..][..1],

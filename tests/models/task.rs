@@ -2,9 +2,11 @@
 
 use std::sync::LazyLock;
 
+use candlewick::hooks::Edit;
 use candlewick::metric::Metric;
-use candlewick::model::Tokenizer;
 use candlewick::model::load::{LoadOptions, open};
+use candlewick::model::{Model, Tokenizer};
+use candlewick::run::{Request, run};
 use candlewick::task::{Pair, Task};
 
 use super::Pairs;
@@ -59,4 +61,20 @@ pub fn changed(task: &Task, change: impl FnMut(&mut Pair)) -> Task {
 pub fn first(task: &Task, n: usize) -> Task {
     let pairs = task.pairs()[..n].to_vec();
     task.with_pairs(pairs).expect("still a task")
+}
+
+/// The logit difference of a pair's clean prompt, in one whole run with these edits.
+pub fn logit_diff(model: &Model, pair: &Pair, edits: &[Edit]) -> f64 {
+    let request = Request {
+        edits,
+        roles: std::slice::from_ref(&pair.roles),
+        ..Request::default()
+    };
+    let run = run(model, std::slice::from_ref(&pair.clean), &request).expect("runs");
+    let row: Option<Vec<f32>> = run.logits.and_then(|t| t.get(0).ok()?.to_vec1().ok());
+    let row = row.expect("one row");
+    let columns = pair.target.columns();
+    let read: Vec<f32> = columns.iter().map(|&token| row[token as usize]).collect();
+    let value = Metric::LogitDiff.value(&read, &pair.target, None);
+    value.expect("a value")
 }
