@@ -22,7 +22,7 @@ pub(super) use engine::Patching;
 use super::choice::{Heads, Layers};
 use super::gaussian::GaussianNoise;
 use super::measure::{Watch, measure};
-use super::method::{Method, Needs, Preparation, Running, Subject, check_range};
+use super::method::{Method, Needs, Preparation, Running, Subject};
 use super::reference::ReferenceSet;
 use super::sites::{Along, Extent, Sites};
 use crate::error::{Error, Result};
@@ -203,9 +203,8 @@ impl PatchConfig {
     }
 
     fn check_places(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        let of_heads = self.heads.0.iter().filter_map(|head| head.layer);
-        let layers: Vec<usize> = self.layers.0.iter().copied().chain(of_heads).collect();
-        check_range("layer", &layers, spec.n_layers, "the model")?;
+        self.layers.check(spec)?;
+        self.heads.check_layers(spec)?;
         self.sites
             .iter()
             .try_for_each(|sites| sites.check(spec, &self.heads))?;

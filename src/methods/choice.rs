@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::hooks::Node;
+use crate::spec::ModelSpec;
 
 /// Some layers; none named means all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -24,12 +25,34 @@ pub struct ChosenHead {
 }
 
 impl Layers {
+    /// # Errors
+    /// [`Error::OutOfRange`] for a layer that the model does not have.
+    pub fn check(&self, spec: &ModelSpec) -> Result<()> {
+        check_range("layer", &self.0, spec.n_layers, "the model")
+    }
+
     pub fn has(&self, layer: usize) -> bool {
         self.0.is_empty() || self.0.contains(&layer)
     }
 }
 
 impl Heads {
+    /// # Errors
+    /// [`Error::OutOfRange`] for a layer or a head that the model does not have.
+    pub fn check(&self, spec: &ModelSpec) -> Result<()> {
+        self.check_layers(spec)?;
+        let heads: Vec<usize> = self.0.iter().map(|chosen| chosen.head).collect();
+        check_range("head", &heads, spec.n_heads, "attention")
+    }
+
+    /// The same of their layers alone; how many heads there are, a hook says.
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn check_layers(&self, spec: &ModelSpec) -> Result<()> {
+        let layers: Vec<usize> = self.0.iter().filter_map(|chosen| chosen.layer).collect();
+        check_range("layer", &layers, spec.n_layers, "the model")
+    }
+
     /// Whether a head of a layer is among them.
     pub fn has(&self, layer: usize, head: usize) -> bool {
         let is =
@@ -101,6 +124,25 @@ impl FromStr for Heads {
             return Err(refuse(text));
         }
         Ok(Heads(heads))
+    }
+}
+
+/// # Errors
+/// [`Error::OutOfRange`] for a layer or head that the model does not have.
+pub(super) fn check_range(
+    what: &'static str,
+    values: &[usize],
+    limit: usize,
+    of: &str,
+) -> Result<()> {
+    match values.iter().find(|&&value| value >= limit) {
+        None => Ok(()),
+        Some(value) => Err(Error::OutOfRange {
+            hook: of.into(),
+            what,
+            value: value.to_string(),
+            limit: format!("{limit}, 0 to {}", limit.saturating_sub(1)),
+        }),
     }
 }
 

@@ -27,17 +27,19 @@ use roles::{Places, tokens_of_roles};
 use statistic::{COPIES, LOOKS, SEES, Statistic, class, statistics};
 
 use super::captured::{captured, captured_bytes};
+use super::choice::check_range;
 use super::columns::Columns;
 use super::logits::check_tokens;
 use super::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_range, units,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, clean_prompts, pairs_of,
+    units,
 };
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Node};
 use crate::model::ModelSpec;
 use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
-use crate::task::{Pair, Task};
+use crate::task::Task;
 
 impl Method for HeadConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
@@ -357,8 +359,8 @@ impl Looking<'_> {
     /// Attention from the last position to each role, and copying there.
     fn on_task(&self, unit: &Unit) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
-        let pairs: Vec<&Pair> = unit.items.iter().map(|&i| &task.pairs()[i]).collect();
-        let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
+        let pairs = pairs_of(task, &unit.items);
+        let prompts = clean_prompts(&pairs);
         let cache = captured(model, &prompts, &self.capture, &[])?;
         let (roles, n_heads) = (&self.roles, model.spec.n_heads);
         let mut columns = Columns::new(pairs.len());

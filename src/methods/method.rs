@@ -17,7 +17,7 @@ use crate::metric::{Judgement, Metric};
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, available_memory};
 use crate::scores::{Cell, Detail, ExampleScores, Measured, ScoresMeta, Shard, View};
-use crate::task::Task;
+use crate::task::{Pair, Task};
 
 /// What every measurement is about.
 #[derive(Clone, Copy)]
@@ -319,6 +319,16 @@ pub fn units(
     units
 }
 
+/// The pairs of some items.
+pub fn pairs_of<'a>(task: &'a Task, items: &[usize]) -> Vec<&'a Pair> {
+    items.iter().map(|&item| &task.pairs()[item]).collect()
+}
+
+/// The tokens of their clean prompts.
+pub fn clean_prompts(pairs: &[&Pair]) -> Vec<Vec<u32>> {
+    pairs.iter().map(|pair| pair.clean.clone()).collect()
+}
+
 /// An example that nothing was measured on yet: its labels, and the metric of its two runs.
 pub fn unmeasured(task: &Task, item: usize, clean: f64, corrupted: f64) -> ExampleScores {
     let pair = &task.pairs()[item];
@@ -333,20 +343,6 @@ pub fn unmeasured(task: &Task, item: usize, clean: f64, corrupted: f64) -> Examp
 }
 
 /// # Errors
-/// [`Error::OutOfRange`] for a layer or head that the model does not have.
-pub fn check_range(what: &'static str, values: &[usize], limit: usize, of: &str) -> Result<()> {
-    match values.iter().find(|&&value| value >= limit) {
-        None => Ok(()),
-        Some(value) => Err(Error::OutOfRange {
-            hook: of.into(),
-            what,
-            value: value.to_string(),
-            limit: format!("{limit}, 0 to {}", limit.saturating_sub(1)),
-        }),
-    }
-}
-
-/// # Errors
 /// [`Error::Interrupted`] where the user asked to stop; what is kept by then is said by the loop.
 pub fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
     if progress.cancelled() {
@@ -355,4 +351,23 @@ pub fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// # Errors
+/// [`Error::BadMetric`] naming the first pair without an answer, which `what` is about.
+pub fn check_answers(task: &Task, what: &str) -> Result<()> {
+    match task
+        .pairs()
+        .iter()
+        .find(|pair| pair.target.answers.is_empty())
+    {
+        None => Ok(()),
+        Some(pair) => Err(Error::BadMetric {
+            metric: what.into(),
+            reason: format!(
+                "needs an answer, and pair {} of task `{}` has none; fill the column `answer`",
+                pair.index, task.name
+            ),
+        }),
+    }
 }

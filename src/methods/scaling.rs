@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 use super::choice::Heads;
 use super::measure::{Watch, measure};
 use super::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unchanged, Unit, check_range,
-    stop_if_asked,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unchanged, Unit, check_answers,
+    clean_prompts, pairs_of, stop_if_asked,
 };
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site};
@@ -148,12 +148,7 @@ impl Method for ScalingConfig {
                 spec.family
             )));
         }
-        let layers: Vec<usize> = (self.heads.0.iter())
-            .filter_map(|chosen| chosen.layer)
-            .collect();
-        check_range("layer", &layers, spec.n_layers, "the model")?;
-        let heads: Vec<usize> = self.heads.0.iter().map(|chosen| chosen.head).collect();
-        check_range("head", &heads, spec.n_heads, "attention")?;
+        self.heads.check(spec)?;
         if self.factors.is_empty() {
             return Err(Error::invalid("scaling needs at least one factor"));
         }
@@ -170,20 +165,7 @@ impl Method for ScalingConfig {
                 "the factor {factor} is given twice"
             )));
         }
-        match task
-            .pairs()
-            .iter()
-            .find(|pair| pair.target.answers.is_empty())
-        {
-            None => Ok(()),
-            Some(pair) => Err(Error::BadMetric {
-                metric: "next_token".into(),
-                reason: format!(
-                    "needs an answer, and pair {} of task `{}` has none",
-                    pair.index, task.name
-                ),
-            }),
-        }
+        check_answers(task, "next_token")
     }
 
     fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Preparation<'a> {
@@ -221,19 +203,18 @@ impl Scaling<'_> {
         unit.cells.start / classes..unit.cells.end.div_ceil(classes)
     }
 
-    fn prompts(&self, items: &[usize]) -> Vec<Vec<u32>> {
-        let pairs = self.on.task.pairs();
-        let prompts = items.iter().map(|&pair| pairs[pair].clean.clone());
-        prompts.collect()
-    }
-
     /// How the model does without any scaling.
     fn judged(&self, items: &[usize]) -> Result<Vec<Judgement>> {
         let request = Request {
             logits: Logits::Last,
             ..Request::default()
         };
-        let logits = run(self.on.model, &self.prompts(items), &request)?.logits;
+        let logits = run(
+            self.on.model,
+            &clean_prompts(&pairs_of(self.on.task, items)),
+            &request,
+        )?
+        .logits;
         let logits = match logits {
             Some(logits) => logits.to_dtype(DType::F32)?.to_vec2::<f32>()?,
             None => Vec::new(),
@@ -253,7 +234,12 @@ impl Scaling<'_> {
             max_tokens: 1,
             ..GenerateRequest::default()
         };
-        let generation = generate(self.on.model, &self.prompts(items), &request, &Quiet)?;
+        let generation = generate(
+            self.on.model,
+            &clean_prompts(&pairs_of(self.on.task, items)),
+            &request,
+            &Quiet,
+        )?;
         let class = |(&pair, tokens): (&usize, &Vec<u32>)| {
             let target = &pairs[pair].target;
             tokens

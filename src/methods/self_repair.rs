@@ -30,8 +30,7 @@ use report::report;
 use super::logits::dla::check_target;
 use super::measure::{Watch, measure};
 use super::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unchanged, Unit, check_range,
-    stop_if_asked,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unchanged, Unit, stop_if_asked,
 };
 use crate::error::{Error, Result};
 use crate::hooks::Kind;
@@ -101,12 +100,9 @@ impl Method for RepairConfig {
                 task.pairs().len()
             )));
         }
-        let of_heads = self.heads.0.iter().filter_map(|chosen| chosen.layer);
-        let layers: Vec<usize> = self.layers.0.iter().copied().chain(of_heads).collect();
-        check_range("layer", &layers, spec.n_layers, "the model")?;
-        let heads: Vec<usize> = self.heads.0.iter().map(|chosen| chosen.head).collect();
-        check_range("head", &heads, spec.n_heads, "attention")?;
-        if !heads.is_empty() && self.parts != RepairParts::Heads {
+        self.layers.check(spec)?;
+        self.heads.check(spec)?;
+        if !self.heads.0.is_empty() && self.parts != RepairParts::Heads {
             return Err(Error::invalid(
                 "attention and MLPs of whole layers have no heads to choose from; leave the heads out, or measure `heads`",
             ));

@@ -6,7 +6,6 @@ use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Node, Positions};
 use crate::methods::activation_patching::PatchConfig;
-use crate::methods::method::check_range;
 use crate::scores::Direction;
 use crate::spec::ModelSpec;
 
@@ -76,14 +75,7 @@ impl AblationConfig {
         }
         self.check_names()?;
         if !self.knockouts.is_empty() {
-            let heads: Vec<usize> = self
-                .patch
-                .heads
-                .0
-                .iter()
-                .map(|chosen| chosen.head)
-                .collect();
-            check_range("head", &heads, spec.n_heads, "attention")?;
+            self.patch.heads.check(spec)?;
         }
         let has_parts = !(self.sets.is_empty() && self.pairs.is_empty());
         if self.positions != Positions::All && !has_parts {

@@ -10,7 +10,7 @@ use super::donors::draw_donors;
 use super::{PatchConfig, PatchSource};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op};
-use crate::methods::method::{Cost, Prepared, Running, Subject, Unit, units, unmeasured};
+use crate::methods::method::{Cost, Prepared, Running, Subject, Unit, pairs_of, units, unmeasured};
 use crate::methods::reference::{Means, ReferenceSet, RoleMeans};
 use crate::methods::sites::{Along, Extent, Sites, roles_with_other};
 use crate::metric::{Judgement, Metric};
@@ -104,7 +104,7 @@ impl<'a> Patching<'a> {
     }
 
     fn pairs(&self, batch: &[usize]) -> Vec<&'a Pair> {
-        batch.iter().map(|&pair| &self.task.pairs()[pair]).collect()
+        pairs_of(self.task, batch)
     }
 
     fn hooks(&self) -> Vec<Hook> {

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
 use crate::methods::PatchSource;
+use crate::methods::method::pairs_of;
 use crate::methods::reference::ReferenceSet;
 use crate::metric::{Judgement, Metric, Target};
 use crate::model::{Model, ModelSpec};
@@ -122,7 +123,7 @@ impl<'a> Runs<'a> {
         keep: &[Hook],
     ) -> Result<Self> {
         let model = setting.model;
-        let pairs: Vec<&Pair> = batch.iter().map(|&i| &setting.task.pairs()[i]).collect();
+        let pairs = pairs_of(setting.task, batch);
         let clean_is_base = setting.direction != Direction::Denoise;
         let prompts = |clean: bool| -> Vec<Vec<u32>> {
             let of = |pair: &&Pair| {

@@ -24,12 +24,14 @@ use shares::{has_mlp_bias, heads, neurons};
 use super::groups::Groups;
 use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
 use super::written::add_written;
-use super::{NEEDS_DECODER, check_tokens, clean_prompts, pairs_of};
+use super::{NEEDS_DECODER, check_tokens};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::captured::captured_bytes;
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
+use crate::methods::method::{
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, clean_prompts, pairs_of,
+};
 use crate::methods::sites::Extent;
 use crate::model::{Model, ModelSpec};
 use crate::run::Progress;

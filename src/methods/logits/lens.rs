@@ -19,13 +19,14 @@ use reading::{Reading, best, is_told_by_reading};
 
 use super::readout::every_layer;
 use super::vocabulary::{Look, normed, read, stretches};
-use super::{NEEDS_DECODER, check_answers, clean_prompts, distinct_texts, pairs_of};
+use super::{NEEDS_DECODER, distinct_texts};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind};
 use crate::methods::captured::{captured, captured_bytes};
 use crate::methods::columns::Columns;
 use crate::methods::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, stop_if_asked,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
+    clean_prompts, pairs_of, stop_if_asked,
 };
 use crate::methods::sites::Extent;
 use crate::metric::Metric;

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::model::{ModelSpec, Tokenizer};
-use crate::task::{Pair, Task};
+use crate::task::Task;
 
 pub use dla::{DlaConfig, Part};
 pub use lens::{LensConfig, LensPositions};
@@ -67,25 +67,6 @@ pub(super) fn check_tokens(tokens: &[u32], spec: &ModelSpec) -> Result<()> {
     }
 }
 
-/// # Errors
-/// [`Error::BadMetric`] naming the first pair without an answer, which `what` is about.
-fn check_answers(task: &Task, what: &str) -> Result<()> {
-    match task
-        .pairs()
-        .iter()
-        .find(|pair| pair.target.answers.is_empty())
-    {
-        None => Ok(()),
-        Some(pair) => Err(Error::BadMetric {
-            metric: what.into(),
-            reason: format!(
-                "needs an answer, and pair {} of task `{}` has none; fill the column `answer`",
-                pair.index, task.name
-            ),
-        }),
-    }
-}
-
 /// Tokens as text, each told from the others: a text that several of them have goes with the id.
 pub(super) fn distinct_texts(task: &Task, tokens: &[u32]) -> Vec<String> {
     let texts: Vec<String> = tokens.iter().map(|&token| task.text(token)).collect();
@@ -101,12 +82,4 @@ pub(super) fn distinct_texts(task: &Task, tokens: &[u32]) -> Vec<String> {
         }
     });
     distinct.collect()
-}
-
-fn pairs_of<'a>(task: &'a Task, items: &[usize]) -> Vec<&'a Pair> {
-    items.iter().map(|&item| &task.pairs()[item]).collect()
-}
-
-fn clean_prompts(pairs: &[&Pair]) -> Vec<Vec<u32>> {
-    pairs.iter().map(|pair| pair.clean.clone()).collect()
 }

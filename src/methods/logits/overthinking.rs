@@ -24,16 +24,17 @@ use heads::{names, random_sets, zeroed};
 use labels::{Decoded, Shown, among, calibrated, index_of, labels, least};
 use settings::{MATCHING, SETTINGS, Setting, cells};
 
+use super::NEEDS_DECODER;
 use super::lens::{normed_at, streams};
 use super::readout::every_layer;
 use super::vocabulary::{Look, read};
-use super::{NEEDS_DECODER, clean_prompts, pairs_of};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Node};
 use crate::methods::captured::{captured, captured_bytes};
 use crate::methods::columns::Columns;
 use crate::methods::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, stop_if_asked,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, clean_prompts, pairs_of,
+    stop_if_asked,
 };
 use crate::model::ModelSpec;
 use crate::nn::embed::unembed_columns;

@@ -13,15 +13,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Value, json};
 
+use super::NEEDS_DECODER;
 use super::dla::sources;
 use super::groups::by_group;
 use super::readout::{Ends, every_layer, rowwise_dot};
-use super::{NEEDS_DECODER, check_answers, clean_prompts, pairs_of};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::captured::captured_bytes;
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
+use crate::methods::method::{
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
+    clean_prompts, pairs_of,
+};
 use crate::model::ModelSpec;
 use crate::run::Progress;
 use crate::scores::statistics::percentile;

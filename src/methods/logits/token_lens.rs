@@ -14,12 +14,15 @@ use serde_json::{Value, json};
 use super::dla::{attention_bias, has_attention_bias, sources};
 use super::groups::Groups;
 use super::readout::{Ends, Readout, every_layer, rowwise_dot};
-use super::{NEEDS_DECODER, check_answers, check_tokens, clean_prompts, distinct_texts, pairs_of};
+use super::{NEEDS_DECODER, check_tokens, distinct_texts};
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site};
 use crate::methods::captured::captured_bytes;
 use crate::methods::columns::Columns;
-use crate::methods::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
+use crate::methods::method::{
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
+    clean_prompts, pairs_of,
+};
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, Request};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
+use super::distinct_texts;
 use super::dla::DlaConfig;
 use super::readout::Ends;
-use super::{clean_prompts, distinct_texts, pairs_of};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
-use crate::methods::method::{Subject, Unit, stop_if_asked};
+use crate::methods::method::{Subject, Unit, clean_prompts, pairs_of, stop_if_asked};
 use crate::model::Model;
 use crate::nn::host::to_host;
 use crate::run::Progress;

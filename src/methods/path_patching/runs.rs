@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Node, Op, Pos, Positions, Site, Value};
 use crate::methods::ablation::site_of;
 use crate::methods::exact_edges::deltas::{self, Deltas};
-use crate::methods::method::{Running, Subject, Unchanged, Unit};
+use crate::methods::method::{Running, Subject, Unchanged, Unit, pairs_of};
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
 use crate::nn::host::to_host;
@@ -21,7 +21,7 @@ use crate::run::{
 };
 use crate::scores::ExampleScores;
 use crate::spec::{Block, Mlp, ModelSpec, NormPlacement};
-use crate::task::{Pair, Task};
+use crate::task::Task;
 
 /// Streams, branches, queries, keys, values and z of every layer of two runs, and what sources write in both and in between.
 pub(super) fn bytes_of_pair(spec: &ModelSpec, length: usize) -> usize {
@@ -55,7 +55,7 @@ impl<'a> PathRuns<'a> {
         with_deltas: bool,
     ) -> Result<Self> {
         let model = on.model;
-        let pairs: Vec<&Pair> = items.iter().map(|&pair| &on.task.pairs()[pair]).collect();
+        let pairs = pairs_of(on.task, items);
         let mut kinds = vec![
             Kind::Embed,
             Kind::Z,

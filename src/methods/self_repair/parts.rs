@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::hooks::Node;
 use crate::methods::captured::captured;
 use crate::methods::logits::readout::every_layer;
-use crate::methods::method::{Running, Subject};
+use crate::methods::method::{Running, Subject, clean_prompts, pairs_of};
 use crate::nn::host::to_host;
 use crate::scores::Cell;
 use crate::spec::{Mlp, ModelSpec};
@@ -83,11 +83,7 @@ impl<'a> Repair<'a> {
     }
 
     pub fn prompts(&self, items: &[usize]) -> Vec<Vec<u32>> {
-        let pairs = self.on.task.pairs();
-        items
-            .iter()
-            .map(|&pair| pairs[pair].clean.clone())
-            .collect()
+        clean_prompts(&pairs_of(self.on.task, items))
     }
 
     /// A part's measures, then a row for each later part.

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Prompts, TokenConfig, TokenMethod};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
-use crate::methods::method::{Running, Subject};
+use crate::methods::method::{Running, Subject, pairs_of};
 use crate::metric::{Metric, Reads, Target};
 use crate::model::Model;
 use crate::nn::embed::embed;
@@ -71,7 +71,7 @@ impl<'a> Batch<'a> {
     ) -> Result<Self> {
         let Subject { model, task } = on;
         let metric = config.metric(task);
-        let pairs: Vec<&Pair> = indices.iter().map(|&i| &task.pairs()[i]).collect();
+        let pairs = pairs_of(task, indices);
         let clean: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
         let corrupted: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.corrupted.clone()).collect();
         let reference = if metric.needs_reference() {
