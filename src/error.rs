@@ -240,6 +240,8 @@ pub enum Error {
     Incomplete { index: usize, sum: f64, total: f64 },
 
     // Long work.
+    #[error("plan `{}`: {reason}", path.display())]
+    BadPlan { path: PathBuf, reason: String },
     #[error("these shards make no table: {reason}")]
     Shards { reason: String },
     #[error(

@@ -168,3 +168,95 @@ fn ctrl_c_keeps_finished_parts_and_exits_130() {
     assert!(message.contains("kept"), "{message}");
     assert!(!parts(&out).is_empty() && !out.exists());
 }
+
+/// A plan of two methods and two seeds on the embedded model, in `folder`.
+fn plan(folder: &Path, heads: &str) -> Command {
+    let text = format!(
+        "models = [\"embedded\"]\ntasks = [{{ task = \"embedded\", flags = \"--template 0\" }}]\nn_pairs = 3\nseeds = [0, 1]\n\
+         [methods]\nheads = \"{heads}\"\nwrites = \"logits --by head\"\n"
+    );
+    std::fs::write(folder.join("plan.toml"), text).expect("a place to write");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
+    command.args(["run", "plan.toml"]).current_dir(folder);
+    command
+}
+
+fn said(command: &mut Command) -> (bool, String, String) {
+    let output = command.output().expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.success(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn a_plan_runs_what_is_not_finished_and_says_what_is_stale() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let file = |method: &str, part: usize| {
+        folder.join(format!(
+            "plan/run_model=embedded/run_task=embedded/run_method={method}/part-{part:05}.parquet"
+        ))
+    };
+    let (ok, listed, _) = said(plan(folder, "patch --sites z").arg("--dry-run"));
+    assert!(ok && listed.contains("4 (0 finished)"), "{listed}");
+    assert!(!folder.join("plan").exists(), "a dry run writes nothing");
+
+    let (ok, _, errors) = said(&mut plan(folder, "patch --sites z"));
+    assert!(ok, "{errors}");
+    // The same table as the command alone.
+    let alone = folder.join("alone.parquet");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
+    command.args(["patch", "--sites", "z", "--template", "0", "--n-pairs", "3"]);
+    command
+        .args(["--seed", "1", "--task", "embedded", "--out"])
+        .arg(&alone);
+    assert!(said(&mut command).0);
+    let read = |path: &Path| candlewick::scores::Scores::read_parquet(path).expect("a table");
+    assert!(
+        read(&alone)
+            .table
+            .equals_missing(&read(&file("heads", 1)).table)
+    );
+
+    // What is there is not run again; what is gone is.
+    let written = |method| {
+        file(method, 0)
+            .metadata()
+            .and_then(|about| about.modified())
+            .expect("a time")
+    };
+    let before = written("writes");
+    std::fs::remove_file(file("heads", 0)).expect("it was there");
+    let (ok, told, _) = said(&mut plan(folder, "patch --sites z"));
+    assert!(ok && told.matches("was finished").count() == 3, "{told}");
+    assert!(file("heads", 0).exists() && written("writes") == before);
+
+    // A name that means something else now is no finished run, and nothing is lost by asking.
+    let (ok, _, errors) = said(&mut plan(folder, "patch --sites mlp_out"));
+    assert!(
+        !ok && errors.contains("2 of its 4 runs have results of other settings"),
+        "{errors}"
+    );
+    assert!(
+        read(&file("heads", 1))
+            .table
+            .equals_missing(&read(&alone).table)
+    );
+    let (ok, _, errors) = said(plan(folder, "patch --sites mlp_out").arg("--replace-stale"));
+    assert!(ok, "{errors}");
+    let component = read(&file("heads", 1))
+        .texts("component")
+        .expect("a column")[0]
+        .map(String::from);
+    assert_eq!(component.as_deref(), Some("hook_mlp_out"));
+
+    // One that cannot be done is found before anything runs.
+    let (ok, told, errors) = said(&mut plan(folder, "patch --sites z --heads 99"));
+    assert!(
+        !ok && told.is_empty() && errors.contains("2 of its 4 runs"),
+        "{errors}"
+    );
+}

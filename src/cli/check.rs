@@ -14,7 +14,8 @@ use candlewick::text::visible;
 use clap::Args;
 
 use super::args::{DTypeChoice, DeviceChoice, ModelArgs};
-use super::load_options;
+use super::plan::{is_plan, prove};
+use super::{Context, load_options};
 
 /// What lies beside a model that somebody ran another implementation on.
 const REFERENCE: &str = "reference.safetensors";
@@ -22,7 +23,8 @@ const REFERENCE: &str = "reference.safetensors";
 /// Check models: is the config understood, are all weights there and finite, does the tokenizer fit, do sweeps agree with whole
 /// forward passes; and, where a file of reference activations lies beside the model, does every hook agree with it.
 ///
-/// Prints a verdict a line and exits with 1 if one of them is a failure.
+/// Prints a verdict a line and exits with 1 if one of them is a failure. Of a plan (`.toml`) it says whether every run can be done on
+/// this machine without a network.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -55,7 +57,12 @@ pub struct CheckArgs {
     pub dtype: DTypeChoice,
 }
 
-pub fn run(args: CheckArgs) -> anyhow::Result<()> {
+pub fn run(args: &CheckArgs, ctx: &Context) -> anyhow::Result<()> {
+    if let [plan] = &args.models[..]
+        && is_plan(plan)
+    {
+        return prove(Path::new(plan), ctx);
+    }
     let mut out = io::stdout().lock();
     if args.markdown {
         return Ok(out.write_all(page(&args)?.as_bytes())?);

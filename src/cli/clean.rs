@@ -25,7 +25,7 @@ pub struct CleanArgs {
     pub remove: bool,
 }
 
-pub fn run(args: CleanArgs) -> anyhow::Result<()> {
+pub fn run(args: &CleanArgs) -> anyhow::Result<()> {
     let found = leftovers(&args.folder)?;
     let mut out = io::stdout().lock();
     for leftover in &found {

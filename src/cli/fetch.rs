@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
+use candlewick::Error;
 use candlewick::model::hub::{self, Freshness, Located};
 use candlewick::model::{LoadOptions, read_spec};
 use candlewick::text::visible;
@@ -10,6 +11,7 @@ use clap::Args;
 
 use super::Context;
 use super::models::size;
+use super::plan::{is_plan, models};
 
 /// Download a model from the Hugging Face hub into its cache, and say what was brought and where it lies.
 ///
@@ -21,22 +23,41 @@ use super::models::size;
 Examples:
   candlewick fetch embedded")]
 pub struct FetchArgs {
-    /// A hub id, `org/name`.
+    /// A hub id, `org/name`; or a plan (`.toml`), for all its models and revisions.
     pub model: String,
     /// Branch, tag or commit [default: main].
     #[arg(long)]
     pub revision: Option<String>,
 }
 
-pub fn run(args: FetchArgs, ctx: &Context) -> anyhow::Result<()> {
+pub fn run(args: &FetchArgs, ctx: &Context) -> anyhow::Result<()> {
+    if !is_plan(&args.model) {
+        return fetch(&args.model, args.revision.clone(), ctx);
+    }
+    // One that is not to be had does not keep the others away.
+    let mut failed = Vec::new();
+    for (model, revision) in models(Path::new(&args.model))? {
+        if let Err(error) = fetch(&model, revision.clone(), ctx) {
+            ctx.warn(&format!("{}: {error:#}", visible(&model)));
+            failed.push(revision.map_or(model.clone(), |revision| format!("{model}@{revision}")));
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let what = failed.join(", ");
+    Err(Error::invalid(format!("not fetched: {}", visible(&what))).into())
+}
+
+fn fetch(model: &str, revision: Option<String>, ctx: &Context) -> anyhow::Result<()> {
     let options = LoadOptions {
-        revision: args.revision,
+        revision,
         show_download_progress: !ctx.quiet && std::io::stderr().is_terminal(),
         ..LoadOptions::default()
     };
-    let fetched = hub::fetch(&args.model, &options)?;
+    let fetched = hub::fetch(model, &options)?;
     // Whether it can be loaded is worth knowing before one is on a train.
-    let spec = read_spec(&args.model, &options);
+    let spec = read_spec(model, &options);
     let mut out = std::io::stdout().lock();
     let state = match fetched.freshness {
         Freshness::Local => "is here already; there is nothing to fetch".to_string(),
@@ -46,7 +67,7 @@ pub fn run(args: FetchArgs, ctx: &Context) -> anyhow::Result<()> {
             format!("is cached; whether the hub has a newer one is not known ({reason})")
         }
     };
-    writeln!(out, "{} {}", visible(&args.model), visible(&state))?;
+    writeln!(out, "{} {}", visible(model), visible(&state))?;
     if let Located::Folder { path, revision } = &fetched.located {
         if let Some(commit) = revision {
             writeln!(out, "commit: {}", visible(commit))?;

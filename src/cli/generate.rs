@@ -93,7 +93,7 @@ struct Continuation {
     log_probs: Vec<f64>,
 }
 
-pub fn run(args: GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
+pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.

@@ -38,7 +38,7 @@ pub struct HooksArgs {
     pub model: ModelArgs,
 }
 
-pub fn run(args: HooksArgs) -> anyhow::Result<()> {
+pub fn run(args: &HooksArgs) -> anyhow::Result<()> {
     let spec = read_spec(&args.model.model, &load_options(&args.model)?)?;
     if let Some(layer) = args.layer {
         Hook::at(Kind::ResidPre, layer).check(&spec)?;

@@ -36,7 +36,7 @@ pub struct Merging {
     pub shards: Vec<PathBuf>,
 }
 
-pub fn run(args: MergeArgs, ctx: &Context) -> anyhow::Result<()> {
+pub fn run(args: &MergeArgs, ctx: &Context) -> anyhow::Result<()> {
     let read = read_shards(&args.parts)?;
     let mut command = without_flag(&read.note.command, &["--shard"]);
     command = without_flag(&command, &["--out", "-o"]);
@@ -44,7 +44,7 @@ pub fn run(args: MergeArgs, ctx: &Context) -> anyhow::Result<()> {
     if args.force {
         command.push("--force".into());
     }
-    let Some((cli, typed)) = parse_again(&command) else {
+    let Ok((cli, typed)) = parse_again(&command) else {
         return Err(Error::Shards {
             reason: format!(
                 "the command that made them is not one of this version: {}",
@@ -56,10 +56,12 @@ pub fn run(args: MergeArgs, ctx: &Context) -> anyhow::Result<()> {
     let ctx = Context {
         command,
         typed,
-        merging: Some(Merging { shards: args.parts }),
+        merging: Some(Merging {
+            shards: args.parts.clone(),
+        }),
         ..ctx.clone()
     };
-    super::dispatch(cli.command, &ctx)
+    super::dispatch(&cli.command, &ctx)
 }
 
 /// The arguments without a flag and its value.

@@ -17,6 +17,7 @@ mod models;
 mod open;
 mod patch;
 mod path;
+mod plan;
 mod progress;
 mod scale;
 mod session;
@@ -92,6 +93,7 @@ enum Command {
     Check(check::CheckArgs),
     Fetch(fetch::FetchArgs),
     Merge(merge::MergeArgs),
+    Run(plan::RunArgs),
     Show(show::ShowArgs),
     Clean(clean::CleanArgs),
 }
@@ -106,6 +108,8 @@ pub struct Context {
     pub typed: Vec<String>,
     /// Shards are merged instead of measuring.
     pub merging: Option<merge::Merging>,
+    /// Where the runs of a plan meet.
+    pub desk: Option<std::sync::Arc<plan::Desk>>,
     /// The arguments of this process, program first: what a result says it was made by.
     pub command: Vec<String>,
     /// What stdout can show.
@@ -145,12 +149,14 @@ pub fn parse() -> (Cli, Vec<String>) {
     (cli, typed(&command, &matches))
 }
 
-/// A command line that was parsed before, and the flags that were typed in it; `None` if it is not one of this version.
-fn parse_again(command_line: &[String]) -> Option<(Cli, Vec<String>)> {
+/// A command line of another source than this process, and the flags that are typed in it.
+/// # Errors
+/// What clap says of one that is none of this version.
+fn parse_again(command_line: &[String]) -> Result<(Cli, Vec<String>), clap::Error> {
     let command = Cli::command();
-    let matches = command.clone().try_get_matches_from(command_line).ok()?;
-    let cli = Cli::from_arg_matches(&matches).ok()?;
-    Some((cli, typed(&command, &matches)))
+    let matches = command.clone().try_get_matches_from(command_line)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    Ok((cli, typed(&command, &matches)))
 }
 
 /// The flags that were typed, of a command and of its subcommand, by the names of their fields. (Groups of flags, which also
@@ -187,6 +193,7 @@ pub fn run(cli: Cli, typed: Vec<String>) -> anyhow::Result<()> {
         began: std::time::Instant::now(),
         typed,
         merging: None,
+        desk: None,
         command: command(),
         color: color(cli.color),
         is_terminal: std::io::stdout().is_terminal(),
@@ -197,24 +204,25 @@ pub fn run(cli: Cli, typed: Vec<String>) -> anyhow::Result<()> {
             "this machine has {cores} cores, so {cores} threads are used and not {threads}"
         ));
     }
-    dispatch(cli.command, &ctx)
+    dispatch(&cli.command, &ctx)
 }
 
-fn dispatch(command: Command, ctx: &Context) -> anyhow::Result<()> {
+fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
     match command {
-        Command::Patch(args) => session::run(&args, &args.common, ctx),
-        Command::Ablate(args) => session::run(&args, &args.common, ctx),
+        Command::Patch(args) => session::run(args, &args.common, ctx),
+        Command::Ablate(args) => session::run(args, &args.common, ctx),
         Command::Merge(args) => merge::run(args, ctx),
-        Command::Attribute(args) => session::run(&args, &args.common, ctx),
-        Command::Logits(args) => session::run(&args, &args.common, ctx),
-        Command::Heads(args) => session::run(&args, &args.common, ctx),
-        Command::Path(args) => path::run(&args, ctx),
+        Command::Run(args) => plan::run(args, ctx),
+        Command::Attribute(args) => session::run(args, &args.common, ctx),
+        Command::Logits(args) => session::run(args, &args.common, ctx),
+        Command::Heads(args) => session::run(args, &args.common, ctx),
+        Command::Path(args) => path::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
-        Command::Scale(args) => session::run(&args, &args.common, ctx),
+        Command::Scale(args) => session::run(args, &args.common, ctx),
         Command::Tokens(args) => tokens::run(args, ctx),
         Command::Hooks(args) => hooks::run(args),
         Command::Models(args) => models::run(args),
-        Command::Check(args) => check::run(args),
+        Command::Check(args) => check::run(args, ctx),
         Command::Fetch(args) => fetch::run(args, ctx),
         Command::Show(args) => show::run(args, ctx),
         Command::Clean(args) => clean::run(args),

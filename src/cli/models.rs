@@ -17,7 +17,7 @@ Examples:
   candlewick models")]
 pub struct ModelsArgs {}
 
-pub fn run(_args: ModelsArgs) -> anyhow::Result<()> {
+pub fn run(_args: &ModelsArgs) -> anyhow::Result<()> {
     let settings = HubSettings::from_env();
     let models = cached_models(&settings);
     let mut out = std::io::stdout().lock();

@@ -5,11 +5,12 @@ use std::io::IsTerminal;
 
 use candle_core::{DType, Device};
 use candlewick::Error;
-use candlewick::model::{EMBEDDED, LoadOptions, Model, Opened, Tokenizer};
+use candlewick::model::{EMBEDDED, LoadOptions, Model, ModelSpec, Opened, Tokenizer, open};
 use candlewick::task::{self, ExpandOptions, Task, TaskFile, expand, from_pairs_file};
 
 use super::Context;
 use super::args::{BosChoice, DTypeChoice, DeviceChoice, ModelArgs, TaskArgs};
+use super::plan::Desk;
 
 /// The task of a model that has none of its own.
 const DEFAULT_TASK: &str = "ioi";
@@ -41,6 +42,47 @@ pub fn read_weights(opened: Opened, ctx: &Context) -> anyhow::Result<Model> {
         ctx.warn(note);
     }
     Ok(model)
+}
+
+/// A model whose weights are not read yet: one of this command alone, or one that the runs of a plan share.
+pub enum Unread<'a> {
+    Own(Box<Opened>),
+    Shared(&'a Desk, &'a ModelArgs, &'a LoadOptions),
+}
+
+impl Unread<'_> {
+    /// # Errors
+    /// As [`open`].
+    pub fn parts(&self) -> anyhow::Result<(Tokenizer, ModelSpec)> {
+        Ok(match self {
+            Unread::Own(opened) => (opened.tokenizer().clone(), opened.spec().clone()),
+            Unread::Shared(desk, args, options) => desk.tokenizer(args, options)?,
+        })
+    }
+
+    /// Reads the weights, or takes those that an earlier run has read.
+    /// # Errors
+    /// As [`Opened::load`].
+    pub fn load(self, ctx: &Context) -> anyhow::Result<Model> {
+        match self {
+            Unread::Own(opened) => read_weights(*opened, ctx),
+            Unread::Shared(desk, args, options) => Ok(desk.model(args, options)?),
+        }
+    }
+}
+
+/// Opens the model that the flags describe; its weights are read by [`Unread::load`].
+/// # Errors
+/// As [`open`].
+pub fn open_model<'a>(
+    args: &'a ModelArgs,
+    options: &'a LoadOptions,
+    ctx: &'a Context,
+) -> anyhow::Result<Unread<'a>> {
+    Ok(match &ctx.desk {
+        Some(desk) => Unread::Shared(desk, args, options),
+        None => Unread::Own(Box::new(open(&args.model, options)?)),
+    })
 }
 
 /// The task that the flags describe, under a model's tokenizer; prompts longer than `n_ctx` are dropped.

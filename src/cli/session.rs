@@ -11,13 +11,14 @@ use candlewick::methods::{
     Keeping, Method, Plan, Running, Subject, VerifyOptions, Watch, check, measure, measure_shard,
     merge, plan,
 };
-use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer, open};
+use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer};
 use candlewick::scores::{Detail, Scores, Shard};
 use candlewick::task::Task;
 use clap::Args;
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
-use super::open::{load_options, open_task, read_weights};
+use super::open::{load_options, open_model, open_task};
+use super::plan::Stage;
 use super::{Context, destination, show};
 
 /// The flags of every measuring command.
@@ -194,8 +195,10 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     let shard = common.running.shard.filter(|_| merging.is_none());
     let mut options = load_options(&common.model)?;
     options.show_download_progress &= !ctx.quiet;
+    options.offline |= ctx.desk.as_ref().is_some_and(|desk| desk.offline);
+    let stage = ctx.desk.as_ref().map(|desk| desk.stage);
     // Everything that can be wrong is found before the weights are read.
-    let out = if common.running.dry_run {
+    let out = if common.running.dry_run || matches!(stage, Some(Stage::Check | Stage::Cost)) {
         PathBuf::new()
     } else {
         let default = match shard {
@@ -209,10 +212,12 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     };
 
     let id = &common.model.model;
-    let opened = open(id, &options)?;
-    let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
+    let unread = open_model(&common.model, &options, ctx)?;
+    let (tokenizer, spec) = unread.parts()?;
     let task = open_task(&common.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?;
-    ctx.warn_of(&task);
+    if matches!(stage, None | Some(Stage::Check)) {
+        ctx.warn_of(&task);
+    }
     let method = ask.method(&Asked {
         tokenizer: &tokenizer,
         spec: &spec,
@@ -230,12 +235,20 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
         ))
         .into());
     }
+    if stage == Some(Stage::Check) {
+        return Ok(());
+    }
     let progress = ctx.progress();
-    let model = read_weights(opened, ctx)?;
+    let model = unread.load(ctx)?;
     let on = Subject {
         model: &model,
         task: &task,
     };
+    if let Some(desk) = ctx.desk.as_ref().filter(|desk| desk.stage == Stage::Cost) {
+        let counted = plan(on, method, &running)?;
+        *desk.plan.lock().expect("no run panicked with it") = Some(counted);
+        return Ok(());
+    }
     if common.running.dry_run {
         return print_plan(&plan(on, method, &running)?, &model);
     }
@@ -264,6 +277,10 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     ask.finish(&mut scores, &model.spec)?;
     show::write(&mut scores, &out, &common.output, ctx)?;
     keeping.remove()?;
+    if let Some(desk) = &ctx.desk {
+        *desk.scores.lock().expect("no run panicked with it") = Some(scores);
+        return Ok(());
+    }
     show::tell(&scores, &out, &common.output, ctx)
 }
 

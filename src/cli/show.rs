@@ -38,7 +38,7 @@ pub struct ShowArgs {
     pub svg: Option<PathBuf>,
 }
 
-pub fn run(args: ShowArgs, ctx: &Context) -> anyhow::Result<()> {
+pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     let mut scores = Scores::read_parquet(&args.file)?;
     let n_rows = scores.table.height();
     for conditions in &args.conditions {

@@ -33,7 +33,7 @@ pub struct TokensArgs {
     pub task: TaskArgs,
 }
 
-pub fn run(args: TokensArgs, ctx: &Context) -> anyhow::Result<()> {
+pub fn run(args: &TokensArgs, ctx: &Context) -> anyhow::Result<()> {
     let opened = open(&args.model.model, &load_options(&args.model)?)?;
     let is_embedded = args.model.model == EMBEDDED;
     let n_ctx = opened.spec().n_ctx;

@@ -65,6 +65,16 @@ pub struct Origin {
     pub notes: Vec<String>,
 }
 
+impl Origin {
+    /// What was asked for; of a hub model with the commit, `org/name@commit`.
+    pub fn full_id(&self) -> String {
+        match &self.revision {
+            Some(commit) => format!("{}@{commit}", self.id),
+            None => self.id.clone(),
+        }
+    }
+}
+
 impl Model {
     /// Puts weights under a spec that they were made for.
     /// # Errors

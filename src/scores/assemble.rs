@@ -28,6 +28,7 @@ impl Scores {
         provenance: Provenance,
     ) -> Result<Scores> {
         check(cells, examples)?;
+        let of = [provenance.model.full_id(), provenance.task.clone()];
         let prompts: HashSet<usize> = (provenance.prompts.iter())
             .map(|prompt| prompt.example)
             .collect();
@@ -40,7 +41,7 @@ impl Scores {
             provenance.warnings.extend(report.no_gap_warning());
         }
         provenance.warnings.extend(doubled(cells, meta));
-        let rows = Rows::new(cells, examples, meta, detail, report.has_gap())?;
+        let rows = Rows::new(cells, examples, meta, detail, report.has_gap())?.of_run(&of);
         provenance.examples_per_row = rows.examples_per_row();
         // Without prompts there is no task to do well.
         provenance.report = (!provenance.prompts.is_empty()).then_some(report);

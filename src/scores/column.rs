@@ -62,6 +62,9 @@ columns! {
     Contribution "contribution" "The mean over pairs of the size of `score`, which does not cancel where a part helps some pairs and hurts others; null in tables of a row for each pair."
     Exact "exact" "What exact patching of the same site gives, where `--verify` checked this row; in the unit of `score`."
     Checked "checked" "Why `--verify` checked this row: `top` (among the strongest) or `random` (drawn from the rest)."
+    Model "model" "The model as it was asked for; of a hub model with its commit, after an `@`. One for the whole table, as `task` and `seed`, so that tables of several runs can be joined into one."
+    Task "task" "The task."
+    Seed "seed" "The seed of the run."
 }
 
 /// The types of columns: text, 32-bit integers with a sign, 64-bit floats.
@@ -83,6 +86,9 @@ enum Reads {
 #[derive(Debug)]
 pub(super) struct Row<'a> {
     pub meta: &'a ScoresMeta,
+    /// What the whole table is of.
+    pub model: &'a str,
+    pub task: &'a str,
     pub cell: &'a Cell,
     /// Its pair, where rows are not aggregated.
     pub example: Option<&'a ExampleScores>,
@@ -164,6 +170,9 @@ impl Column {
             // Filled in once the strongest rows are known and patched.
             Column::Exact => Float(|_| None),
             Column::Checked => Text(|_| None),
+            Column::Model => Text(|row| said(row.model)),
+            Column::Task => Text(|row| said(row.task)),
+            Column::Seed => Integer(|row| i32::try_from(row.meta.seed).ok()),
         }
     }
 
@@ -241,6 +250,10 @@ impl Column {
             }
         }
     }
+}
+
+fn said(text: &str) -> Option<Cow<'_, str>> {
+    (!text.is_empty()).then(|| text.into())
 }
 
 fn index(index: Option<u32>) -> Option<i32> {

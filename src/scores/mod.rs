@@ -23,6 +23,7 @@ mod provenance;
 mod report;
 mod rows;
 pub mod statistics;
+mod summary;
 mod text;
 mod view;
 
@@ -41,6 +42,7 @@ pub use output::{OutFormat, check_out, provenance_path, side_path, write_out};
 pub use parts::{PartStore, Shard};
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
 pub use report::{Estimate, Share, TaskReport};
+pub use summary::{RunSummary, memory_of_runs, summary_table, write_summary};
 
 /// The kind of the side table that holds what a method measures beside its own metric: several quantities, told apart by the
 /// column `metric`.

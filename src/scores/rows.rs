@@ -29,6 +29,8 @@ pub(super) struct Rows<'a> {
     cells: &'a [Cell],
     examples: &'a [ExampleScores],
     meta: &'a ScoresMeta,
+    /// The model and the task.
+    of: [&'a str; 2],
     /// Whether effects are given as shares of the gap.
     normalise: bool,
     aggregates: Option<Vec<Aggregate>>,
@@ -54,6 +56,7 @@ impl<'a> Rows<'a> {
             cells,
             examples,
             meta,
+            of: [""; 2],
             normalise,
             aggregates: None,
         };
@@ -63,11 +66,19 @@ impl<'a> Rows<'a> {
         Ok(rows)
     }
 
+    /// The same rows, with the model and the task that they are of.
+    pub fn of_run(self, of: &'a [String; 2]) -> Self {
+        let of = [of[0].as_str(), of[1].as_str()];
+        Rows { of, ..self }
+    }
+
     /// All rows: by cell, or by example and then by cell.
     pub fn iter(&self) -> Box<dyn Iterator<Item = Row<'_>> + '_> {
         match &self.aggregates {
             Some(aggregates) => Box::new(aggregates.iter().map(|aggregate| Row {
                 meta: self.meta,
+                model: self.of[0],
+                task: self.of[1],
                 cell: &self.cells[aggregate.cell as usize],
                 example: None,
                 token: aggregate.token.as_deref(),
@@ -85,7 +96,7 @@ impl<'a> Rows<'a> {
     }
 
     fn of(&self, example: &'a ExampleScores) -> impl Iterator<Item = Row<'a>> {
-        let (cells, meta) = (self.cells, self.meta);
+        let (cells, meta, [model, task]) = (self.cells, self.meta, self.of);
         let (base, full) = meta.direction.ends(example.clean, example.corrupted);
         let gap = full.filter(|_| self.normalise).map(|full| Estimate {
             mean: full - base,
@@ -95,6 +106,8 @@ impl<'a> Rows<'a> {
         let measured = example.cells.iter().zip(&example.values);
         measured.map(move |(&cell, &value)| Row {
             meta,
+            model,
+            task,
             cell: &cells[cell as usize],
             example: Some(example),
             token: None,

@@ -70,6 +70,8 @@ fn every_example_in_the_help_runs() {
     scores()
         .write_parquet(&folder.path().join("scores.parquet"))
         .unwrap();
+    let plan = "models = [\"embedded\"]\ntasks = [\"embedded\"]\nn_pairs = 2\n[methods]\nheads = \"patch --sites z --template 0\"\n";
+    fs::write(folder.path().join("plan.toml"), plan).unwrap();
     for subcommand in subcommands() {
         for example in examples(&subcommand) {
             assert_eq!(example[0], "candlewick", "{example:?}");

@@ -1,0 +1,453 @@
+//! `candlewick run`: every run of a plan, each a command and a file, one folder of results.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candlewick::Error;
+use candlewick::model::hub::{self, Wanted};
+use candlewick::model::{EMBEDDED, LoadOptions};
+use candlewick::scores::{RunSummary, Scores, memory_of_runs, write_summary};
+use candlewick::text::visible;
+use clap::Args;
+
+use super::{Desk, PlanFile, Run, Stage, State, expand};
+use crate::cli::session::duration;
+use crate::cli::{Context, advised, dispatch, shell_quoted};
+
+/// Run a plan: every model, at every revision, with every task, method and seed.
+///
+/// A plan is a TOML file: `models`, `tasks`, `seeds` and a table `[methods]` of names and commands, such as `heads = "patch --sites z"`.
+/// Every run is such a command with a model and a task, and writes
+/// `OUT/run_model=../run_task=../run_method=../part-00000.parquet`; polars, pandas and DuckDB read the folder as one table. What is finished
+/// is not run again, what was cut short goes on. `OUT/summary.parquet` has a row for each run.
+/// Everything is checked before the first model is loaded. docs/many-runs.md has an example from plan to figure.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  candlewick run plan.toml --dry-run
+  candlewick run plan.toml
+  candlewick fetch plan.toml
+  candlewick check plan.toml")]
+pub struct RunArgs {
+    /// The plan.
+    pub plan: PathBuf,
+    /// List the runs, what is finished, and what the rest would cost.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Measure runs again whose results were made with other settings than the plan has now.
+    #[arg(long)]
+    pub replace_stale: bool,
+    /// Leave out runs that cannot be done, instead of refusing the whole plan.
+    #[arg(long)]
+    pub keep_going: bool,
+}
+
+/// Whether a word that names a model names a plan.
+pub fn is_plan(word: &str) -> bool {
+    word.ends_with(".toml")
+}
+
+pub fn run(args: &RunArgs, ctx: &Context) -> anyhow::Result<()> {
+    let plan = PlanFile::read(&args.plan)?;
+    let runs = expand(&plan, &args.plan)?;
+    let states = states(&runs, &args.plan)?;
+    let stale: Vec<usize> = (0..runs.len())
+        .filter(|&i| matches!(states[i], State::Stale(_)))
+        .collect();
+    if let (Some(&first), false, false) = (stale.first(), args.replace_stale, args.dry_run) {
+        let State::Stale(made) = &states[first] else {
+            unreachable!("it was chosen so");
+        };
+        let reason = format!(
+            "{} of its {} runs have results of other settings, the first `{}`, made by {made}; `--replace-stale` measures them again, \
+             or give the changed methods other names, or the plan another `out`",
+            stale.len(),
+            runs.len(),
+            runs[first].out.display()
+        );
+        return Err(Error::BadPlan {
+            path: args.plan.clone(),
+            reason,
+        }
+        .into());
+    }
+    let open: Vec<usize> = (0..runs.len())
+        .filter(|&i| states[i] != State::Finished)
+        .collect();
+
+    // Nothing is loaded before all that is left to do is known to be possible.
+    let desk = Desk::new(Stage::Check, args.dry_run);
+    let (desk, failed) = check(&runs, &open, desk, ctx)?;
+    if args.dry_run {
+        return cost(&runs, &states, &failed, desk, ctx);
+    }
+    if let (Some((&first, error)), false) = (failed.iter().next(), args.keep_going) {
+        let reason = format!(
+            "{} of its {} runs cannot be done, the first `{}`: {error}; `--keep-going` leaves them out",
+            failed.len(),
+            runs.len(),
+            runs[first].name()
+        );
+        return Err(Error::BadPlan {
+            path: args.plan.clone(),
+            reason,
+        }
+        .into());
+    }
+    measure_all(
+        &plan,
+        &args.plan,
+        &runs,
+        &states,
+        failed,
+        desk.at(Stage::Measure),
+        ctx,
+    )
+}
+
+fn states(runs: &[Run], plan: &Path) -> Result<Vec<State>, Error> {
+    let state = |run: &Run| {
+        run.state().map_err(|error| Error::BadPlan {
+            path: plan.to_path_buf(),
+            reason: error.to_string(),
+        })
+    };
+    runs.iter().map(state).collect()
+}
+
+/// The context of a run: it measures at the desk, and says nothing of its own.
+fn at_desk(run: &Run, desk: &Arc<Desk>, ctx: &Context) -> Context {
+    Context {
+        quiet: true,
+        typed: run.typed.clone(),
+        command: run.command.clone(),
+        desk: Some(Arc::clone(desk)),
+        ..ctx.clone()
+    }
+}
+
+/// Looks for everything that can be wrong without weights, and gives the runs that cannot be done, with the reason.
+fn check(
+    runs: &[Run],
+    which: &[usize],
+    desk: Desk,
+    ctx: &Context,
+) -> anyhow::Result<(Desk, BTreeMap<usize, String>)> {
+    let mut failed = BTreeMap::new();
+    let desk = Arc::new(desk);
+    for &i in which {
+        if let Err(error) = dispatch(&runs[i].parsed, &at_desk(&runs[i], &desk, ctx)) {
+            failed.insert(i, said(&error));
+        }
+    }
+    Ok((given_back(desk), failed))
+}
+
+fn given_back(desk: Arc<Desk>) -> Desk {
+    Arc::into_inner(desk).expect("no run keeps the desk")
+}
+
+fn said(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Error>() {
+        Some(error) => advised(error),
+        None => format!("{error:#}"),
+    }
+}
+
+/// Says what is finished, and what the rest would cost.
+fn cost(
+    runs: &[Run],
+    states: &[State],
+    failed: &BTreeMap<usize, String>,
+    desk: Desk,
+    ctx: &Context,
+) -> anyhow::Result<()> {
+    let desk = Arc::new(desk.at(Stage::Cost));
+    let mut out = io::stdout().lock();
+    let (mut seconds, mut passes, mut bytes, mut unknown) = (0.0, 0.0, 0, 0);
+    let mut downloads = Vec::new();
+    for (i, run) in runs.iter().enumerate() {
+        let what = match &states[i] {
+            State::Finished => "finished".to_string(),
+            _ if failed.contains_key(&i) => {
+                unknown += 1;
+                let is_missing = !is_here(run);
+                if is_missing && !downloads.contains(&(&run.model, &run.revision)) {
+                    downloads.push((&run.model, &run.revision));
+                }
+                if is_missing {
+                    "its model is to be downloaded first (`candlewick fetch`)".to_string()
+                } else {
+                    format!("cannot be done: {}", failed[&i])
+                }
+            }
+            state => {
+                dispatch(&run.parsed, &at_desk(run, &desk, ctx))?;
+                let plan = desk.plan.lock().expect("no run panicked with it").take();
+                let plan = plan.unwrap_or_default();
+                seconds += plan.seconds;
+                passes += plan.cost.passes + plan.cost.packed;
+                bytes = bytes.max(plan.cost.bytes);
+                let stale = match state {
+                    State::Stale(made) => format!("; there are stale results, made by {made}"),
+                    _ => String::new(),
+                };
+                format!(
+                    "{} pairs, {} cells, about {}{stale}",
+                    plan.pairs,
+                    plan.cells,
+                    duration(plan.seconds)
+                )
+            }
+        };
+        writeln!(
+            out,
+            "{:>4}  {}  {}",
+            i + 1,
+            visible(&run.name()),
+            visible(&what)
+        )?;
+    }
+    let finished = states
+        .iter()
+        .filter(|state| **state == State::Finished)
+        .count();
+    writeln!(out)?;
+    writeln!(
+        out,
+        "runs                 {} ({finished} finished)",
+        runs.len()
+    )?;
+    writeln!(out, "forward-equivalents  {passes:.0}")?;
+    writeln!(
+        out,
+        "memory               {:.0} MB activations at most",
+        bytes as f64 / 1e6
+    )?;
+    for (model, revision) in downloads {
+        let at = revision
+            .as_ref()
+            .map_or(String::new(), |revision| format!(" at {revision}"));
+        writeln!(
+            out,
+            "download             {}{}",
+            visible(model),
+            visible(&at)
+        )?;
+    }
+    let beside = if unknown > 0 {
+        format!(", without {unknown} runs")
+    } else {
+        String::new()
+    };
+    writeln!(
+        out,
+        "estimated time       about {}{beside}",
+        duration(seconds)
+    )?;
+    Ok(())
+}
+
+/// Whether the weights of a run's model lie on this machine.
+fn is_here(run: &Run) -> bool {
+    let options = LoadOptions {
+        revision: run.revision.clone(),
+        offline: true,
+        ..LoadOptions::default()
+    };
+    hub::locate(&run.model, &options, Wanted::Weights).is_ok()
+}
+
+fn measure_all(
+    plan: &PlanFile,
+    path: &Path,
+    runs: &[Run],
+    states: &[State],
+    mut failed: BTreeMap<usize, String>,
+    desk: Desk,
+    ctx: &Context,
+) -> anyhow::Result<()> {
+    let desk = Arc::new(desk);
+    let mut summaries = Vec::new();
+    let summary = plan.out.join("summary.parquet");
+    let before = memory_of_runs(&summary);
+    let mut out = io::stdout().lock();
+    for (i, run) in runs.iter().enumerate() {
+        let began = Instant::now();
+        let file = run.out.strip_prefix(&plan.out).unwrap_or(&run.out);
+        let mut row = RunSummary::new(
+            run.keys.clone(),
+            file.display().to_string(),
+            shell_quoted(&run.command),
+        );
+        let counted = format!("{:>4}/{}  {}", i + 1, runs.len(), visible(&run.name()));
+        if states[i] == State::Finished {
+            row.memory = before.get(&row.file).copied();
+            row = row.with(&Scores::read_parquet(&run.out)?);
+            writeln!(out, "{counted}  was finished")?;
+        } else if !failed.contains_key(&i) {
+            match measure_one(run, matches!(states[i], State::Stale(_)), &desk, ctx) {
+                Ok(scores) => {
+                    row.memory = peak_memory();
+                    row = row.with(&scores);
+                    writeln!(out, "{counted}  {}", line(&scores, began))?;
+                }
+                Err(error) if is_interrupted(&error) => {
+                    write_summary(&summary, &summaries)?;
+                    return Err(error);
+                }
+                Err(error) => {
+                    failed.insert(i, said(&error));
+                }
+            }
+        }
+        if let Some(error) = failed.get(&i) {
+            writeln!(out, "{counted}  failed: {}", visible(error))?;
+            row.error = Some(error.clone());
+        }
+        out.flush()?;
+        summaries.push(row);
+    }
+    write_summary(&summary, &summaries)?;
+    writeln!(
+        out,
+        "\n{} of {} runs are there: {}",
+        runs.len() - failed.len(),
+        runs.len(),
+        summary.display()
+    )?;
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::BadPlan {
+        path: path.to_path_buf(),
+        reason: format!(
+            "{} of {} runs failed, as said above and in `{}`; the same command tries them again",
+            failed.len(),
+            runs.len(),
+            summary.display()
+        ),
+    }
+    .into())
+}
+
+fn measure_one(run: &Run, stale: bool, desk: &Arc<Desk>, ctx: &Context) -> anyhow::Result<Scores> {
+    let folder = run.out.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|source| Error::Write {
+        path: folder.to_path_buf(),
+        source,
+    })?;
+    if stale {
+        fs::remove_file(&run.out).map_err(|source| Error::Write {
+            path: run.out.clone(),
+            source,
+        })?;
+    }
+    reset_peak_memory();
+    dispatch(&run.parsed, &at_desk(run, desk, ctx))?;
+    let scores = desk.scores.lock().expect("no run panicked with it").take();
+    scores.ok_or_else(|| Error::invalid("this command measures nothing").into())
+}
+
+fn is_interrupted(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref::<Error>(),
+        Some(Error::Interrupted { .. })
+    )
+}
+
+/// What a person reads of a run.
+fn line(scores: &Scores, began: Instant) -> String {
+    let about = &scores.provenance;
+    let gap = (about.report.as_ref().and_then(|report| report.gap))
+        .map_or(String::new(), |gap| format!(", gap {gap} {}", about.unit));
+    let warnings = match about.warnings.len() {
+        0 => String::new(),
+        1 => ", 1 warning".to_string(),
+        n => format!(", {n} warnings"),
+    };
+    format!(
+        "{} rows from {} examples{gap}, {}{warnings}",
+        scores.table.height(),
+        about.examples,
+        duration(began.elapsed().as_secs_f64())
+    )
+}
+
+/// The largest resident memory of this process since [`reset_peak_memory`], where the system says it.
+fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kilobytes << 10)
+}
+
+/// Linux counts anew; elsewhere nothing happens.
+fn reset_peak_memory() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// `candlewick check PLAN.toml`: whether all runs can be done on this machine without a network.
+/// # Errors
+/// [`Error::BadPlan`] if one cannot.
+pub fn prove(path: &Path, ctx: &Context) -> anyhow::Result<()> {
+    let plan = PlanFile::read(path)?;
+    let runs = expand(&plan, path)?;
+    let all: Vec<usize> = (0..runs.len()).collect();
+    let (_, mut failed) = check(&runs, &all, Desk::new(Stage::Check, true), ctx)?;
+    let mut out = io::stdout().lock();
+    for (i, run) in runs.iter().enumerate() {
+        if !failed.contains_key(&i) && run.model != EMBEDDED && !is_here(run) {
+            failed.insert(
+                i,
+                "the weights of its model are not here; `candlewick fetch` brings them".into(),
+            );
+        }
+        let verdict = failed.get(&i).map_or("can be done", |error| error);
+        writeln!(
+            out,
+            "{:>4}  {}  {}",
+            i + 1,
+            visible(&run.name()),
+            visible(verdict)
+        )?;
+    }
+    if failed.is_empty() {
+        writeln!(
+            out,
+            "\nall {} runs can be done without a network",
+            runs.len()
+        )?;
+        return Ok(());
+    }
+    Err(Error::BadPlan {
+        path: path.to_path_buf(),
+        reason: format!(
+            "{} of {} runs cannot be done here",
+            failed.len(),
+            runs.len()
+        ),
+    }
+    .into())
+}
+
+/// The models of a plan, each revision once.
+/// # Errors
+/// Those of reading it.
+pub fn models(path: &Path) -> Result<Vec<(String, Option<String>)>, Error> {
+    let plan = PlanFile::read(path)?;
+    let mut models = Vec::new();
+    for run in expand(&plan, path)? {
+        let model = (run.model, run.revision);
+        if !models.contains(&model) {
+            models.push(model);
+        }
+    }
+    Ok(models)
+}
