@@ -19,7 +19,7 @@ use candlewick::run::{Quiet, Request, Source, Sources, run, run_with_cache};
 use candlewick::scores::Detail;
 use candlewick::task::{ExpandOptions, Task};
 use models::task::{changed, task};
-use models::{Pairs, every_kind, two_kinds};
+use models::{Pairs, cast, every_kind, two_kinds};
 
 /// Products of other shapes add in another order; f32 keeps about seven digits.
 const TOLERANCE: f64 = 1e-5;
@@ -395,18 +395,16 @@ fn the_embedded_model_gives_a_table_of_edges() {
 fn a_bf16_model_has_the_edges_of_its_f32_form_as_far_as_bf16_goes() {
     let mut effects = Vec::new();
     for dtype in [DType::F32, DType::BF16] {
-        let loading = LoadOptions {
-            dtype,
-            ..LoadOptions::default()
-        };
         let options = ExpandOptions {
             n_pairs: Some(1),
             ..ExpandOptions::default()
         };
+        let loading = LoadOptions::default();
         let lab = Lab::open_with("embedded", &loading, "embedded", options).expect("it opens");
-        let edges: Vec<Edge> = all_edges(&lab.model).into_iter().step_by(5).collect();
+        let model = cast(&lab.model, dtype);
+        let edges: Vec<Edge> = all_edges(&model).into_iter().step_by(5).collect();
         let pair = config(Reference::Pair);
-        effects.push(fast(&lab.model, &lab.task, &edges, &pair).remove(0));
+        effects.push(fast(&model, &lab.task, &edges, &pair).remove(0));
     }
     let largest = effects[0].iter().fold(0f64, |most, x| most.max(x.abs()));
     for (wide, narrow) in effects[0].iter().zip(&effects[1]) {

@@ -8,7 +8,7 @@ use candlewick::hooks::{Edit, Hook, Kind, Op, Pos, Roles, Site, Value};
 use candlewick::model::Model;
 use candlewick::run::{Logits, Request, Run, Source, Sources, logits, run, run_with_cache};
 use candlewick::{Error, Result};
-use models::{Pairs, cast, every_kind, two_kinds};
+use models::{Pairs, cast, every_kind, matrices_in, two_kinds};
 
 /// Edits that put a value back may round once more than the pass without them.
 const ROUNDING: f32 = 2e-6;
@@ -520,6 +520,41 @@ fn slices_and_tensor_operations_agree() {
                     "{} {dtype:?} {hook}: {far}",
                     model.spec.family
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_in_16_bits_give_the_numbers_of_the_same_matrices_in_f32() {
+    for model in every_kind() {
+        let family = model.spec.family.clone();
+        for dtype in [DType::BF16, DType::F16] {
+            let [narrow, wide] = matrices_in(&model, dtype);
+            assert_eq!(
+                (narrow.dtype, narrow.weights.w_u.dtype()),
+                (DType::F32, dtype)
+            );
+            assert!(narrow.weights.bytes() < wide.weights.bytes());
+            for hook in std::iter::once(None).chain(Hook::all(&model.spec).into_iter().map(Some)) {
+                let edit = hook.map(|hook| Edit::new(Site::all(hook).at(4), Op::Scale(0.5)));
+                let edits: Vec<Edit> = edit.into_iter().collect();
+                // Once every hook is looked at, then each is edited.
+                let watched = if hook.is_none() {
+                    Hook::all(&model.spec)
+                } else {
+                    Vec::new()
+                };
+                let [a, b] = [&narrow, &wide].map(|model| with_edits(model, &edits, &watched));
+                let far = gap(&a.logits.expect("asked for"), &b.logits.expect("asked for"));
+                assert!(far < 2e-6, "{family} {dtype:?} {hook:?}: {far}");
+                let seen = watched.iter().filter(|hook| hook.kind != Kind::AttnScores);
+                for &hook in seen {
+                    let [a, b] =
+                        [&a.cache, &b.cache].map(|cache| cache.get(hook).expect("captured"));
+                    let far = gap(&a, &b);
+                    assert!(far < 2e-6, "{family} {dtype:?} {hook}: {far}");
+                }
             }
         }
     }

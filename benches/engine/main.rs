@@ -198,7 +198,14 @@ fn products(peak: f64) {
             for _ in 0..3 {
                 let (took, ()) = time(|| {
                     for w in &weights {
-                        product(&mut y, &x, w, [rows, inner, outer], Right::InOut, false);
+                        product(
+                            &mut y,
+                            &x,
+                            w.as_slice(),
+                            [rows, inner, outer],
+                            Right::InOut,
+                            false,
+                        );
                     }
                 });
                 best = best.max(2e-9 * (rows * inner * outer * copies) as f64 / took.wall);

@@ -21,9 +21,10 @@ pub struct ModelArgs {
     /// What computes; `cuda` and `metal` need a build with the cargo feature of that name.
     #[arg(long, default_value = "cpu")]
     pub device: DeviceChoice,
-    /// Number format of weights and stream; norms, softmax and logits stay in f32.
-    #[arg(long, default_value = "f32")]
-    pub dtype: DTypeChoice,
+    /// Number format of weights and stream; on the CPU of matrices alone, with all arithmetic in f32 [default: f32, but on the CPU
+    /// matrices that are stored in 16 bits stay so, which gives the same numbers at half the memory].
+    #[arg(long)]
+    pub dtype: Option<DTypeChoice>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -52,9 +52,19 @@ pub struct CheckArgs {
     /// What computes; `cuda` and `metal` need a build with the cargo feature of that name.
     #[arg(long, default_value = "cpu")]
     pub device: DeviceChoice,
-    /// Number format of weights and stream; norms, softmax and logits stay in f32.
-    #[arg(long, default_value = "f32")]
-    pub dtype: DTypeChoice,
+    /// Number format of weights and stream; on the CPU of matrices alone, with all arithmetic in f32 [default: f32, but on the CPU
+    /// matrices that are stored in 16 bits stay so].
+    #[arg(long)]
+    pub dtype: Option<DTypeChoice>,
+}
+
+impl CheckArgs {
+    fn formats(&self) -> String {
+        match self.dtype {
+            Some(dtype) => format!("{dtype:?}").to_lowercase(),
+            None => "f32".to_string(),
+        }
+    }
 }
 
 pub fn run(args: &CheckArgs, ctx: &Context) -> anyhow::Result<()> {
@@ -127,10 +137,10 @@ fn check_one(model: &str, args: &CheckArgs, out: &mut impl Write) -> anyhow::Res
         }
     };
     let weights = format!(
-        "{}, {:.1} MB as {:?}, all finite, none missing, none left over",
+        "{}, {:.1} MB as {}, all finite, none missing, none left over",
         loaded.model.origin.storage,
         loaded.model.weights.bytes() as f64 / 1e6,
-        loaded.model.dtype
+        loaded.model.number_formats()
     );
     say("weights", true, &weights, out)?;
     for Finding { what, passed, seen } in check(&loaded)? {
@@ -257,11 +267,7 @@ fn page(args: &CheckArgs) -> anyhow::Result<String> {
             features
         )?;
     }
-    writeln!(
-        page,
-        "{}",
-        DIFFERENCES.replace("{dtype}", &format!("{:?}", args.dtype).to_lowercase())
-    )?;
+    writeln!(page, "{}", DIFFERENCES.replace("{dtype}", &args.formats()))?;
     let columns = columns(&rows);
     writeln!(page, "| model | {} | largest |", columns.join(" | "))?;
     writeln!(page, "|---|{}---|", "---|".repeat(columns.len()))?;

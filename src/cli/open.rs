@@ -22,11 +22,11 @@ pub fn load_options(args: &ModelArgs) -> anyhow::Result<LoadOptions> {
     Ok(LoadOptions {
         revision: args.revision.clone(),
         device: device(args.device)?,
-        dtype: match args.dtype {
+        dtype: args.dtype.map(|choice| match choice {
             DTypeChoice::F32 => DType::F32,
             DTypeChoice::Bf16 => DType::BF16,
             DTypeChoice::F16 => DType::F16,
-        },
+        }),
         offline: false,
         accept_config_keys: args.accept_config_key.clone(),
         show_download_progress: std::io::stderr().is_terminal(),

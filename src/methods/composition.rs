@@ -123,7 +123,7 @@ pub fn composition_scores(model: &Model, config: &CompositionConfig) -> Result<S
         config: json!({ "draws": config.draws, "baseline": baseline, "processing": folded.origin.processing }),
         model: folded.origin.clone(),
         spec: serde_json::to_value(spec).unwrap_or_default(),
-        dtype: format!("{:?}", model.dtype).to_lowercase(),
+        dtype: model.number_formats(),
         notes,
         ..Provenance::default()
     };

@@ -36,7 +36,7 @@ pub(super) fn provenance(
         config: settings,
         model: model.origin.clone(),
         spec: serde_json::to_value(&model.spec).unwrap_or_default(),
-        dtype: format!("{:?}", model.dtype).to_lowercase(),
+        dtype: model.number_formats(),
         device: device_name(model),
         task: task.name.clone(),
         task_text: task.source.clone(),

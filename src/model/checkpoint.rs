@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use candle_core::DType;
+
 pub use super::bytes::{Bytes, check_not_a_stand_in, hex, map, read_at_most};
 use super::weight_hash::WeightHash;
 use crate::error::{Error, Result};
@@ -14,6 +16,9 @@ pub trait Checkpoint: Sync {
     /// Decodes entries `start..start + out.len()` of a tensor, in stored order.
     /// `start` and the length are multiples of the innermost axis, so that no quantised block is cut.
     fn decode(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()>;
+
+    /// The number format in which a tensor is stored, if it is one of floating-point numbers that are not quantised.
+    fn dtype(&self, name: &str) -> Option<DType>;
 
     /// How the weights are stored, for the provenance.
     fn storage(&self) -> String;
@@ -43,6 +48,16 @@ pub(super) enum Float {
     F32,
     F16,
     BF16,
+}
+
+impl From<Float> for DType {
+    fn from(float: Float) -> Self {
+        match float {
+            Float::F32 => DType::F32,
+            Float::F16 => DType::F16,
+            Float::BF16 => DType::BF16,
+        }
+    }
 }
 
 /// Little-endian numbers as f32, as many as `out` takes.

@@ -1,7 +1,8 @@
 //! From checkpoint tensors to one canonical tensor: decoded, checked, transposed and joined in parallel, one slot at a time,
 //! so that besides the model only one tensor is ever held twice.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::checkpoint::Checkpoint;
@@ -23,13 +24,88 @@ pub fn fill_slot(
     shape: &[usize],
     dtype: DType,
     device: &Device,
-    scratch: &mut Vec<f32>,
+    scratch: &mut Scratch,
+) -> Result<Tensor> {
+    let filled = match dtype {
+        DType::BF16 => filled::<bf16>(checkpoint, pieces, shape, &mut scratch.bf16)?,
+        DType::F16 => filled::<f16>(checkpoint, pieces, shape, &mut scratch.f16)?,
+        other => filled::<f32>(checkpoint, pieces, shape, &mut scratch.f32)?.to_dtype(other)?,
+    };
+    Ok(filled.to_device(device)?)
+}
+
+/// Memory that is written again for each tensor, which costs less than memory that is new.
+#[derive(Default)]
+pub struct Scratch {
+    f32: Vec<f32>,
+    bf16: Vec<bf16>,
+    f16: Vec<f16>,
+}
+
+/// A number format of weights in host memory.
+trait Number: WithDType + Default {
+    const LARGEST: f32;
+
+    fn of(wide: f32) -> Self;
+
+    /// Writes numbers that `decode` writes in f32. `wide` is for them.
+    fn fill(
+        out: &mut [Self],
+        wide: &mut Vec<f32>,
+        decode: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        wide.resize(out.len(), 0.0);
+        decode(wide)?;
+        for (out, wide) in out.iter_mut().zip(wide) {
+            *out = Self::of(*wide);
+        }
+        Ok(())
+    }
+}
+
+impl Number for f32 {
+    const LARGEST: f32 = f32::MAX;
+
+    fn of(wide: f32) -> Self {
+        wide
+    }
+
+    fn fill(
+        out: &mut [Self],
+        _: &mut Vec<f32>,
+        decode: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        decode(out)
+    }
+}
+
+impl Number for bf16 {
+    const LARGEST: f32 = f32::MAX;
+
+    fn of(wide: f32) -> Self {
+        bf16::from_f32(wide)
+    }
+}
+
+impl Number for f16 {
+    const LARGEST: f32 = 65504.0;
+
+    fn of(wide: f32) -> Self {
+        f16::from_f32(wide)
+    }
+}
+
+fn filled<N: Number>(
+    checkpoint: &dyn Checkpoint,
+    pieces: &[(String, &Piece)],
+    shape: &[usize],
+    scratch: &mut Vec<N>,
 ) -> Result<Tensor> {
     let (rows, columns) = match *shape {
         [rows, columns] => (rows, columns),
         _ => (1, shape.iter().product()),
     };
-    let mut values = vec![0f32; rows * columns];
+    let mut values = vec![N::default(); rows * columns];
     let mut column = 0;
     for (name, piece) in pieces {
         let stored_len = piece.take.stored_len(piece.out);
@@ -39,67 +115,70 @@ pub fn fill_slot(
             Stored::OutIn => false,
         };
         if piece.stored == Stored::Nowhere {
-            add(&mut values, piece.plus);
+            values.fill(N::of(piece.plus));
         } else if is_in_order && piece.take == Take::All && piece.out == columns {
-            decode(checkpoint, name, columns, piece.skip, &mut values)?;
-            add(&mut values, piece.plus);
+            decode(checkpoint, name, columns, piece, &mut values)?;
         } else {
-            // Memory that is written once more costs less than memory that is new.
-            scratch.resize(scratch.len().max(rows * stored_len), 0.0);
+            scratch.resize(scratch.len().max(rows * stored_len), N::default());
             let stored = &mut scratch[..rows * stored_len];
             let inner = match piece.stored {
                 Stored::OutIn => rows,
                 Stored::HeadColumns { d_head } => d_head,
                 Stored::AsIs | Stored::HeadRows { .. } | Stored::Nowhere => stored_len,
             };
-            decode(checkpoint, name, inner, piece.skip, stored)?;
-            add(stored, piece.plus);
+            decode(checkpoint, name, inner, piece, stored)?;
             place(stored, piece, rows, columns, column, &mut values);
-        }
-        if dtype == DType::F16 {
-            check_fits_f16(name, &values)?;
         }
         column += piece.out;
     }
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?
-        .to_dtype(dtype)?
-        .to_device(device)?)
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// Decodes a tensor whose innermost axis is `inner` from row `skip` to its end, and refuses NaN and infinities.
-fn decode(
+/// Decodes a tensor whose innermost axis is `inner`, from the first row that its piece does not skip to its end, and refuses NaN and
+/// infinities.
+fn decode<N: Number>(
     checkpoint: &dyn Checkpoint,
     name: &str,
     inner: usize,
-    skip: usize,
-    out: &mut [f32],
+    piece: &Piece,
+    out: &mut [N],
 ) -> Result<()> {
     let chunk = inner * (CHUNK / inner).max(1);
     out.par_chunks_mut(chunk)
         .enumerate()
-        .try_for_each(|(index, out)| {
-            checkpoint.decode(name, skip * inner + index * chunk, out)?;
-            // NaN and infinities have all exponent bits set; an integer maximum vectorises where a search does not.
-            let largest = out
-                .iter()
-                .fold(0, |largest, x| largest.max(x.abs().to_bits()));
-            if largest >= f32::INFINITY.to_bits() {
-                return Err(Error::NotFinite {
-                    name: name.to_string(),
-                });
-            }
-            Ok(())
+        .try_for_each_init(Vec::new, |wide, (index, out)| {
+            N::fill(out, wide, |wide| {
+                checkpoint.decode(name, piece.skip * inner + index * chunk, wide)?;
+                // NaN and infinities have all exponent bits set; an integer maximum vectorises where a search does not.
+                let largest = wide
+                    .iter()
+                    .fold(0, |largest, x| largest.max(x.abs().to_bits()));
+                if largest >= f32::INFINITY.to_bits() {
+                    return Err(Error::NotFinite {
+                        name: name.to_string(),
+                    });
+                }
+                add(wide, piece.plus);
+                match f32::from_bits(largest) + piece.plus.abs() {
+                    most if most <= N::LARGEST => Ok(()),
+                    most => Err(Error::WeightType {
+                        name: name.to_string(),
+                        found: format!("a weight of {most:e}"),
+                        known: "f16 up to 65504 (use `--dtype f32` or `bf16`)".to_string(),
+                    }),
+                }
+            })
         })
 }
 
 /// Writes a decoded piece into columns `column..column + piece.out` of the slot's matrix `[rows, columns]`.
-fn place(
-    stored: &[f32],
+fn place<N: Number>(
+    stored: &[N],
     piece: &Piece,
     rows: usize,
     columns: usize,
     column: usize,
-    values: &mut [f32],
+    values: &mut [N],
 ) {
     let stored_out = piece.take.stored_len(piece.out);
     let row_stride = match piece.stored {
@@ -139,18 +218,6 @@ fn add(values: &mut [f32], plus: f32) {
     }
 }
 
-fn check_fits_f16(name: &str, values: &[f32]) -> Result<()> {
-    let most = values.iter().fold(0f32, |most, x| most.max(x.abs()));
-    if most > half::f16::MAX.to_f32() {
-        return Err(Error::WeightType {
-            name: name.to_string(),
-            found: format!("a weight of {most:e}"),
-            known: "f16 up to 65504 (use `--dtype f32` or `bf16`)".to_string(),
-        });
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,7 +247,7 @@ mod tests {
             slot,
             DType::F32,
             &Device::Cpu,
-            &mut Vec::new(),
+            &mut Scratch::default(),
         )?;
         Ok(tensor.flatten_all()?.to_vec1()?)
     }

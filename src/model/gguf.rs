@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::k_quants::{
     BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K,
@@ -362,6 +363,15 @@ impl Checkpoint for Gguf {
         }
         self.bytes.let_go(range);
         Ok(())
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        match self.tensors[name].dtype {
+            GgmlDType::F32 => Some(DType::F32),
+            GgmlDType::F16 => Some(DType::F16),
+            GgmlDType::BF16 => Some(DType::BF16),
+            _ => None,
+        }
     }
 
     fn storage(&self) -> String {

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Checkpoint, check_not_a_stand_in, hex, read_at_most};
-use super::convert::fill_slot;
+use super::convert::{Scratch, fill_slot};
 use super::embedded;
 use super::families::transformer_lens;
 use super::families::{self, Description};
@@ -376,13 +376,13 @@ fn check_fits(tokenizer: &Tokenizer, spec: &ModelSpec) -> Result<()> {
 pub fn read_weights(
     checkpoint: &dyn Checkpoint,
     description: &Description,
-    dtype: DType,
+    dtype: Option<DType>,
     device: &Device,
 ) -> Result<Weights> {
     let spec = &description.spec;
     let plan = plan(checkpoint, description)?;
     let mut slots = HashMap::new();
-    let mut scratch = Vec::new();
+    let mut scratch = Scratch::default();
     for Fill {
         slot,
         layer,
@@ -390,10 +390,35 @@ pub fn read_weights(
     } in &plan
     {
         let shape = slot.shape(spec);
-        let tensor = fill_slot(checkpoint, pieces, &shape, dtype, device, &mut scratch)?;
+        let kept = kept_as(checkpoint, *slot, pieces, dtype, device);
+        let tensor = fill_slot(checkpoint, pieces, &shape, kept, device, &mut scratch)?;
         slots.insert((*slot, *layer), tensor);
     }
     assemble(spec, slots)
+}
+
+/// The number format of a slot, as [`LoadOptions::dtype`] says.
+fn kept_as(
+    checkpoint: &dyn Checkpoint,
+    slot: Slot,
+    pieces: &[(String, &Piece)],
+    asked: Option<DType>,
+    device: &Device,
+) -> DType {
+    let is_narrow = |dtype: &DType| matches!(dtype, DType::BF16 | DType::F16);
+    let stored = |(name, piece): &(String, &Piece)| {
+        let is_as_stored = piece.stored != Stored::Nowhere && piece.plus == 0.0;
+        is_as_stored.then(|| checkpoint.dtype(name)).flatten()
+    };
+    match asked {
+        Some(dtype) if !device.is_cpu() || !is_narrow(&dtype) || slot.is_matrix() => dtype,
+        None if device.is_cpu() && slot.is_matrix() => {
+            let first = pieces.first().and_then(stored).filter(is_narrow);
+            let is_one = pieces.iter().all(|piece| stored(piece) == first);
+            first.filter(|_| is_one).unwrap_or(DType::F32)
+        }
+        _ => DType::F32,
+    }
 }
 
 /// One slot to fill, with the names of its pieces as this checkpoint has them.

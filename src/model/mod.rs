@@ -22,7 +22,7 @@ pub mod tokenizer;
 pub mod weight_files;
 mod weight_hash;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 pub use crate::spec;
@@ -39,7 +39,8 @@ pub struct Model {
     pub spec: ModelSpec,
     pub weights: Weights,
     pub device: Device,
-    /// Of the weights and the stream; norms, softmax and logits are computed in f32.
+    /// Of activations, norms and biases; softmax and logits are computed in f32. On the CPU matrices may be in 16 bits beside f32, which
+    /// gives the numbers of the same matrices in f32.
     pub dtype: DType,
     pub origin: Origin,
 }
@@ -79,10 +80,12 @@ impl Model {
     /// Puts weights under a spec that they were made for.
     /// # Errors
     /// [`Error::TensorShape`] if a weight's shape is not what the spec says (an empty shape: it is absent),
-    /// [`Error::WeightType`] if the weights differ in dtype.
+    /// [`Error::WeightType`] if the weights differ in dtype, but for matrices in 16 bits beside f32 on the CPU.
     pub fn new(spec: ModelSpec, weights: Weights, origin: Origin) -> Result<Self> {
         let device = weights.w_e.device().clone();
-        let dtype = weights.w_e.dtype();
+        let dtype = weights.dtype();
+        let narrow = [DType::BF16, DType::F16]
+            .map(|narrow| (dtype == DType::F32 && device.is_cpu()).then_some(narrow));
         let once = Slot::MODEL.map(|slot| (slot, None));
         let per_block = (0..spec.n_layers.max(weights.blocks.len()))
             .flat_map(|layer| Slot::BLOCK.map(|slot| (slot, Some(layer))));
@@ -107,11 +110,15 @@ impl Model {
                     expected,
                 });
             }
-            if let Some(other) = tensor.filter(|tensor| tensor.dtype() != dtype) {
+            let is_fitting = |tensor: &Tensor| {
+                let own = tensor.dtype();
+                own == dtype || slot.is_matrix() && narrow.contains(&Some(own))
+            };
+            if let Some(other) = tensor.filter(|tensor| !is_fitting(tensor)) {
                 return Err(Error::WeightType {
                     name: name(),
                     found: format!("{:?}", other.dtype()),
-                    known: format!("{dtype:?} like the embedding"),
+                    known: format!("{dtype:?} like the others"),
                 });
             }
         }
@@ -122,5 +129,14 @@ impl Model {
             dtype,
             origin,
         })
+    }
+
+    /// The number formats in words: `f32`, or `f32, matrices bf16`.
+    pub fn number_formats(&self) -> String {
+        let own = format!("{:?}", self.dtype).to_lowercase();
+        match self.weights.matrix_dtype() {
+            Some(matrices) => format!("{own}, matrices {}", format!("{matrices:?}").to_lowercase()),
+            None => own,
+        }
     }
 }

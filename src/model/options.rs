@@ -11,7 +11,10 @@ pub struct LoadOptions {
     /// Branch, tag or commit of a hub model; `main` if none.
     pub revision: Option<String>,
     pub device: Device,
-    pub dtype: DType,
+    /// The number format of weights and activations; on the CPU, where activations are always f32, of matrices. If none: f32, but
+    /// matrices that are stored in 16 bits stay so on the CPU, which gives the same numbers at half the memory. What is quantised is
+    /// not rounded to 16 bits unless they are asked for.
+    pub dtype: Option<DType>,
     /// Never ask the network, whatever `HF_HUB_OFFLINE` says.
     pub offline: bool,
     /// Keys of `config.json` that would be refused and that the caller takes on, knowing that they do not change the function; one
@@ -26,7 +29,7 @@ impl Default for LoadOptions {
         LoadOptions {
             revision: None,
             device: Device::Cpu,
-            dtype: DType::F32,
+            dtype: None,
             offline: false,
             accept_config_keys: Vec::new(),
             show_download_progress: false,

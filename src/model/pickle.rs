@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 
+use candle_core::DType;
+
 use super::checkpoint::{Bytes, Checkpoint, Float, decode_floats, map};
 use super::weight_hash::WeightHash;
 use crate::error::{Error, Result};
@@ -178,6 +180,10 @@ impl Checkpoint for StateDict {
             }
         }
         Ok(())
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.tensors[name].tensor.dtype.float().map(DType::from)
     }
 
     fn storage(&self) -> String {

@@ -26,15 +26,18 @@ pub fn fold_ln(model: &Model) -> Result<Model> {
     model.spec.check_decoder("folded norms")?;
     let spec = &model.spec;
     let centred = spec.norm == NormKind::Layer;
+    // What is computed is not rounded to the 16 bits that a matrix came in.
+    let dtype = model.dtype;
     let mut weights = model.weights.clone();
     for block in &mut weights.blocks {
         let shares_norm = spec.block == (Block::Parallel { shared_norm: true });
         let before_mlp = if shares_norm { &block.ln1 } else { &block.ln2 };
         if let (Some(mlp), Some(norm)) = (&mut block.mlp, before_mlp) {
-            (mlp.w_in, mlp.b_in) = folded(&mlp.w_in, mlp.b_in.as_ref(), norm, centred)?;
+            (mlp.w_in, mlp.b_in) = folded(&mlp.w_in, mlp.b_in.as_ref(), norm, centred, dtype)?;
         }
         if let Some(norm) = &block.ln1 {
-            (block.w_qkv, block.b_qkv) = folded(&block.w_qkv, block.b_qkv.as_ref(), norm, centred)?;
+            let b_qkv = block.b_qkv.as_ref();
+            (block.w_qkv, block.b_qkv) = folded(&block.w_qkv, b_qkv, norm, centred, dtype)?;
         }
         for norm in [&mut block.ln1, &mut block.ln2].into_iter().flatten() {
             *norm = plain(norm)?;
@@ -43,7 +46,7 @@ pub fn fold_ln(model: &Model) -> Result<Model> {
     if let Some(norm) = &mut weights.ln_final {
         // The unembedding keeps a row for each token.
         let columns = weights.w_u.t()?.contiguous()?; // [d_model, d_vocab]
-        let (w_u, b_u) = folded(&columns, weights.b_u.as_ref(), norm, centred)?;
+        let (w_u, b_u) = folded(&columns, weights.b_u.as_ref(), norm, centred, dtype)?;
         weights.w_u = w_u.t()?.contiguous()?; // [d_vocab, d_model]
         weights.b_u = b_u;
         *norm = plain(norm)?;
@@ -82,7 +85,7 @@ pub fn center_writing(model: &Model) -> Result<Model> {
     }
     let mut weights = model.weights.clone();
     let center = |t: &mut Tensor| -> Result<()> {
-        *t = centred_over_last(t)?;
+        *t = centred_over_last(t, model.dtype)?;
         Ok(())
     };
     center(&mut weights.w_e)?;
@@ -117,7 +120,7 @@ pub fn center_unembed(model: &Model) -> Result<Model> {
         .broadcast_sub(&w_u.mean_keepdim(0)?)?
         .to_dtype(model.dtype)?;
     if let Some(b) = &weights.b_u {
-        weights.b_u = Some(centred_over_last(b)?);
+        weights.b_u = Some(centred_over_last(b, model.dtype)?);
     }
     processed(model, untied(&model.spec), weights, "center_unembed")
 }
@@ -158,8 +161,8 @@ fn folded(
     b: Option<&Tensor>,
     norm: &NormWeights,
     centred: bool,
+    dtype: DType,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let dtype = w.dtype();
     let w = wide(w)?;
     let shift = match &norm.b {
         None => None,
@@ -187,10 +190,10 @@ fn plain(norm: &NormWeights) -> Result<NormWeights> {
     })
 }
 
-fn centred_over_last(t: &Tensor) -> Result<Tensor> {
+fn centred_over_last(t: &Tensor, dtype: DType) -> Result<Tensor> {
     let values = wide(t)?;
     let centred = values.broadcast_sub(&values.mean_keepdim(D::Minus1)?)?;
-    Ok(centred.to_dtype(t.dtype())?)
+    Ok(centred.to_dtype(dtype)?)
 }
 
 /// Sums of a thousand products are taken in f32, whatever the weights are kept in.

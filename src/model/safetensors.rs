@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
+use candle_core::DType;
+
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
@@ -153,6 +155,15 @@ impl Checkpoint for SafeTensors<'_> {
         }
         shard.let_go(range);
         Ok(())
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        match self.tensors[name].dtype {
+            Dtype::F32 => Some(DType::F32),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::BF16 => Some(DType::BF16),
+            _ => None,
+        }
     }
 
     fn storage(&self) -> String {

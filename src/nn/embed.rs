@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 use super::attention::softcap_slope;
 use super::host::{dot, host, is_host, on_host, room, simd, tensor, to_host};
 use super::linear::{Right, product};
+use super::matrix::{host_matrix, is_host_matrix};
 use super::norm;
 use super::rules::SoftcapRule;
 use crate::error::Result;
@@ -16,6 +17,7 @@ use crate::spec::{ModelSpec, Weights};
 pub fn embed(spec: &ModelSpec, weights: &Weights, tokens: &[u32]) -> Result<Tensor> {
     let ids = Tensor::new(tokens, weights.w_e.device())?;
     let x = weights.w_e.index_select(&ids, 0)?;
+    let x = x.to_dtype(weights.dtype())?;
     let x = match &weights.ln_embed {
         Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
         None => x,
@@ -30,24 +32,7 @@ pub fn embed(spec: &ModelSpec, weights: &Weights, tokens: &[u32]) -> Result<Tens
 /// # Shapes
 /// `x [n, d_model]`, after the final norm; gives `[n, d_vocab]`.
 pub fn unembed(spec: &ModelSpec, weights: &Weights, x: &Tensor) -> Result<Tensor> {
-    let w_u = &weights.w_u;
-    let logits = if is_host(x) {
-        let x = x.contiguous()?;
-        let (n, d) = x.dims2()?;
-        let vocab = w_u.dim(0)?;
-        let mut logits = room(n * vocab);
-        product(
-            &mut logits,
-            &host(&x)?,
-            &host(w_u)?,
-            [n, d, vocab],
-            Right::OutIn,
-            false,
-        );
-        tensor(logits, (n, vocab))?
-    } else {
-        x.matmul(&w_u.t()?)?.to_dtype(DType::F32)?
-    };
+    let logits = times_unembedding(weights, x)?;
     let logits = match &weights.b_u {
         Some(b) => logits.broadcast_add(&b.to_dtype(DType::F32)?)?,
         None => logits,
@@ -60,6 +45,31 @@ pub fn unembed(spec: &ModelSpec, weights: &Weights, x: &Tensor) -> Result<Tensor
         Some(cap) => ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?,
         None => logits,
     })
+}
+
+/// `x @ w_u^T`, f32, without what the model does to it.
+/// # Shapes
+/// `x [n, d_model]`; gives `[n, d_vocab]`.
+pub fn times_unembedding(weights: &Weights, x: &Tensor) -> Result<Tensor> {
+    let w_u = &weights.w_u;
+    if !is_host(x) {
+        return Ok(x.matmul(&w_u.t()?)?.to_dtype(DType::F32)?);
+    }
+    let x = x.contiguous()?;
+    let (n, d) = x.dims2()?;
+    let vocab = w_u.dim(0)?;
+    let mut logits = room(n * vocab);
+    let w_u = host_matrix(w_u)?;
+    let sizes = [n, d, vocab];
+    product(
+        &mut logits,
+        &host(&x)?,
+        w_u.numbers(),
+        sizes,
+        Right::OutIn,
+        false,
+    );
+    tensor(logits, (n, vocab))
 }
 
 /// The logits of a few tokens, each row its own.
@@ -127,14 +137,15 @@ pub fn unembed_backward(
         })
         .collect();
     let w_u = &weights.w_u;
-    if !is_host(w_u) {
+    if !is_host_matrix(w_u) {
         let slopes = Tensor::from_vec(slopes, (n, vocab), w_u.device())?;
         return on_host(&slopes.matmul(&w_u.to_dtype(DType::F32)?)?);
     }
     let d = w_u.dim(1)?;
     let mut dx = room(n * d);
     let sizes = [n, vocab, d];
-    product(&mut dx, &slopes, &host(w_u)?, sizes, Right::InOut, false);
+    let w_u = host_matrix(w_u)?;
+    product(&mut dx, &slopes, w_u.numbers(), sizes, Right::InOut, false);
     tensor(dx, (n, d))
 }
 

@@ -5,6 +5,8 @@
 //! the [`rules::Rules`] that it is given. Gradients are f32 in host memory whatever the model is; only products with weights run where the
 //! weights lie.
 //!
+//! Weight matrices in host memory may be in 16 bits ([`matrix`]): products widen them as they go, and everything else is f32.
+//!
 //! Tokens of all prompts (or of all variants of a sweep) are packed into one matrix, `[tokens, d_model]`: everything but attention
 //! works on tokens alone.
 
@@ -13,7 +15,9 @@ pub mod embed;
 mod frequencies;
 pub mod host;
 pub mod linear;
+pub mod matrix;
 pub mod mlp;
 pub mod norm;
+pub mod product;
 pub mod rope;
 pub mod rules;

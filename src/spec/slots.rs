@@ -1,7 +1,7 @@
 //! The slots of the canonical weights: which a spec asks for, and in what shape. One list, so that loading, checking and random
 //! weights cannot differ in it.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::transformer::{Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm};
 use super::weights::{NormWeights, Weights};
@@ -90,6 +90,20 @@ impl Slot {
         Slot::Ln2Post,
         Slot::Ln2PostBias,
     ];
+
+    /// Whether it is a factor of large products, which may be kept in 16 bits beside activations in f32.
+    pub fn is_matrix(self) -> bool {
+        matches!(
+            self,
+            Slot::Embed
+                | Slot::Unembed
+                | Slot::Head
+                | Slot::Qkv
+                | Slot::O
+                | Slot::MlpIn
+                | Slot::MlpOut
+        )
+    }
 
     /// The canonical shape under a spec: `[in, out]` for matrices, `[n]` for vectors.
     pub fn shape(self, spec: &ModelSpec) -> Vec<usize> {
@@ -220,5 +234,28 @@ impl Slot {
             Slot::Ln2Post => scale(&block?.ln2_post),
             Slot::Ln2PostBias => shift(&block?.ln2_post),
         }
+    }
+}
+
+impl Weights {
+    /// The number format of activations: that of norms and biases. Matrices of a model on the CPU may be in 16 bits beside f32.
+    pub fn dtype(&self) -> DType {
+        let once = Slot::MODEL.into_iter().chain(Slot::BLOCK);
+        let mut others = once.filter(|slot| !slot.is_matrix());
+        let own = self.w_e.dtype();
+        match others.find_map(|slot| slot.get(self, 0)) {
+            Some(other) => other.dtype(),
+            None if self.w_e.device().is_cpu() && own.size_in_bytes() == 2 => DType::F32,
+            None => own,
+        }
+    }
+
+    /// The number format of matrices, where it is another than that of activations.
+    pub fn matrix_dtype(&self) -> Option<DType> {
+        let matrices = Slot::MODEL.into_iter().chain(Slot::BLOCK);
+        let mut matrices = matrices.filter(|slot| slot.is_matrix());
+        let other =
+            |slot: Slot| Some(slot.get(self, 0)?.dtype()).filter(|own| *own != self.dtype());
+        matrices.find_map(other)
     }
 }

@@ -8,7 +8,7 @@ use candlewick::nn::rules::Rules;
 use candlewick::run::Gradients;
 
 use crate::case::Case;
-use crate::models::{Pairs, cast, every_kind};
+use crate::models::{Pairs, cast, every_kind, matrices_in};
 use crate::{RULES, flat, gap};
 
 /// Products of other shapes round in another order. At a norm's divisor the terms of the gradient cancel, and leave more of it.
@@ -100,6 +100,24 @@ fn a_prompt_alone_has_the_gradient_that_it_has_among_others() {
             let among = among.narrow(0, 0, 1).expect("a prompt");
             let far = gap(&alone.cache.get(hook).expect("asked for"), &among);
             assert!(far < rounding(hook), "{} {hook}: {far}", model.spec.family);
+        }
+    }
+}
+
+#[test]
+fn matrices_in_16_bits_have_the_gradients_of_the_same_matrices_in_f32() {
+    for model in every_kind() {
+        let hooks = Hook::all(&model.spec);
+        let [narrow, wide] = matrices_in(&model, DType::BF16);
+        // The first metric reads a few logits, the second all of them.
+        for metric in [Metric::LogProb, Metric::Js] {
+            let case = Case::new(metric, Rules::gradient());
+            let [narrow, wide] = [&narrow, &wide].map(|model| case.ours(model, &hooks));
+            for &hook in &hooks {
+                let [a, b] = [&narrow, &wide].map(|g| g.cache.get(hook).expect("asked for"));
+                let far = gap(&a, &b);
+                assert!(far < rounding(hook), "{} {hook}: {far}", model.spec.family);
+            }
         }
     }
 }

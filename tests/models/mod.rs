@@ -299,6 +299,32 @@ pub fn cast(model: &Model, dtype: DType) -> Model {
     Model::new(model.spec.clone(), weights, model.origin.clone()).expect("the same shapes")
 }
 
+/// The model with matrices in 16 bits and everything else in f32, and the model with the same numbers all in f32.
+pub fn matrices_in(model: &Model, dtype: DType) -> [Model; 2] {
+    let with = |kept: DType| {
+        let to = |t: &mut Tensor| {
+            let rounded = t.to_dtype(dtype).expect("a cast");
+            *t = rounded.to_dtype(kept).expect("a cast");
+        };
+        let mut weights = model.weights.clone();
+        to(&mut weights.w_e);
+        to(&mut weights.w_u);
+        for block in &mut weights.blocks {
+            to(&mut block.w_qkv);
+            to(&mut block.w_o);
+            if let Some(mlp) = &mut block.mlp {
+                to(&mut mlp.w_in);
+                to(&mut mlp.w_out);
+            }
+        }
+        if let Some(encoder) = &mut weights.encoder {
+            to(&mut encoder.w_head);
+        }
+        Model::new(model.spec.clone(), weights, model.origin.clone()).expect("the same shapes")
+    };
+    [with(dtype), with(DType::F32)]
+}
+
 /// Prompts that differ from their partners at a few positions, never before [`Pairs::FIRST`].
 pub struct Pairs {
     pub clean: Vec<Vec<u32>>,

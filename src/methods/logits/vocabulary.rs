@@ -20,6 +20,7 @@ use crate::model::Model;
 use crate::nn::embed::{unembed, unembed_columns};
 use crate::nn::host::{exp, fold, host, is_host, room, simd, to_host};
 use crate::nn::linear::{View, small_product};
+use crate::nn::matrix::{Numbers, host_matrix, is_host_matrix};
 use crate::nn::norm;
 
 /// Tokens whose logits are made at once.
@@ -119,7 +120,7 @@ pub(super) fn read(
         levels,
         adds: sums.is_some(),
     };
-    let is_ours = is_host(normed) && is_host(&model.weights.w_u);
+    let is_ours = is_host(normed) && is_host_matrix(&model.weights.w_u);
     let read = if is_ours {
         tiles(model, normed, &work)?
     } else {
@@ -228,18 +229,21 @@ fn together(tiles: &[Tile], row: usize) -> (f64, f64) {
 fn tiles(model: &Model, normed: &Tensor, work: &Work<'_>) -> Result<Vec<Tile>> {
     let (spec, weights) = (&model.spec, &model.weights);
     let normed = normed.contiguous()?;
-    let (x, w) = (host(&normed)?, host(&weights.w_u)?);
-    let (x, w): (&[f32], &[f32]) = (&x, &w);
+    let (x, w) = (host(&normed)?, host_matrix(&weights.w_u)?);
+    let (x, w): (&[f32], Numbers) = (&x, w.numbers());
     let bias = weights.b_u.as_ref().map(to_host).transpose()?;
     let (rows, d) = (work.levels.len(), spec.d_model);
-    let one = |logits: &mut Vec<f32>, tile: usize| {
+    let one = |(logits, wide): &mut (Vec<f32>, Vec<f32>), tile: usize| {
         let tokens = tile * TILE..((tile + 1) * TILE).min(spec.d_vocab);
         let width = tokens.len();
         let logits = &mut logits[..rows * width];
         small_product(
             (logits, View::rows(width)),
             (x, View::rows(d)),
-            (w, View::rows(d).from(tokens.start * d).t()),
+            (
+                w.range(tokens.start * d..tokens.end * d, wide),
+                View::rows(d).t(),
+            ),
             [rows, d, width],
             spec.logit_scale.unwrap_or(1.0),
             false,
@@ -256,7 +260,9 @@ fn tiles(model: &Model, normed: &Tensor, work: &Work<'_>) -> Result<Vec<Tile>> {
         )
     };
     let tiles = (0..spec.d_vocab.div_ceil(TILE)).into_par_iter();
-    Ok(tiles.map_init(|| room(rows * TILE), one).collect())
+    Ok(tiles
+        .map_init(|| (room(rows * TILE), Vec::new()), one)
+        .collect())
 }
 
 /// All logits of a few places at a time, as the model makes them: for other devices and number formats.

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::method::{Subject, Unit, clean_prompts, pairs_of, stop_if_asked};
 use crate::model::Model;
+use crate::nn::embed::times_unembedding;
 use crate::nn::host::to_host;
 use crate::run::Progress;
 use crate::scores::{Cell, Measured};
@@ -223,8 +224,8 @@ fn writes(
 
 /// The tokens whose logits `x [1, d_model]` raises most, then those that it lowers most, the most lowered last.
 fn extremes(model: &Model, x: &Tensor, n: usize) -> Result<Vec<u32>> {
-    let x = x.to_dtype(model.weights.w_u.dtype())?;
-    let logits = to_host(&x.matmul(&model.weights.w_u.t()?)?)?;
+    let x = x.to_dtype(model.dtype)?;
+    let logits = to_host(&times_unembedding(&model.weights, &x)?)?;
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
     let few = n.min(order.len() / 2);

@@ -218,7 +218,7 @@ impl Layer<'_> {
         linear::product(
             &mut written,
             &mixed,
-            &w_o,
+            &*w_o,
             sizes,
             linear::Right::InOut,
             false,

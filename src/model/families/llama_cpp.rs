@@ -414,7 +414,7 @@ mod tests {
             let gguf = Gguf::open(file.path()).unwrap();
             let described =
                 families::from_gguf(&gguf).unwrap_or_else(|error| panic!("{fixture}: {error}"));
-            let weights = read_weights(&gguf, &described, DType::F32, &Device::Cpu);
+            let weights = read_weights(&gguf, &described, Some(DType::F32), &Device::Cpu);
             let weights = weights.unwrap_or_else(|error| panic!("{fixture}: {error}"));
             let spec = &described.spec;
             assert_eq!(spec.family, model.spec.family);

@@ -211,25 +211,59 @@ fn half_precision_on_disk_is_within_rounding() {
 }
 
 #[test]
-fn weights_can_be_held_in_half_precision() {
+fn matrices_stay_in_the_16_bits_that_they_are_stored_in() {
+    for dtype in [DType::BF16, DType::F16] {
+        let mut tensors = raw(LLAMA);
+        for tensor in tensors.values_mut() {
+            *tensor = tensor.to_dtype(dtype).unwrap();
+        }
+        let load = |asked: Option<DType>| {
+            let options = LoadOptions {
+                dtype: asked,
+                ..LoadOptions::default()
+            };
+            load_tensors(LLAMA, &tensors, &options).unwrap().model
+        };
+        let (kept, wide) = (load(None), load(Some(DType::F32)));
+        assert_eq!((kept.dtype, kept.weights.w_e.dtype()), (DType::F32, dtype));
+        assert_eq!(kept.weights.blocks[0].w_qkv.dtype(), dtype);
+        assert_eq!(wide.weights.w_e.dtype(), DType::F32);
+        assert!(kept.weights.bytes() * 100 < wide.weights.bytes() * 55);
+        assert_eq!(values(&kept), values(&wide));
+        // A matrix of one format among others of another is itself.
+        let q = "model.layers.0.self_attn.q_proj.weight";
+        tensors.insert(q.to_string(), raw(LLAMA)[q].clone());
+        let mixed = load_tensors(LLAMA, &tensors, &LoadOptions::default())
+            .unwrap()
+            .model;
+        assert_eq!(mixed.weights.blocks[0].w_qkv.dtype(), DType::F32);
+        assert_eq!(mixed.weights.blocks[1].w_qkv.dtype(), dtype);
+    }
+}
+
+#[test]
+fn matrices_can_be_held_in_half_precision() {
     let options = LoadOptions {
-        dtype: DType::BF16,
+        dtype: Some(DType::BF16),
         ..LoadOptions::default()
     };
     let model = load_tensors(LLAMA, &raw(LLAMA), &options).unwrap().model;
-    assert_eq!(
-        (model.dtype, model.weights.w_u.dtype()),
-        (DType::BF16, DType::BF16)
-    );
+    let norm = model.weights.ln_final.as_ref().unwrap();
+    assert_eq!((model.dtype, norm.w.dtype()), (DType::F32, DType::F32));
+    assert_eq!(model.weights.w_u.dtype(), DType::BF16);
+    assert_eq!(model.number_formats(), "f32, matrices bf16");
     let mut tensors = raw(LLAMA);
-    let large = Tensor::full(1e5f32, 64, &Device::Cpu).unwrap();
-    tensors.insert("model.norm.weight".to_string(), large);
+    let large = Tensor::full(1e5f32, (512, 64), &Device::Cpu).unwrap();
+    tensors.insert("model.embed_tokens.weight".to_string(), large);
     let options = LoadOptions {
-        dtype: DType::F16,
+        dtype: Some(DType::F16),
         ..LoadOptions::default()
     };
     let error = load_tensors(LLAMA, &tensors, &options).unwrap_err();
-    assert!(error.to_string().contains("model.norm.weight"), "{error}");
+    assert!(
+        error.to_string().contains("model.embed_tokens.weight"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -461,7 +495,7 @@ fn gemma3_knows_the_capital_of_france() {
         .filter(|&layer| spec.windows[layer].is_none())
         .collect();
     assert_eq!(full, [5, 11, 17]);
-    let weights = read_weights(&gguf, &description, DType::F32, &Device::Cpu).unwrap();
+    let weights = read_weights(&gguf, &description, Some(DType::F32), &Device::Cpu).unwrap();
     let model = Model::new(spec, weights, Origin::default()).unwrap();
     let tokens = gguf.texts("tokenizer.ggml.tokens").unwrap();
     let id = |text: &str| tokens.iter().position(|token| token == text).unwrap() as u32;

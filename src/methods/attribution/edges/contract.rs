@@ -1,6 +1,6 @@
 //! What sources write differently, times what readers ask for: all edges of a layer in one product.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::readers::{LayerSums, Sums, accumulate_into};
@@ -13,6 +13,7 @@ use crate::methods::attribution::runs::{Runs, at_rows};
 use crate::model::Model;
 use crate::nn::host::{host, on_host, to_host};
 use crate::nn::linear::{Right, View, product, small_product};
+use crate::nn::matrix::host_matrix;
 use crate::run::backward::reader_column;
 use crate::run::tape::Tape;
 use crate::spec::{BlockWeights, Mlp, ModelSpec, NormKind};
@@ -134,8 +135,8 @@ impl EdgeWeights {
     pub fn new(model: &Model) -> Result<Self> {
         let layer = |block: &BlockWeights| -> Result<LayerWeights> {
             Ok(LayerWeights {
-                w_o: on_host(&block.w_o)?,
-                w_qkv: on_host(&block.w_qkv)?,
+                w_o: block.w_o.to_device(&Device::Cpu)?,
+                w_qkv: block.w_qkv.to_device(&Device::Cpu)?,
                 post: block.ln1_post.as_ref().map(|w| to_host(&w.w)).transpose()?,
                 pre: block.ln1.as_ref().map(|w| to_host(&w.w)).transpose()?,
             })
@@ -296,7 +297,7 @@ impl Edges<'_> {
             product(
                 &mut block,
                 &dense[..count * n * d],
-                readers,
+                readers.as_slice(),
                 sizes,
                 Right::OutIn,
                 false,
@@ -345,12 +346,12 @@ impl Edges<'_> {
         let (d, d_head, heads) = (spec.d_model, spec.d_head, spec.n_heads);
         dense.resize(sources.len() * rows.len() * d, 0.0);
         let weights = (self.weights.layers.iter())
-            .map(|layer| Ok((host(&layer.w_o)?, layer.post.as_deref())))
+            .map(|layer| Ok((host_matrix(&layer.w_o)?, layer.post.as_deref())))
             .collect::<Result<Vec<_>>>()?;
         dense
             .par_chunks_exact_mut(rows.len() * d)
             .zip(sources.clone())
-            .for_each(|(dense, row)| {
+            .for_each_init(Vec::new, |wide, (dense, row)| {
                 let node = self.graph.source(row).expect("a row of the graph");
                 match node {
                     Node::Input => {
@@ -362,13 +363,15 @@ impl Edges<'_> {
                     Node::Head { layer, head } => {
                         let (w_o, post) = &weights[layer];
                         let width = heads * d_head;
+                        let first = head * d_head * d;
+                        let w_o = w_o.numbers().range(first..first + d_head * d, wide);
                         small_product(
                             (dense, View::rows(d)),
                             (
                                 &written.z[layer],
                                 View::rows(width).from(rows.start * width + head * d_head),
                             ),
-                            (w_o, View::rows(d).from(head * d_head * d)),
+                            (w_o, View::rows(d)),
                             [rows.len(), d_head, d],
                             1.0,
                             false,
@@ -397,7 +400,8 @@ impl Edges<'_> {
         let (d, d_head, heads) = (spec.d_model, spec.d_head, spec.n_heads);
         let of_layer = &self.weights.layers[layer];
         let width_qkv = of_layer.w_qkv.dim(1)?;
-        let w_qkv = host(&of_layer.w_qkv)?;
+        let w_qkv = on_host(&of_layer.w_qkv)?;
+        let w_qkv = host(&w_qkv)?;
         let weight = &of_layer.pre;
         let columns = 3 * heads + usize::from(self.graph.has_mlp);
         dense.resize(columns * rows.len() * d, 0.0);
