@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-/// A sweep over enough pairs that it has many parts, on one thread so that it takes a while.
+/// A sweep over enough pairs that it has many parts, on one thread so that it takes longer than the seconds before parts are kept.
 fn patch(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
     command.args([
@@ -13,7 +13,7 @@ fn patch(out: &Path) -> Command {
         "--sites",
         "z:pos,resid_pre",
         "--n-pairs",
-        "64",
+        "480",
         "--threads",
         "1",
         "--per-example",

@@ -1,11 +1,11 @@
 //! The one loop that runs every method: checks, batches under the memory that was planned, parts that survive a kill, shards,
 //! cancellation, progress, verification, provenance and the table.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::ModelSpec;
 use crate::run::{Logits, Progress, Quiet, Request, run};
 use crate::scores::parts::{
-    Fragment, PartStore, ShardNote, joined, plan_text, read_shard, write_shard,
+    Fragment, PartStore, ShardNote, folder_of, joined, plan_text, read_shard, write_shard,
 };
 use crate::scores::{ExampleScores, Measured, Scores, Shard};
 use crate::task::Task;
@@ -287,7 +287,7 @@ pub fn measure_shard(
     let folder = std::env::current_dir().unwrap_or_default();
     let note = ShardNote {
         shard,
-        plan: plan_text(&work.plan),
+        plan: plan_text(work.plan()),
         command: command.to_vec(),
         folder: folder.display().to_string(),
         seconds,
@@ -447,10 +447,11 @@ pub(super) fn collect(
     concluded.map_err(|error| {
         interrupted(error, || Error::Interrupted {
             kept: match watch.keeping {
-                Some(_) => {
+                Some(keeping) if !keeping.stores.borrow().is_empty() => {
                     "everything is measured and kept; the same command goes on from there".into()
                 }
-                None => kept(None, 0, 0),
+                Some(_) => kept(true, 0, 0),
+                None => kept(false, 0, 0),
             },
         })
     })?;
@@ -463,10 +464,11 @@ pub(super) fn collect(
 /// A checked piece of work.
 struct Work<'a> {
     on: Subject<'a>,
+    method: &'a dyn Method,
     running: &'a Running,
     prepared: RefCell<Box<dyn Prepared + 'a>>,
-    plan: Value,
     metric: String,
+    plan: OnceCell<Value>,
 }
 
 impl<'a> Work<'a> {
@@ -477,132 +479,106 @@ impl<'a> Work<'a> {
         if let Some(options) = running.verify {
             verify::check_method(method, &header.method, prepared.cells(), options)?;
         }
-        let mut cells = Sha256::new();
-        for cell in prepared.cells() {
-            cells.update(serde_json::to_string(cell).expect("a cell has only text keys"));
-            cells.update("\n");
-        }
-        let cells: String = cells
-            .finalize()
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
-        let (model, task) = (on.model, on.task);
-        let plan = json!({
-            "method": header.method,
-            "version": env!("CARGO_PKG_VERSION"),
-            "metric": header.metric,
-            "direction": header.direction,
-            "seed": header.seed,
-            "model": model.origin.id,
-            "weights": model.origin.weight_hash,
-            "processing": model.origin.processing,
-            "dtype": format!("{:?}", model.dtype),
-            "task": task.name,
-            "prompts": task.token_hash(),
-            "cells": [prepared.cells().len(), cells],
-            "settings": method.settings(),
-        });
         Ok(Work {
             on,
+            method,
             running,
             metric: header.metric,
             prepared: RefCell::new(prepared),
-            plan,
+            plan: OnceCell::new(),
+        })
+    }
+
+    /// All that decides a measurement. Made when it is needed: it waits for the hash of the weights.
+    fn plan(&self) -> &Value {
+        self.plan.get_or_init(|| {
+            let prepared = self.prepared.borrow();
+            let mut cells = Sha256::new();
+            for cell in prepared.cells() {
+                cells.update(serde_json::to_string(cell).expect("a cell has only text keys"));
+                cells.update("\n");
+            }
+            let cells: String = cells
+                .finalize()
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
+            let (model, task) = (self.on.model, self.on.task);
+            let header = self.method.header(task);
+            json!({
+                "method": header.method,
+                "version": env!("CARGO_PKG_VERSION"),
+                "metric": header.metric,
+                "direction": header.direction,
+                "seed": header.seed,
+                "model": model.origin.id,
+                "weights": model.origin.weight_hash,
+                "processing": model.origin.processing,
+                "dtype": model.number_formats(),
+                "task": task.name,
+                "prompts": task.token_hash(),
+                "cells": [prepared.cells().len(), cells],
+                "settings": self.method.settings(),
+            })
         })
     }
 
     /// Measures every unit of this shard that is not finished already.
     fn fragments(&self, watch: &Watch<'_>, what: &str) -> Result<(Vec<Fragment>, f64)> {
         let began = Instant::now();
+        if let Some(keeping) = watch.keeping
+            && let Some(fragments) = self.of_shards(keeping)?
+        {
+            return Ok((fragments, began.elapsed().as_secs_f64()));
+        }
         let task = self.on.task;
         let units = self.prepared.borrow().units(task, self.running);
         let mine = units_of(&units, self.running.shard);
-        let mut elsewhere = None;
-        let mut store = None;
-        if let Some(keeping) = watch.keeping {
-            elsewhere = self.of_shards(keeping)?;
-            if elsewhere.is_none() {
-                let opened = PartStore::open(&keeping.out, &self.plan, self.running.shard)?;
-                for warning in opened.warnings() {
-                    watch.progress.note(&format!("warning: {warning}"));
-                }
-                // What this very run keeps already (a verification follows) is no other run's.
-                let own = keeping.stores.borrow().len();
-                let others = opened.others().saturating_sub(own);
-                if opened.is_empty() && others > 0 {
-                    watch.progress.note(&format!(
-                        "beside {} are unfinished parts of other runs ({others}), with other settings; this run begins anew \
-                         (`candlewick clean` lists and removes such parts)",
-                        keeping.out.display(),
-                    ));
-                }
-                store = Some(opened);
-            }
-        }
-        if let Some(fragments) = elsewhere {
-            return Ok((fragments, began.elapsed().as_secs_f64()));
-        }
-        let is_finished = |unit: &Unit| {
-            let cells = unit.cells.start as u32..unit.cells.end as u32;
-            store.as_ref().is_some_and(|store| {
-                let mut items = unit.items.iter();
-                items.all(|&item| store.has(self.prepared.borrow().example(task, item), &cells))
-            })
+        let mut parts = match watch.keeping {
+            Some(keeping) => Some(Parts::begin(self, keeping, watch.progress)?),
+            None => None,
         };
-        let waiting: Vec<&Unit> = mine
-            .iter()
-            .copied()
-            .filter(|unit| !is_finished(unit))
-            .collect();
-        if let Some(store) = store.as_ref().filter(|store| !store.is_empty()) {
+        let waiting: Vec<&Unit> = match &parts {
+            Some(parts) => (mine.iter().copied())
+                .filter(|unit| !parts.has(unit))
+                .collect(),
+            None => mine.clone(),
+        };
+        let finished = mine.len() - waiting.len();
+        if let Some(store) = parts.as_ref().and_then(|parts| parts.store.as_ref())
+            && !store.is_empty()
+        {
             watch.progress.note(&format!(
-                "going on from {} of {} parts that are finished ({})",
-                mine.len() - waiting.len(),
+                "going on from {finished} of {} parts that are finished ({})",
                 mine.len(),
                 store.folder().display()
             ));
         }
-        let steps = |unit: &Unit| (unit.items.len() * unit.cells.len()) as u64;
-        watch
-            .progress
-            .start(what, waiting.iter().map(|unit| steps(unit)).sum());
         // What was finished before; what is measured now joins it.
-        let mut fragments = match &store {
-            Some(store) => store.read_all()?,
+        let mut fragments = match &parts {
+            Some(parts) => parts.read()?,
             None => Vec::new(),
         };
-        let done = |store: Option<&PartStore>, here: usize| Error::Interrupted {
-            kept: kept(store, mine.len() - waiting.len() + here, mine.len()),
-        };
-        for (here, unit) in waiting.iter().enumerate() {
-            if here == 0 {
-                let mut prepared = self.prepared.borrow_mut();
-                let begun = prepared.begin(watch.progress);
-                begun.map_err(|error| interrupted(error, || done(store.as_ref(), 0)))?;
-            }
-            if watch.progress.cancelled() {
-                return Err(done(store.as_ref(), here));
-            }
-            let counting = Counting {
-                inner: watch.progress,
-                left: AtomicU64::new(steps(unit)),
-            };
-            let measured = self.prepared.borrow().measure(unit, &counting);
-            let examples =
-                measured.map_err(|error| interrupted(error, || done(store.as_ref(), here)))?;
-            counting.make_up();
-            let fragment = Fragment {
-                cells: unit.cells.start as u32..unit.cells.end as u32,
-                examples,
-            };
-            if let Some(store) = &mut store {
-                store.write(&fragment)?;
-            }
+        let before = fragments.len();
+        let measured = self.measure_units(&waiting, watch, what, |fragment| {
             fragments.push(fragment);
+            match &mut parts {
+                Some(parts) if began.elapsed() >= KEEP_AFTER => parts.keep(&fragments[before..]),
+                _ => Ok(()),
+            }
+        });
+        if let Err(error) = measured {
+            // Whatever ended the work, what is finished of it is not lost.
+            if let Some(parts) = &mut parts {
+                parts.keep(&fragments[before..])?;
+            }
+            let finished = finished + fragments.len() - before;
+            return Err(interrupted(error, || Error::Interrupted {
+                kept: kept(parts.is_some(), finished, mine.len()),
+            }));
         }
         watch.progress.finish();
-        if let (Some(store), Some(keeping)) = (store, watch.keeping) {
+        if let (Some(parts), Some(keeping)) = (parts, watch.keeping) {
             let wanted: BTreeSet<usize> = (mine.iter())
                 .flat_map(|unit| unit.items.iter())
                 .map(|&item| self.prepared.borrow().example(task, item))
@@ -612,21 +588,57 @@ impl<'a> Work<'a> {
                     .examples
                     .retain(|one| wanted.contains(&one.example));
             }
-            keeping.stores.borrow_mut().push(store);
+            keeping.stores.borrow_mut().extend(parts.store);
         }
         Ok((fragments, began.elapsed().as_secs_f64()))
     }
 
+    /// Measures units one after the other, and hands on what was measured of each.
+    fn measure_units(
+        &self,
+        units: &[&Unit],
+        watch: &Watch<'_>,
+        what: &str,
+        mut finished: impl FnMut(Fragment) -> Result<()>,
+    ) -> Result<()> {
+        let steps = |unit: &Unit| (unit.items.len() * unit.cells.len()) as u64;
+        let all = units.iter().map(|unit| steps(unit)).sum();
+        watch.progress.start(what, all);
+        if !units.is_empty() {
+            self.prepared.borrow_mut().begin(watch.progress)?;
+        }
+        for unit in units {
+            if watch.progress.cancelled() {
+                let kept = String::new();
+                return Err(Error::Interrupted { kept });
+            }
+            let counting = Counting {
+                inner: watch.progress,
+                left: AtomicU64::new(steps(unit)),
+            };
+            let examples = self.prepared.borrow().measure(unit, &counting)?;
+            counting.make_up();
+            finished(Fragment {
+                cells: unit.cells.start as u32..unit.cells.end as u32,
+                examples,
+            })?;
+        }
+        Ok(())
+    }
+
     /// What shards measured of this very work, if this is what is merged.
     fn of_shards(&self, keeping: &Keeping) -> Result<Option<Vec<Fragment>>> {
-        let here = plan_text(&self.plan);
+        if keeping.shards.is_empty() {
+            return Ok(None);
+        }
+        let here = plan_text(self.plan());
         if let Some(fragments) = keeping.shards.get(&here) {
             return Ok(Some(fragments.clone()));
         }
         // A verification at the end of a merge is no work of the shards; anything else is a mistake.
         let of_this_method = |plan: &&String| {
             let plan: Value = serde_json::from_str(plan).unwrap_or_default();
-            plan["method"] == self.plan["method"]
+            plan["method"] == self.plan()["method"]
         };
         match keeping.shards.keys().find(of_this_method) {
             None => Ok(None),
@@ -668,13 +680,90 @@ fn interrupted(error: Error, kept: impl Fn() -> Error) -> Error {
     }
 }
 
-fn kept(store: Option<&PartStore>, finished: usize, all: usize) -> String {
-    match store {
-        Some(_) if finished == 0 => "no part was finished yet, so nothing is kept".into(),
-        Some(_) => format!(
+fn kept(keeps: bool, finished: usize, all: usize) -> String {
+    if !keeps {
+        "nothing was kept: parts are kept beside a result file (`--out`)".into()
+    } else if finished == 0 {
+        "no part was finished yet, so nothing is kept".into()
+    } else {
+        format!(
             "{finished} of {all} parts are finished and kept; the same command goes on from there"
-        ),
-        None => "nothing was kept: parts are kept beside a result file (`--out`)".into(),
+        )
+    }
+}
+
+/// A run that is done sooner writes no parts: measuring again takes less than keeping them.
+const KEEP_AFTER: Duration = Duration::from_secs(2);
+
+/// The finished parts of a piece of work.
+struct Parts<'w, 'a> {
+    work: &'w Work<'a>,
+    out: &'w Path,
+    /// Opened if something is there already, or is to be kept.
+    store: Option<PartStore>,
+    /// How many fragments of this run are kept.
+    kept: usize,
+}
+
+impl<'w, 'a> Parts<'w, 'a> {
+    /// Finds what an earlier run kept.
+    fn begin(work: &'w Work<'a>, keeping: &'w Keeping, progress: &dyn Progress) -> Result<Self> {
+        let mut parts = Parts {
+            work,
+            out: &keeping.out,
+            store: None,
+            kept: 0,
+        };
+        if !folder_of(parts.out).exists() {
+            return Ok(parts);
+        }
+        // What this very run keeps already (a verification follows) is no other run's.
+        let own = keeping.stores.borrow().len();
+        let store = parts.open()?;
+        for warning in store.warnings() {
+            progress.note(&format!("warning: {warning}"));
+        }
+        let others = store.others().saturating_sub(own);
+        if store.is_empty() && others > 0 {
+            progress.note(&format!(
+                "beside {} are unfinished parts of other runs ({others}), with other settings; this run begins anew \
+                 (`candlewick clean` lists and removes such parts)",
+                keeping.out.display(),
+            ));
+        }
+        Ok(parts)
+    }
+
+    fn open(&mut self) -> Result<&mut PartStore> {
+        let store = match self.store.take() {
+            Some(store) => store,
+            None => PartStore::open(self.out, self.work.plan(), self.work.running.shard)?,
+        };
+        Ok(self.store.insert(store))
+    }
+
+    fn has(&self, unit: &Unit) -> bool {
+        let cells = unit.cells.start as u32..unit.cells.end as u32;
+        let (prepared, task) = (self.work.prepared.borrow(), self.work.on.task);
+        self.store.as_ref().is_some_and(|store| {
+            let mut items = unit.items.iter();
+            items.all(|&item| store.has(prepared.example(task, item), &cells))
+        })
+    }
+
+    fn read(&self) -> Result<Vec<Fragment>> {
+        self.store
+            .as_ref()
+            .map_or(Ok(Vec::new()), PartStore::read_all)
+    }
+
+    /// Keeps those of the fragments of this run that are not kept yet: when this returns, a kill does not lose them.
+    fn keep(&mut self, fragments: &[Fragment]) -> Result<()> {
+        for fragment in &fragments[self.kept..] {
+            self.open()?.write(fragment)?;
+            self.kept += 1;
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use polars::prelude::DataFrame;
+use rayon::prelude::*;
 
 use super::cell::{Cell, Detail, ExampleScores, ScoresMeta};
 use super::column::Column;
@@ -40,8 +41,13 @@ impl Scores {
         if meta.direction.ends(0.0, 0.0).1.is_some() {
             provenance.warnings.extend(report.no_gap_warning());
         }
-        provenance.warnings.extend(doubled(cells, meta));
-        let rows = Rows::new(cells, examples, meta, detail, report.has_gap())?.of_run(&of);
+        let normalise = report.has_gap();
+        let (rows, doubled) = rayon::join(
+            || Rows::new(cells, examples, meta, detail, normalise),
+            || doubled(cells, meta),
+        );
+        provenance.warnings.extend(doubled);
+        let rows = rows.of_run(&of);
         provenance.examples_per_row = rows.examples_per_row();
         // Without prompts there is no task to do well.
         provenance.report = (!provenance.prompts.is_empty()).then_some(report);
@@ -132,10 +138,11 @@ fn describe(examples: &[ExampleScores], meta: &ScoresMeta, provenance: Provenanc
     }
 }
 
-fn table(rows: &Rows, keep: impl Fn(&Cell) -> bool) -> Result<DataFrame> {
+fn table(rows: &Rows, keep: impl Fn(&Cell) -> bool + Sync) -> Result<DataFrame> {
     let kept = || rows.iter().filter(|row| keep(row.cell));
     let height = kept().count();
-    let columns = Column::ALL.iter().map(|column| column.fill(height, kept));
+    let columns = Column::ALL.par_iter();
+    let columns = columns.map(|column| column.fill(height, kept));
     Ok(DataFrame::new(height, columns.collect())?)
 }
 

@@ -77,7 +77,7 @@ pub enum ColumnType {
 
 /// How a row fills a column, and with it the column's type.
 enum Reads {
-    Text(for<'a> fn(&'a Row<'_>) -> Option<Cow<'a, str>>),
+    Text(for<'a> fn(&Row<'a>) -> Option<Cow<'a, str>>),
     Integer(fn(&Row<'_>) -> Option<i32>),
     Float(fn(&Row<'_>) -> Option<f64>),
 }
@@ -222,9 +222,8 @@ impl Column {
                 match (is_constant, first.flatten()) {
                     (true, None) => self.empty(height),
                     (true, Some(text)) => once(AnyValue::StringOwned(text.as_str().into())),
-                    // A token of an example outlives its row, but the compiler cannot know it.
                     (false, _) => {
-                        let texts = rows().map(|row| read(&row).map(Cow::into_owned));
+                        let texts = rows().map(|row| read(&row));
                         StringChunked::from_iter_options(name(), texts).into_column()
                     }
                 }

@@ -6,7 +6,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use polars::prelude::{Column as Filled, CompatLevel, DataFrame, DataType, SchemaExt};
-use polars_io::parquet::write::{KeyValueMetadata, ParquetWriter};
+use polars_io::parquet::write::{
+    KeyValueMetadata, ParquetCompression, ParquetWriter, StatisticsOptions,
+};
 use polars_parquet::write::schema_to_metadata_key;
 
 use super::file::{stage, write_whole};
@@ -20,7 +22,7 @@ impl Scores {
     pub(super) fn write_own_parquet(&self, path: &Path) -> Result<()> {
         let note = serde_json::to_string(&self.provenance).expect("provenance has only text keys");
         write_whole(path, |file| {
-            write_table(&self.table, FOOTER_KEY, note, path, file)
+            write_table(&self.table, FOOTER_KEY, note, path, file, Packing::Small)
         })
     }
 
@@ -85,6 +87,14 @@ fn fitting(column: Column, found: &Filled) -> Result<Filled, String> {
     })
 }
 
+/// What matters more of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Small,
+    /// It is written and read once, and then removed.
+    Quick,
+}
+
 /// Writes a table with one note in the footer, next to the arrow schema that other readers look for. It names text
 /// `large_string`: the `string_view` that polars would name is unknown to pyarrow before 16, and later ones cannot filter it.
 pub(super) fn write_table(
@@ -93,6 +103,7 @@ pub(super) fn write_table(
     note: String,
     path: &Path,
     file: &mut File,
+    packing: Packing,
 ) -> Result<()> {
     let schema = table.schema().to_arrow(CompatLevel::oldest());
     let schema = schema_to_metadata_key(&schema);
@@ -106,7 +117,13 @@ pub(super) fn write_table(
         out: BufWriter::new(file),
         error: None,
     };
-    let written = ParquetWriter::new(&mut out)
+    let mut writer = ParquetWriter::new(&mut out);
+    if packing == Packing::Quick {
+        writer = writer
+            .with_compression(ParquetCompression::Uncompressed)
+            .with_statistics(StatisticsOptions::empty());
+    }
+    let written = writer
         .with_key_value_metadata(Some(notes))
         .finish(&mut table);
     let flushed = out.flush();
@@ -156,7 +173,9 @@ pub(super) fn stage_table(
     note: String,
     path: &Path,
 ) -> Result<std::path::PathBuf> {
-    stage(path, |file| write_table(table, key, note, path, file))
+    stage(path, |file| {
+        write_table(table, key, note, path, file, Packing::Quick)
+    })
 }
 
 /// Reads a table and the note of ours in its footer.
@@ -262,7 +281,15 @@ mod tests {
             .unwrap();
         let path = Path::new("scores.parquet");
         let table = scores().table;
-        let error = write_table(&table, FOOTER_KEY, "{}".into(), path, &mut full).unwrap_err();
+        let error = write_table(
+            &table,
+            FOOTER_KEY,
+            "{}".into(),
+            path,
+            &mut full,
+            Packing::Small,
+        )
+        .unwrap_err();
         let message = error.to_string();
         assert!(matches!(error, Error::Write { .. }), "{message}");
         assert!(message.contains("no room is left"), "{message}");
@@ -277,7 +304,8 @@ mod tests {
         let unsigned = old.column("layer").unwrap().cast(&DataType::UInt32);
         old.with_column(unsigned.unwrap()).unwrap();
         write_whole(&path, |file| {
-            write_table(&old, FOOTER_KEY, r#"{"metric":"m"}"#.into(), &path, file)
+            let note = r#"{"metric":"m"}"#.into();
+            write_table(&old, FOOTER_KEY, note, &path, file, Packing::Small)
         })
         .unwrap();
         let read = Scores::read_parquet(&path).unwrap();
@@ -302,7 +330,7 @@ mod tests {
         let path = folder.path().join("other.parquet");
         let write = |table: &DataFrame, key: &str, note: &str| {
             write_whole(&path, |file| {
-                write_table(table, key, note.to_string(), &path, file)
+                write_table(table, key, note.to_string(), &path, file, Packing::Small)
             })
             .unwrap();
             Scores::read_parquet(&path).unwrap_err().to_string()

@@ -1,4 +1,4 @@
-//! Finished parts of long work, so that a kill at any moment loses at most the part in flight.
+//! Finished parts of long work, so that a kill at any moment loses at most the part in flight. (Who measures decides when work is long.)
 //!
 //! Beside `scores.parquet` stands the folder `scores.parquet.parts/`, and in it a folder for each piece of work that was begun
 //! for that file, named after the hash of its plan: other settings are other work, and never in the way. `plan.json` says
@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 use super::cell::ExampleScores;
 use super::file::{UNFINISHED, commit, write_whole};
-use super::parquet::{read_table, stage_table, write_table};
+use super::parquet::{Packing, read_table, stage_table, write_table};
 use crate::error::{Error, Result};
 
 /// Key of a part's [`PartNote`] in its footer.
@@ -348,7 +348,14 @@ pub fn write_shard(path: &Path, fragments: &[Fragment], note: &ShardNote) -> Res
     let (table, parts) = as_table(fragments)?;
     let note = serde_json::json!({ "about": note, "parts": parts });
     write_whole(path, |file| {
-        write_table(&table, SHARD_KEY, note.to_string(), path, file)
+        write_table(
+            &table,
+            SHARD_KEY,
+            note.to_string(),
+            path,
+            file,
+            Packing::Small,
+        )
     })
 }
 

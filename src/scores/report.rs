@@ -145,7 +145,7 @@ impl Estimate {
     /// # Errors
     /// Those of the bootstrap.
     pub fn of(values: &[f64], seed: u64) -> Result<Estimate> {
-        let interval = Bootstrap::new(seed).interval_of_mean(values)?;
+        let interval = Bootstrap::new(seed, values.len()).interval_of_mean(values);
         Ok(Estimate {
             mean: mean(values),
             interval: interval.filter(|(low, high)| low.is_finite() && high.is_finite()),

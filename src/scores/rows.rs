@@ -14,15 +14,12 @@ use rayon::prelude::*;
 
 use super::cell::{Cell, Detail, ExampleScores, ScoresMeta};
 use super::column::{Numbers, Row};
-use super::interval::{Bootstrap, RESAMPLES, interval};
+use super::interval::{Bootstrap, RESAMPLES, ROWS, interval};
 use super::report::Estimate;
 use super::statistics::mean;
-use crate::error::Result;
 
 /// Measurements aggregated at once: 32 MB.
 const MOST_VALUES: usize = 1 << 22;
-/// Cells aggregated at once: their resampled means take 16 MB.
-const MOST_CELLS: usize = 2048;
 
 /// The rows of a table.
 pub(super) struct Rows<'a> {
@@ -51,7 +48,7 @@ impl<'a> Rows<'a> {
         meta: &'a ScoresMeta,
         detail: Detail,
         normalise: bool,
-    ) -> Result<Self> {
+    ) -> Self {
         let mut rows = Rows {
             cells,
             examples,
@@ -61,9 +58,9 @@ impl<'a> Rows<'a> {
             aggregates: None,
         };
         if detail == Detail::Mean {
-            rows.aggregates = Some(rows.aggregated()?);
+            rows.aggregates = Some(rows.aggregated());
         }
-        Ok(rows)
+        rows
     }
 
     /// The same rows, with the model and the task that they are of.
@@ -122,114 +119,137 @@ impl<'a> Rows<'a> {
         })
     }
 
-    fn aggregated(&self) -> Result<Vec<Aggregate>> {
-        let block = (MOST_VALUES / self.examples.len().max(1)).clamp(1, MOST_CELLS);
-        let mut cursors = vec![0; self.examples.len()];
+    fn aggregated(&self) -> Vec<Aggregate> {
+        let all = self.examples.len();
+        let block = (MOST_VALUES / all.max(1)).max(1);
+        let mut cursors = vec![0; all];
+        let mut draws: BTreeMap<usize, Bootstrap> = BTreeMap::new();
         let mut rows = Vec::new();
         for first in (0..self.cells.len()).step_by(block) {
             let last = self.cells.len().min(first + block);
-            // Who has each cell of the block, and what was measured there.
-            let mut having: Vec<(Vec<usize>, Vec<f64>)> = vec![Default::default(); last - first];
+            // What was measured of each cell of the block, and on whom: `[cell, example]`.
+            let mut values = vec![0.0; (last - first) * all];
+            let mut has = vec![false; values.len()];
             for (index, example) in self.examples.iter().enumerate() {
                 let cursor = &mut cursors[index];
                 while let Some(&cell) =
                     (example.cells.get(*cursor)).filter(|&&cell| (cell as usize) < last)
                 {
-                    let (who, values) = &mut having[cell as usize - first];
-                    who.push(index);
-                    values.push(example.values[*cursor]);
+                    let at = (cell as usize - first) * all + index;
+                    (values[at], has[at]) = (example.values[*cursor], true);
                     *cursor += 1;
                 }
             }
-            let mut groups: BTreeMap<&[usize], Vec<usize>> = BTreeMap::new();
-            let measured = having.iter().enumerate();
-            for (offset, (who, _)) in measured.filter(|(_, (who, _))| !who.is_empty()) {
-                groups.entry(who).or_default().push(offset);
+            let mut groups: BTreeMap<&[bool], Vec<usize>> = BTreeMap::new();
+            for (offset, has) in has.chunks(all).enumerate() {
+                groups.entry(has).or_default().push(offset);
             }
-            let mut of_block: Vec<(usize, Numbers)> = Vec::new();
-            for (who, offsets) in groups {
-                let values: Vec<&[f64]> = offsets
-                    .iter()
-                    .map(|&offset| having[offset].1.as_slice())
-                    .collect();
-                of_block.extend(offsets.into_iter().zip(self.aggregate(who, &values)?));
+            let mut of_block = vec![None; last - first];
+            for (has, offsets) in groups {
+                let who: Vec<usize> = (0..all).filter(|&example| has[example]).collect();
+                if who.is_empty() {
+                    continue;
+                }
+                let of_cell = |&offset: &usize| {
+                    let row = &values[offset * all..][..all];
+                    who.iter().map(move |&example| row[example])
+                };
+                let values: Vec<f64> = offsets.iter().flat_map(of_cell).collect();
+                let seed = self.meta.seed;
+                let draws = draws
+                    .entry(who.len())
+                    .or_insert_with(|| Bootstrap::new(seed, who.len()));
+                let numbers = self.aggregate(&who, &values, draws);
+                for (offset, numbers) in offsets.into_iter().zip(numbers) {
+                    of_block[offset] = Some(numbers);
+                }
             }
-            of_block.sort_by_key(|(offset, _)| *offset);
-            for (offset, numbers) in of_block {
+            let with_labels = |(offset, numbers): (usize, Option<Numbers>)| {
                 let cell = first + offset;
-                let (token, role) = self.shared_labels(&self.cells[cell], &having[offset].0);
-                rows.push(Aggregate {
+                let has = &has[offset * all..][..all];
+                let (token, role) = self.shared_labels(&self.cells[cell], has);
+                Some(Aggregate {
                     cell: cell as u32,
-                    numbers,
+                    numbers: numbers?,
                     token,
                     role,
-                });
-            }
+                })
+            };
+            let of_block = of_block.into_par_iter().enumerate();
+            rows.par_extend(of_block.filter_map(with_labels));
         }
-        Ok(rows)
+        rows
     }
 
     /// The numbers of cells that the same examples (`who`) have; `values` has a row for each cell.
-    fn aggregate(&self, who: &[usize], values: &[&[f64]]) -> Result<Vec<Numbers>> {
+    fn aggregate(&self, who: &[usize], values: &[f64], draws: &Bootstrap) -> Vec<Numbers> {
         let n = who.len();
-        let ends: Vec<(f64, Option<f64>)> = who
-            .iter()
-            .map(|&e| {
-                (self.meta.direction).ends(self.examples[e].clean, self.examples[e].corrupted)
-            })
-            .collect();
-        // A row of scores for each cell, and one more: the gap that they are shares of.
-        let mut scores: Vec<f64> = values
-            .iter()
-            .flat_map(|row| row.iter().zip(&ends).map(|(value, (base, _))| value - base))
-            .collect();
-        let gaps: Option<Vec<f64>> = ends
-            .iter()
-            .map(|(base, full)| Some((*full)? - base))
-            .collect();
-        let gaps = gaps.filter(|_| self.normalise);
-        scores.extend(gaps.iter().flatten());
-        let mut means = match n {
-            1 => Vec::new(),
-            _ => Bootstrap::new(self.meta.seed).resampled_means(&scores, n)?,
-        };
-        let gap_means = means.split_off(if n == 1 { 0 } else { values.len() * RESAMPLES });
-        let gap = gaps.map(|gaps| Estimate {
-            mean: mean(&gaps),
-            interval: (n > 1).then(|| interval(&mut gap_means.clone())),
+        let ends = who.iter().map(|&e| {
+            (self.meta.direction).ends(self.examples[e].clean, self.examples[e].corrupted)
         });
-        let gap = gap.filter(|gap| gap.is_not_zero(n));
-        let numbers = |(values, scores): (&&[f64], &[f64])| {
-            let score = mean(scores);
-            Numbers {
-                n,
-                value: mean(values),
-                score,
-                normalised: gap.map(|gap| score / gap.mean),
-                contribution: Some(scores.iter().map(|score| score.abs()).sum::<f64>() / n as f64),
-                ..Numbers::default()
-            }
-        };
-        let mut rows: Vec<Numbers> = values.iter().zip(scores.chunks(n)).map(numbers).collect();
-        rows.par_iter_mut()
-            .zip(means.par_chunks_mut(RESAMPLES))
-            .for_each(|(row, means)| {
-                if gap.is_some() {
-                    let ratios = means.iter().zip(&gap_means).map(|(mean, gap)| mean / gap);
-                    // 0/0, where a resample has neither effect nor gap, says nothing.
-                    let mut ratios: Vec<f64> = ratios.filter(|ratio| !ratio.is_nan()).collect();
-                    let (low, high) = interval(&mut ratios);
-                    row.normalised_interval =
-                        (low.is_finite() && high.is_finite()).then_some((low, high));
-                }
-                row.interval = Some(interval(means));
+        let (bases, fulls): (Vec<f64>, Vec<Option<f64>>) = ends.unzip();
+        // The gap that scores are shares of, and one over it in each resample.
+        let gaps = fulls
+            .iter()
+            .zip(&bases)
+            .map(|(full, base)| Some((*full)? - base));
+        let gaps: Option<Vec<f64>> = gaps.collect();
+        let gap = gaps.filter(|_| self.normalise).map(|gaps| {
+            let mut of_gap = vec![0.0; RESAMPLES];
+            draws.resampled_means(&gaps, &mut of_gap);
+            let gap = Estimate {
+                mean: mean(&gaps),
+                interval: (n > 1).then(|| interval(&mut of_gap.clone())),
+            };
+            of_gap.iter_mut().for_each(|gap| *gap = 1.0 / *gap);
+            (gap, of_gap)
+        });
+        let gap = gap.filter(|(gap, _)| gap.is_not_zero(n));
+        let rows = values.par_chunks(ROWS * n).flat_map_iter(|values| {
+            let rows = values.chunks(n);
+            let score = |row: &[f64]| -> Vec<f64> {
+                row.iter()
+                    .zip(&bases)
+                    .map(|(value, base)| value - base)
+                    .collect()
+            };
+            let scores: Vec<f64> = rows.clone().flat_map(score).collect();
+            let mut means = (n > 1).then(|| {
+                let mut means = vec![0.0; values.len() / n * RESAMPLES];
+                draws.resampled_means(&scores, &mut means);
+                means
             });
-        Ok(rows)
+            let numbers = rows.zip(scores.chunks(n)).enumerate();
+            let numbers = numbers.map(|(at, (values, scores))| {
+                let score = mean(scores);
+                let sizes = scores.iter().map(|score| score.abs());
+                let mut row = Numbers {
+                    n,
+                    value: mean(values),
+                    score,
+                    normalised: gap.as_ref().map(|(gap, _)| score / gap.mean),
+                    contribution: Some(sizes.sum::<f64>() / n as f64),
+                    ..Numbers::default()
+                };
+                if let Some(means) = &mut means {
+                    let means = &mut means[at * RESAMPLES..][..RESAMPLES];
+                    row.normalised_interval =
+                        gap.as_ref().and_then(|(_, of_gap)| share(means, of_gap));
+                    row.interval = Some(interval(means));
+                }
+                row
+            });
+            numbers.collect::<Vec<_>>()
+        });
+        rows.collect()
     }
 
     /// The token and the role of a cell's position, where all its examples agree on them.
-    fn shared_labels(&self, cell: &Cell, who: &[usize]) -> (Option<String>, Option<String>) {
-        let mut examples = who.iter().map(|&e| &self.examples[e]);
+    fn shared_labels(&self, cell: &Cell, has: &[bool]) -> (Option<String>, Option<String>) {
+        let examples = self.examples.iter().zip(has);
+        let mut examples = examples
+            .filter(|(_, has)| **has)
+            .map(|(example, _)| example);
         let Some(first) = examples.next() else {
             return (None, None);
         };
@@ -240,4 +260,18 @@ impl<'a> Rows<'a> {
         }
         (token.map(String::from), cell.role.clone().or(role))
     }
+}
+
+/// The 95% interval of a ratio of means; `of_gap` is one over the gap in each resample.
+fn share(means: &[f64], of_gap: &[f64]) -> Option<(f64, f64)> {
+    let mut shares: Vec<f64> = means
+        .iter()
+        .zip(of_gap)
+        .map(|(mean, gap)| mean * gap)
+        .collect();
+    // 0/0, where a resample has neither effect nor gap, says nothing.
+    if shares.iter().any(|share| share.is_nan()) {
+        shares.retain(|share| !share.is_nan());
+    }
+    Some(interval(&mut shares)).filter(|(low, high)| low.is_finite() && high.is_finite())
 }

@@ -17,6 +17,11 @@ pub fn percentile(values: &mut [f64], q: f64) -> f64 {
         return f64::NAN;
     }
     let rank = q.clamp(0.0, 1.0) * (values.len() - 1) as f64;
+    at_rank(values, rank)
+}
+
+/// The value at a rank from 0, between order statistics by a line. It reorders the values.
+pub(super) fn at_rank(values: &mut [f64], rank: f64) -> f64 {
     let below = rank.floor() as usize;
     let (_, &mut low, above) = values.select_nth_unstable_by(below, f64::total_cmp);
     let high = above.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
