@@ -240,3 +240,97 @@ impl<'a> Line<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::families::from_config;
+
+    /// A Llama of 2 layers, 4 heads of 6 and 2 heads for keys.
+    fn spec() -> ModelSpec {
+        let config = r#"{"model_type": "llama", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 9, "max_position_embeddings": 16}"#;
+        from_config(config).unwrap().spec
+    }
+
+    fn pieces(layout: &Layout, slot: Slot) -> Vec<(String, usize)> {
+        let mut all = layout.model.iter().chain(&layout.blocks);
+        let found = all.find(|(other, _)| *other == slot);
+        let pieces = found.map(|(_, pieces)| pieces.as_slice());
+        let pieces = pieces.unwrap_or_default().iter();
+        pieces
+            .map(|piece| (piece.name.clone(), piece.out))
+            .collect()
+    }
+
+    #[test]
+    fn widths_follow_from_the_spec() {
+        let layout = layout(
+            "embed e \n each h.{l}. \n qkv q k v +bias \n mlp_in gate up \n mlp_out down",
+            &spec(),
+        );
+        let named = |names: &[(&str, usize)]| -> Vec<(String, usize)> {
+            names
+                .iter()
+                .map(|(name, out)| (name.to_string(), *out))
+                .collect()
+        };
+        assert_eq!(pieces(&layout, Slot::Embed), named(&[("e.weight", 24)]));
+        let qkv = [
+            ("h.{l}.q.weight", 24),
+            ("h.{l}.k.weight", 12),
+            ("h.{l}.v.weight", 12),
+        ];
+        assert_eq!(pieces(&layout, Slot::Qkv), named(&qkv));
+        let biases = [
+            ("h.{l}.q.bias", 24),
+            ("h.{l}.k.bias", 12),
+            ("h.{l}.v.bias", 12),
+        ];
+        assert_eq!(pieces(&layout, Slot::QkvBias), named(&biases));
+        let mlp_in = [("h.{l}.gate.weight", 40), ("h.{l}.up.weight", 40)];
+        assert_eq!(pieces(&layout, Slot::MlpIn), named(&mlp_in));
+        assert!(pieces(&layout, Slot::MlpInBias).is_empty());
+    }
+
+    #[test]
+    fn the_later_line_holds_and_what_the_spec_has_no_place_for_is_passed_over() {
+        let layout = layout(
+            "ln_final old \n each h.{l}. \n ln1 old \n ln1 new plus=1 \n ln1_post no.place \n ln_final f.norm \n o here.{l}.o",
+            &spec(),
+        );
+        assert_eq!(
+            pieces(&layout, Slot::Ln1),
+            [("h.{l}.new.weight".to_string(), 24)]
+        );
+        assert!(pieces(&layout, Slot::Ln1Post).is_empty());
+        // What a model has once has no prefix of a block, and a name with a layer in it is whole.
+        assert_eq!(
+            pieces(&layout, Slot::LnFinal),
+            [("f.norm.weight".to_string(), 24)]
+        );
+        assert_eq!(
+            pieces(&layout, Slot::O),
+            [("here.{l}.o.weight".to_string(), 24)]
+        );
+    }
+
+    #[test]
+    fn fused_products_are_taken_apart_by_group() {
+        let layout = layout("each h.{l}. \n qkv all by_group", &spec());
+        let (_, pieces) = &layout.blocks[0];
+        let takes: Vec<Take> = pieces.iter().map(|piece| piece.take).collect();
+        let take = |first, heads| Take::WithinGroups {
+            d_head: 6,
+            first,
+            heads,
+            of: 4,
+        };
+        assert_eq!(takes, [take(0, 2), take(2, 1), take(3, 1)]);
+        assert!(
+            pieces
+                .iter()
+                .all(|piece| piece.stored_shape(&[24, 48]) == [48, 24])
+        );
+    }
+}

@@ -214,6 +214,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_may_leave_the_space_in_front_of_its_answers_to_us() {
+        let written = small("");
+        let spaced = TaskFile::parse(
+            &written.text.replace(
+                "answer = \" {IO}\"",
+                "answer = \"{IO}\"\nanswer_space = true",
+            ),
+            "small",
+        )
+        .unwrap();
+        let task = |file: &TaskFile| expand(file, &words(), &asked(4)).unwrap();
+        let answers = |file: &TaskFile| -> Vec<Vec<u32>> {
+            let task = task(file);
+            let pairs = task.pairs().iter();
+            pairs.map(|pair| pair.target.answers.clone()).collect()
+        };
+        assert_eq!(answers(&spaced), answers(&written));
+        // Without it the answer is the prompt's last word and more.
+        let joined = written
+            .text
+            .replace("answer = \" {IO}\"", "answer = \"{IO}\"");
+        let joined = TaskFile::parse(&joined, "small").unwrap();
+        let usable = expand(&joined, &words(), &asked(4)).map_or(0, |task| task.pairs().len());
+        assert_eq!(usable, 0);
+    }
+
+    #[test]
     fn a_template_becomes_prompts_with_roles_and_answers() {
         let task = expand(&small(""), &words(), &asked(4)).unwrap();
         let (abba, baba) = (&task.pairs()[0], &task.pairs()[1]);

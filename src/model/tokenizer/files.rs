@@ -245,9 +245,11 @@ impl Beside {
             return class.to_string();
         }
         let by_model = match self.model["model_type"].as_str().unwrap_or_default() {
-            "gpt2" | "gpt_neo" | "gptj" | "opt" | "phi" | "starcoder2" => "GPT2Tokenizer",
+            "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" | "opt" | "phi" | "starcoder2" => {
+                "GPT2Tokenizer"
+            }
             "gpt_neox" => "GPTNeoXTokenizer",
-            "gemma" | "gemma2" | "gemma3_text" => "GemmaTokenizer",
+            "gemma" | "gemma2" | "gemma3" | "gemma3_text" => "GemmaTokenizer",
             "qwen2" | "qwen3" => "Qwen2Tokenizer",
             "bert" => "BertTokenizer",
             _ => "",
