@@ -12,7 +12,10 @@
 use std::path::Path;
 
 use crate::error::Result;
-use crate::methods::{Method, Plan, Running, Subject, VerifyOptions, Watch, measure, plan};
+use crate::methods::{
+    FindConfig, FoundCircuit, Method, Plan, Running, Subject, VerifyOptions, Watch, find_circuit,
+    measure, plan,
+};
 use crate::model::{EMBEDDED, LoadOptions, Loaded, Model, Tokenizer, load};
 use crate::scores::Scores;
 use crate::task::{ExpandOptions, Task, TaskFile, expand, from_pairs_file};
@@ -108,6 +111,14 @@ impl Lab {
             ..self.running.clone()
         };
         measure(self.subject(), method, &running, &Watch::default())
+    }
+
+    /// Finds a circuit by a method's scores, on three parts of the pairs.
+    /// # Errors
+    /// Those of [`find_circuit`].
+    pub fn find_circuit(&self, method: &dyn Method, config: &FindConfig) -> Result<FoundCircuit> {
+        let watch = Watch::default();
+        find_circuit(self.subject(), method, config, &self.running, &watch)
     }
 
     /// What a method would cost.

@@ -483,3 +483,124 @@ fn estimates_that_cannot_be_made() {
     refuses(&file("--graph", "no/such/folder/x.json"), "no such file");
     refuses(&file("--graph", ".."), "it is a folder");
 }
+
+#[test]
+fn circuits_that_are_none() {
+    let bench = Bench::new();
+    let sizes = "[model]\nn_layers = 4\nn_heads = 4\nd_model = 64\n";
+    let file = |name: &str, edges: &str| bench.file(name, format!("{sizes}[edges]\n{edges}\n"));
+    let eval = |file: &str, says: &[&str]| {
+        bench.refuses(&["circuit", "eval", file, "--n-pairs", "2"], says);
+    };
+    for (edge, says) in [
+        ("\"a9.h0->logits\" = 1.0", "the nearest is `a3.h0`"),
+        ("\"m1->a0.h0<q>\" = true", "is computed after"),
+        ("\"m1->m1\" = true", "is computed after"),
+        (
+            "\"a1.h0->a2.h1\" = true",
+            "`a2.h1<q>`, `a2.h1<k>` or `a2.h1<v>`",
+        ),
+        ("\"m0->m1\" = nan", "is no finite number"),
+        ("\"m0->m1\" = true\n\"m0->m1\" = true", "duplicate key"),
+        ("\"\\u001b[31m\" = true", "cannot read"),
+    ] {
+        let path = file("bad.toml", edge);
+        eval(&path, &["bad.toml", says]);
+        bench.refuses(&["circuit", "show", &path], &[says]);
+    }
+    let other = bench.file(
+        "other.toml",
+        "[model]\nn_layers = 30\nn_heads = 9\nd_model = 576\n[about]\nmodel = \"smol\"\n[edges]\n\"input->logits\" = true\n",
+    );
+    eval(&other, &["30 layers of 9 heads", "`smol`"]);
+    eval("nothing.toml", &["no such file", "candlewick circuit find"]);
+    eval(&bench.file("x.txt", "x"), &["end the name in `.toml`"]);
+    let cut = r#"{"cfg": {"n_layers": 4, "n_heads": 4, "parallel_attn_mlp": false, "d_model": 64}, "nodes": {}"#;
+    eval(
+        &bench.file("cut.json", cut),
+        &["is not a readable circuit JSON file", "EOF"],
+    );
+    let empty = bench.file("empty.json", format!("{cut}, \"edges\": {{}}}}"));
+    eval(
+        &empty,
+        &["no edge of", "candlewick circuit find --scores FILE --n N"],
+    );
+    let huge = cut.replace("4", "4000") + ", \"edges\": {}}";
+    eval(
+        &bench.file("huge.json", huge),
+        &["no model has n_layers 4000"],
+    );
+    let curve = file("one.toml", "\"input->logits\" = 0.5");
+    bench.refuses(
+        &["circuit", "eval", &curve, "--curve", "--n-pairs", "2"],
+        &[
+            "scores of every edge",
+            "candlewick attribute --method eap-ig --graph scores.json",
+        ],
+    );
+}
+
+#[test]
+fn circuits_that_cannot_be_found() {
+    let bench = Bench::new();
+    let find = |args: &[&str], says: &[&str]| {
+        bench.refuses(&[&["circuit", "find"], args].concat(), says);
+    };
+    find(
+        &["--n-pairs", "2"],
+        &["there are 2 pairs", "8 or more with `--n-pairs`"],
+    );
+    find(&["--n", "0"], &["ask for one edge or more"]);
+    find(&["--until", "1.5"], &["at most 1"]);
+    find(&["--until", "nan"], &["at most 1"]);
+    find(&["--method", "lrp"], &["scores tokens", "`eap-ig`"]);
+    find(
+        &["--method", "eap", "--steps", "3"],
+        &["`--steps` does nothing", "integrate"],
+    );
+    find(
+        &["--share", "0.5"],
+        &["`--share` does nothing", "`--select consistent`"],
+    );
+    find(
+        &["--select", "consistent", "--share", "2"],
+        &["a share lies between 0 and 1"],
+    );
+    find(&["--select", "threshold"], &["`--threshold X`"]);
+    find(
+        &["--select", "greedy", "--threshold", "1"],
+        &["nothing is left for another rule"],
+    );
+    find(
+        &["--method", "atp", "--select", "ratio", "--n-pairs", "8"],
+        &["nodes are chosen by the best scores alone"],
+    );
+    find(
+        &["--select", "topn", "--n", "1", "--n-pairs", "8"],
+        &["nothing is left", "`greedy`"],
+    );
+    find(&["--out", "circuit.txt"], &["end the name in `.toml`"]);
+    find(&["--out", "/no/such/folder/c.toml"], &["/no/such/folder"]);
+    let mine = bench.file("mine.toml", "a = 1");
+    find(&["--out", &mine], &["mine.toml", "`--force`"]);
+    assert_eq!(fs::read(bench.at("mine.toml")).unwrap(), b"a = 1");
+    let cfg = r#""cfg": {"n_layers": 1, "n_heads": 1, "parallel_attn_mlp": false, "d_model": 8}"#;
+    let scores = bench.file(
+        "scores.json",
+        format!("{{{cfg}, \"nodes\": {{}}, \"edges\": {{\"input->logits\": {{\"score\": NaN, \"in_graph\": false}}}}}}"),
+    );
+    find(&["--scores", &scores, "--n", "3"], &["no node has a score"]);
+    find(&["--scores", &scores], &["say how many edges with `--n`"]);
+    find(
+        &["--scores", &scores, "--n", "3", "--task", "ioi"],
+        &["`--task` does nothing with `--scores`"],
+    );
+    find(
+        &["--scores", "scores.txt", "--n", "3"],
+        &["is no file of scores"],
+    );
+    find(
+        &["--scores", &scores, "--n", "3", "--select", "consistent"],
+        &["scores of each pair"],
+    );
+}

@@ -62,6 +62,9 @@ pub struct About {
     /// The paper or the file that it was taken from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// The command that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// What it is said to do, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claim: Option<String>,

@@ -74,7 +74,7 @@ impl EdgeSet {
         }
         let mut set = EdgeSet::empty(graph);
         for column in 0..set.n_dst {
-            if set.reader_row(column).is_none_or(|row| is_in[row]) {
+            if graph.reader_row(column).is_none_or(|row| is_in[row]) {
                 for row in (0..graph.n_sources(column)).filter(|&row| is_in[row]) {
                     set.insert(row, column);
                 }
@@ -159,12 +159,6 @@ impl EdgeSet {
         nodes.into_iter().collect()
     }
 
-    /// The row of the node that reads at a column; `None` for `logits`.
-    pub(super) fn reader_row(&self, column: usize) -> Option<usize> {
-        let (node, _) = self.graph.reader(column)?;
-        self.graph.row(node).ok()
-    }
-
     fn with(mut self, other: &EdgeSet, join: fn(u64, u64) -> u64) -> Result<Self> {
         self.graph.check_same(&other.graph)?;
         for (own, theirs) in self.words.iter_mut().zip(&other.words) {
@@ -219,7 +213,7 @@ impl EdgeSet {
         let mut kept = self.clone();
         for (row, column) in self.places() {
             let is_alive = |row: usize| fed[row] && read[row];
-            if !is_alive(row) || !self.reader_row(column).is_none_or(is_alive) {
+            if !is_alive(row) || !self.graph.reader_row(column).is_none_or(is_alive) {
                 kept.remove(row, column);
             }
         }
@@ -233,7 +227,7 @@ impl EdgeSet {
         fed[0] = true;
         for (row, column) in self.places() {
             read[row] = true;
-            if let Some(reader) = self.reader_row(column) {
+            if let Some(reader) = self.graph.reader_row(column) {
                 fed[reader] = true;
             }
         }
@@ -248,12 +242,16 @@ impl EdgeSet {
         fed[0] = true;
         // Columns stand in the order of the forward pass, so a source is settled before its readers are looked at.
         for column in 0..self.n_dst {
-            if let Some(reader) = self.reader_row(column) {
+            if let Some(reader) = self.graph.reader_row(column) {
                 fed[reader] |= self.sources(column).into_iter().any(|row| fed[row]);
             }
         }
         for column in (0..self.n_dst).rev() {
-            if self.reader_row(column).is_none_or(|reader| read[reader]) {
+            if self
+                .graph
+                .reader_row(column)
+                .is_none_or(|reader| read[reader])
+            {
                 self.sources(column)
                     .into_iter()
                     .for_each(|row| read[row] = true);

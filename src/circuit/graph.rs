@@ -130,6 +130,12 @@ impl Graph {
         })
     }
 
+    /// The row of the node that reads at a column; `None` for `logits`.
+    pub fn reader_row(&self, column: usize) -> Option<usize> {
+        let (node, _) = self.reader(column)?;
+        self.row(node).ok()
+    }
+
     /// How many sources a column has: they are the rows `0..n_sources`.
     pub fn n_sources(&self, column: usize) -> usize {
         match self.reader(column) {

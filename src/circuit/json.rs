@@ -19,8 +19,8 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::Graph;
 use super::bounded::read_text;
+use super::{Graph, Helps};
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Node};
 use crate::scores::write_whole;
@@ -42,6 +42,8 @@ pub struct ScoredGraph {
     /// By row, `logits` last.
     node_scores: Vec<f64>,
     nodes_in_graph: Vec<bool>,
+    /// Which scores are those of parts that help, where it is known.
+    helps: Option<Helps>,
 }
 
 impl ScoredGraph {
@@ -54,11 +56,33 @@ impl ScoredGraph {
             in_graph: vec![false; places],
             node_scores: vec![f64::NAN; nodes],
             nodes_in_graph: vec![false; nodes],
+            helps: None,
+        }
+    }
+
+    /// These scores of edges.
+    /// # Shapes
+    /// `[n_src, n_dst]`, row by row; NaN is no score, as is whatever stands where no edge is.
+    pub fn of_matrix(graph: Graph, scores: Vec<f64>) -> Self {
+        ScoredGraph {
+            scores,
+            ..ScoredGraph::new(graph)
         }
     }
 
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Which scores are those of parts that help. Files of other tools do not say; theirs are positive, as of a loss.
+    pub fn helps(&self) -> Option<Helps> {
+        self.helps
+    }
+
+    /// Says which scores are those of parts that help.
+    pub fn with_helps(mut self, helps: Helps) -> Self {
+        self.helps = Some(helps);
+        self
     }
 
     /// The score of an edge, if it has one.
@@ -236,6 +260,7 @@ impl ScoredGraph {
             }
         };
         let mut scored = ScoredGraph::new(graph);
+        scored.helps = file.helps;
         for (name, entry) in file.nodes.0 {
             entry.check(&name)?;
             let node: Node = name.parse().map_err(said)?;
@@ -270,6 +295,7 @@ impl PartialEq for ScoredGraph {
             && self.in_graph == other.in_graph
             && bits(&self.node_scores) == bits(&other.node_scores)
             && self.nodes_in_graph == other.nodes_in_graph
+            && self.helps == other.helps
     }
 }
 
@@ -311,6 +337,9 @@ fn push_part(out: &mut String, part: &str, inside: bool) {
 #[derive(serde::Deserialize)]
 struct Contents {
     cfg: Config,
+    /// Ours alone.
+    #[serde(default)]
+    helps: Option<Helps>,
     nodes: Entries,
     edges: Entries,
 }
@@ -421,8 +450,11 @@ impl<'de> Deserialize<'de> for Entries {
 impl Serialize for ScoredGraph {
     /// The contents of the interchange file.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut file = serializer.serialize_map(Some(3))?;
+        let mut file = serializer.serialize_map(None)?;
         file.serialize_entry("cfg", &Config::of(&self.graph))?;
+        if let Some(helps) = self.helps {
+            file.serialize_entry("helps", &helps)?;
+        }
         file.serialize_entry("nodes", &Nodes(self))?;
         file.serialize_entry("edges", &Edges(self))?;
         file.end()
@@ -511,6 +543,7 @@ mod tests {
         scored
             .set_contains_node(Node::Logits, true)
             .expect("a node");
+        let scored = scored.with_helps(Helps::Negative);
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("circuit.json");
         scored.write(&path).expect("writes");

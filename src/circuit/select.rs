@@ -9,7 +9,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::{EdgeSet, Graph, Pruning, ScoredGraph};
+use super::{EdgeSet, Graph, Helps, Pruning, ScoredGraph};
 use crate::error::{Error, Result};
 
 /// How many edges or nodes, and which.
@@ -34,15 +34,6 @@ pub enum Ranking {
     Absolute,
     /// How much the edge helps: the score itself, or its negative.
     Signed(Helps),
-}
-
-/// Which scores are those of edges that help.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Helps {
-    /// Positive ones: of a loss, or as EAP-IG writes files.
-    Positive,
-    /// Negative ones: of a metric that the edge's absence lowers.
-    Negative,
 }
 
 /// What is asked for.
@@ -252,7 +243,7 @@ fn greedy(graph: Graph, candidates: Vec<Candidate>, n: usize) -> EdgeSet {
     // By the row of the node that an edge leads into; `logits` is one past the last.
     let mut into: Vec<Vec<Candidate>> = vec![Vec::new(); graph.n_src() + 1];
     for candidate in candidates {
-        let node = edges.reader_row(candidate.column).unwrap_or(graph.n_src());
+        let node = graph.reader_row(candidate.column).unwrap_or(graph.n_src());
         into[node].push(candidate);
     }
     let mut open: BinaryHeap<Candidate> = std::mem::take(&mut into[graph.n_src()]).into();

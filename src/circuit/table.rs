@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
-use super::{Graph, ScoredGraph};
+use super::{Graph, Helps, ScoredGraph};
 use crate::error::{Error, Result};
 use crate::hooks::Edge;
 use crate::scores::Scores;
@@ -45,6 +45,9 @@ impl ScoredGraph {
             }
         }
         let mut scored = ScoredGraph::new(graph);
+        if let Ok(metric) = scores.provenance.metric.parse() {
+            scored = scored.with_helps(Helps::of(metric, scores.provenance.direction));
+        }
         for ((src, dst), sum) in sums {
             let edge: Edge = format!("{src}->{dst}").parse()?;
             scored.set_score(&edge, sum / n_examples as f64)?;

@@ -1,6 +1,7 @@
 //! `candlewick attribute`: estimates of patch effects from gradients, for nodes, edges and tokens, and how far they can be trusted.
 
 mod choices;
+mod scoring;
 #[cfg(test)]
 mod tests;
 
@@ -14,20 +15,20 @@ use candlewick::methods::attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
 };
 use candlewick::methods::tokens::{Baseline, TokenConfig, TokenMethod};
-use candlewick::methods::{EdgeConfig, Method, PatchConfig, PatchSource, Reference, parse_sites};
+use candlewick::methods::{EdgeConfig, Method, PatchConfig, PatchSource, parse_sites};
 use candlewick::model::ModelSpec;
 use candlewick::nn::rules::Rules;
 use candlewick::scores::{Direction, Scores, check_writable};
 use candlewick::spec::Mlp;
 use clap::Args;
 
-use choices::{MethodChoice, Scored, SourceChoice};
+pub use choices::{MethodChoice, SourceChoice};
+
+use choices::Scored;
+use scoring::STEPS;
 
 use super::patch::{DirectionChoice, direction_of};
 use super::session::{Ask, Asked, CommonArgs, Mode};
-
-/// Points of an integral over the inputs or over what components write, where nobody says.
-const STEPS: usize = 5;
 
 /// Estimate from gradients what patching each node, edge or token would do, and patch some exactly to see how good the estimates are.
 ///
@@ -170,7 +171,7 @@ impl Ask for AttributeArgs {
             Scored::ExactEdges => Box::new(EdgeConfig {
                 edges: (!self.edges.is_empty()).then(|| self.edges.clone()),
                 metric: None,
-                reference: self.reference()?,
+                reference: self.source.reference()?,
             }),
             Scored::Tokens => Box::new(TokenConfig::new(self.tokens()?)),
         })
@@ -244,13 +245,7 @@ impl AttributeArgs {
             ..PatchConfig::new(sites)
         };
         let steps = self.steps.unwrap_or(STEPS);
-        let mut config = match self.method {
-            MethodChoice::AtpStar => NodeAttributionConfig::atp_star(patch),
-            MethodChoice::Relp => NodeAttributionConfig::relp(patch),
-            MethodChoice::LayerIg => NodeAttributionConfig::layer_ig(patch, steps),
-            MethodChoice::Conductance => NodeAttributionConfig::conductance(patch, steps),
-            _ => NodeAttributionConfig::atp(patch),
-        };
+        let mut config = self.method.nodes(patch, steps);
         config.qk_fix &= !self.no_qk_fix;
         config.grad_drop &= !self.no_grad_drop;
         if let GradientPath::Inputs { rule, .. } = &mut config.path {
@@ -262,14 +257,7 @@ impl AttributeArgs {
 
     fn edge_estimates(&self) -> anyhow::Result<EdgeAttributionConfig> {
         let steps = self.steps.unwrap_or(STEPS);
-        let mut config = match self.method {
-            MethodChoice::EapIg => EdgeAttributionConfig::eap_ig(steps),
-            MethodChoice::Ceap => EdgeAttributionConfig::ceap(steps),
-            MethodChoice::CleanCorrupted => EdgeAttributionConfig::clean_corrupted(),
-            MethodChoice::EapIgActivations => EdgeAttributionConfig::eap_ig_activations(steps),
-            MethodChoice::RelpEdges => EdgeAttributionConfig::relp(),
-            _ => EdgeAttributionConfig::eap(),
-        };
+        let mut config = self.method.edges(steps);
         match &mut config.path {
             EdgePath::Along(GradientPath::Inputs { rule, .. })
             | EdgePath::Conductance { rule, .. } => {
@@ -283,21 +271,10 @@ impl AttributeArgs {
             }
             EdgePath::Along(GradientPath::Base | GradientPath::Ends) => {}
         }
-        config.reference = self.reference()?;
+        config.reference = self.source.reference()?;
         config.rules = self.rules.clone().unwrap_or(config.rules);
         config.by_position = self.by_position;
         Ok(config)
-    }
-
-    fn reference(&self) -> anyhow::Result<Reference> {
-        match self.source {
-            SourceChoice::Pair => Ok(Reference::Pair),
-            SourceChoice::Zero => Ok(Reference::Zero),
-            SourceChoice::Mean => Ok(Reference::Mean),
-            SourceChoice::MeanAll => {
-                Err(Error::invalid("edges take a mean per position; use `--source mean`").into())
-            }
-        }
     }
 
     fn tokens(&self) -> anyhow::Result<TokenMethod> {

@@ -5,6 +5,7 @@ mod ablate;
 mod args;
 mod attribute;
 mod check;
+mod circuit;
 mod clean;
 mod destination;
 mod fetch;
@@ -85,6 +86,7 @@ enum Command {
     Heads(heads::HeadsArgs),
     Ablate(ablate::AblateArgs),
     Path(path::PathArgs),
+    Circuit(circuit::CircuitArgs),
     Generate(generate::GenerateArgs),
     Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
@@ -217,6 +219,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Logits(args) => session::run(args, &args.common, ctx),
         Command::Heads(args) => session::run(args, &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
+        Command::Circuit(args) => circuit::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
         Command::Scale(args) => session::run(args, &args.common, ctx),
         Command::Tokens(args) => tokens::run(args, ctx),

@@ -301,7 +301,7 @@ fn running(common: &CommonArgs, ask: &dyn Ask, shard: Option<Shard>) -> Running 
     }
 }
 
-fn print_plan(plan: &Plan, model: &Model) -> anyhow::Result<()> {
+pub fn print_plan(plan: &Plan, model: &Model) -> anyhow::Result<()> {
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
     let mut out = io::stdout().lock();
     let cost = &plan.cost;

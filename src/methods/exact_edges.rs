@@ -25,7 +25,7 @@
 
 pub(super) mod deltas;
 mod heads;
-mod runs;
+pub(super) mod runs;
 mod together;
 
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@ pub mod activation_patching;
 pub mod attribution;
 mod captured;
 mod choice;
+pub mod circuits;
 mod columns;
 pub mod composition;
 pub mod exact_edges;
@@ -29,6 +30,10 @@ pub use attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
 };
 pub use choice::{ChosenHead, Heads, Layers};
+pub use circuits::{
+    CircuitEval, CircuitMode, FindConfig, FindRule, FindSize, FoundCircuit, NamedCircuit,
+    circuit_values_plain, find_circuit,
+};
 pub use composition::{CompositionConfig, composition_scores};
 pub use exact_edges::{
     EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,

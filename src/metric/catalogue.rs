@@ -179,6 +179,11 @@ impl Metric {
         self.facts().is_smooth
     }
 
+    /// Whether a better model has higher values; divergences and ranks are lower.
+    pub fn is_better_higher(self) -> bool {
+        !matches!(self, Metric::Kl | Metric::Js | Metric::Rank)
+    }
+
     /// # Errors
     /// [`Error::NoGradient`] for a metric that is flat almost everywhere.
     pub fn check_differentiable(self) -> Result<()> {

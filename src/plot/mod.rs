@@ -1,6 +1,7 @@
 //! Scores as pictures: [`heatmap`] for a terminal, [`svg`] for files and notebooks, [`page`] for everything that is printed of a
 //! table. Heatmap and SVG draw the same [`Panel`]s.
 
+mod circuit;
 mod colour;
 mod columns;
 mod heatmap;
@@ -12,6 +13,7 @@ mod scale;
 mod svg;
 mod views;
 
+pub use circuit::circuit;
 pub use heatmap::{Color, HeatmapOptions, heatmap};
 pub use panel::{Label, Panel, chosen_panels, panels};
 pub use ranked::strongest;

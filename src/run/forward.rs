@@ -276,20 +276,7 @@ fn run_mlp(layer: &Layer<'_>, packed: Packed, tap: &mut dyn Tap) -> Result<Packe
     if !packed.rows.is_empty() {
         let (rows, [mid, post]) = packed.take();
         let post = tap.at(layer.hook(Kind::MlpPost), post, &rows)?;
-        let weights = layer
-            .weights
-            .mlp
-            .as_ref()
-            .expect("a spec with an MLP has its weights");
-        let out = linear::forward(&post, &weights.w_out, weights.b_out.as_ref())?;
-        let out = write(
-            layer,
-            out,
-            layer.weights.ln2_post.as_ref(),
-            Ln::TwoPost,
-            &rows,
-            tap,
-        )?;
+        let out = written_by_neurons(layer, &post, &rows, tap)?;
         packed = Packed {
             rows,
             parts: vec![mid, out],
@@ -306,6 +293,42 @@ fn run_mlp(layer: &Layer<'_>, packed: Packed, tap: &mut dyn Tap) -> Result<Packe
         rows,
         parts: vec![x],
     })
+}
+
+/// What the MLP of a layer writes for a stream of one's own.
+/// # Shapes
+/// `mlp_in [rows, d_model]`; gives the same.
+pub(crate) fn mlp_write(
+    model: &Model,
+    index: usize,
+    mlp_in: Tensor,
+    rows: &Rows,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let layer = Layer {
+        model,
+        spec: &model.spec,
+        weights: &model.weights.blocks[index],
+        index,
+    };
+    let post = neurons(&layer, mlp_in, rows, tap)?;
+    written_by_neurons(&layer, &post, rows, tap)
+}
+
+fn written_by_neurons(
+    layer: &Layer<'_>,
+    post: &Tensor,
+    rows: &Rows,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let weights = layer
+        .weights
+        .mlp
+        .as_ref()
+        .expect("a spec with an MLP has its weights");
+    let out = linear::forward(post, &weights.w_out, weights.b_out.as_ref())?;
+    let post_norm = layer.weights.ln2_post.as_ref();
+    write(layer, out, post_norm, Ln::TwoPost, rows, tap)
 }
 
 /// What a branch is added to: the stream, or what the branch's norm made of it where norms stand on the stream.

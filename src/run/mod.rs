@@ -56,6 +56,7 @@ pub use generate::{GenerateRequest, Generation, Sampling, check_room, generate, 
 pub use gradients::{GradientRequest, Gradients, gradients};
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
+pub(crate) use sweep::read as read_metric;
 pub use sweep::{
     Captured, Plan, Readout, SweepOptions, Variant, available_memory, plan, sweep,
     sweep_with_capture,

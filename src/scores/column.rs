@@ -58,7 +58,7 @@ columns! {
     Normalised "normalised" "`score` as a share of the gap between the clean and the corrupted run: 0 is no effect, 1 restores (or destroys) all of it. A ratio of means over the row's pairs. Null throughout if that gap could be zero."
     NormalisedLow "normalised_low" "Lower end of the 95% interval of `normalised`: the ratio in each resample, so that the gap varies too."
     NormalisedHigh "normalised_high" "Upper end of that interval."
-    Base "base" "The run that was changed or read: `clean` or `corrupted`."
+    Base "base" "The run that was changed or read: `clean` or `corrupted`; of circuits also what every edge is at, `zero` or `mean`."
     Contribution "contribution" "The mean over pairs of the size of `score`, which does not cancel where a part helps some pairs and hurts others; null in tables of a row for each pair."
     Exact "exact" "What exact patching of the same site gives, where `--verify` checked this row; in the unit of `score`."
     Checked "checked" "Why `--verify` checked this row: `top` (among the strongest) or `random` (drawn from the rest)."

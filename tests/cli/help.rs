@@ -22,7 +22,8 @@ fn subcommands() -> Vec<String> {
 
 /// The commands under `Examples:` at the end of a subcommand's help.
 fn examples(subcommand: &str) -> Vec<Vec<String>> {
-    let help = text(&candlewick(&[subcommand, "--help"]).stdout);
+    let asked: Vec<&str> = subcommand.split(' ').chain(["--help"]).collect();
+    let help = text(&candlewick(&asked).stdout);
     let (_, examples) = help
         .split_once("Examples:\n")
         .unwrap_or_else(|| panic!("`{subcommand} --help` has no examples: {help}"));
@@ -72,7 +73,13 @@ fn every_example_in_the_help_runs() {
         .unwrap();
     let plan = "models = [\"embedded\"]\ntasks = [\"embedded\"]\nn_pairs = 2\n[methods]\nheads = \"patch --sites z --template 0\"\n";
     fs::write(folder.path().join("plan.toml"), plan).unwrap();
-    for subcommand in subcommands() {
+    let nested = [
+        "circuit find",
+        "circuit acdc",
+        "circuit eval",
+        "circuit show",
+    ];
+    for subcommand in subcommands().into_iter().chain(nested.map(String::from)) {
         for example in examples(&subcommand) {
             assert_eq!(example[0], "candlewick", "{example:?}");
             let output = Command::new(env!("CARGO_BIN_EXE_candlewick"))

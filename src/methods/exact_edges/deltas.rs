@@ -95,7 +95,11 @@ impl Deltas {
 }
 
 /// The reference's values for every position of every prompt.
-fn of_reference(source: &Source, hook: Hook, clean: &Cache) -> Result<Tensor> {
+pub(in crate::methods) fn of_reference(
+    source: &Source,
+    hook: Hook,
+    clean: &Cache,
+) -> Result<Tensor> {
     let (values, row_of) = source.lookup(hook)?;
     let places = (0..clean.batch).flat_map(|i| (0..clean.length).map(move |pos| (i, pos)));
     let row = |(example, pos)| {

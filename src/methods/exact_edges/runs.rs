@@ -16,21 +16,21 @@ use crate::spec::ModelSpec;
 use crate::task::Pair;
 
 /// Mean outputs of every source, by template and length.
-pub(super) type Means = BTreeMap<(usize, usize), Source>;
+pub(in crate::methods) type Means = BTreeMap<(usize, usize), Source>;
 
 /// Streams, branches, queries, keys, values and z of every layer, of two runs and their difference.
-pub(super) fn bytes_of_pair(spec: &ModelSpec, length: usize) -> usize {
+pub(in crate::methods) fn bytes_of_pair(spec: &ModelSpec, length: usize) -> usize {
     let width = 6 * spec.d_model + (3 * spec.n_heads + 4 * spec.n_kv_heads) * spec.d_head;
     3 * 4 * spec.n_layers * length * width
 }
 
 /// Pairs of one group align position by position.
-fn group_of(pair: &Pair) -> (usize, usize) {
+pub(in crate::methods) fn group_of(pair: &Pair) -> (usize, usize) {
     (pair.template, pair.clean.len())
 }
 
 /// Mean outputs of every source over the corrupted prompts of each group; none unless they are asked for.
-pub(super) fn reference_means(
+pub(in crate::methods) fn reference_means(
     on: Subject<'_>,
     reference: Reference,
     batch: usize,
@@ -51,7 +51,7 @@ pub(super) fn reference_means(
 }
 
 /// A run that keeps what every source writes, and what variants that patch edges start from.
-fn run_of(model: &Model, prompts: Vec<Vec<u32>>) -> Result<BaseRun> {
+pub(in crate::methods) fn run_of(model: &Model, prompts: Vec<Vec<u32>>) -> Result<BaseRun> {
     let mut starts = deltas::KINDS.to_vec();
     starts.extend([Kind::Z, Kind::MlpIn]);
     starts.extend(heads::kinds(&model.spec));

@@ -1,0 +1,113 @@
+//! A method by its name alone, with its own settings: what circuits are chosen by.
+
+use candlewick::Error;
+use candlewick::hooks::Kind;
+use candlewick::methods::attribution::{EdgeAttributionConfig, NodeAttributionConfig};
+use candlewick::methods::{Along, EdgeConfig, Method, PatchConfig, PatchSource, Reference, Sites};
+use candlewick::scores::Direction;
+
+use super::choices::{MethodChoice, Scored, SourceChoice};
+
+/// Points of an integral over the inputs or over what components write, where nobody says.
+pub const STEPS: usize = 5;
+
+impl SourceChoice {
+    /// What edges can be given.
+    /// # Errors
+    /// A mean that has no positions.
+    pub fn reference(self) -> anyhow::Result<Reference> {
+        match self {
+            SourceChoice::Pair => Ok(Reference::Pair),
+            SourceChoice::Zero => Ok(Reference::Zero),
+            SourceChoice::Mean => Ok(Reference::Mean),
+            SourceChoice::MeanAll => {
+                Err(Error::invalid("edges take a mean per position; use `--source mean`").into())
+            }
+        }
+    }
+}
+
+impl MethodChoice {
+    /// The method with its own settings, for scores of every edge, or of every head and MLP, that circuits are chosen by.
+    /// # Errors
+    /// A method of tokens.
+    pub fn scoring(
+        self,
+        steps: Option<usize>,
+        source: SourceChoice,
+        has_mlp: bool,
+    ) -> anyhow::Result<Box<dyn Method>> {
+        let reference = source.reference()?;
+        let steps = steps.unwrap_or(STEPS);
+        Ok(match self.scored() {
+            Scored::Edges => Box::new(EdgeAttributionConfig {
+                reference,
+                ..self.edges(steps)
+            }),
+            Scored::ExactEdges => Box::new(EdgeConfig {
+                reference,
+                ..EdgeConfig::all()
+            }),
+            Scored::Nodes => {
+                let kinds = [Some(Kind::Z), has_mlp.then_some(Kind::MlpOut)];
+                let whole = |kind| Sites {
+                    kind,
+                    along: Some(Along::All),
+                };
+                let sites: Vec<Sites> = kinds.into_iter().flatten().map(whole).collect();
+                let (source, direction) = match reference {
+                    Reference::Pair => (PatchSource::Pair, Direction::Noise),
+                    Reference::Zero => (PatchSource::Zero, Direction::Ablate),
+                    Reference::Mean => (PatchSource::Mean, Direction::Ablate),
+                };
+                let patch = PatchConfig {
+                    direction,
+                    source,
+                    ..PatchConfig::new(sites)
+                };
+                Box::new(self.nodes(patch, steps))
+            }
+            Scored::Tokens => {
+                return Err(Error::invalid(format!(
+                    "`{}` scores tokens, and a circuit is made of edges or nodes; take an edge method such as `eap-ig`, or a node method \
+                     such as `atp`",
+                    self.name()
+                ))
+                .into());
+            }
+        })
+    }
+
+    /// Whether it goes by points of an integral.
+    pub fn has_steps(self) -> bool {
+        matches!(
+            self,
+            MethodChoice::LayerIg
+                | MethodChoice::Conductance
+                | MethodChoice::EapIg
+                | MethodChoice::Ceap
+                | MethodChoice::EapIgActivations
+        )
+    }
+
+    pub fn edges(self, steps: usize) -> EdgeAttributionConfig {
+        match self {
+            MethodChoice::EapIg => EdgeAttributionConfig::eap_ig(steps),
+            MethodChoice::Ceap => EdgeAttributionConfig::ceap(steps),
+            MethodChoice::CleanCorrupted => EdgeAttributionConfig::clean_corrupted(),
+            MethodChoice::EapIgActivations => EdgeAttributionConfig::eap_ig_activations(steps),
+            MethodChoice::RelpEdges => EdgeAttributionConfig::relp(),
+            _ => EdgeAttributionConfig::eap(),
+        }
+    }
+
+    pub fn nodes(self, patch: PatchConfig, steps: usize) -> NodeAttributionConfig {
+        match self {
+            MethodChoice::AtpStar => NodeAttributionConfig::atp_star(patch),
+            MethodChoice::Relp => NodeAttributionConfig::relp(patch),
+            MethodChoice::LayerIg => NodeAttributionConfig::layer_ig(patch, steps),
+            MethodChoice::Conductance => NodeAttributionConfig::conductance(patch, steps),
+            _ => NodeAttributionConfig::atp(patch),
+        }
+    }
+}

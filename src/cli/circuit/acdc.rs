@@ -1,0 +1,127 @@
+//! `candlewick circuit acdc`: edges taken out one after another, and put back where that is felt.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use candlewick::Error;
+use candlewick::circuit::{About, Circuit, Pruning};
+use candlewick::methods::circuits::{AcdcConfig, acdc};
+use candlewick::methods::{Running, Subject};
+use candlewick::metric::Metric;
+use candlewick::model::{EMBEDDED, open};
+use candlewick::plot;
+use clap::Args;
+
+use super::destination;
+use crate::cli::args::{ModelArgs, TaskArgs, memory};
+use crate::cli::attribute::SourceChoice;
+use crate::cli::open::{load_options, open_task, read_weights};
+use crate::cli::{Context, shell_quoted};
+
+/// Find a circuit by ACDC: from the logits back, take each edge out, and leave it out if the output moves by less than a threshold.
+///
+/// The output is held against that of the clean run (`kl`), or the metric of `--metric` is kept high. With several thresholds the
+/// search is made for each; the circuit is that of the smallest, and an edge's score the largest threshold that it survives.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  candlewick circuit acdc --n-pairs 8 --threshold 0.1 --out acdc.toml
+  candlewick circuit acdc --n-pairs 4 --threshold 0.03,0.3 --metric logit_diff --out acdc-task.toml")]
+pub struct AcdcArgs {
+    /// How much more the output may move, in the unit of the metric: one threshold or several.
+    #[arg(long, value_name = "X", value_delimiter = ',', required = true)]
+    pub threshold: Vec<f64>,
+    /// What an edge that is taken out carries.
+    #[arg(long, default_value = "pair")]
+    pub source: SourceChoice,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub task: TaskArgs,
+    /// Memory for activations, such as `512MB` or `4GB` [default: a quarter of what is free].
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory: Option<usize>,
+    /// The circuit: `.toml`, or `.json` for EAP-IG and MIB [default: circuit.toml, or the first of circuit-2.toml, ... that is free].
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace a circuit of another command, or a file that is not ours.
+    #[arg(long)]
+    pub force: bool,
+}
+
+pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
+    if args.threshold.iter().any(|threshold| threshold.is_nan()) {
+        return Err(Error::invalid("a threshold must be a number").into());
+    }
+    let out = destination(args.out.as_ref(), args.force, ctx)?;
+    let mut options = load_options(&args.model)?;
+    options.show_download_progress &= !ctx.quiet;
+    let id = &args.model.model;
+    let opened = open(id, &options)?;
+    let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
+    let task = open_task(&args.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?;
+    ctx.warn_of(&task);
+    let metric = match &args.task.metric {
+        Some(_) => task.metric,
+        None => Metric::Kl,
+    };
+    let reference = args.source.reference()?;
+    let running = Running {
+        memory: args.memory,
+        ..Running::default()
+    };
+    let model = read_weights(opened, ctx)?;
+    let on = Subject {
+        model: &model,
+        task: &task,
+    };
+    let mut thresholds = args.threshold.clone();
+    thresholds.sort_by(f64::total_cmp);
+    let mut circuit: Option<Circuit> = None;
+    let mut stdout = io::stdout().lock();
+    for &threshold in &thresholds {
+        let config = AcdcConfig {
+            threshold,
+            metric,
+            reference,
+        };
+        let found = acdc(on, &config, &running, &ctx.progress())?;
+        if !ctx.quiet {
+            writeln!(
+                stdout,
+                "threshold {threshold}: {} edges left, {metric} {:.4}; {} edges tried in {} runs",
+                found.edges.len(),
+                found.distance.abs(),
+                found.tried,
+                found.evaluated
+            )?;
+        }
+        let circuit =
+            circuit.get_or_insert_with(|| Circuit::new(found.edges.pruned(Pruning::Fixpoint)));
+        for edge in found.edges.edges() {
+            if circuit.edges.contains(&edge)? && threshold.is_finite() {
+                circuit.scores.insert(edge, threshold);
+            }
+        }
+    }
+    let mut circuit = circuit.expect("one threshold or more");
+    circuit.about = About {
+        model: Some(model.origin.id.clone()),
+        task: Some(task.name.clone()),
+        metric: Some(metric.to_string()),
+        method: Some("acdc".into()),
+        seed: Some(task.seed),
+        command: Some(shell_quoted(&ctx.command)),
+        ..About::default()
+    };
+    circuit.write(&out)?;
+    if !ctx.quiet {
+        writeln!(stdout, "\n{}", plot::circuit(&circuit, None))?;
+        writeln!(
+            stdout,
+            "circuit: {} (in {:.1} s)",
+            out.display(),
+            ctx.began.elapsed().as_secs_f64()
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! Circuits: how much of the task a set of edges does, which small set does most of it, and how sure that is.
+
+mod acdc;
+mod curve;
+mod evaluation;
+mod find;
+mod ground;
+mod masked;
+mod plain;
+mod quality;
+mod scored;
+mod streams;
+
+pub use acdc::{AcdcCircuit, AcdcConfig, acdc};
+pub use curve::{CurvePoint, FRACTIONS, cmd, cpr, curve};
+pub use evaluation::{CircuitEval, CircuitMode, NamedCircuit, circuit_values_plain};
+pub use find::{FindConfig, FindRule, FindSize, FoundCircuit, find_circuit};
+pub use quality::{QualityConfig, quality_circuits, quality_lines};
+pub use scored::Level;
