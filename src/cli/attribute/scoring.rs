@@ -78,6 +78,11 @@ impl MethodChoice {
         })
     }
 
+    /// Whether it scores heads and MLPs, and no edges.
+    pub fn scores_nodes(self) -> bool {
+        self.scored() == Scored::Nodes
+    }
+
     /// Whether it goes by points of an integral.
     pub fn has_steps(self) -> bool {
         matches!(

@@ -305,8 +305,15 @@ fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
         .scoring(args.steps, args.source, spec.mlp != Mlp::None)?;
     let method: &dyn Method = &*method;
     check(method, &spec, &task)?;
+    let rule = args.rule()?;
+    if args.method.scores_nodes() && matches!(rule, FindRule::Consistent(_) | FindRule::Ratio(_)) {
+        return Err(Error::invalid(
+            "nodes are chosen by the best scores alone; leave `--select` out, or take an edge method",
+        )
+        .into());
+    }
     let config = FindConfig {
-        rule: args.rule()?,
+        rule,
         size: args.size()?,
         signed: args.signed,
         reference: args.source.reference()?,
@@ -335,7 +342,15 @@ fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
         progress: &progress,
         keeping: Some(&keeping),
     };
-    let mut found = find_circuit(on, method, &config, &running, &watch)?;
+    let found = find_circuit(on, method, &config, &running, &watch);
+    if let Err(error) = &found
+        && !matches!(error, Error::Interrupted { .. })
+    {
+        // Nothing would go on from what was measured.
+        keeping.remove()?;
+        return Err(found.expect_err("it was looked at").into());
+    }
+    let mut found = found?;
     found.circuit.about.command = Some(shell_quoted(&ctx.command));
     found.circuit.write(out)?;
     keeping.remove()?;
