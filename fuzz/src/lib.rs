@@ -2,6 +2,8 @@
 //!
 //! `fuzz_targets/` hands these to libFuzzer; `tests/fuzz_corpus.rs` of the library runs them over the corpus and its mutations.
 
+use candlewick::circuit::Graph;
+use candlewick::circuit::interchange::{Format, parse};
 use candlewick::model::checkpoint::Checkpoint;
 use candlewick::model::families::{Description, from_config, from_gguf, transformer_lens};
 use candlewick::model::gguf::Gguf;
@@ -15,13 +17,14 @@ use candlewick::task::{ExpandOptions, TaskFile, expand};
 pub type Reader = (&'static str, fn(&[u8]));
 
 /// Each reader by its name, which is also that of its folder of the corpus.
-pub const READERS: [Reader; 6] = [
+pub const READERS: [Reader; 7] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("pickle", pickle),
     ("config", config),
     ("tokenizer", tokenizer),
     ("task", task),
+    ("circuit", circuit),
 ];
 
 /// Text to try a tokenizer on: words, a run of spaces, letters beyond ASCII, a character that is four bytes.
@@ -142,6 +145,32 @@ pub fn task(bytes: &[u8]) {
         &tokenizer.expect("a well-formed tokenizer"),
         &options,
     );
+}
+
+/// A circuit in each of the formats that are text.
+pub fn circuit(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let like = Graph {
+        n_layers: 2,
+        n_heads: 2,
+        d_model: 8,
+        has_mlp: true,
+        parallel: false,
+    };
+    for format in [
+        Format::Toml,
+        Format::Dot,
+        Format::GraphMl,
+        Format::NodeList,
+        Format::EdgeList,
+        Format::AutoCircuit,
+    ] {
+        if let Ok(circuit) = parse(text, format, Some(&like)) {
+            assert!(circuit.edges.len() <= circuit.graph().n_edges());
+        }
+    }
 }
 
 /// Decodes every tensor, which must not be larger than its file can be: three numbers a byte, as in the smallest quantisation.

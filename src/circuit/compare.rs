@@ -1,10 +1,10 @@
 //! How alike two circuits are, and how well scores find a circuit.
 //!
-//! Overlap is what is in both over what is in either; recall is the share of a reference that the other has. A larger
-//! circuit recalls more of anything, so circuits of which one knows its scores are also compared at equal size: the larger is cut to
+//! Overlap is what is in both over what is in either; recall is the share of a reference that the other has. A larger circuit
+//! recalls more of anything, so circuits of which one knows its scores are also compared at equal size: the larger is cut to
 //! its strongest edges. Scores are held against a circuit at every threshold at once: the area under the curve of recall
-//! against the share of other edges taken (AUROC) is the chance that an edge of the circuit scores above one that is not in it, ties
-//! counted half.
+//! against the share of other edges taken (AUROC) is the chance that an edge of the circuit scores above one that is not in it,
+//! ties counted half.
 //!
 //! Sources: Conmy et al. 2023, arXiv 2304.14997 (edges and nodes against a published circuit); Hanna et al. 2024, arXiv
 //! 2403.17806 (overlap against faithfulness).
@@ -165,8 +165,8 @@ impl Roc {
         Roc::of(edges.collect::<Result<_>>()?, "edge")
     }
 
-    /// Heads and MLPs by their own scores' size, or, where the graph has none, by the largest size among the edges that they write; against
-    /// the heads and MLPs of a circuit.
+    /// Heads and MLPs by their own scores' size, or, where the graph has none, by the largest size among the edges that they
+    /// write; against the heads and MLPs of a circuit.
     /// # Errors
     /// [`Error::Invalid`] for a circuit of another model, or one that has no node or every node.
     pub fn of_nodes(scored: &ScoredGraph, reference: &EdgeSet) -> Result<Self> {

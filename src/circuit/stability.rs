@@ -1,9 +1,9 @@
 //! Stability: how much a circuit would differ on other pairs of the same kind.
 //!
-//! A method scores every edge on every pair, and a circuit is chosen by the means. Had other pairs been drawn, other edges would
-//! have been chosen. The bootstrap draws as many pairs as there are with replacement, chooses again, and asks how far the
-//! circuits of two draws overlap (edges in both over edges in either), and how often each edge is chosen. Two halves of the pairs, and
-//! all templates but one, give circuits that share no pair, or no wording.
+//! A method scores every edge on every pair, and a circuit is chosen by the means. Had other pairs been drawn, other edges
+//! would have been chosen. The bootstrap draws as many pairs as there are with replacement, chooses again, and asks how far the
+//! circuits of two draws overlap (edges in both over edges in either), and how often each edge is chosen. Two halves of the
+//! pairs, and all templates but one, give circuits that share no pair, or no wording.
 //!
 //! The same draws say how often the sign of an edge's mean agrees with that over all pairs: [`consistent`] leaves only
 //! edges whose sign can be trusted to choose from.

@@ -7,9 +7,20 @@ use candlewick::scores::{Column, Scores};
 
 use crate::{candlewick, check_failure, scores, text};
 
-/// The names of the subcommands, as `--help` lists them.
+/// The names of the subcommands, as `--help` lists them; of one that has subcommands of its own, theirs behind its name.
 fn subcommands() -> Vec<String> {
-    let help = text(&candlewick(&["--help"]).stdout);
+    let names = listed(&[]).into_iter();
+    names
+        .flat_map(|name| match listed(&[name.as_str()]) {
+            below if below.is_empty() => vec![name],
+            below => below.iter().map(|last| format!("{name} {last}")).collect(),
+        })
+        .collect()
+}
+
+/// The commands that the help of a command lists.
+fn listed(command: &[&str]) -> Vec<String> {
+    let help = text(&candlewick(&[command, &["--help"]].concat()).stdout);
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     listed
         .take_while(|line| !line.is_empty())
@@ -20,10 +31,17 @@ fn subcommands() -> Vec<String> {
         .collect()
 }
 
+/// What `--help` says of a subcommand.
+fn help_of(subcommand: &str) -> String {
+    let words: Vec<&str> = subcommand.split(' ').chain(["--help"]).collect();
+    let output = candlewick(&words);
+    assert!(output.status.success(), "{subcommand}");
+    text(&output.stdout)
+}
+
 /// The commands under `Examples:` at the end of a subcommand's help.
 fn examples(subcommand: &str) -> Vec<Vec<String>> {
-    let asked: Vec<&str> = subcommand.split(' ').chain(["--help"]).collect();
-    let help = text(&candlewick(&asked).stdout);
+    let help = help_of(subcommand);
     let (_, examples) = help
         .split_once("Examples:\n")
         .unwrap_or_else(|| panic!("`{subcommand} --help` has no examples: {help}"));
@@ -56,9 +74,7 @@ fn every_subcommand_explains_itself() {
         assert!(found.iter().any(|name| name == known), "{known}: {found:?}");
     }
     for name in &found {
-        let output = candlewick(&[name, "--help"]);
-        assert!(output.status.success(), "{name}");
-        let shown = text(&output.stdout);
+        let shown = help_of(name);
         assert!(shown.contains("Usage: candlewick"), "{name}: {shown}");
         assert!(!examples(name).is_empty(), "{name}");
     }
@@ -73,13 +89,7 @@ fn every_example_in_the_help_runs() {
         .unwrap();
     let plan = "models = [\"embedded\"]\ntasks = [\"embedded\"]\nn_pairs = 2\n[methods]\nheads = \"patch --sites z --template 0\"\n";
     fs::write(folder.path().join("plan.toml"), plan).unwrap();
-    let nested = [
-        "circuit find",
-        "circuit acdc",
-        "circuit eval",
-        "circuit show",
-    ];
-    for subcommand in subcommands().into_iter().chain(nested.map(String::from)) {
+    for subcommand in subcommands() {
         for example in examples(&subcommand) {
             assert_eq!(example[0], "candlewick", "{example:?}");
             let output = Command::new(env!("CARGO_BIN_EXE_candlewick"))

@@ -1,5 +1,6 @@
 //! Promises of the binary: help, exit codes, one-line errors, and quiet pipes.
 
+mod circuits;
 mod help;
 mod results;
 mod show;

@@ -1,7 +1,10 @@
 //! `candlewick circuit`: which edges do the task together, how sure that is, and a picture of them.
 
 mod acdc;
+mod compare;
+mod convert;
 mod eval;
+mod files;
 mod find;
 mod show;
 
@@ -18,7 +21,8 @@ use super::{Context, shell_quoted};
 /// Find the edges that do a task together, check them on other pairs, and draw them.
 ///
 /// A circuit is a set of edges (`a0.h1->m3`: what one component writes, as another reads it). It is faithful if the model still does
-/// the task when every other edge carries what it does in the corrupted run.
+/// the task when every other edge carries what it does in the corrupted run. A circuit is a file (`.toml`, EAP-IG's and MIB's `.json`,
+/// `.dot`, `.graphml`, `.csv`, `.txt`), or one that is part of this program, such as `published/ioi`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick circuit find --n-pairs 32 --out circuit.toml
@@ -36,6 +40,8 @@ enum Command {
     Acdc(acdc::AcdcArgs),
     Eval(eval::EvalArgs),
     Show(show::ShowArgs),
+    Compare(compare::CompareArgs),
+    Convert(convert::ConvertArgs),
 }
 
 pub fn run(args: &CircuitArgs, ctx: &Context) -> anyhow::Result<()> {
@@ -44,6 +50,8 @@ pub fn run(args: &CircuitArgs, ctx: &Context) -> anyhow::Result<()> {
         Command::Acdc(args) => acdc::run(args, ctx),
         Command::Eval(args) => eval::run(args, ctx),
         Command::Show(args) => show::run(args),
+        Command::Compare(args) => compare::run(args, ctx),
+        Command::Convert(args) => convert::run(args, ctx),
     }
 }
 

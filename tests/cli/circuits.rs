@@ -1,0 +1,139 @@
+//! Circuits on the command line: converted, compared, held against scores, and refused in one line.
+
+use crate::{candlewick, check_failure, text};
+
+/// What a command prints; it must end well.
+fn printed(args: &[&str]) -> String {
+    let output = candlewick(args);
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    text(&output.stdout)
+}
+
+#[test]
+fn a_circuit_goes_through_the_formats_and_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let mut from = "published/ioi".to_string();
+    for name in ["a.dot", "b.graphml", "c.toml", "d.gv"] {
+        let to = at(name);
+        let shown = printed(&["circuit", "convert", &from, &to]);
+        assert!(shown.contains("963 edges between 40 nodes"), "{shown}");
+        from = to;
+    }
+    for name in ["e.json", "f.csv", "g.txt"] {
+        let to = at(name);
+        printed(&["circuit", "convert", &from, &to, "--without-notes"]);
+        let again = at(&format!("{name}.toml"));
+        printed(&["circuit", "convert", &to, &again, "--like", "published/ioi"]);
+        let table = printed(&["circuit", "compare", "published/ioi", &again, "--csv"]);
+        let row = table.lines().nth(1).expect("a row");
+        assert!(
+            row.contains(",963,963,963,1.000,1.000,1.000,1.000,38,38,38,"),
+            "{row}"
+        );
+    }
+}
+
+#[test]
+fn scores_are_held_against_a_circuit() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (table, graph, roc) = (at("s.parquet"), at("s.json"), at("roc.csv"));
+    let attribute = [
+        "attribute",
+        "--method",
+        "ceap",
+        "--n-pairs",
+        "4",
+        "--graph",
+        &graph,
+    ];
+    printed(&[&attribute[..], &["--out", &table]].concat());
+    let shown = printed(&[
+        "circuit",
+        "compare",
+        "measured/embedded",
+        "--scores",
+        &table,
+        "--scores",
+        &graph,
+        "--roc",
+        &roc,
+        "--csv",
+    ]);
+    let areas: Vec<&str> = shown
+        .lines()
+        .filter(|line| line.contains("measured/embedded"))
+        .map(|line| line.split_once("measured/embedded,").expect("a row").1)
+        .collect();
+    // One table, in two formats.
+    assert_eq!(areas.len(), 2, "{shown}");
+    assert_eq!(areas[0], areas[1], "{shown}");
+    let area: f64 = areas[0]
+        .split(',')
+        .nth(1)
+        .expect("edges")
+        .parse()
+        .expect("a number");
+    // The circuit was chosen by EAP-IG on other pairs, from the logits down.
+    assert!(area > 0.8 && area <= 1.0, "{area}");
+    let curve = std::fs::read_to_string(&roc).unwrap();
+    assert!(
+        curve.starts_with("scores,circuit,of,threshold,true_positive_rate,false_positive_rate\n")
+    );
+    assert!(
+        curve.lines().count() > 100 && curve.contains(",nodes,"),
+        "{curve}"
+    );
+    // A folder of shares of the edges, each against the circuit.
+    let shares = at("shares");
+    let made = printed(&["circuit", "convert", &graph, &shares]);
+    assert!(made.contains("1.json: 479 edges"), "{made}");
+    let table = printed(&["circuit", "compare", "measured/embedded", &shares, "--csv"]);
+    assert!(table.contains("shares/0.1,52,"), "{table}");
+}
+
+#[test]
+fn what_cannot_be_compared_or_converted_is_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (there, list, huge) = (at("there.dot"), at("list.csv"), at("huge.dot"));
+    std::fs::write(&there, "digraph { a -> b }").unwrap();
+    std::fs::write(&list, "src,dst\ninput,m0\n").unwrap();
+    std::fs::write(
+        &huge,
+        "digraph { n_layers=99999999 n_heads=12 d_model=8; input -> m0 }",
+    )
+    .unwrap();
+    let (to_csv, to_png) = (at("x.csv"), at("x.png"));
+    let cases: [(&[&str], &str); 9] = [
+        (&["compare", "published/ioi"], "nothing to compare it with"),
+        (
+            &["compare", "published/ioi", "published/docstring"],
+            "is of a model with",
+        ),
+        (
+            &["compare", "published/ioi", "published/none"],
+            "published/greater_than",
+        ),
+        (
+            &["convert", "published/ioi", &to_csv],
+            "has a class or positions",
+        ),
+        (&["convert", "published/ioi", &to_png], "end the name in"),
+        (&["convert", "published/ioi", &there], "stays as it is"),
+        (&["convert", &list, &at("l.toml")], "--like"),
+        (&["convert", &there, &at("t.toml")], "--like"),
+        (&["convert", &huge, &at("h.toml")], "no model has"),
+    ];
+    for (args, says) in cases {
+        check_failure(&[&["circuit"], args].concat(), 1, says);
+    }
+    check_failure(
+        &["circuit", "compare", "published/ioi", "--roc", "r.csv"],
+        2,
+        "--scores",
+    );
+    assert!(!folder.path().join("x.csv").exists());
+}
