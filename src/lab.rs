@@ -12,13 +12,19 @@
 use std::path::Path;
 
 use crate::error::Result;
+use crate::hooks::{Hook, Kind};
+use crate::methods::method::check_range;
 use crate::methods::{
     FindConfig, FoundCircuit, Method, Plan, Running, Subject, VerifyOptions, Watch, find_circuit,
     measure, plan,
 };
 use crate::model::{EMBEDDED, LoadOptions, Loaded, Model, Tokenizer, load};
+use crate::plot::notebook::{CellProgress, Show, is_cell};
+use crate::plot::{Label, Panel};
+use crate::run::{Logits, Request, run};
 use crate::scores::Scores;
 use crate::task::{ExpandOptions, Task, TaskFile, expand, from_pairs_file};
+use crate::text::visible;
 
 /// A model, its tokenizer and a task under it, and how methods are run.
 #[derive(Debug, Clone)]
@@ -95,11 +101,11 @@ impl Lab {
         }
     }
 
-    /// Runs a method.
+    /// Runs a method. In a notebook, lines under the cell say how far a long one is.
     /// # Errors
     /// What cannot be run as asked, before anything runs.
     pub fn measure(&self, method: &dyn Method) -> Result<Scores> {
-        measure(self.subject(), method, &self.running, &Watch::default())
+        self.measure_as(method, &self.running)
     }
 
     /// Runs a method, and holds the `k` strongest cells and `k` random ones against the exact effect.
@@ -110,7 +116,66 @@ impl Lab {
             verify: Some(VerifyOptions::top(k)),
             ..self.running.clone()
         };
-        measure(self.subject(), method, &running, &Watch::default())
+        self.measure_as(method, &running)
+    }
+
+    fn measure_as(&self, method: &dyn Method, running: &Running) -> Result<Scores> {
+        let progress = CellProgress::default();
+        let watch = if is_cell() {
+            Watch::progress(&progress)
+        } else {
+            Watch::default()
+        };
+        measure(self.subject(), method, running, &watch)
+    }
+
+    /// Where a head looks from each position of a pair's clean prompt: a row a query, a column a key, each labelled with its token.
+    /// # Units
+    /// Attention weights: a row sums to 1. Keys behind the query, which it cannot see, have none.
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a pair, a layer or a head that there is not.
+    pub fn attention(&self, pair: usize, layer: usize, head: usize) -> Result<Panel> {
+        let (pairs, spec) = (self.task.pairs(), &self.model.spec);
+        check_range("pair", &[pair], pairs.len(), "the task")?;
+        check_range("layer", &[layer], spec.n_layers, "the model")?;
+        check_range("head", &[head], spec.n_heads, "attention")?;
+        let prompt = &pairs[pair].clean;
+        let pattern = Hook::at(Kind::Pattern, layer);
+        let request = Request {
+            capture: &[pattern],
+            logits: Logits::None,
+            ..Request::default()
+        };
+        let run = run(&self.model, std::slice::from_ref(prompt), &request)?;
+        let weights = run.cache.get(pattern)?.get(0)?.get(head)?; // [query, key]
+        let weights: Vec<Vec<f32>> = weights.to_dtype(candle_core::DType::F32)?.to_vec2()?;
+        let can_see = |query: usize, key: usize| key <= query || !spec.is_causal();
+        let row = |(query, row): (usize, Vec<f32>)| {
+            let seen =
+                |(key, weight): (usize, f32)| can_see(query, key).then_some(f64::from(weight));
+            row.into_iter().enumerate().map(seen).collect()
+        };
+        let tokens: Vec<String> = self
+            .task
+            .texts(prompt)
+            .iter()
+            .map(|text| visible(text))
+            .collect();
+        let labels = |tokens: &[String]| {
+            let label = |(pos, token): (usize, &String)| Label {
+                name: format!("{pos} {token}"),
+                ..Label::default()
+            };
+            tokens.iter().enumerate().map(label).collect()
+        };
+        Ok(Panel {
+            title: format!("attention of a{layer}.h{head}"),
+            axes: ("query".into(), "key".into()),
+            rows: labels(&tokens),
+            columns: labels(&tokens),
+            values: weights.into_iter().enumerate().map(row).collect(),
+            is_normalised: false,
+        })
     }
 
     /// Finds a circuit by a method's scores, on three parts of the pairs.
@@ -126,5 +191,37 @@ impl Lab {
     /// Those of [`Lab::measure`].
     pub fn plan(&self, method: &dyn Method) -> Result<Plan> {
         plan(self.subject(), method, &self.running)
+    }
+}
+
+/// The model, then the task.
+impl Show for Lab {
+    fn to_html(&self) -> String {
+        self.model.to_html() + &self.task.to_html()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_is_a_causal_grid_whose_rows_sum_to_one() {
+        let lab = Lab::open("embedded", "embedded").unwrap();
+        let n = lab.task.pairs()[1].clean.len();
+        let panel = lab.attention(1, 3, 0).unwrap();
+        assert_eq!((panel.rows.len(), panel.columns.len()), (n, n));
+        assert_eq!(panel.rows[0].name, "0 <bos>");
+        for (query, row) in panel.values.iter().enumerate() {
+            let seen: Vec<f64> = row.iter().flatten().copied().collect();
+            assert_eq!(seen.len(), query + 1);
+            assert!((seen.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{row:?}");
+        }
+        for (pair, layer, head, what) in [(99, 0, 0, "pair"), (0, 9, 0, "layer"), (0, 0, 9, "head")]
+        {
+            let message = lab.attention(pair, layer, head).unwrap_err().to_string();
+            assert!(message.contains(&format!("`{what}`")), "{message}");
+        }
+        assert!(lab.to_html().contains("<td>embedded</td>"));
     }
 }

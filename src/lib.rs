@@ -25,3 +25,5 @@ pub mod task;
 pub mod text;
 
 pub use error::{Error, Result};
+/// The version whose frames tables are: a notebook needs no other.
+pub use polars;

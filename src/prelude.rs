@@ -6,5 +6,6 @@ pub use crate::lab::Lab;
 pub use crate::methods::*;
 pub use crate::metric::Metric;
 pub use crate::model::LoadOptions;
+pub use crate::plot::notebook::Show;
 pub use crate::scores::{Detail, Direction, Scores};
 pub use crate::task::{ExpandOptions, Task};

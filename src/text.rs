@@ -72,6 +72,17 @@ pub fn clipped(text: &str, most: usize) -> String {
     }
 }
 
+/// Seconds in the unit that a person would say.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.95 => format!("{s:.1} s"),
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5_400.0 => format!("{:.0} minutes", s / 60.0),
+        s if s < 129_600.0 => format!("{:.1} hours", s / 3_600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
+}
+
 /// Columns that a text takes on a terminal, once it is [`visible`] or [`printable`].
 pub fn width(text: &str) -> usize {
     text.width()
@@ -204,5 +215,14 @@ mod tests {
         assert_eq!(table, "head  score\n日本   -1.5  x\na\n");
         assert_eq!(aligned(&rows[..2], &[]), "head  score\n日本  -1.5   x\n");
         assert_eq!(aligned::<Vec<&str>, &str>(&[], &[]), "");
+    }
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = [0.04, 26.4, 150.0, 29_939.4, 400_000.0].map(duration);
+        assert_eq!(
+            said,
+            ["0.0 s", "26 s", "2 minutes", "8.3 hours", "4.6 days"]
+        );
     }
 }

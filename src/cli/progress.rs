@@ -6,9 +6,8 @@ use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
 use candlewick::run::progress::Progress;
+use candlewick::text::duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use super::session::duration;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 

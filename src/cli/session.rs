@@ -14,6 +14,7 @@ use candlewick::methods::{
 use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer};
 use candlewick::scores::{Detail, Scores, Shard};
 use candlewick::task::Task;
+use candlewick::text::duration;
 use clap::Args;
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
@@ -333,29 +334,9 @@ pub fn print_plan(plan: &Plan, model: &Model) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Seconds in the unit that a person would say.
-pub fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.95 => format!("{s:.1} s"),
-        s if s < 90.0 => format!("{s:.0} s"),
-        s if s < 5_400.0 => format!("{:.0} minutes", s / 60.0),
-        s if s < 129_600.0 => format!("{:.1} hours", s / 3_600.0),
-        s => format!("{:.1} days", s / 86_400.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_said_as_people_say_them() {
-        let said = [0.04, 26.4, 150.0, 29_939.4, 400_000.0].map(duration);
-        assert_eq!(
-            said,
-            ["0.0 s", "26 s", "2 minutes", "8.3 hours", "4.6 days"]
-        );
-    }
 
     #[test]
     fn a_flag_that_does_nothing_is_named() {

@@ -7,11 +7,10 @@ use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::plot::{HeatmapOptions, PageOptions, SvgOptions, page, strongest, svg};
 use candlewick::scores::{Conditions, Direction, Provenance, Scores, write_out, write_whole};
-use candlewick::text::visible;
+use candlewick::text::{duration, visible};
 use clap::Args;
 
 use super::args::{OutputArgs, PrintArgs};
-use super::session::duration;
 use super::{Context, shell_quoted};
 
 /// Show a file of scores: what it is, its picture, its strongest rows, and the command that makes it again.

@@ -5,7 +5,7 @@ mod circuit;
 mod colour;
 mod columns;
 mod heatmap;
-mod notebook;
+pub mod notebook;
 mod panel;
 mod places;
 mod ranked;

@@ -8,6 +8,7 @@ mod page;
 mod tests;
 
 use bars::draw_bars;
+pub(super) use grid::panel_svg;
 use grid::draw_panels;
 pub(super) use page::escape;
 use page::{BOLD, EDGE, Page};

@@ -54,6 +54,27 @@ pub fn page(scores: &Scores, options: &PageOptions) -> Result<String> {
     Ok(parts.join("\n"))
 }
 
+/// The views that are lists or lines of layers, one below the other.
+/// # Errors
+/// Those of joining the side tables.
+pub(super) fn listed(scores: &Scores) -> Result<String> {
+    let whole = scores.with_sides()?;
+    let columns = Columns::of(&whole);
+    let parts = scores
+        .provenance
+        .views
+        .iter()
+        .filter_map(|view| match view {
+            View::Layers(layers) => Some(layer_table(&columns, layers, usize::MAX)),
+            View::Lists(lists) => Some(list_lines(&columns, lists, usize::MAX)),
+            View::Grids | View::Strongest => None,
+        });
+    Ok(parts
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n"))
+}
+
 /// A grid of one cell says no more than the table does.
 fn is_worth_drawing(scores: &Scores, options: &PageOptions) -> bool {
     options.heatmap.panel.is_some()

@@ -56,6 +56,18 @@ pub(super) fn draw_panels(page: &mut Page, panels: &[Panel], about: &Provenance,
     }
 }
 
+/// One grid that is no part of a table.
+pub(in crate::plot) fn panel_svg(panel: &Panel) -> String {
+    let frame = Frame::new(panel);
+    let scale = Scale::of_panel(panel);
+    let mut page = Page::default();
+    frame.draw(&mut page, panel, scale, EDGE, EDGE);
+    let below = EDGE + frame.height();
+    colour_scale(&mut page, scale, EDGE, below + 14.0);
+    page.reach(EDGE + frame.width(), below + 50.0);
+    page.finish()
+}
+
 /// Where the parts of a grid stand.
 struct Frame {
     title: f64,
@@ -202,6 +214,14 @@ fn colour_bar(
     x: f64,
     y: f64,
 ) {
+    let right = colour_scale(page, scale, x, y);
+    let caption = scale.caption(is_normalised, about);
+    page.text(right + 12.0, y + 11.0, "", &caption);
+    page.reach(right + 12.0 + GLYPH * width(&caption) as f64, y + 30.0);
+}
+
+/// The colours and the values at both ends and in the middle. Gives where it ends.
+fn colour_scale(page: &mut Page, scale: Scale, x: f64, y: f64) -> f64 {
     const STEPS: usize = 41;
     const STEP: f64 = 6.0;
     let length = STEP * STEPS as f64;
@@ -215,7 +235,6 @@ fn colour_bar(
         let anchor = format!("text-anchor='{anchor}'");
         page.text(x + part * length, y + 26.0, &anchor, &number(value));
     }
-    let caption = scale.caption(is_normalised, about);
-    page.text(x + length + 12.0, y + 11.0, "", &caption);
-    page.reach(x + length + 12.0 + GLYPH * width(&caption) as f64, y + 30.0);
+    page.reach(x + length, y + 30.0);
+    x + length
 }
