@@ -3,9 +3,13 @@
 //! Prompts, tokens, names in files and messages of other libraries come from anyone. What is shown of them must not move a cursor,
 //! change a colour, hide, or reverse the reading direction: such characters are written as escapes.
 
+mod shell;
+
 use std::fmt::Write;
 
 use unicode_width::UnicodeWidthStr;
+
+pub use shell::shell_quoted;
 
 /// So many marks may stand on one character; more would climb into the lines above.
 const MARKS: usize = 4;

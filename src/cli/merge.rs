@@ -48,7 +48,7 @@ pub fn run(args: &MergeArgs, ctx: &Context) -> anyhow::Result<()> {
         return Err(Error::Shards {
             reason: format!(
                 "the command that made them is not one of this version: {}",
-                super::shell_quoted(&read.note.command)
+                candlewick::text::shell_quoted(&read.note.command)
             ),
         }
         .into());

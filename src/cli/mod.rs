@@ -3,6 +3,7 @@
 //! A subcommand is `XArgs` (clap) and `run(args, ctx)`. Results go to stdout, progress and warnings to stderr.
 mod ablate;
 mod args;
+mod attention;
 mod attribute;
 mod check;
 mod circuit;
@@ -20,6 +21,7 @@ mod patch;
 mod path;
 mod plan;
 mod progress;
+mod report;
 mod scale;
 mod session;
 mod show;
@@ -84,6 +86,7 @@ enum Command {
     Attribute(attribute::AttributeArgs),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
+    Attention(attention::AttentionArgs),
     Ablate(ablate::AblateArgs),
     Path(path::PathArgs),
     Circuit(circuit::CircuitArgs),
@@ -97,6 +100,7 @@ enum Command {
     Merge(merge::MergeArgs),
     Run(plan::RunArgs),
     Show(show::ShowArgs),
+    Report(report::ReportArgs),
     Clean(clean::CleanArgs),
 }
 
@@ -218,6 +222,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Attribute(args) => session::run(args, &args.common, ctx),
         Command::Logits(args) => session::run(args, &args.common, ctx),
         Command::Heads(args) => session::run(args, &args.common, ctx),
+        Command::Attention(args) => attention::run(args, ctx),
         Command::Path(args) => path::run(args, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
@@ -228,6 +233,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Check(args) => check::run(args, ctx),
         Command::Fetch(args) => fetch::run(args, ctx),
         Command::Show(args) => show::run(args, ctx),
+        Command::Report(args) => report::run(args, ctx),
         Command::Clean(args) => clean::run(args),
     }
 }
@@ -266,46 +272,6 @@ fn color(choice: ColorChoice) -> Color {
         true if is("COLORTERM", &["truecolor", "24bit"]) => Color::Truecolor,
         true => Color::Ansi256,
     }
-}
-
-/// A command line that a POSIX shell (or bash) reads back as these arguments, on one line and without control characters.
-pub fn shell_quoted(argv: &[String]) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    let quoted = argv.iter().map(|argument| {
-        if !argument.is_empty() && argument.chars().all(plain) {
-            return argument.clone();
-        }
-        if argument.chars().any(is_hidden) {
-            return ansi_c_quoted(argument);
-        }
-        format!("'{}'", argument.replace('\'', r"'\''"))
-    });
-    quoted.collect::<Vec<_>>().join(" ")
-}
-
-/// Control characters, and those that turn the direction of text around.
-fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// `$'...'`: the bytes of hidden characters as octal escapes of three digits, which no following digit can join.
-fn ansi_c_quoted(argument: &str) -> String {
-    let mut text = String::from("$'");
-    for c in argument.chars() {
-        match c {
-            '\\' | '\'' => text.extend(['\\', c]),
-            c if is_hidden(c) => {
-                let mut bytes = [0; 4];
-                for byte in c.encode_utf8(&mut bytes).bytes() {
-                    text += &format!("\\{byte:03o}");
-                }
-            }
-            c => text.push(c),
-        }
-    }
-    text.push('\'');
-    text
 }
 
 #[cfg(test)]
@@ -407,33 +373,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn a_shell_reads_back_what_was_quoted() {
-        let arguments = [
-            "--out=a.parquet",
-            "",
-            "it's $HOME `ls` \"x\" \\n",
-            "a\u{1b}[31m",
-            "line\nbreak\t7",
-            "caf\u{e9} \u{7}1",
-            "\u{202e}abc",
-            "*?[a]~!#",
-        ];
-        let arguments = arguments.map(String::from).to_vec();
-        let quoted = shell_quoted(&arguments);
-        assert!(!quoted.chars().any(is_hidden), "{quoted}");
-        let script = format!("printf '%s\\0' {quoted}");
-        let output = std::process::Command::new("bash")
-            .args(["-c", &script])
-            .output();
-        let Ok(output) = output else {
-            eprintln!("skipped: there is no bash to read it back");
-            return;
-        };
-        let read = String::from_utf8(output.stdout).expect("what went in was UTF-8");
-        let read: Vec<&str> = read.split_terminator('\0').collect();
-        assert_eq!(read, arguments);
     }
 }

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use candlewick::Error;
-use candlewick::plot::{HeatmapOptions, PageOptions, SvgOptions, page, strongest, svg};
-use candlewick::scores::{Conditions, Direction, Provenance, Scores, write_out, write_whole};
-use candlewick::text::{duration, visible};
+use candlewick::plot::{HeatmapOptions, PageOptions, SvgOptions, facts, page, strongest, svg};
+use candlewick::scores::{Conditions, Scores, write_out, write_whole};
+use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
+use super::Context;
 use super::args::{OutputArgs, PrintArgs};
-use super::{Context, shell_quoted};
 
 /// Show a file of scores: what it is, its picture, its strongest rows, and the command that makes it again.
 ///
@@ -65,7 +65,10 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     // A page is whole or not there at all.
     let mut out = Vec::new();
-    writeln!(out, "{}", about(&scores, n_rows))?;
+    for (name, fact) in facts(&scores, n_rows) {
+        writeln!(out, "{name:<10}{fact}")?;
+    }
+    writeln!(out)?;
     print(&scores, &args.print, ctx, &mut out)?;
     if !scores.provenance.command.is_empty() {
         writeln!(out)?;
@@ -168,123 +171,4 @@ pub fn print(
     };
     write!(out, "{}", page(scores, &options)?)?;
     Ok(())
-}
-
-/// What the table is, a line each.
-fn about(scores: &Scores, n_rows: usize) -> String {
-    let p = &scores.provenance;
-    let base = p.direction.base();
-    let is_direct = p.direction == Direction::Direct;
-    let changed = if is_direct {
-        format!("the {base} run is read, nothing is changed")
-    } else {
-        format!("the {base} run is changed")
-    };
-    let corrupted = if is_direct {
-        String::new()
-    } else {
-        format!(", corrupted {:.4}", p.mean_corrupted)
-    };
-    let mut lines = vec![
-        format!("method    {} ({}, {changed})", p.method, p.direction),
-        format!("model     {}", model(p)),
-        format!("task      {}", task(p)),
-        format!(
-            "metric    {}: clean {:.4}{corrupted} ({})",
-            p.metric, p.mean_clean, p.unit
-        ),
-        match scores.table.height() {
-            shown if shown == n_rows => format!("rows      {n_rows}"),
-            shown => format!("rows      {shown} of {n_rows}"),
-        },
-        format!(
-            "made      {} in {:.1} s by candlewick {}",
-            utc(p.created),
-            p.seconds,
-            p.version
-        ),
-    ];
-    lines.extend(p.notes.iter().map(|note| format!("note      {note}")));
-    lines.extend(
-        p.warnings
-            .iter()
-            .map(|warning| format!("warning   {warning}")),
-    );
-    lines.iter().map(|line| visible(line) + "\n").collect()
-}
-
-fn model(p: &Provenance) -> String {
-    let revision = p
-        .model
-        .revision
-        .as_deref()
-        .map_or(String::new(), |revision| format!(" at {revision}"));
-    let hash: String = p.model.weight_hash.get().chars().take(12).collect();
-    format!(
-        "{}{revision} ({}, {} on {}, weights {hash})",
-        p.model.id, p.model.storage, p.dtype, p.device
-    )
-}
-
-fn task(p: &Provenance) -> String {
-    let bos = if p.bos { "with BOS" } else { "without BOS" };
-    let chat = if p.chat { ", chat template" } else { "" };
-    format!(
-        "{}: {} pairs, {} dropped, {bos}{chat}, seed {}",
-        p.task, p.examples, p.dropped, p.seed
-    )
-}
-
-/// Seconds since 1970 as `2026-11-22 21:52 UTC`.
-fn utc(seconds: u64) -> String {
-    let (mut days, rest) = (seconds / 86_400, seconds % 86_400);
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    // 400 years have 146,097 days: a hostile number costs no more steps than an honest one.
-    let mut year = 1970 + 400 * (days / 146_097);
-    days %= 146_097;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [
-        31,
-        28 + u64::from(leap(year)),
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
-    let mut month = 0;
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    format!(
-        "{year}-{:02}-{:02} {:02}:{:02} UTC",
-        month + 1,
-        days + 1,
-        rest / 3600,
-        rest / 60 % 60
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::utc;
-
-    #[test]
-    fn seconds_become_a_date() {
-        assert_eq!(utc(0), "1970-01-01 00:00 UTC");
-        assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
-        assert_eq!(utc(1_795_384_321), "2026-11-22 21:52 UTC");
-        assert!(utc(u64::MAX).ends_with("UTC"));
-    }
 }

@@ -3,6 +3,7 @@
 
 pub mod ablation;
 pub mod activation_patching;
+pub mod attention_patterns;
 pub mod attribution;
 mod captured;
 mod choice;
@@ -26,6 +27,7 @@ pub mod verify;
 
 pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
 pub use activation_patching::{PatchConfig, PatchSource, SiteSet, activation_patching};
+pub use attention_patterns::AttentionConfig;
 pub use attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
 };

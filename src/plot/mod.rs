@@ -1,22 +1,26 @@
 //! Scores as pictures: [`heatmap`] for a terminal, [`svg`] for files and notebooks, [`page`] for everything that is printed of a
-//! table. Heatmap and SVG draw the same [`Panel`]s.
+//! table, [`report`] for a page that a browser shows. Heatmap, SVG and report draw the same [`Panel`]s.
 
 mod circuit;
 mod colour;
 mod columns;
+mod facts;
 mod heatmap;
 pub mod notebook;
 mod panel;
 mod places;
 mod ranked;
+mod report;
 mod scale;
 mod svg;
 mod views;
 
 pub use circuit::circuit;
+pub use facts::facts;
 pub use heatmap::{Color, HeatmapOptions, heatmap};
 pub use panel::{Label, Panel, chosen_panels, panels};
 pub use ranked::strongest;
+pub use report::{NamedScores, circuit_table, report};
 pub use scale::ScaleOf;
 pub use svg::{SvgOptions, svg};
 pub use views::{PageOptions, page};

@@ -32,6 +32,8 @@ pub struct Panel {
     pub columns: Vec<Label>,
     /// `[row][column]`; `None` where nothing was measured.
     pub values: Vec<Vec<Option<f64>>>,
+    /// The row of the table behind a cell; `None` where it is a mean of several.
+    pub table_rows: Vec<Vec<Option<usize>>>,
     /// Whether the values are normalised effects; else they are scores, in the unit of the metric.
     pub is_normalised: bool,
 }
@@ -121,6 +123,8 @@ enum Key {
 /// One row of the table, as far as drawing needs it.
 #[derive(Debug, Clone)]
 struct Point {
+    /// Its row in the table.
+    row: usize,
     layer: Option<i64>,
     head: Option<i64>,
     pos: Option<i64>,
@@ -178,6 +182,7 @@ fn points(
         });
         let template = columns.template[row].filter(|_| n_templates > 1);
         let point = Point {
+            row,
             layer: columns.layer[row],
             head: columns.head[row],
             pos,
@@ -334,6 +339,27 @@ fn by_place(point: &Point) -> Key {
     }
 }
 
+/// The mean of the points that share a cell and all coordinates.
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    count: f64,
+    /// The row of the only point.
+    row: Option<usize>,
+}
+
+impl Mean {
+    fn add(&mut self, point: &Point) {
+        self.row = (self.count == 0.0).then_some(point.row);
+        self.sum += point.value;
+        self.count += 1.0;
+    }
+
+    fn value(&self) -> f64 {
+        self.sum / self.count
+    }
+}
+
 /// Fills a grid; where several points share a cell, repeats of one coordinate (examples) are averaged and of the rest
 /// (an axis that is folded away) the strongest shows.
 fn draw(
@@ -347,7 +373,7 @@ fn draw(
     let columns: BTreeSet<Key> = points.iter().map(column).collect();
     let (rows, columns): (Vec<Key>, Vec<Key>) =
         (rows.into_iter().collect(), columns.into_iter().collect());
-    let mut sums: BTreeMap<(usize, usize), BTreeMap<_, (f64, f64)>> = BTreeMap::new();
+    let mut sums: BTreeMap<(usize, usize), BTreeMap<_, Mean>> = BTreeMap::new();
     let mut row_labels: Vec<Option<Label>> = vec![None; rows.len()];
     let mut column_labels: Vec<Option<Label>> = vec![None; columns.len()];
     for point in points {
@@ -360,20 +386,20 @@ fn draw(
             index_in(&columns, column(point)),
         );
         let coordinates = (point.layer, point.head, point.pos, point.role, point.neuron);
-        let (sum, count) = sums
-            .entry((r, c))
-            .or_default()
-            .entry(coordinates)
-            .or_insert((0.0, 0.0));
-        *sum += point.value;
-        *count += 1.0;
+        let mean = sums.entry((r, c)).or_default();
+        mean.entry(coordinates).or_default().add(point);
         add_label(&mut row_labels[r], &rows[r], point, axes.0);
         add_label(&mut column_labels[c], &columns[c], point, axes.1);
     }
     let mut values = vec![vec![None; columns.len()]; rows.len()];
+    let mut table_rows = vec![vec![None; columns.len()]; rows.len()];
     for ((r, c), means) in sums {
-        let means = means.into_values().map(|(sum, count)| sum / count);
-        values[r][c] = means.max_by(|a, b| a.abs().total_cmp(&b.abs()));
+        let strength = |mean: &Mean| mean.value().abs();
+        let strongest = means
+            .into_values()
+            .max_by(|a, b| strength(a).total_cmp(&strength(b)));
+        values[r][c] = strongest.as_ref().map(Mean::value);
+        table_rows[r][c] = strongest.and_then(|mean| mean.row);
     }
     let finished = |labels: Vec<Option<Label>>| labels.into_iter().map(Option::unwrap_or_default);
     Panel {
@@ -382,6 +408,7 @@ fn draw(
         rows: finished(row_labels).collect(),
         columns: finished(column_labels).collect(),
         values,
+        table_rows,
         is_normalised: false,
     }
 }

@@ -129,6 +129,7 @@ mod tests {
             rows: vec![Default::default()],
             columns: vec![Default::default(); values.len()],
             values: vec![values.iter().map(|&v| Some(v)).collect()],
+            table_rows: vec![vec![None; values.len()]],
             is_normalised,
         }
     }

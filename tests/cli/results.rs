@@ -3,7 +3,10 @@
 use std::fs;
 use std::process::Command;
 
-use crate::text;
+use candlewick::circuit::{Circuit, EdgeSet, Graph};
+use candlewick::hooks::Edge;
+
+use crate::{scores, text};
 
 /// Runs in a folder; gives whether it went well, what it printed, and what it said on stderr.
 fn candlewick_in(folder: &std::path::Path, args: &[&str]) -> (bool, String, String) {
@@ -130,4 +133,65 @@ fn what_killed_runs_left_is_listed_and_removed_and_nothing_else() {
     );
     let (_, listed, _) = candlewick_in(folder.path(), &["clean"]);
     assert_eq!(listed, "nothing is left over\n");
+}
+
+#[test]
+fn a_report_is_one_page_of_many_results_and_replaces_no_other_file() {
+    let folder = tempfile::tempdir().unwrap();
+    scores()
+        .write_parquet(&folder.path().join("one.parquet"))
+        .unwrap();
+    let mut other = scores();
+    other.provenance.model.id = "another".into();
+    other
+        .write_parquet(&folder.path().join("two.parquet"))
+        .unwrap();
+    fs::write(folder.path().join("notes.html"), "<p>mine</p>").unwrap();
+    fs::write(folder.path().join("text.txt"), "no table").unwrap();
+    let report = |arguments: &str| {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        candlewick_in(folder.path(), &[&["report"], &arguments[..]].concat())
+    };
+    let (is_fine, said, _) = report("one.parquet two.parquet");
+    assert!(is_fine && said.starts_with("report.html"), "{said}");
+    let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(page.contains("These are results of 2 models"), "{page}");
+    assert!(!page.contains('\x1b') && page.contains("\\\\u{1b}[31mMary"));
+    for (arguments, says) in [
+        (
+            "one.parquet --out notes.html",
+            "was not written by candlewick",
+        ),
+        ("one.parquet --out page.txt", "end it in `.html`"),
+        (
+            "one.parquet --out no/page.html",
+            "no such file or folder: `no`",
+        ),
+        ("text.txt --out page.html", "not a readable scores file"),
+        ("none.parquet --out page.html", "no such file"),
+        ("report.html --out page.html", "not a readable scores file"),
+    ] {
+        let (is_fine, _, stderr) = report(arguments);
+        assert!(!is_fine && stderr.contains(says), "{arguments}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{arguments}: {stderr}");
+    }
+    assert!(!folder.path().join("page.html").exists());
+    // A circuit is drawn like a table of its edges.
+    let graph = Graph {
+        n_layers: 1,
+        n_heads: 2,
+        d_model: 8,
+        has_mlp: true,
+        parallel: false,
+    };
+    let edges = ["input->m0", "m0->logits"].map(|edge| edge.parse::<Edge>().unwrap());
+    let circuit = Circuit::new(EdgeSet::of(graph, &edges).unwrap());
+    circuit.write(&folder.path().join("c.toml")).unwrap();
+    assert!(report("one.parquet c.toml --out both.html").0);
+    let page = fs::read_to_string(folder.path().join("both.html")).unwrap();
+    assert!(page.contains("a circuit of 2 edges between 3 nodes"));
+    assert!(page.contains(r#""nodes":[["input",0,0],["m0",2,0],["logits""#));
+    // Our own page is replaced, another file only by force.
+    assert!(report("one.parquet").0);
+    assert!(report("one.parquet --out notes.html --force").0);
 }

@@ -1,6 +1,7 @@
 //! Read-outs keep their promises: contributions sum to the logit in every kind of model, the lens ends at the model, and
 //! references computed elsewhere agree.
 
+mod attention;
 mod command;
 mod dla;
 mod early;
