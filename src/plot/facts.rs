@@ -13,10 +13,14 @@ pub fn facts(scores: &Scores, of: usize) -> Vec<(&'static str, String)> {
     } else {
         format!("the {base} run is changed")
     };
-    let corrupted = if is_direct {
-        String::new()
-    } else {
-        format!(", corrupted {:.4}", p.mean_corrupted)
+    // Some methods look at no metric of a run.
+    let runs = match (p.mean_clean.is_nan(), is_direct) {
+        (true, _) => String::new(),
+        (false, true) => format!(": clean {:.4}", p.mean_clean),
+        (false, false) => format!(
+            ": clean {:.4}, corrupted {:.4}",
+            p.mean_clean, p.mean_corrupted
+        ),
     };
     let rows = match scores.table.height() {
         shown if shown == of => of.to_string(),
@@ -29,13 +33,7 @@ pub fn facts(scores: &Scores, of: usize) -> Vec<(&'static str, String)> {
         ),
         ("model", model(p)),
         ("task", task(p)),
-        (
-            "metric",
-            format!(
-                "{}: clean {:.4}{corrupted} ({})",
-                p.metric, p.mean_clean, p.unit
-            ),
-        ),
+        ("metric", format!("{}{runs} ({})", p.metric, p.unit)),
         ("rows", rows),
         (
             "made",
