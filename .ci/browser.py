@@ -142,6 +142,11 @@ def large(folder):
     section["prompts"] = [[number, hostile(number), hostile(number + 1)] for number in range(8)]
     section["bars"][0]["bars"][0][0] = ATTACK
     section["tokens"] = [{"measure": ATTACK, "pair": None, "lines": [[ATTACK, [[hostile(at), 0.3, 1] for at in range(5)]]]}]
+    shares = [0.001, 0.01, 0.1, 0.5, 1]
+    section["curves"] = [
+        {"name": name, "points": [[share, share**power, share**power - 0.05, share**power + 0.05, row] for row, share in enumerate(shares)]}
+        for name, power in ((ATTACK, 0.3), ("absolute", 0.5))
+    ]
     data["title"], data["notices"] = ATTACK, [ATTACK]
     second = dict(section, id="r2")
     data["sections"] = [section, second]
@@ -160,7 +165,7 @@ def check(folder, browser):
     with sync_playwright() as driver:
         chrome = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         tries = [results_are_shown, hovering_says_the_value, keys_do_what_the_mouse_does, the_slider_shows_fewer_edges,
-                 a_node_shows_its_edges, tokens_show_where_they_look, rows_are_sorted_filtered_and_saved, pairs_are_chosen, nothing_hostile_runs, nothing_takes_long,
+                 a_node_shows_its_edges, tokens_show_where_they_look, curves_say_their_points, rows_are_sorted_filtered_and_saved, pairs_are_chosen, nothing_hostile_runs, nothing_takes_long,
                  narrow_pages_do_not_overflow]
         for one in tries:
             one(Pages(chrome, pathlib.Path(folder)))
@@ -301,6 +306,22 @@ def tokens_show_where_they_look(pages):
     # The small pictures are no blank ones.
     inks = heads.first.locator("canvas").evaluate("canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size")
     assert inks > 10, inks
+    is_quiet(page)
+
+
+def curves_say_their_points(pages):
+    page = pages.open("large.html")
+    curve = page.locator("#r1 .curves svg")
+    assert curve.locator(".dot").count() == 10 and curve.locator(".band").count() == 2
+    curve.locator(".dot").first.hover(force=True)
+    first = page.locator("#tip").inner_text()
+    assert "faithfulness" in first and "95% interval" in first, first
+    curve.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#tip").inner_text() != first
+    page.keyboard.press("Enter")
+    assert page.locator("#r1 tr.found").count() == 1
     is_quiet(page)
 
 
