@@ -13,7 +13,7 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::hooks::{Hook, Kind};
-use crate::methods::method::check_range;
+use crate::methods::choice::check_range;
 use crate::methods::{
     FindConfig, FoundCircuit, Method, Plan, Running, Subject, VerifyOptions, Watch, find_circuit,
     measure, plan,
@@ -174,6 +174,7 @@ impl Lab {
             rows: labels(&tokens),
             columns: labels(&tokens),
             values: weights.into_iter().enumerate().map(row).collect(),
+            table_rows: vec![vec![None; prompt.len()]; prompt.len()],
             is_normalised: false,
         })
     }

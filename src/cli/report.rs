@@ -36,7 +36,7 @@ pub struct ReportArgs {
     pub force: bool,
 }
 
-pub fn run(args: ReportArgs, ctx: &Context) -> anyhow::Result<()> {
+pub fn run(args: &ReportArgs, ctx: &Context) -> anyhow::Result<()> {
     check_page(&args.out, args.force)?;
     let read = |path: &PathBuf| Ok((path.display().to_string(), read(path)?));
     let results: Vec<(String, Scores)> =

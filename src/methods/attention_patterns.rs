@@ -10,9 +10,10 @@
 use candle_core::{D, DType, Tensor};
 use serde_json::{Value, json};
 
+use super::captured::captured_bytes;
+use super::choice::check_range;
 use super::columns::Columns;
-use super::logits::captured_bytes;
-use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, check_range};
+use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
 use super::sites::Extent;
 use super::{Heads, Layers};
 use crate::error::{Error, Result};

@@ -129,7 +129,7 @@ impl FromStr for Heads {
 
 /// # Errors
 /// [`Error::OutOfRange`] for a layer or head that the model does not have.
-pub(super) fn check_range(
+pub(crate) fn check_range(
     what: &'static str,
     values: &[usize],
     limit: usize,

@@ -6,7 +6,7 @@ pub mod activation_patching;
 pub mod attention_patterns;
 pub mod attribution;
 mod captured;
-mod choice;
+pub(crate) mod choice;
 pub mod circuits;
 mod columns;
 pub mod composition;

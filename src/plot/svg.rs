@@ -8,8 +8,8 @@ mod page;
 mod tests;
 
 use bars::draw_bars;
-pub(super) use grid::panel_svg;
 use grid::draw_panels;
+pub(super) use grid::panel_svg;
 pub(super) use page::escape;
 use page::{BOLD, EDGE, Page};
 

@@ -7,7 +7,7 @@ use polars::prelude::{Column, DataFrame, NamedFrom, Series};
 
 use super::Scores;
 use super::file::write_whole;
-use super::parquet::{read_table, write_table};
+use super::parquet::{Packing, read_table, write_table};
 use crate::error::Result;
 
 /// Key of the note in the footer of a summary.
@@ -208,6 +208,6 @@ pub fn memory_of_runs(path: &Path) -> HashMap<String, u64> {
 pub fn write_summary(path: &Path, runs: &[RunSummary]) -> Result<()> {
     let table = summary_table(runs)?;
     write_whole(path, |file| {
-        write_table(&table, SUMMARY_KEY, "1".into(), path, file)
+        write_table(&table, SUMMARY_KEY, "1".into(), path, file, Packing::Small)
     })
 }

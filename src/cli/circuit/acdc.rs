@@ -13,10 +13,11 @@ use candlewick::plot;
 use clap::Args;
 
 use super::destination;
+use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs, memory};
 use crate::cli::attribute::SourceChoice;
 use crate::cli::open::{load_options, open_task, read_weights};
-use crate::cli::{Context, shell_quoted};
+use candlewick::text::shell_quoted;
 
 /// Find a circuit by ACDC: from the logits back, take each edge out, and leave it out if the output moves by less than a threshold.
 ///

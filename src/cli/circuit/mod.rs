@@ -16,7 +16,8 @@ use candlewick::model::ModelSpec;
 use candlewick::scores::Scores;
 use clap::{Args, Subcommand};
 
-use super::{Context, shell_quoted};
+use super::Context;
+use candlewick::text::shell_quoted;
 
 /// Find the edges that do a task together, check them on other pairs, and draw them.
 ///

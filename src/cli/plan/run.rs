@@ -11,12 +11,11 @@ use candlewick::Error;
 use candlewick::model::hub::{self, Wanted};
 use candlewick::model::{EMBEDDED, LoadOptions};
 use candlewick::scores::{RunSummary, Scores, memory_of_runs, write_summary};
-use candlewick::text::visible;
+use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
 use super::{Desk, PlanFile, Run, Stage, State, expand};
-use crate::cli::session::duration;
-use crate::cli::{Context, advised, dispatch, shell_quoted};
+use crate::cli::{Context, advised, dispatch};
 
 /// Run a plan: every model, at every revision, with every task, method and seed.
 ///

@@ -22,7 +22,7 @@ use crate::circuit::{EdgeSet, Graph};
 use crate::error::Result;
 use crate::hooks::Letter;
 use crate::model::Model;
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape};
+use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
 use crate::nn::host::{host, room, tensor, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::nn::{linear, norm, rope};
@@ -243,6 +243,11 @@ impl<'a> Masked<'a> {
         let (spec, weights) = (&self.model.spec, &self.model.weights.blocks[layer]);
         let (ground, d) = (&self.ground.layers[layer], spec.d_head);
         let (at, every) = (self.at(layer), At::Every(self.n_rows));
+        // The slopes of ALiBi go by the head's number, so there all heads of the layer are computed.
+        let alibi = Slopes::new(spec, 0);
+        let asked = heads;
+        let all: Vec<usize> = (0..spec.n_heads).collect();
+        let heads = if alibi.is_some() { &all[..] } else { heads };
         let mut read = |letters: &[Letter], at| self.read(layer, letters, heads, at, state, shifts);
         let mut letters = if self.is_last(layer) {
             let mut letters = read(&[Letter::Q], at)?;
@@ -317,6 +322,7 @@ impl<'a> Masked<'a> {
             scale: spec.attn_scale[layer],
             softcap: spec.attn_softcap,
             window: spec.windows[layer],
+            alibi,
             causal: spec.is_causal(),
             length: self.ground.rows.length,
         };
@@ -343,12 +349,17 @@ impl<'a> Masked<'a> {
             v: &values,
             base: None,
         };
-        attention::forward(
+        let z = attention::forward(
             &tensor(queries, (at.len(), n, d))?,
             sources,
             &segments,
             &shape,
-        )
+        )?;
+        if alibi.is_none() {
+            return Ok(z);
+        }
+        let asked: Vec<u32> = asked.iter().map(|&head| head as u32).collect();
+        Ok(z.index_select(&Tensor::new(asked, z.device())?, 1)?)
     }
 
     /// Some letters of some heads, before their norm and rotation: those that see something else than the reference.

@@ -205,6 +205,7 @@ mod tests {
             rows: vec![label("0"), label(ATTACK)],
             columns: vec![label("0"), label("1")],
             values: vec![vec![Some(1.0), None], vec![Some(0.25), Some(0.75)]],
+            table_rows: vec![vec![None; 2]; 2],
             is_normalised: false,
         };
         let html = panel.to_html();
