@@ -589,7 +589,7 @@ fn circuits_that_cannot_be_found() {
         "scores.json",
         format!("{{{cfg}, \"nodes\": {{}}, \"edges\": {{\"input->logits\": {{\"score\": NaN, \"in_graph\": false}}}}}}"),
     );
-    find(&["--scores", &scores, "--n", "3"], &["no node has a score"]);
+    find(&["--scores", &scores, "--n", "3"], &["no edge has a score"]);
     find(&["--scores", &scores], &["say how many edges with `--n`"]);
     find(
         &["--scores", &scores, "--n", "3", "--task", "ioi"],

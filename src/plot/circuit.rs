@@ -114,10 +114,10 @@ mod tests {
         let drawn = super::circuit(&circuit, None);
         assert_eq!(
             drawn,
-            "5 of 48 edges, 4 of 8 nodes\n\
-             logits                              m0 +2.000, a1.h0 -1.500\n\
+            "5 of 46 edges, 4 of 8 nodes\n\
+             logits                             m0 +2.000, a1.h0 -1.500\n\
              layer 1  a1.h0 (mover\\u{1b}) @END  q: m0 -0.250 | v: input\n\
-             layer 0  m0                         input +0.500\n\
+             layer 0  m0                        input +0.500\n\
              input\n"
         );
         assert!(super::circuit(&circuit, Some(1)).contains("m0 +2.000, 1 more"));

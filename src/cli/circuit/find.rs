@@ -235,8 +235,10 @@ fn choose(args: &FindArgs, path: &Path, to: &Path, ctx: &Context) -> anyhow::Res
         (FindRule::Ratio(_), FindSize::N(n)) => Rule::Ratio { n, helpful: share },
     };
     let has_edges = scored.matrix().iter().any(|score| !score.is_nan());
-    let rule = match (rule, has_edges) {
-        (Rule::TopN(n) | Rule::Greedy(n), false) => Rule::TopNodes(n),
+    let mut nodes = (0..scored.graph().n_src()).filter_map(|row| scored.graph().source(row));
+    let has_nodes = nodes.any(|node| matches!(scored.node_score(node), Ok(Some(_))));
+    let rule = match (rule, has_nodes && !has_edges) {
+        (Rule::TopN(n) | Rule::Greedy(n), true) => Rule::TopNodes(n),
         (rule, _) => rule,
     };
     let selection = Selection {

@@ -180,7 +180,7 @@ pub fn find_circuit(
     } = select(&scored, &selection)?;
     if edges.is_empty() {
         return Err(Error::invalid(format!(
-            "nothing is left of the {chosen} edges that were chosen once dead ends are dropped: no path of them leads from `input` to \
+            "of the edges that were chosen ({chosen}) nothing is left once dead ends are dropped: no path of them leads from `input` to \
              `logits`; ask for more edges, or choose them from the logits (`greedy`)"
         )));
     }
@@ -197,7 +197,7 @@ pub fn find_circuit(
                 shard: None,
                 ..running.clone()
             },
-            watch,
+            &Watch::progress(watch.progress),
         )?),
         Reference::Zero | Reference::Mean => None,
     };
@@ -348,7 +348,8 @@ impl Finding<'_> {
             verify: None,
             ..self.running.clone()
         };
-        measure(on, &eval, &running, self.watch)
+        // An evaluation is over before it would be worth going on with.
+        measure(on, &eval, &running, &Watch::progress(self.watch.progress))
     }
 
     /// The faithfulness of sizes on the pairs that choose among them.
