@@ -137,10 +137,10 @@ fn far_out(values: &[f64], below: &mut [f64], above: &mut [f64]) -> (usize, usiz
     let (mut sums, mut squares) = ([0.0; 8], [0.0; 8]);
     let lanes = values.as_chunks::<8>().0;
     for lane in lanes {
-        for i in 0..8 {
-            let x = lane[i] - values[0];
-            sums[i] += x;
-            squares[i] += x * x;
+        for ((sum, square), x) in sums.iter_mut().zip(&mut squares).zip(lane) {
+            let x = x - values[0];
+            *sum += x;
+            *square += x * x;
         }
     }
     let n = (8 * lanes.len()) as f64;
