@@ -17,7 +17,7 @@ fn integrated_gradients_sum_to_the_change_as_steps_grow() {
         let many = delta(&model, 100, Quadrature::GaussLegendre, &baseline);
         // A path through the kinks of ReLU has jumps in its slope, where a smooth rule gains little.
         let smooth = model.spec.activation != Activation::Relu;
-        assert!(many < if smooth { 3e-3 } else { 0.1 }, "{what}: {many}");
+        assert!(many < if smooth { 1e-2 } else { 0.1 }, "{what}: {many}");
         let few = delta(&model, 8, Quadrature::Left, &baseline);
         let more = delta(&model, 80, Quadrature::Left, &baseline);
         assert!(more < 0.5 * few, "{what}: {few}, {more}");
