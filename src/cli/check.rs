@@ -75,14 +75,14 @@ pub fn run(args: &CheckArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     let mut out = io::stdout().lock();
     if args.markdown {
-        return Ok(out.write_all(page(&args)?.as_bytes())?);
+        return Ok(out.write_all(page(args)?.as_bytes())?);
     }
     let mut failed = Vec::new();
     for (index, model) in args.models.iter().enumerate() {
         if index > 0 {
             writeln!(out)?;
         }
-        if !check_one(model, &args, &mut out)? {
+        if !check_one(model, args, &mut out)? {
             failed.push(visible(model));
         }
     }

@@ -100,7 +100,7 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     let opened = open(&args.model.model, &options)?;
     let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
     args.edit.iter().try_for_each(|edit| edit.check(&spec))?;
-    let prompts = prompts(&args, &tokenizer, spec.n_ctx)?;
+    let prompts = prompts(args, &tokenizer, spec.n_ctx)?;
     for prompt in &prompts {
         check_room(&spec, prompt.tokens.len(), args.max_tokens as usize)?;
     }
@@ -113,7 +113,7 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
         .into_iter()
         .collect();
     let continued =
-        |edits: &[Edit]| continue_all(&model, &prompts, edits, &mean, &args, &stop, &progress);
+        |edits: &[Edit]| continue_all(&model, &prompts, edits, &mean, args, &stop, &progress);
     let plain = (args.compare).then(|| continued(&[])).transpose()?;
     let edited = continued(&args.edit)?;
     let mut out = BufWriter::new(io::stdout().lock());

@@ -54,9 +54,9 @@ pub fn run(args: &HooksArgs) -> anyhow::Result<()> {
     }
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        print_json(&args, &spec, &mut out)?
+        print_json(args, &spec, &mut out)?
     } else {
-        print_table(&args, &spec, &mut out)?
+        print_table(args, &spec, &mut out)?
     }
     Ok(out.flush()?)
 }

@@ -1,6 +1,7 @@
 //! `candlewick run`: every run of a plan, each a command and a file, one folder of results.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -288,7 +289,7 @@ fn measure_all(
             row.memory = before.get(&row.file).copied();
             row = row.with(&Scores::read_parquet(&run.out)?);
             writeln!(out, "{counted}  was finished")?;
-        } else if !failed.contains_key(&i) {
+        } else if let Entry::Vacant(place) = failed.entry(i) {
             match measure_one(run, matches!(states[i], State::Stale(_)), &desk, ctx) {
                 Ok(scores) => {
                     row.memory = peak_memory();
@@ -300,7 +301,7 @@ fn measure_all(
                     return Err(error);
                 }
                 Err(error) => {
-                    failed.insert(i, said(&error));
+                    place.insert(said(&error));
                 }
             }
         }
