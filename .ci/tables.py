@@ -17,8 +17,8 @@ import tempfile
 NOW = ["polars==2.1.0", "pandas==3.1.1", "pyarrow==26.0.1", "duckdb==2.0.1", "numpy==2.4.6"]
 OLD = ["pandas==2.2.3", "pyarrow==15.0.2", "numpy==1.26.4"]
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "tables.md"
-TEXT = "method metric direction template component token role src dst target class base checked".split()
-INTEGER = "layer head pos key neuron example n".split()
+TEXT = "method metric direction template component token role src dst target class base checked model task".split()
+INTEGER = "layer head pos key neuron example n seed".split()
 
 
 def environment(packages):

@@ -53,7 +53,7 @@ fn coordinates(scores: &Scores, chosen: &Scores) -> Vec<Shown> {
             let name = column.name().as_str();
             let is_per_example = name == "example" && column.null_count() < column.len();
             let is_shared = match name {
-                "metric" => column.n_unique().is_ok_and(|n| n == 1),
+                "metric" | "model" | "task" | "seed" => column.n_unique().is_ok_and(|n| n == 1),
                 name => HIDDEN.contains(&name),
             };
             (!is_shared || is_per_example) && !is_number(name)
