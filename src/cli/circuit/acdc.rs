@@ -10,19 +10,20 @@ use candlewick::methods::{Running, Subject};
 use candlewick::metric::Metric;
 use candlewick::model::{EMBEDDED, open};
 use candlewick::plot;
+use candlewick::text::shell_quoted;
 use clap::Args;
 
 use super::destination;
 use crate::cli::Context;
-use crate::cli::args::{ModelArgs, TaskArgs, memory};
+use crate::cli::args::{ModelArgs, TaskArgs};
 use crate::cli::attribute::SourceChoice;
 use crate::cli::open::{load_options, open_task, read_weights};
-use candlewick::text::shell_quoted;
 
 /// Find a circuit by ACDC: from the logits back, take each edge out, and leave it out if the output moves by less than a threshold.
 ///
 /// The output is held against that of the clean run (`kl`), or the metric of `--metric` is kept high. With several thresholds the
-/// search is made for each; the circuit is that of the smallest, and an edge's score the largest threshold that it survives.
+/// search is made for each; the circuit is that of the smallest, and an edge's score the largest threshold that it survives. The runs
+/// of all pairs are held in memory at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick circuit acdc --n-pairs 8 --threshold 0.1 --out acdc.toml
@@ -38,9 +39,6 @@ pub struct AcdcArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub task: TaskArgs,
-    /// Memory for activations, such as `512MB` or `4GB` [default: a quarter of what is free].
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
-    pub memory: Option<usize>,
     /// The circuit: `.toml`, or `.json` for EAP-IG and MIB [default: circuit.toml, or the first of circuit-2.toml, ... that is free].
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -66,10 +64,7 @@ pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
         None => Metric::Kl,
     };
     let reference = args.source.reference()?;
-    let running = Running {
-        memory: args.memory,
-        ..Running::default()
-    };
+    let running = Running::default();
     let model = read_weights(opened, ctx)?;
     let on = Subject {
         model: &model,

@@ -13,6 +13,7 @@ use candlewick::model::{EMBEDDED, open};
 use candlewick::plot;
 use candlewick::scores::Scores;
 use candlewick::spec::Mlp;
+use candlewick::text::shell_quoted;
 use clap::{Args, ValueEnum};
 
 use super::{destination, read_scores};
@@ -21,7 +22,6 @@ use crate::cli::args::{ModelArgs, TaskArgs, memory};
 use crate::cli::attribute::{MethodChoice, SourceChoice};
 use crate::cli::open::{load_options, open_task, read_weights};
 use crate::cli::session::{Mode, print_plan};
-use candlewick::text::shell_quoted;
 
 /// Find a circuit: score every edge (or head and MLP) on half of the pairs, take the smallest set whose faithfulness on a quarter of
 /// them reaches `--until`, and report it on the last quarter, which chose nothing.

@@ -14,10 +14,10 @@ use candlewick::Error;
 use candlewick::circuit::{Circuit, CircuitFormat, Graph, Helps, ScoredGraph};
 use candlewick::model::ModelSpec;
 use candlewick::scores::Scores;
+use candlewick::text::shell_quoted;
 use clap::{Args, Subcommand};
 
 use super::Context;
-use candlewick::text::shell_quoted;
 
 /// Find the edges that do a task together, check them on other pairs, and draw them.
 ///

@@ -16,7 +16,7 @@ use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
 use super::{Desk, PlanFile, Run, Stage, State, expand};
-use crate::cli::{Context, advised, dispatch};
+use crate::cli::{Context, advised, dispatch, parse_again};
 
 /// Run a plan: every model, at every revision, with every task, method and seed.
 ///
@@ -240,7 +240,7 @@ fn cost(
         )?;
     }
     let beside = if unknown > 0 {
-        format!(", without {unknown} runs")
+        format!(", without {unknown} of the runs")
     } else {
         String::new()
     };
@@ -341,14 +341,15 @@ fn measure_one(run: &Run, stale: bool, desk: &Arc<Desk>, ctx: &Context) -> anyho
         path: folder.to_path_buf(),
         source,
     })?;
-    if stale {
-        fs::remove_file(&run.out).map_err(|source| Error::Write {
-            path: run.out.clone(),
-            source,
-        })?;
-    }
     reset_peak_memory();
-    dispatch(&run.parsed, &at_desk(run, desk, ctx))?;
+    let ctx = at_desk(run, desk, ctx);
+    if stale {
+        // What is there stays until the new table takes its place.
+        let forced = [&run.command[..], &["--force".into()]].concat();
+        dispatch(&parse_again(&forced)?.0.command, &ctx)?;
+    } else {
+        dispatch(&run.parsed, &ctx)?;
+    }
     let scores = desk.scores.lock().expect("no run panicked with it").take();
     scores.ok_or_else(|| Error::invalid("this command measures nothing").into())
 }
