@@ -39,10 +39,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Measure runs again whose results were made with other settings than the plan has now.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub replace_stale: bool,
     /// Leave out runs that cannot be done, instead of refusing the whole plan.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub keep_going: bool,
 }
 
