@@ -58,39 +58,27 @@
 //! # Ok::<(), candlewick::Error>(())
 //! ```
 
+mod placed;
+mod readout;
+mod tap;
+
 use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-use super::apply::{self, Resolved};
-use super::forward::{self, Stage, Stream, Tap, block, final_norm};
-use super::rows::{Rows, pick, regather};
+use placed::{JoinPoint, Planned, WaveGroup};
+pub use readout::{Readout, Variant};
+pub(crate) use readout::{check_variants, read};
+use tap::{SweepTap, resolve};
+
+use super::apply::Resolved;
+use super::forward::{self, Stream, Tap, block, final_norm};
+use super::rows::{pick, regather};
 use super::{BaseRun, Progress, Sources};
 use crate::error::{Error, Result};
-use crate::hooks::{Edit, Hook, Kind, Ln, Op};
-use crate::metric::{Judgement, Metric, Reads, Target};
+use crate::hooks::{Edit, Hook, Kind};
 use crate::model::Model;
-use crate::nn::embed::{unembed, unembed_columns};
-use crate::nn::host::to_host;
 use crate::nn::rope;
-use crate::spec::{Block, ModelSpec};
-
-/// One variant: a prompt of the base run, and the edits that are made in it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Variant {
-    pub example: usize,
-    pub edits: Vec<Edit>,
-}
-
-/// How logits become numbers.
-#[derive(Debug, Clone)]
-pub struct Readout {
-    pub metric: Metric,
-    /// For each prompt of the base run.
-    pub targets: Vec<Target>,
-    /// Logits of the reference run at the answer, for each prompt, where the metric compares with one.
-    pub reference: Option<Vec<Vec<f32>>>,
-}
 
 #[derive(Debug, Clone)]
 pub struct SweepOptions {
@@ -132,202 +120,6 @@ pub struct Plan {
     pub forwards: f64,
     /// Bytes of the largest wave.
     pub wave_bytes: usize,
-}
-
-/// Where a variant joins the walk. The order is that of the forward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum JoinPoint {
-    Embed,
-    Block(usize, Stage),
-    Final,
-}
-
-fn start_of(hook: Hook) -> JoinPoint {
-    match (Stage::of(hook.kind), hook.layer) {
-        (Some(stage), Some(layer)) => JoinPoint::Block(layer, stage),
-        _ if matches!(hook.kind, Kind::Embed | Kind::PosEmbed) => JoinPoint::Embed,
-        _ => JoinPoint::Final,
-    }
-}
-
-/// With which others a variant may share a wave. A reader's input that is edited gives every query head of the wave a stream,
-/// key and value of its own, which the hooks of `ln1`, k and v do not see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Company {
-    /// Edits no reader's input.
-    Shared,
-    /// Edits readers' inputs, and nothing that this would hide from another variant.
-    Split,
-    Alone,
-}
-
-impl Company {
-    fn of(edits: &[Edit]) -> Self {
-        let any = |of: fn(Kind) -> bool| edits.iter().any(|edit| of(edit.site.hook.kind));
-        let splits = any(|kind| matches!(kind, Kind::QInput | Kind::KInput | Kind::VInput));
-        let hidden = any(|kind| {
-            matches!(
-                kind,
-                Kind::Scale(Ln::One) | Kind::Normalized(Ln::One) | Kind::K | Kind::V | Kind::RotK
-            )
-        });
-        match (splits, hidden) {
-            (false, _) => Company::Shared,
-            (true, false) => Company::Split,
-            (true, true) => Company::Alone,
-        }
-    }
-}
-
-/// Whether an edit can let a query see keys that stand after it.
-fn may_look_ahead(edit: &Edit) -> bool {
-    match edit.site.hook.kind {
-        Kind::AttnScores => edit.op != Op::Block,
-        Kind::Pattern => !matches!(edit.op, Op::Zero | Op::Scale(_)),
-        _ => false,
-    }
-}
-
-/// A variant, placed.
-#[derive(Debug, Clone)]
-struct Planned {
-    variant: usize,
-    example: usize,
-    start: JoinPoint,
-    company: Company,
-    /// The positions that it carries from the start, ascending: those that its edits change.
-    positions: Vec<u32>,
-    /// For each edit, whether it would only put back what the base run has.
-    silent: Vec<bool>,
-    /// The positions that it carries to the end of the last layer, ascending: the answer, and what closures there want to see.
-    ends: Vec<u32>,
-    /// Whether attention of the layer where it starts carries the change to later positions.
-    spreads: bool,
-}
-
-impl Planned {
-    /// `changed`: for each edit the positions at which it changes something.
-    fn new(
-        variant: usize,
-        edits: &Variant,
-        changed: &[Vec<u32>],
-        base: &BaseRun,
-        spec: &ModelSpec,
-    ) -> Result<Self> {
-        let last_layer = spec.n_layers - 1;
-        let none = super::Roles::new();
-        let roles = base.roles.get(edits.example).unwrap_or(&none);
-        let of_edit = |edit: &Edit| -> Result<Vec<u32>> {
-            let positions = edit.site.positions.resolve(base.length, roles)?;
-            Ok(positions.into_iter().map(|pos| pos as u32).collect())
-        };
-        // What an edit would put back needs no walk to it.
-        let speaking = || {
-            let edits = edits.edits.iter().zip(changed);
-            edits
-                .filter(|(_, changed)| !changed.is_empty())
-                .map(|(edit, _)| edit)
-        };
-        let start = speaking().map(|edit| start_of(edit.site.hook)).min();
-        let start =
-            start.ok_or_else(|| Error::invalid("a variant without edits is the base run"))?;
-        let is_closure = |edit: &&Edit| matches!(edit.op, Op::Closure(_));
-        let again = base
-            .edits
-            .iter()
-            .filter(|edit| start_of(edit.site.hook) >= start);
-        let mut positions = Vec::new();
-        positions.extend(changed.iter().flatten());
-        for edit in again.clone().filter(is_closure) {
-            positions.extend(of_edit(edit)?);
-        }
-        if !spec.is_causal() || base.edits.iter().any(may_look_ahead) {
-            // Then a change reaches positions that stand before it.
-            positions.push(0);
-        }
-        let mut ends = vec![base.length as u32 - 1];
-        let at_the_end =
-            |edit: &&Edit| start_of(edit.site.hook) >= JoinPoint::Block(last_layer, Stage::Qkv);
-        for edit in edits
-            .edits
-            .iter()
-            .chain(again)
-            .filter(is_closure)
-            .filter(at_the_end)
-        {
-            ends.extend(of_edit(edit)?);
-        }
-        for list in [&mut positions, &mut ends] {
-            list.sort_unstable();
-            list.dedup();
-        }
-        let by_query = |kind: Kind| {
-            matches!(
-                kind,
-                Kind::Q | Kind::RotQ | Kind::AttnScores | Kind::Pattern
-            )
-        };
-        let spreads = speaking()
-            .any(|edit| start_of(edit.site.hook) == start && !by_query(edit.site.hook.kind));
-        Ok(Planned {
-            variant,
-            example: edits.example,
-            start,
-            company: Company::of(&edits.edits),
-            positions,
-            silent: changed.iter().map(Vec::is_empty).collect(),
-            ends,
-            spreads,
-        })
-    }
-
-    fn first(&self) -> u32 {
-        self.positions.first().copied().unwrap_or(u32::MAX)
-    }
-
-    /// Whether the change can reach the answer at all.
-    fn reaches(&self, answer: u32, last_layer: usize) -> bool {
-        let only_itself = match self.start {
-            JoinPoint::Embed => false,
-            JoinPoint::Final => true,
-            JoinPoint::Block(layer, stage) => {
-                layer == last_layer
-                    && (stage > Stage::Qkv || (stage == Stage::Qkv && !self.spreads))
-            }
-        };
-        if only_itself {
-            self.positions.contains(&answer)
-        } else {
-            self.first() <= answer
-        }
-    }
-
-    /// Rows that it joins with.
-    fn joining_rows(&self, last_layer: usize) -> Vec<u32> {
-        let at_the_end = match self.start {
-            JoinPoint::Final => true,
-            JoinPoint::Embed => false,
-            JoinPoint::Block(layer, stage) => layer == last_layer && stage > Stage::Qkv,
-        };
-        if at_the_end {
-            self.ends.clone()
-        } else {
-            self.positions.clone()
-        }
-    }
-
-    /// Rows times layers that it will walk, roughly: a layer costs a row as much wherever in the layer it joins.
-    fn cost(&self, length: usize, n_layers: usize) -> u64 {
-        let layer = match self.start {
-            JoinPoint::Embed => 0,
-            JoinPoint::Final => return 0,
-            JoinPoint::Block(layer, _) => layer,
-        };
-        let later = (n_layers - layer).saturating_sub(2) as u64;
-        self.positions.len() as u64
-            + later * (length as u64).saturating_sub(u64::from(self.first()))
-            + 1
-    }
 }
 
 /// What a sweep of these variants will cost, if no edit changes anything at the first `unchanged` positions: where two causal runs
@@ -386,75 +178,6 @@ fn row_bytes(model: &Model, length: usize) -> usize {
 
 fn rows_of_a_wave(model: &Model, length: usize, options: &SweepOptions) -> usize {
     (options.memory / row_bytes(model, length)).clamp(length, options.max_rows.max(length))
-}
-
-impl BaseRun {
-    /// The metric of each prompt of the base run.
-    /// # Errors
-    /// [`Error::NotFiniteLogits`], and what the metric refuses.
-    pub fn metric(&self, model: &Model, readout: &Readout) -> Result<Vec<f64>> {
-        check_variants(model, self, &[], readout)?;
-        let examples: Vec<usize> = (0..self.prompts.len()).collect();
-        read(model, &self.answer, &examples, readout)
-    }
-
-    /// How the model does on each prompt.
-    /// # Errors
-    /// Those of the tensor product.
-    pub fn judge(&self, model: &Model, targets: &[Target]) -> Result<Vec<Judgement>> {
-        let logits = self.logits(model)?;
-        Ok(targets
-            .iter()
-            .zip(&logits)
-            .map(|(target, logits)| target.judge(logits))
-            .collect())
-    }
-
-    /// The logits at the answer of each prompt, for metrics that compare with a reference.
-    /// # Shapes
-    /// `[prompts, d_vocab]`
-    /// # Errors
-    /// Those of the tensor product.
-    pub fn logits(&self, model: &Model) -> Result<Vec<Vec<f32>>> {
-        Ok(unembed(&model.spec, &model.weights, &self.answer)?.to_vec2()?)
-    }
-}
-
-/// Checks what neither twin can run.
-pub(crate) fn check_variants(
-    model: &Model,
-    base: &BaseRun,
-    variants: &[Variant],
-    readout: &Readout,
-) -> Result<()> {
-    let prompts = base.prompts.len();
-    let references = readout.reference.as_ref().map_or(prompts, Vec::len);
-    if readout.targets.len() != prompts || references != prompts {
-        return Err(Error::invalid(format!(
-            "the base run has {prompts} prompts, but the readout has {} targets and {references} references; give one of each \
-             for every prompt",
-            readout.targets.len()
-        )));
-    }
-    let vocab = model.spec.d_vocab;
-    let mut tokens = readout.targets.iter().flat_map(Target::columns);
-    if let Some(token) = tokens.find(|&token| token as usize >= vocab) {
-        return Err(Error::OutOfRange {
-            hook: "the vocabulary".into(),
-            what: "token",
-            value: token.to_string(),
-            limit: format!("{vocab} tokens"),
-        });
-    }
-    for (index, variant) in variants.iter().enumerate() {
-        if variant.example >= prompts {
-            return Err(Error::invalid(format!(
-                "variant {index} is of prompt {}, but the base run has {prompts} prompts, counted from 0",
-                variant.example
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// The metric of every variant, in their order. Each variant's edits are made after those of the base run. A closure is given
@@ -539,19 +262,19 @@ pub fn sweep_with_capture(
     }
     progress.advance((variants.len() - planned.len()) as u64);
     // Waves of variants that start near each other: every layer then has nearly as many rows as the wave may have.
-    planned.sort_by_key(|one| (one.company, one.start, one.variant));
+    planned.sort_by_key(|one| (one.group, one.start, one.variant));
     let limit = rows_of_a_wave(model, base.length, options);
     let ropes = rope::Tables::new(&model.spec, base.length);
     let mut rest = planned.as_slice();
     while !rest.is_empty() {
         let mut rows = 0;
-        let company = rest[0].company;
+        let group = rest[0].group;
         let fits = |one: &&Planned| {
             rows += one
                 .positions
                 .len()
                 .max(base.length.saturating_sub(one.first() as usize));
-            rows <= limit && one.company == company && company != Company::Alone
+            rows <= limit && one.group == group && group != WaveGroup::Alone
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (wave, later) = rest.split_at(count);
@@ -592,30 +315,6 @@ fn changed(base: &BaseRun, example: usize, edits: &[Resolved]) -> Result<Vec<Vec
         }
     };
     edits.iter().map(of_edit).collect()
-}
-
-/// The edits of one prompt, numbered in their order.
-fn resolve(
-    model: &Model,
-    base: &BaseRun,
-    example: usize,
-    edits: &[Edit],
-    sources: &Sources,
-) -> Result<Vec<Resolved>> {
-    let none = super::Roles::new();
-    let roles = base.roles.get(example).unwrap_or(&none);
-    let resolve_edit = |(index, edit)| {
-        apply::resolve(
-            edit,
-            index,
-            &model.spec,
-            base.length,
-            roles,
-            sources,
-            example,
-        )
-    };
-    edits.iter().enumerate().map(resolve_edit).collect()
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -682,258 +381,4 @@ fn run_wave(
         .map(|segment| segment.variant)
         .zip(values)
         .collect())
-}
-
-/// The metric from normalised answer rows, each of one prompt.
-pub(crate) fn read(
-    model: &Model,
-    x: &Tensor,
-    examples: &[usize],
-    readout: &Readout,
-) -> Result<Vec<f64>> {
-    let mut values = Vec::with_capacity(examples.len());
-    let mut value = |example: usize, logits: &[f32]| -> Result<()> {
-        if logits
-            .iter()
-            .any(|logit| logit.is_nan() || *logit == f32::INFINITY)
-        {
-            return Err(Error::NotFiniteLogits {
-                index: example,
-                hook: "the answer position".into(),
-            });
-        }
-        let reference = readout
-            .reference
-            .as_ref()
-            .map(|logits| logits[example].as_slice());
-        values.push(
-            readout
-                .metric
-                .value(logits, &readout.targets[example], reference)?,
-        );
-        Ok(())
-    };
-    match readout.metric.reads() {
-        Reads::Answers => {
-            let wanted: Vec<Vec<u32>> = examples
-                .iter()
-                .map(|&example| readout.targets[example].columns())
-                .collect();
-            let columns: Vec<&[u32]> = wanted.iter().map(Vec::as_slice).collect();
-            for (&example, logits) in
-                examples
-                    .iter()
-                    .zip(unembed_columns(&model.spec, &model.weights, x, &columns)?)
-            {
-                value(example, &logits)?;
-            }
-        }
-        Reads::Vocabulary => {
-            // A few rows at a time: the vocabulary is wide.
-            for (chunk, examples) in examples.chunks(64).enumerate() {
-                let logits = to_host(&unembed(
-                    &model.spec,
-                    &model.weights,
-                    &x.narrow(0, chunk * 64, examples.len())?,
-                )?)?;
-                for (&example, logits) in
-                    examples.iter().zip(logits.chunks_exact(model.spec.d_vocab))
-                {
-                    value(example, logits)?;
-                }
-            }
-        }
-    }
-    Ok(values)
-}
-
-/// Whether a variant makes an edit of the base run again: one that the values that it starts from do not have in them yet.
-fn is_made_again(hook: Hook, start: JoinPoint, block: Block) -> bool {
-    match start {
-        JoinPoint::Block(layer, stage) if hook.layer == Some(layer) => {
-            start_of(hook) >= start && !stage.takes(block).contains(&hook.kind)
-        }
-        _ => start_of(hook) >= start,
-    }
-}
-
-/// The tap of one wave.
-struct SweepTap<'a> {
-    base: &'a BaseRun,
-    n_layers: usize,
-    planned: HashMap<usize, &'a Planned>,
-    joins: HashMap<(usize, Stage), Rows>,
-    starts_at_embedding: Option<Rows>,
-    starts_at_end: Option<Rows>,
-    edits: HashMap<Hook, HashMap<usize, Vec<Resolved>>>,
-    /// Edits of each variant that have not met a row yet.
-    waiting: HashMap<usize, Vec<bool>>,
-    capturing: &'a [Hook],
-    captured: HashMap<(usize, Hook), (Vec<u32>, Tensor)>,
-}
-
-impl<'a> SweepTap<'a> {
-    fn new(
-        model: &Model,
-        base: &'a BaseRun,
-        variants: &[Variant],
-        wave: &'a [Planned],
-        sources: &Sources,
-    ) -> Result<Self> {
-        let n_layers = model.spec.n_layers;
-        let mut tap = SweepTap {
-            base,
-            n_layers,
-            planned: wave.iter().map(|one| (one.variant, one)).collect(),
-            joins: HashMap::new(),
-            starts_at_embedding: None,
-            starts_at_end: None,
-            edits: HashMap::new(),
-            waiting: HashMap::new(),
-            capturing: &[],
-            captured: HashMap::new(),
-        };
-        for one in wave {
-            let rows = match one.start {
-                JoinPoint::Embed => tap
-                    .starts_at_embedding
-                    .get_or_insert_with(|| Rows::new(base.length)),
-                JoinPoint::Final => tap
-                    .starts_at_end
-                    .get_or_insert_with(|| Rows::new(base.length)),
-                JoinPoint::Block(layer, stage) => tap
-                    .joins
-                    .entry((layer, stage))
-                    .or_insert_with(|| Rows::new(base.length)),
-            };
-            rows.push(one.variant, one.example, one.joining_rows(n_layers - 1));
-            let own = resolve(model, base, one.example, &base.edits, &base.sources)?;
-            let again = own
-                .into_iter()
-                .filter(|edit| is_made_again(edit.hook, one.start, model.spec.block));
-            let edits = &variants[one.variant].edits;
-            let new = resolve(model, base, one.example, edits, sources)?;
-            for edit in again.map(Resolved::uncounted).chain(new) {
-                let of_variant = tap.edits.entry(edit.hook).or_default();
-                of_variant.entry(one.variant).or_default().push(edit);
-            }
-            let waiting = one.silent.iter().map(|silent| !silent).collect();
-            tap.waiting.insert(one.variant, waiting);
-        }
-        Ok(tap)
-    }
-
-    fn capture(&mut self, hook: Hook, t: &Tensor, rows: &Rows) -> Result<()> {
-        if !self.capturing.contains(&hook) {
-            return Ok(());
-        }
-        for segment in rows.segments.iter() {
-            let (start, len) = (segment.start, segment.positions.len());
-            if len > 0 {
-                // A copy: a view would keep the rows of the whole wave.
-                let own = t.narrow(0, start, len)?.force_contiguous()?;
-                let key = (segment.variant, hook);
-                self.captured.insert(key, (segment.positions.clone(), own));
-            }
-        }
-        Ok(())
-    }
-
-    /// Every edit must have met a row, but for those of the last layer that stand beside the answer and so cannot matter.
-    fn check_fired(&self, variants: &[Variant]) -> Result<()> {
-        for (&variant, waiting) in &self.waiting {
-            for (edit, _) in variants[variant]
-                .edits
-                .iter()
-                .zip(waiting)
-                .filter(|(_, waiting)| **waiting)
-            {
-                let at_the_end = match start_of(edit.site.hook) {
-                    JoinPoint::Block(layer, stage) => {
-                        layer + 1 == self.n_layers && stage >= Stage::Qkv
-                    }
-                    JoinPoint::Final => true,
-                    JoinPoint::Embed => false,
-                };
-                if !at_the_end {
-                    let reason = "no row of the sweep passed it".into();
-                    return Err(Error::Unfired {
-                        what: edit.to_string(),
-                        reason,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Tap for SweepTap<'_> {
-    fn wants(&self, hook: Hook) -> bool {
-        self.edits(hook) || self.capturing.contains(&hook)
-    }
-
-    fn edits(&self, hook: Hook) -> bool {
-        self.edits.contains_key(&hook)
-    }
-
-    fn at(&mut self, hook: Hook, t: Tensor, rows: &Rows) -> Result<Tensor> {
-        let Some(edits) = self.edits.get(&hook) else {
-            self.capture(hook, &t, rows)?;
-            return Ok(t);
-        };
-        let waiting = &mut self.waiting;
-        let fired = |variant: usize, index: usize| {
-            if let Some(waiting) = waiting
-                .get_mut(&variant)
-                .and_then(|waiting| waiting.get_mut(index))
-            {
-                *waiting = false;
-            }
-        };
-        let t = apply::apply(
-            t,
-            rows,
-            |variant| edits.get(&variant).map_or(&[], Vec::as_slice),
-            fired,
-        )?;
-        if hook.kind == Kind::AttnScores {
-            apply::check_scores(&t, rows, hook)?;
-        }
-        self.capture(hook, &t, rows)?;
-        Ok(t)
-    }
-
-    fn joining(&mut self, stage: Stage, layer: usize) -> Option<Rows> {
-        self.joins.remove(&(layer, stage))
-    }
-
-    fn base(&self, hook: Hook) -> Result<&Tensor> {
-        self.base.cache.packed(hook)
-    }
-
-    fn attended(&mut self, layer: usize, rows: &Rows) -> Option<Rows> {
-        let length = rows.length as u32;
-        let is_last = layer + 1 == self.n_layers;
-        let mut out = Rows::new(rows.length);
-        for segment in &rows.segments {
-            let planned = self.planned[&segment.variant];
-            let stays = planned.start == JoinPoint::Block(layer, Stage::Qkv) && !planned.spreads;
-            let positions = if is_last {
-                planned.ends.clone()
-            } else if stays {
-                segment.positions.clone()
-            } else {
-                (planned.first()..length).collect()
-            };
-            out.push(segment.variant, segment.example, positions);
-        }
-        (out != *rows).then_some(out)
-    }
-
-    fn base_keys(&self, layer: usize) -> Result<Option<(&Tensor, &Tensor)>> {
-        let k = self.base.cache.packed(Hook::at(Kind::RotK, layer))?;
-        let v = self.base.cache.packed(Hook::at(Kind::V, layer))?;
-        Ok(Some((k, v)))
-    }
 }

@@ -5,7 +5,10 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 
+use candle_core::{DType, Device, Tensor};
+
 use super::*;
+use crate::model::layout::Slot;
 
 const LLAMA: &str = "tests/fixtures/llama-tiny-random";
 const GPT2: &str = "tests/fixtures/gpt2-tiny-random";

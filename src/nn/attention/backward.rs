@@ -7,7 +7,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Gather, KeysValues, Output, SegmentPlace, Shape, softmax_row, visible};
+use super::kernel::{Output, softmax_row};
+use super::shape::{KeysValues, SegmentPlace, Shape, visible};
+use super::task::Gather;
 use crate::error::Result;
 use crate::nn::host::{dot, host, on_host, simd, tensor};
 use crate::nn::linear::{View, small_product};
