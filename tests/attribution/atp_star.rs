@@ -10,7 +10,7 @@ use candlewick::scores::{Cell, Direction};
 use candlewick::task::{Pair, Task};
 
 use crate::edges::wide;
-use crate::exactness::affine;
+use crate::models::made::affine;
 use crate::models::task::{changed, task};
 use crate::models::{Pairs, every_kind};
 use crate::{measured, nodes, patch};

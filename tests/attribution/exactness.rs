@@ -6,53 +6,16 @@ use candlewick::methods::attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule,
 };
 use candlewick::metric::Metric;
-use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
 use candlewick::nn::rules::Rules;
 use candlewick::scores::Direction;
-use candlewick::spec::{
-    Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
-};
 use candlewick::task::{Pair, Task};
 
 use crate::edges::wide;
 use crate::models::every_kind;
+use crate::models::made::affine;
 use crate::models::task::task;
-use crate::{ALGEBRA, ceap, edges, exact_effects, measured, models, near, nodes, patch, scores};
-
-/// A model in which everything is linear along the way: no norms, attention that does not look, a straight MLP.
-pub fn affine(n_layers: usize) -> Model {
-    let spec = ModelSpec {
-        family: "affine".into(),
-        n_layers,
-        n_heads: 2,
-        n_kv_heads: 2,
-        d_model: 12,
-        d_head: 5,
-        d_mlp: 0,
-        d_vocab: models::VOCAB,
-        n_ctx: 16,
-        norm: NormKind::Rms,
-        norm_eps: 1e-5,
-        norm_placement: NormPlacement::None,
-        block: Block::Sequential,
-        position: Position::None,
-        attn_scale: vec![0.0; n_layers],
-        attn_softcap: None,
-        windows: vec![None; n_layers],
-        qk_norm: QkNorm::None,
-        mlp: Mlp::None,
-        activation: Activation::Relu,
-        embed_norm: false,
-        embed_scale: None,
-        residual_multiplier: None,
-        logit_scale: None,
-        final_softcap: None,
-        tied: false,
-        encoder: None,
-    };
-    Model::random(spec, 5).expect("a model")
-}
+use crate::{ALGEBRA, ceap, edges, exact_effects, measured, near, nodes, patch, scores};
 
 #[test]
 fn estimates_are_exact_where_the_model_is_affine() {

@@ -16,6 +16,7 @@ use candlewick::spec::{
     RotaryStyle, Weights,
 };
 
+pub mod made;
 pub mod task;
 
 pub const VOCAB: usize = 37;
