@@ -101,7 +101,7 @@ fn pair() -> Pair {
     Pair::new(clean, corrupted).answer(10).wrong(20)
 }
 
-fn gpt2_small() -> ModelSpec {
+pub fn gpt2_small() -> ModelSpec {
     ModelSpec {
         family: "gpt2".into(),
         n_layers: 12,

@@ -1,12 +1,13 @@
 //! Speed and memory of the engine on SmolLM2-135M, beside candle-transformers' own llama in the same process.
 //!
 //! `cargo bench --bench engine [-- WORD]` runs what has `WORD` in its name. Each line has ours, theirs and the ratio: medians of
-//! interleaved repetitions, least and most in brackets; in wall time, then in the CPU time of all threads. `edges` needs no
-//! SmolLM2 and is held against our own forward.
+//! interleaved repetitions, least and most in brackets; in wall time, then in the CPU time of all threads. `edges`
+//! and `acdc` need no SmolLM2; these and `circuits` are held against our own forward.
 
 mod ablate;
 mod attribution;
 mod autograd;
+mod circuits;
 mod dla;
 mod edges;
 mod machine;
@@ -40,6 +41,9 @@ fn main() -> Result<()> {
     let wanted = |name: &str| wanted.as_deref().is_none_or(|word| name.contains(word));
     if wanted("edges") {
         edges::edges()?;
+    }
+    if wanted("acdc") {
+        circuits::acdc_of_gpt2()?;
     }
     let Some(path) = find_model() else {
         println!("skipped: no {FILE} in $CANDLEWICK_MODELS or ~/.cache/candlewick-models");
@@ -87,6 +91,9 @@ fn main() -> Result<()> {
     }
     if wanted("dla") {
         dla::attributions(model, tokenizer)?;
+    }
+    if wanted("circuits") {
+        circuits::evaluations(model, tokenizer)?;
     }
     Ok(())
 }
