@@ -100,7 +100,7 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     let opened = open(&args.model.model, &options)?;
     let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
     args.edit.iter().try_for_each(|edit| edit.check(&spec))?;
-    let prompts = prompts(args, &tokenizer, spec.n_ctx)?;
+    let prompts = prompts(args, &tokenizer, spec.n_ctx, ctx)?;
     for prompt in &prompts {
         check_room(&spec, prompt.tokens.len(), args.max_tokens as usize)?;
     }
@@ -140,6 +140,7 @@ fn prompts(
     args: &GenerateArgs,
     tokenizer: &Tokenizer,
     n_ctx: usize,
+    ctx: &Context,
 ) -> anyhow::Result<Vec<Prompt>> {
     if args.prompt.is_empty() {
         let mut task = args.task.clone();
@@ -167,7 +168,15 @@ fn prompts(
         } else {
             text.clone()
         };
-        let tokens = tokenizer.encode(&text, bos)?.ids;
+        let encoded = tokenizer.encode(&text, bos)?;
+        let (tokens, spans) = (encoded.ids, encoded.spans);
+        let unknown = tokens.iter().position(|&id| Some(id) == tokenizer.unknown());
+        if let Some(word) = unknown.and_then(|at| text.get(spans[at].clone())) {
+            ctx.warn(&format!(
+                "prompt {index}: the vocabulary cannot spell `{}`; the model reads its token for unknown words there",
+                printable(word)
+            ));
+        }
         if tokens.is_empty() {
             return Err(Error::invalid(format!(
                 "prompt {index} has no token; write something, or put BOS in front (`--bos yes`)"

@@ -42,7 +42,7 @@ pub(super) fn ranked_table(
     let shown = shown_columns(scores, whole, &rows);
     let mut text = String::new();
     if passed_over {
-        let heading = "the strongest rows, one layer of each place before a second (`--top N` takes them strictly)";
+        let heading = "the strongest rows, one layer of each place first and three at most (`--top N` takes them strictly)";
         text = cut(heading, most) + "\n";
     }
     text + &fit(shown, most)

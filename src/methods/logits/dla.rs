@@ -13,6 +13,8 @@
 mod config;
 mod shares;
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::DType;
 use serde_json::{Value, json};
 
@@ -23,7 +25,7 @@ use shares::{has_mlp_bias, heads, neurons};
 
 use super::groups::Groups;
 use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
-use super::written::add_written;
+use super::written::{KeptEnds, add_written};
 use super::{NEEDS_DECODER, check_tokens};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
@@ -104,6 +106,7 @@ impl Method for DlaConfig {
             cells: cells(self.by, on.model, &places),
             capture: hooks(self.by, on.model),
             places,
+            kept: Mutex::default(),
         }))
     }
 }
@@ -153,6 +156,8 @@ struct Attributing<'a> {
     cells: Vec<Cell>,
     capture: Vec<Hook>,
     places: Places,
+    /// What was measured in this run, so that what the strongest parts write can be read without running the prompts again.
+    kept: Mutex<KeptEnds<'a>>,
 }
 
 const RESIDUAL: &str = "residual";
@@ -167,9 +172,10 @@ impl Prepared for Attributing<'_> {
         captured_bytes(&self.capture, &self.on.model.spec, length)
     }
 
-    /// What the strongest parts write takes a second run of each prompt.
+    /// What the strongest parts write takes a second run of each prompt where the first cannot keep it.
     fn cost(&self, unit: &Unit) -> Result<Cost> {
-        let passes = if self.config.writes > 0 { 2.0 } else { 1.0 };
+        let runs_again = self.config.writes > 0 && !keeps_writes(self.config.by);
+        let passes = if runs_again { 2.0 } else { 1.0 };
         Ok(Cost::passes(unit.items.len() as f64 * passes))
     }
 
@@ -188,6 +194,10 @@ impl Prepared for Attributing<'_> {
             for (example, capped) in examples.iter_mut().zip(capped) {
                 example.facts.insert(CAPPED.into(), capped);
             }
+        }
+        if self.config.writes > 0 && keeps_writes(self.config.by) {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.keep(unit, ends);
         }
         Ok(examples)
     }
@@ -217,7 +227,8 @@ impl Prepared for Attributing<'_> {
             add_shares(measured);
         }
         let units = self.units(self.on.task, self.running);
-        add_written(self.on, self.config, &units, measured, progress)
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        add_written(self.on, self.config, &units, kept, measured, progress)
     }
 }
 
@@ -282,6 +293,11 @@ fn hooks(by: Part, model: &Model) -> Vec<Hook> {
         capture.extend(of(Kind::Scale(Ln::OnePost)));
     }
     capture
+}
+
+/// Whether a run captures what its parts write: where a head is taken apart by what it reads, z is not captured.
+fn keeps_writes(by: Part) -> bool {
+    matches!(by, Part::Component | Part::Neuron | Part::Head)
 }
 
 fn by_head(by: Part) -> bool {

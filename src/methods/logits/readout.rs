@@ -180,6 +180,16 @@ impl<'a> Ends<'a> {
         Ok(t)
     }
 
+    /// Lets go of all but what was looked at, at the last positions.
+    pub fn let_go(&mut self) {
+        self.cache = Cache::new(&self.model.spec, self.batch, self.length);
+    }
+
+    /// Bytes of what was looked at.
+    pub fn bytes(&self) -> usize {
+        self.at_end.values().map(|t| 4 * t.elem_count()).sum()
+    }
+
     /// The read-out of a target, one for each prompt.
     pub fn readout(&self, target: &DirectTarget, pairs: &[&Pair]) -> Result<Readout> {
         let coefficients: Vec<_> = pairs.iter().map(|pair| target.coefficients(pair)).collect();
@@ -239,7 +249,7 @@ impl<'a> Ends<'a> {
         if let Some(mean) = self.mean_direction.get() {
             return Ok(mean.clone());
         }
-        let mean = (self.model.weights.w_u.to_dtype(DType::F32)?).mean_keepdim(0)?;
+        let mean = mean_unembedding(self.model)?;
         Ok(self.mean_direction.get_or_init(|| mean).clone())
     }
 
@@ -341,6 +351,13 @@ impl<'a> Ends<'a> {
             Ln::One | Ln::Two | Ln::Final => None,
         }
     }
+}
+
+/// The mean of `W_U[t]` over the vocabulary, f32 `[1, d_model]`.
+pub(crate) fn mean_unembedding(model: &Model) -> Result<Tensor> {
+    let w_u = model.weights.w_u.to_dtype(DType::F32)?;
+    let share = 1.0 / w_u.dim(0)? as f32;
+    Ok(Tensor::full(share, (1, w_u.dim(0)?), w_u.device())?.matmul(&w_u)?)
 }
 
 /// The products of each row of `a` with that row of `b`.

@@ -1,8 +1,9 @@
 //! Which tokens the strongest parts write for: what a part adds to the stream, through the final norm of its own run and the
 //! unembedding, less what it does to all tokens.
 //!
-//! Which parts are strongest is known when all prompts are measured, so their prompts run once more, keeping only what these parts
-//! wrote. A part's tokens are chosen by what it writes on average, and then read for each prompt.
+//! Which parts are strongest is known when all prompts are measured. What every part wrote at the ends of the first prompts is kept
+//! until then; later prompts, and those that another run measured, run once more for what these parts wrote. A part's tokens are
+//! chosen by what it writes on average, and then read for each prompt.
 
 use std::collections::HashMap;
 
@@ -10,7 +11,7 @@ use candle_core::Tensor;
 
 use super::distinct_texts;
 use super::dla::DlaConfig;
-use super::readout::Ends;
+use super::readout::{Ends, mean_unembedding};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::method::{Subject, Unit, clean_prompts, pairs_of, stop_if_asked};
@@ -20,8 +21,26 @@ use crate::nn::host::to_host;
 use crate::run::Progress;
 use crate::scores::{Cell, Measured};
 
-/// Bytes of writes that are kept between the two readings; what is beyond runs again.
+/// Bytes that are kept of the measured prompts, and again between the two readings; what is beyond runs again.
 const KEPT_BYTES: usize = 64 << 20;
+
+/// The ends of units that this run measured, as many as fit.
+#[derive(Default)]
+pub(super) struct KeptEnds<'a> {
+    bytes: usize,
+    of: HashMap<Vec<usize>, Ends<'a>>,
+}
+
+impl<'a> KeptEnds<'a> {
+    /// Keeps what was looked at of a unit, if there is room.
+    pub fn keep(&mut self, unit: &Unit, mut ends: Ends<'a>) {
+        self.bytes += ends.bytes();
+        if self.bytes <= KEPT_BYTES {
+            ends.let_go();
+            self.of.insert(unit.items.clone(), ends);
+        }
+    }
+}
 
 /// A part of the model whose writing can be read out over the whole vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +55,7 @@ pub(super) fn add_written(
     on: Subject<'_>,
     config: &DlaConfig,
     units: &[Unit],
+    mut ends: KeptEnds<'_>,
     measured: &mut Measured,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -49,7 +69,10 @@ pub(super) fn add_written(
     progress.start("reading what parts write", on.task.pairs().len() as u64);
     for (at, unit) in units.iter().enumerate() {
         stop_if_asked(progress)?;
-        let writes = writes(on, unit, &writers, &capture)?;
+        let writes = match ends.of.remove(&unit.items) {
+            Some(mut ends) => written_by(&writers, &mut ends)?,
+            None => writes(on, unit, &writers, &capture)?,
+        };
         for (sum, rows) in sums.iter_mut().zip(&writes) {
             let of_batch = rows.sum_keepdim(0)?;
             *sum = Some(match sum.take() {
@@ -65,12 +88,16 @@ pub(super) fn add_written(
     }
     progress.finish();
     let w_u = &on.model.weights.w_u;
-    let mean_u = w_u.to_dtype(candle_core::DType::F32)?.mean_keepdim(0)?;
+    let mean_u = mean_unembedding(on.model)?;
+    let sums: Vec<Tensor> = sums
+        .into_iter()
+        .map(|sum| sum.expect("a task has pairs"))
+        .collect();
+    let extremes = extremes(on.model, &Tensor::cat(&sums, 0)?, config.tokens)?;
     let mut cells = Vec::new();
     // Of each writer the directions that its tokens are read by, less the mean over the vocabulary: [d_model, token].
     let mut directions = Vec::new();
-    for (writer, sum) in writers.iter().zip(sums) {
-        let tokens = extremes(on.model, &sum.expect("a task has pairs"), config.tokens)?;
+    for (writer, tokens) in writers.iter().zip(extremes) {
         let names = distinct_texts(on.task, &tokens);
         cells.extend(names.into_iter().map(|token| Cell {
             src: Some(writer.name()),
@@ -208,13 +235,17 @@ fn writes(
     capture: &[Hook],
 ) -> Result<Vec<Tensor>> {
     let prompts = clean_prompts(&pairs_of(on.task, &unit.items));
-    let mut ends = Ends::keeping(on.model, &prompts, capture)?;
-    let factor = f64::from(on.model.spec.logit_scale.unwrap_or(1.0));
+    written_by(writers, &mut Ends::keeping(on.model, &prompts, capture)?)
+}
+
+fn written_by(writers: &[Writer], ends: &mut Ends<'_>) -> Result<Vec<Tensor>> {
+    let model = ends.model;
+    let factor = f64::from(model.spec.logit_scale.unwrap_or(1.0));
     let mut all = Vec::with_capacity(writers.len());
     for writer in writers {
-        let out = writer.output(&mut ends)?;
+        let out = writer.output(ends)?;
         let mut read = ends.centred(&out)?.broadcast_div(&ends.scale)?;
-        if let Some(norm) = &on.model.weights.ln_final {
+        if let Some(norm) = &model.weights.ln_final {
             read = read.broadcast_mul(&norm.w.to_dtype(candle_core::DType::F32)?)?;
         }
         all.push((read * factor)?);
@@ -222,12 +253,26 @@ fn writes(
     Ok(all)
 }
 
-/// The tokens whose logits `x [1, d_model]` raises most, then those that it lowers most, the most lowered last.
-fn extremes(model: &Model, x: &Tensor, n: usize) -> Result<Vec<u32>> {
+/// For each row of `x [rows, d_model]` the tokens whose logits it raises most, then those that it lowers most, the most lowered last.
+fn extremes(model: &Model, x: &Tensor, n: usize) -> Result<Vec<Vec<u32>>> {
     let x = x.to_dtype(model.dtype)?;
     let logits = to_host(&times_unembedding(&model.weights, &x)?)?;
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
-    let few = n.min(order.len() / 2);
-    Ok([&order[..few], &order[order.len() - few..]].concat())
+    let of_row = |logits: &[f32]| {
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let by_logit = |&a: &u32, &b: &u32| {
+            let larger = logits[b as usize].total_cmp(&logits[a as usize]);
+            larger.then(a.cmp(&b))
+        };
+        let few = n.min(order.len() / 2);
+        if 0 < few && 2 * few < order.len() {
+            order.select_nth_unstable_by(few - 1, by_logit);
+            let rest = order.len() - few;
+            order[few..].select_nth_unstable_by(rest - few, by_logit);
+        }
+        let end = order.len() - few;
+        order[..few].sort_unstable_by(by_logit);
+        order[end..].sort_unstable_by(by_logit);
+        [&order[..few], &order[end..]].concat()
+    };
+    Ok(logits.chunks(model.spec.d_vocab).map(of_row).collect())
 }

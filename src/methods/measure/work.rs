@@ -214,7 +214,7 @@ impl<'a> Work<'a> {
         let task = self.on.task;
         if task.pairs().len() < task.asked {
             warnings.push(format!(
-                "{} of {} pairs are usable; `candlewick tokens` shows why the others were dropped",
+                "{} of {} pairs are usable; `candlewick tokens` with the same model and task shows why the others were dropped",
                 task.pairs().len(),
                 task.asked
             ));

@@ -167,10 +167,21 @@ mod with_hub {
 
     /// The downloader's reason with what to do about it.
     fn failure(reason: &str) -> String {
+        let no_way = [
+            "lookup",
+            "resolve",
+            "onnect",
+            "timed out",
+            "timeout",
+            "nreachable",
+        ];
         let remedy = if reason.contains("401") || reason.contains("403") {
             "; it may be private, gated or misspelt: set HF_TOKEN to a token with access"
         } else if reason.contains("404") {
             "; check the id and `--revision`"
+        } else if no_way.iter().any(|word| reason.contains(word)) {
+            "; and there is no such path. If this machine has no network, run `candlewick fetch` on one that has, and copy its \
+             cache or the model's folder"
         } else {
             "; and there is no such path"
         };

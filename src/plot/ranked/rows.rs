@@ -1,6 +1,6 @@
 //! Which rows are the strongest: a few of each component, each place once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use polars::prelude::{IdxCa, NewChunkedArray};
 
@@ -11,6 +11,8 @@ use crate::scores::Scores;
 const ROWS: usize = 12;
 /// Rows of a table that has one component.
 const ROWS_OF_ONE: usize = 10;
+/// Rows of one place among those of a component.
+const OF_A_PLACE: usize = 3;
 
 /// The strongest `each` rows of each component (and target, and template), by magnitude of `score`; of equals, the earlier
 /// first. Rows of the table's own metric, if it has any.
@@ -35,7 +37,7 @@ pub(super) fn with_rows(scores: &Scores, rows: &[u32]) -> Scores {
 }
 
 /// A few rows of each component. A component that is measured at several places shows the strongest layer of each place before a
-/// second layer of the strongest place. Also says whether this passed over a stronger row.
+/// second layer of the strongest place, and no place more than three times. Also says whether this passed over a stronger row.
 pub(super) fn suggested(columns: &Columns) -> (Vec<u32>, bool) {
     let mut groups = groups(columns);
     if groups.len() > ROWS {
@@ -57,6 +59,7 @@ pub(super) fn suggested(columns: &Columns) -> (Vec<u32>, bool) {
 /// The first `each` rows of a sorted group, but no place twice while there are others that are not weak beside the first.
 pub(super) fn one_of_each_place(columns: &Columns, group: &[u32], each: usize) -> Vec<u32> {
     const WEAK: f64 = 0.1;
+    const NOTHING: f64 = 0.001;
     let place = |row: u32| {
         let row = row as usize;
         let role = columns.role[row].filter(|_| columns.pos[row].is_none());
@@ -67,11 +70,20 @@ pub(super) fn one_of_each_place(columns: &Columns, group: &[u32], each: usize) -
         .iter()
         .any(|&row| columns.head[row as usize].is_some());
     let least = WEAK * strength(columns, group[0]);
-    let mut known = HashSet::new();
-    let (first, second): (Vec<u32>, Vec<u32>) = group.iter().partition(|&&row| {
-        !has_places || has_heads || strength(columns, row) >= least && known.insert(place(row))
-    });
-    let mut rows: Vec<u32> = first.into_iter().chain(second).take(each).collect();
+    let nothing = NOTHING * strength(columns, group[0]);
+    let mut known: HashMap<_, usize> = HashMap::new();
+    let mut rank = |row: u32| {
+        let so_far = known.entry(place(row)).or_default();
+        *so_far += 1;
+        *so_far - 1
+    };
+    // Heads, and what has no places, are ranked as they are.
+    let counts = has_places && !has_heads;
+    let (first, second): (Vec<_>, Vec<_>) = (group.iter().map(|&row| (rank(row), row)))
+        .filter(|&(rank, row)| !counts || rank < OF_A_PLACE && strength(columns, row) >= nothing)
+        .partition(|&(rank, row)| !counts || rank == 0 && strength(columns, row) >= least);
+    let chosen = first.into_iter().chain(second).take(each);
+    let mut rows: Vec<u32> = chosen.map(|(_, row)| row).collect();
     rows.sort_by(|&a, &b| strength(columns, b).total_cmp(&strength(columns, a)));
     rows
 }
