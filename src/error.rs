@@ -162,6 +162,13 @@ pub enum Error {
         text: String,
         reason: String,
     },
+    #[error("{reason}\n  {text}\n  {mark}")]
+    Condition {
+        reason: String,
+        text: String,
+        /// Stands below the place in `text`.
+        mark: String,
+    },
     #[error("edit `{edit}` cannot apply: {reason}")]
     BadEdit { edit: String, reason: String },
     #[error("`{what}` did not fire in this run: {reason}")]

@@ -66,6 +66,15 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// The message and its causes, but not a cause that the message quotes already.
 fn with_causes(error: &anyhow::Error) -> String {
+    if let Some(error @ Error::Condition { .. }) = error.downcast_ref::<Error>() {
+        // It points at a place in the line below it.
+        let lines: Vec<String> = error
+            .to_string()
+            .lines()
+            .map(candlewick::text::visible)
+            .collect();
+        return lines.join("\n");
+    }
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

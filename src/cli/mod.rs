@@ -16,6 +16,7 @@ mod hooks;
 mod logits;
 mod merge;
 mod models;
+mod new;
 mod open;
 mod patch;
 mod path;
@@ -24,6 +25,7 @@ mod progress;
 mod report;
 mod scale;
 mod session;
+mod shell;
 mod show;
 mod tokens;
 
@@ -102,6 +104,9 @@ enum Command {
     Show(show::ShowArgs),
     Report(report::ReportArgs),
     Clean(clean::CleanArgs),
+    New(new::NewArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// What every subcommand gets besides its arguments.
@@ -235,6 +240,9 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Show(args) => show::run(args, ctx),
         Command::Report(args) => report::run(args, ctx),
         Command::Clean(args) => clean::run(args),
+        Command::New(args) => new::run(args),
+        Command::Completions(args) => shell::completions(args),
+        Command::Man(args) => shell::man(args),
     }
 }
 

@@ -5,24 +5,33 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use candlewick::Error;
-use candlewick::plot::{HeatmapOptions, PageOptions, SvgOptions, facts, page, strongest, svg};
-use candlewick::scores::{Conditions, Scores, write_out, write_whole};
+use candlewick::plot::{
+    HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, strongest, svg,
+};
+use candlewick::scores::{Conditions, Scores, SortKeys, write_out, write_whole};
 use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
 use super::Context;
 use super::args::{OutputArgs, PrintArgs};
 
+/// Rows that are listed where `--top` says nothing.
+const ROWS: usize = 20;
+
 /// Show a file of scores: what it is, its picture, its strongest rows, and the command that makes it again.
 ///
-/// `--where` keeps rows: `column=value`, `column>number` or `column<number`, several of them joined by commas. A value is a text,
-/// a number, a range `3-5`, or several of these with commas between; a hook goes by its short name too.
+/// `--where` keeps rows by comparisons of a column with a value (= != < <= > >=, `in`, `not in`), joined by `and`, `or`, `not` and
+/// brackets; a comma between two comparisons is an `and`. A value is a number, a range `3-5`, or text, in quotes if it has spaces;
+/// several with commas between are any of them. A hook goes by its short name too. No comparison holds for a row that has no
+/// value in the column. `--sort` and `--columns` list the rows in place of the picture.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   candlewick show scores.parquet --top 5
   candlewick show scores.parquet --where component=resid_pre,layer=1-3
-  candlewick show scores.parquet --where 'score>0.5' --csv
+  candlewick show scores.parquet --where 'component = z and layer in 2-3 and not score < 0'
+  candlewick show scores.parquet --where 'score > 0.5' --csv --columns layer,head,pos,score
+  candlewick show scores.parquet --sort layer,-score --top 20
   candlewick show scores.parquet --panel resid_pre --svg picture.svg")]
 pub struct ShowArgs {
     /// A file that `--out` wrote.
@@ -32,6 +41,12 @@ pub struct ShowArgs {
     /// Only rows for which all of these hold.
     #[arg(long = "where", value_name = "CONDITIONS")]
     pub conditions: Vec<Conditions>,
+    /// Rows by these columns, from the smallest; from the largest with `-` in front, as in `layer,-score`.
+    #[arg(long, value_name = "COLUMNS", allow_hyphen_values = true, conflicts_with_all = ["panel", "scale"])]
+    pub sort: Option<SortKeys>,
+    /// Only these columns, in this order.
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', conflicts_with_all = ["panel", "scale"])]
+    pub columns: Vec<String>,
     /// Also draw the picture into this file.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
@@ -58,9 +73,20 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         })?;
     }
     let mut stdout = BufWriter::new(io::stdout().lock());
+    let lists = args.sort.is_some() || !args.columns.is_empty();
     let for_people = !(args.print.csv || args.print.json);
     if !for_people {
-        print(&scores, &args.print, ctx, &mut stdout)?;
+        if lists {
+            let rows = in_order(&scores, args)?;
+            let written = if args.print.csv {
+                rows.to_csv(&mut stdout)
+            } else {
+                rows.to_json(&mut stdout)
+            };
+            written.context("stdout")?;
+        } else {
+            print(&scores, &args.print, ctx, &mut stdout)?;
+        }
         return stdout.flush().context("stdout");
     }
     // A page is whole or not there at all.
@@ -69,7 +95,18 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         writeln!(out, "{name:<10}{fact}")?;
     }
     writeln!(out)?;
-    print(&scores, &args.print, ctx, &mut out)?;
+    if lists {
+        let rows = in_order(&scores, args)?;
+        let width = if ctx.is_terminal {
+            ctx.width
+        } else {
+            usize::MAX
+        };
+        let n = args.print.top.unwrap_or(ROWS);
+        write!(out, "{}", listed(&rows, &args.columns, n, width))?;
+    } else {
+        print(&scores, &args.print, ctx, &mut out)?;
+    }
     if !scores.provenance.command.is_empty() {
         writeln!(out)?;
         if !scores.provenance.folder.is_empty() {
@@ -81,6 +118,21 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         .write_all(&out)
         .and_then(|()| stdout.flush())
         .context("stdout")
+}
+
+/// All rows in the order asked for, with the columns asked for; with `--csv` or `--json` the first `--top`.
+fn in_order(scores: &Scores, args: &ShowArgs) -> anyhow::Result<Scores> {
+    let mut rows = scores.with_sides()?;
+    if let Some(keys) = &args.sort {
+        rows = rows.sorted(keys)?;
+    }
+    if !args.columns.is_empty() {
+        rows = rows.select(&args.columns)?;
+    }
+    if let (Some(n), true) = (args.print.top, args.print.csv || args.print.json) {
+        rows.table = rows.table.head(Some(n));
+    }
+    Ok(rows)
 }
 
 /// Writes a table into its file, then prints it.

@@ -19,7 +19,7 @@ pub use circuit::circuit;
 pub use facts::facts;
 pub use heatmap::{Color, HeatmapOptions, heatmap};
 pub use panel::{Label, Panel, chosen_panels, panels};
-pub use ranked::strongest;
+pub use ranked::{listed, strongest};
 pub use report::{NamedScores, circuit_table, report};
 pub use scale::ScaleOf;
 pub use svg::{SvgOptions, svg};

@@ -9,7 +9,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use columns::shown_columns;
+use columns::{named_columns, shown_columns};
 pub(super) use fit::Shown;
 use fit::fit;
 pub use rows::strongest;
@@ -46,6 +46,23 @@ pub(super) fn ranked_table(
         text = cut(heading, most) + "\n";
     }
     text + &fit(shown, most)
+}
+
+/// The first rows of a table in its own order, no wider than `most`: some columns, or those that tell the rows apart.
+pub fn listed(scores: &Scores, columns: &[String], rows: usize, most: usize) -> String {
+    let n = scores.table.height().min(rows) as u32;
+    let first: Vec<u32> = (0..n).collect();
+    let shown = if columns.is_empty() {
+        shown_columns(scores, scores, &first)
+    } else {
+        named_columns(scores, &first, columns)
+    };
+    let mut text = fit(shown, most);
+    let more = scores.table.height() - n as usize;
+    if more > 0 {
+        text += &format!("... and {more} more rows (`--top`)\n");
+    }
+    text
 }
 
 /// The suggested rows, column by column.

@@ -47,6 +47,7 @@ const SHIPPED: [(&str, &str); 8] = [
 ];
 
 /// A task file.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskFile {
@@ -65,6 +66,7 @@ pub struct TaskFile {
     #[serde(default)]
     pub kind: TaskKind,
     #[serde(default)]
+    #[cfg_attr(feature = "cli", schemars(with = "String"))]
     pub metric: Metric,
     #[serde(default)]
     pub seed: u64,
@@ -98,6 +100,7 @@ pub struct TaskFile {
 }
 
 /// How prompts are made.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskKind {
@@ -109,6 +112,7 @@ pub enum TaskKind {
 }
 
 /// Words, all of which may fill a slot; with columns if more is known about each.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "ListEntry")]
 pub struct List {
@@ -116,6 +120,7 @@ pub struct List {
     pub columns: BTreeMap<String, Vec<String>>,
 }
 
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -127,6 +132,7 @@ enum ListEntry {
 }
 
 /// One or several texts, or the part of a list above or up to an entry.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
@@ -148,6 +154,7 @@ pub enum Answer {
 }
 
 /// A prompt text, possibly with answers of its own.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
@@ -163,6 +170,7 @@ pub enum TemplateEntry {
 }
 
 /// How the corrupted prompt differs: which occurrences (roles) change, or all occurrences of a slot at once.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Corruption {
@@ -176,6 +184,7 @@ pub struct Corruption {
 }
 
 /// Where a corruption's new word comes from.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
@@ -191,6 +200,7 @@ pub enum Draw {
 }
 
 /// `r0 r1 ... r(block-1)`, then `r0 ... r(repeated-1)` again; the answer is `r(repeated)`.
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepeatedTokens {

@@ -12,6 +12,7 @@
 //! what `candlewick tokens` prints.
 
 mod checked;
+mod draft;
 mod expand;
 pub mod file;
 mod fill;
@@ -26,6 +27,9 @@ mod tokenise;
 
 pub use crate::error::Dropped;
 pub use checked::{MAX_PAIRS, Task};
+#[cfg(feature = "cli")]
+pub use draft::schema;
+pub use draft::{PromptExample, draft};
 pub use expand::expand;
 pub use file::{TaskFile, shipped};
 pub use options::{BosChoice, ExpandOptions};

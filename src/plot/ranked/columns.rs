@@ -44,6 +44,20 @@ pub(super) fn shown_columns(scores: &Scores, whole: &Scores, rows: &[u32]) -> Ve
     shown
 }
 
+/// Some columns of some rows, as they are; of one that is empty there, its title.
+pub(super) fn named_columns(scores: &Scores, rows: &[u32], names: &[String]) -> Vec<Shown> {
+    let chosen = with_rows(scores, rows);
+    let column = |name: &String| {
+        let shown = chosen.table.column(name).ok().and_then(plain_column);
+        shown.unwrap_or_else(|| Shown {
+            title: visible(name),
+            cells: vec![String::new(); rows.len()],
+            align: Align::Left,
+        })
+    };
+    names.iter().map(column).collect()
+}
+
 /// Columns that say which cell a row is.
 fn coordinates(scores: &Scores, chosen: &Scores) -> Vec<Shown> {
     let is_number = |name: &str| ["score", "normalised"].contains(&name) || LAST.contains(&name);
