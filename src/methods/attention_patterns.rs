@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::model::{Model, ModelSpec};
 use crate::run::{Cache, Logits, Progress, Request, run};
-use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
+use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
 use crate::task::Task;
 
 /// More rows than this are more than anybody reads, and fill gigabytes.
@@ -222,15 +222,7 @@ impl Prepared for Reading<'_> {
                 }
             }
         }
-        Ok(columns.into_examples(task, &unit.items, &vec![0.0; pairs.len()]))
-    }
-
-    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
-        // Attention is no metric of a run: there is no clean value of it to report.
-        for example in &mut measured.examples {
-            (example.clean, example.corrupted) = (f64::NAN, f64::NAN);
-        }
-        Ok(())
+        Ok(columns.into_examples_without_metric(task, &unit.items))
     }
 }
 

@@ -68,6 +68,11 @@ impl Columns {
             })
             .collect()
     }
+
+    /// The same, where what is measured is no change of a metric: there is no clean value to report.
+    pub fn into_examples_without_metric(self, task: &Task, items: &[usize]) -> Vec<ExampleScores> {
+        self.into_examples(task, items, &vec![f64::NAN; items.len()])
+    }
 }
 
 #[cfg(test)]

@@ -261,10 +261,6 @@ impl Prepared for Looking<'_> {
             }
         }
         measured.drop_unmeasured();
-        // Attention is no metric of a run: there is no clean value of it to report.
-        for example in &mut measured.examples {
-            (example.clean, example.corrupted) = (f64::NAN, f64::NAN);
-        }
         let from = if self.config.from.is_empty() {
             tokens_of_roles(task)
         } else {
@@ -394,8 +390,7 @@ impl Looking<'_> {
                 }
             }
         }
-        let metric = vec![0.0; pairs.len()];
-        Ok(columns.into_examples(task, &unit.items, &metric))
+        Ok(columns.into_examples_without_metric(task, &unit.items))
     }
 
     /// What each head looks like, and by which numbers.

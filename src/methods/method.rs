@@ -1,9 +1,11 @@
 //! What a method is: a plain value that says what it measures, checks itself, and knows how to measure one unit of work.
 //! Everything around that, batches, parts, shards, verification, provenance, is [`super::measure`].
 //!
-//! To add one, write a file with a config that implements [`Method`] and a state that implements [`Prepared`]:
-//! `tests/shape/toy_method.rs` is the smallest example. It then has dry runs, resume, shards, verification against another method,
-//! per-example rows and tables.
+//! To add one, write a file with a config that implements [`Method`] and a state that implements [`Prepared`]. It then has dry
+//! runs, resume, shards, verification against another method, per-example rows and tables. `methods/attention_patterns.rs` is
+//! the smallest that reads activations (hooks of [`captured`](super::captured), [`Columns`](super::columns) filled cell by cell);
+//! `tests/shape/toy_method.rs` stands outside of the library. A line in `tests/shape/every_method.rs`, which a test asks for,
+//! proves dry run, resume and shards of it; its own test is about its numbers.
 
 use std::fmt;
 use std::ops::Range;
@@ -184,7 +186,7 @@ pub trait Method: fmt::Debug + Send + Sync {
     fn header(&self, task: &Task) -> ScoresMeta;
 
     /// All that decides a number, besides model, prompts and the header: the plan of parts and shards, and `config` in the
-    /// provenance.
+    /// provenance. An object; `{}` where there is nothing to set.
     fn settings(&self) -> Value;
 
     fn needs(&self, task: &Task) -> Needs;
@@ -204,7 +206,8 @@ pub trait Method: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// The exact twin of an estimate, for some of its cells; `None` where the method is exact itself or has no twin.
+    /// The exact twin of an estimate, for some of its cells; `None` where the method is exact itself or has no twin. Also asked
+    /// with no cell at all, to learn whether there is one.
     fn exact(&self, _cells: &[Cell]) -> Option<Exact> {
         None
     }
@@ -233,7 +236,8 @@ pub trait Method: fmt::Debug + Send + Sync {
 pub trait Prepared: Sync {
     fn cells(&self) -> &[Cell];
 
-    /// Bytes that a pair of this length needs of the planned memory; the loop makes batches of it.
+    /// Bytes that a pair of this length needs of the planned memory at its peak; the loop makes batches of it. Where the two runs of
+    /// a pair follow each other, the larger one.
     fn bytes(&self, length: usize) -> usize;
 
     /// Whether the cells of a pair can be measured in several units, which long pairs then are.
@@ -257,7 +261,7 @@ pub trait Prepared: Sync {
         task.pairs()[item].index
     }
 
-    /// What a unit of one item costs; for dry runs.
+    /// What a unit costs, all its items together; for dry runs.
     /// # Errors
     /// Those of looking.
     fn cost(&self, unit: &Unit) -> Result<Cost>;
@@ -270,7 +274,8 @@ pub trait Prepared: Sync {
         Ok(())
     }
 
-    /// Measures a unit: for each of its items the cells of the unit that it has. The progress advances by items times cells,
+    /// Measures a unit: for each of its items the cells of the unit that it has. The pairs of a unit are of one template, and
+    /// their prompts of one length, clean and corrupted ones each (unless [`Prepared::units`] says otherwise). The progress advances by items times cells,
     /// by whoever runs them; what is left is made up by the loop.
     /// # Errors
     /// Those of running; [`Error::Interrupted`].

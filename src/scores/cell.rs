@@ -132,7 +132,8 @@ impl Cell {
 pub struct ExampleScores {
     /// Index of the pair in the task as written.
     pub example: usize,
-    /// The metric of the two runs without a change.
+    /// The metric of the two runs without a change; NaN where what is measured is no change of a metric. A score is the value less
+    /// that of the run that was changed; under [`Direction::Direct`] nothing is changed, and the score is the value.
     pub clean: f64,
     pub corrupted: f64,
     /// Whether the clean run prefers the answer to the wrong answer, where there is one and somebody looked.

@@ -1,5 +1,8 @@
 //! Every method, at settings under which it is quick.
 
+use std::path::Path;
+
+use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::hooks::Positions;
 use candlewick::methods::tokens::{Baseline, Quadrature, ReferenceSet};
 use candlewick::prelude::*;
@@ -27,6 +30,7 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             .map(|name| name.parse().expect("a node"))
             .collect()
     };
+    let graph = Graph::new(&lab(1).model.spec);
     vec![
         ("toy", Box::new(StreamLength)),
         ("patch", Box::new(sites("resid_pre,z"))),
@@ -199,6 +203,17 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         ("token lens", Box::new(TokenLensConfig::lens())),
         ("attention knockout", Box::new(TokenLensConfig::knockout())),
         (
+            "attention",
+            Box::new(AttentionConfig {
+                value_weighted: true,
+                ..AttentionConfig::default()
+            }),
+        ),
+        (
+            "circuits",
+            Box::new(CircuitEval::of([("all", EdgeSet::full(graph))])),
+        ),
+        (
             "heads",
             Box::new(HeadConfig {
                 repeat_length: Some(6),
@@ -276,6 +291,38 @@ pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
         }),
     ));
     all
+}
+
+/// What implements the trait in the library is measured here: a method that is not in the lists above has no test of its shape.
+#[test]
+fn every_method_of_the_library_is_among_them() {
+    fn look(folder: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).expect("a folder of the source") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                look(&path, found);
+                continue;
+            }
+            let source = std::fs::read_to_string(&path).expect("it reads");
+            let names = source.lines().filter_map(|line| {
+                let (_, rest) = line.strip_prefix("impl")?.split_once(" Method for ")?;
+                Some(rest.trim_end_matches([' ', '{']).to_string())
+            });
+            found.extend(names);
+        }
+    }
+    let mut found = Vec::new();
+    look(
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/methods")),
+        &mut found,
+    );
+    assert!(found.len() >= 18, "{found:?}");
+    let here = include_str!("every_method.rs");
+    let missing: Vec<&String> = found
+        .iter()
+        .filter(|name| !here.contains(name.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "add to `every_method`: {missing:?}");
 }
 
 #[test]

@@ -6,20 +6,22 @@ use std::path::{Path, PathBuf};
 use candlewick::Error;
 use candlewick::scores::check_out;
 use candlewick::text::visible;
+use clap::CommandFactory;
 
 use super::file::{PlanFile, bad, nearest};
-use crate::cli::{Command, parse_again};
+use crate::cli::{Cli, Command, parse_again};
 
-/// Commands that a plan can hold.
-const MEASURING: [&str; 7] = [
-    "patch",
-    "attribute",
-    "logits",
-    "heads",
-    "ablate",
-    "path",
-    "scale",
-];
+/// Commands that a plan can hold: those that can be sharded.
+fn measuring() -> Vec<String> {
+    let command = Cli::command();
+    let shards =
+        |command: &&clap::Command| command.get_arguments().any(|flag| flag.get_id() == "shard");
+    let measuring = command.get_subcommands().filter(shards);
+    measuring
+        .map(|command| command.get_name().to_string())
+        .collect()
+}
+
 /// Flags that the plan gives itself, and where.
 const GIVEN: [(&str, &str); 9] = [
     ("model", "`models`"),
@@ -169,10 +171,11 @@ pub fn expand(plan: &PlanFile, path: &Path) -> Result<Vec<Run>, Error> {
 /// Why a method's command is none.
 fn problem(command: &[String]) -> Option<String> {
     let name = command.first().map_or("", String::as_str);
-    if !MEASURING.contains(&name) {
+    let measuring = measuring();
+    if !measuring.iter().any(|known| known == name) {
         return Some(format!(
             "`{name}` is no command that measures; {}",
-            nearest(name, MEASURING.iter().copied())
+            nearest(name, measuring.iter().map(String::as_str))
         ));
     }
     let words = std::iter::once("candlewick".to_string()).chain(command.iter().cloned());
