@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
+use candlewick::Error;
 use candlewick::hooks::{Edit, Hook, Op};
 use candlewick::model::{EMBEDDED, Model, Tokenizer, open};
 use candlewick::run::{
@@ -10,7 +11,6 @@ use candlewick::run::{
     run_with_cache,
 };
 use candlewick::text::printable;
-use candlewick::{Error, task};
 use clap::Args;
 use serde_json::json;
 
@@ -154,16 +154,34 @@ fn prompts(
         });
         return Ok(pairs.collect());
     }
-    let bos = match args.task.bos {
-        BosChoice::Auto => task::BosChoice::Auto,
-        BosChoice::Yes => task::BosChoice::Yes,
-        BosChoice::No => task::BosChoice::No,
+    let given = given_prompts(&args.prompt, &args.task, tokenizer, n_ctx, ctx)?;
+    let prompts = given.into_iter().map(|(text, tokens)| Prompt {
+        text,
+        tokens,
+        roles: Roles::new(),
+        corrupted: None,
+    });
+    Ok(prompts.collect())
+}
+
+/// Texts of the user's own, as the model reads them: each with its token ids.
+pub(super) fn given_prompts(
+    texts: &[String],
+    task: &TaskArgs,
+    tokenizer: &Tokenizer,
+    n_ctx: usize,
+    ctx: &Context,
+) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
+    let bos = match task.bos {
+        BosChoice::Auto => candlewick::task::BosChoice::Auto,
+        BosChoice::Yes => candlewick::task::BosChoice::Yes,
+        BosChoice::No => candlewick::task::BosChoice::No,
     };
     let bos = bos.resolve(tokenizer)?;
-    let date = args.task.date.as_deref().map(str::parse).transpose()?;
+    let date = task.date.as_deref().map(str::parse).transpose()?;
     let tokenizer = &tokenizer.clone().with_date(date);
-    let prompts = args.prompt.iter().enumerate().map(|(index, text)| {
-        let text = if args.task.chat_template {
+    let prompts = texts.iter().enumerate().map(|(index, text)| {
+        let text = if task.chat_template {
             tokenizer.chat(text)?
         } else {
             text.clone()
@@ -191,12 +209,7 @@ fn prompts(
             }
             .into());
         }
-        Ok(Prompt {
-            text,
-            tokens,
-            roles: Roles::new(),
-            corrupted: None,
-        })
+        Ok((text, tokens))
     });
     prompts.collect()
 }

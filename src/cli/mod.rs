@@ -5,9 +5,11 @@ mod ablate;
 mod args;
 mod attention;
 mod attribute;
+mod cache;
 mod check;
 mod circuit;
 mod clean;
+mod compare;
 mod destination;
 mod fetch;
 mod generate;
@@ -89,6 +91,7 @@ enum Command {
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
     Attention(attention::AttentionArgs),
+    Cache(cache::CacheArgs),
     Ablate(ablate::AblateArgs),
     Path(path::PathArgs),
     Circuit(circuit::CircuitArgs),
@@ -102,6 +105,7 @@ enum Command {
     Merge(merge::MergeArgs),
     Run(plan::RunArgs),
     Show(show::ShowArgs),
+    Compare(compare::CompareArgs),
     Report(report::ReportArgs),
     Clean(clean::CleanArgs),
     New(new::NewArgs),
@@ -221,6 +225,7 @@ pub fn run(cli: Cli, typed: Vec<String>) -> anyhow::Result<()> {
 fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
     match command {
         Command::Patch(args) => session::run(args, &args.common, ctx),
+        Command::Cache(args) => cache::run(args, ctx),
         Command::Ablate(args) => session::run(args, &args.common, ctx),
         Command::Merge(args) => merge::run(args, ctx),
         Command::Run(args) => plan::run(args, ctx),
@@ -238,6 +243,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Check(args) => check::run(args, ctx),
         Command::Fetch(args) => fetch::run(args, ctx),
         Command::Show(args) => show::run(args, ctx),
+        Command::Compare(args) => compare::run(args, ctx),
         Command::Report(args) => report::run(args, ctx),
         Command::Clean(args) => clean::run(args),
         Command::New(args) => new::run(args),

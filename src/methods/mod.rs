@@ -3,6 +3,7 @@
 
 pub mod ablation;
 pub mod activation_patching;
+pub mod activations;
 pub mod attention_patterns;
 pub mod attribution;
 mod captured;
@@ -27,6 +28,7 @@ pub mod verify;
 
 pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
 pub use activation_patching::{PatchConfig, PatchSource, SiteSet, activation_patching};
+pub use activations::{ActivationsConfig, write_activations};
 pub use attention_patterns::AttentionConfig;
 pub use attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,

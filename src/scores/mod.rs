@@ -10,6 +10,7 @@
 mod assemble;
 mod cell;
 mod column;
+mod compare;
 mod condition;
 mod extra;
 mod file;
@@ -35,6 +36,7 @@ pub use crate::text::{visible, width as visible_width};
 
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
 pub use column::{Column, ColumnType};
+pub use compare::{Compared, ComparedBy, compare};
 pub use condition::Conditions;
 pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};

@@ -1,0 +1,137 @@
+//! `candlewick compare`: results beside each other.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use candlewick::Error;
+use candlewick::scores::{ComparedBy, Scores, check_out, compare, write_out};
+use candlewick::text::visible;
+use clap::Args;
+
+use super::Context;
+use super::args::PrintArgs;
+use super::show::print;
+
+/// Compare results: two models, revisions, tasks or methods, joined on what was changed or read.
+///
+/// The first file is compared with each other one: how many rows both have, correlation and rank correlation, how many of the
+/// strongest rows are shared, and the difference of each row with its interval. Scores are compared where both measure one metric in
+/// one direction, else `normalised`. Rows for each pair (`--per-example`) give paired differences, whose intervals are narrower.
+/// Circuits have a comparison of their own, `candlewick circuit compare`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  candlewick compare scores.parquet scores.parquet
+  candlewick compare scores.parquet scores.parquet --by normalised --out differences.parquet")]
+pub struct CompareArgs {
+    /// The result that the others are compared with.
+    pub first: PathBuf,
+    /// One or more others.
+    #[arg(required = true)]
+    pub others: Vec<PathBuf>,
+    /// Which number is compared [default: score, or normalised if metrics or directions differ].
+    #[arg(long, value_name = "COLUMN")]
+    pub by: Option<ComparedBy>,
+    /// Also write the differences, a table as any other: `value` is the other's number, `score` the difference from the first's.
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace the results of another command, or a file that is not ours.
+    #[arg(long, requires = "out")]
+    pub force: bool,
+    #[command(flatten)]
+    pub print: PrintArgs,
+}
+
+pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
+    if let (Some(_), [_, _, ..]) = (&args.out, &args.others[..]) {
+        return Err(
+            Error::invalid("`--out` holds one comparison; compare two files at a time").into(),
+        );
+    }
+    if let Some(out) = &args.out {
+        check_out(out, &ctx.command, args.force)?;
+    }
+    let first = Scores::read_parquet(&args.first)?;
+    let mut stdout = BufWriter::new(io::stdout().lock());
+    let for_people = !(args.print.csv || args.print.json);
+    for (i, path) in args.others.iter().enumerate() {
+        let other = Scores::read_parquet(path)?;
+        let mut found = compare(&first, &other, args.by)?;
+        for warning in doubts(&first, &other) {
+            ctx.warn(&format!("{}: {warning}", path.display()));
+        }
+        if for_people {
+            let blank = if i > 0 { "\n" } else { "" };
+            writeln!(
+                stdout,
+                "{blank}{}",
+                heading(&args.first, &first, path, &other)
+            )?;
+            for line in found.lines() {
+                writeln!(stdout, "{}", visible(&line))?;
+            }
+            writeln!(stdout)?;
+        }
+        print(&found.table, &args.print, ctx, &mut stdout)?;
+        if let Some(out) = &args.out {
+            let folder = std::env::current_dir().unwrap_or_default();
+            found.table.made_by(&ctx.command, &folder.to_string_lossy());
+            write_out(&found.table, out, args.force)?;
+            if for_people {
+                writeln!(
+                    stdout,
+                    "\n{} rows: {}",
+                    found.table.table.height(),
+                    out.display()
+                )?;
+            }
+        }
+    }
+    stdout.flush().context("stdout")
+}
+
+/// Both files, and in what they differ.
+fn heading(first_path: &Path, first: &Scores, path: &Path, other: &Scores) -> String {
+    let (a, b) = (&first.provenance, &other.provenance);
+    let facts = [
+        ("model", &a.model.id, &b.model.id),
+        ("task", &a.task, &b.task),
+        ("method", &a.method, &b.method),
+        ("metric", &a.metric, &b.metric),
+    ];
+    let differing: Vec<String> = (facts.iter())
+        .filter(|(_, a, b)| a != b)
+        .map(|(name, a, b)| format!("{name} {} and {}", visible(a), visible(b)))
+        .collect();
+    let what = if differing.is_empty() {
+        "of one kind".to_string()
+    } else {
+        differing.join("; ")
+    };
+    format!(
+        "{} against {}: {what}",
+        path.display(),
+        first_path.display()
+    )
+}
+
+/// What should be known before the differences are believed.
+fn doubts(first: &Scores, other: &Scores) -> Vec<String> {
+    let (a, b) = (&first.provenance, &other.provenance);
+    let has_positions = |scores: &Scores| scores.integers("pos").is_some();
+    let mut doubts = Vec::new();
+    if a.prompts
+        .iter()
+        .map(|one| &one.clean)
+        .ne(b.prompts.iter().map(|one| &one.clean))
+    {
+        doubts.push(if has_positions(first) && has_positions(other) {
+            "the two are of different prompts, so that a position need not mean the same in both"
+                .into()
+        } else {
+            "the two are of different prompts".to_string()
+        });
+    }
+    doubts
+}
