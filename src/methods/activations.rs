@@ -8,6 +8,7 @@
 
 mod rows;
 mod tensors;
+mod writer;
 
 use std::path::Path;
 
@@ -23,17 +24,8 @@ use crate::scores::write_whole;
 use crate::task::Task;
 use rows::RowWriter;
 use tensors::TensorWriter;
-
-/// A prompt whose activations are written.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Prompt {
-    pub text: String,
-    pub tokens: Vec<u32>,
-    /// `clean` or `corrupted`, and the pair's number, of a task's prompt.
-    pub run: Option<&'static str>,
-    pub example: Option<usize>,
-    pub roles: Roles,
-}
+pub use writer::Prompt;
+use writer::Writer;
 
 /// Which runs of a task's pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -244,22 +236,6 @@ impl ActivationsFormat {
             ))),
         }
     }
-}
-
-/// Takes the activations of a batch, hook by hook.
-trait Writer {
-    /// # Shapes
-    /// `values` in the row order of `shape`, whose first axis is the batch.
-    fn write(
-        &mut self,
-        at: usize,
-        hook: Hook,
-        batch: &[usize],
-        values: &[f32],
-        shape: &[usize],
-    ) -> Result<()>;
-
-    fn finish(self: Box<Self>) -> Result<()>;
 }
 
 /// What a batch had at a hook, and its shape.

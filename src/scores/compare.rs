@@ -80,6 +80,14 @@ struct Measured {
     n: i64,
 }
 
+/// A cell of both, compared.
+struct Row {
+    value: f64,
+    difference: f64,
+    interval: Option<(f64, f64)>,
+    n: i32,
+}
+
 /// Joins two results. Without `by`, scores are compared where both measure one metric in one direction, else shares of the gap.
 /// # Errors
 /// [`Error::Invalid`] if they have no cell in common, or one of them has no such number.
@@ -296,19 +304,19 @@ fn table(
     let height = joined.len();
     let mut bootstraps: HashMap<usize, Bootstrap> = HashMap::new();
     let seed = first.provenance.seed;
-    let mut rows: Vec<(f64, f64, Option<(f64, f64)>, i32)> = Vec::with_capacity(height);
+    let mut rows: Vec<Row> = Vec::with_capacity(height);
     for (one, other) in joined {
         if !is_paired {
             let half = |cell: &Measured| cell.interval.map(|(low, high)| (high - low) / 2.0);
             let difference = other.mean() - one.mean();
             let half = half(one).zip(half(other)).map(|(a, b)| a.hypot(b));
             let interval = half.map(|half| (difference - half, difference + half));
-            rows.push((
-                other.mean(),
+            rows.push(Row {
+                value: other.mean(),
                 difference,
                 interval,
-                one.n.min(other.n) as i32,
-            ));
+                n: one.n.min(other.n) as i32,
+            });
             continue;
         }
         let differences: Vec<f64> = (one.values.iter())
@@ -319,12 +327,12 @@ fn table(
             .entry(n)
             .or_insert_with(|| Bootstrap::new(seed, n));
         let mean = differences.iter().sum::<f64>() / n as f64;
-        rows.push((
-            other.mean(),
-            mean,
-            bootstrap.interval_of_mean(&differences),
-            n as i32,
-        ));
+        rows.push(Row {
+            value: other.mean(),
+            difference: mean,
+            interval: bootstrap.interval_of_mean(&differences),
+            n: n as i32,
+        });
     }
     let metric = match by {
         ComparedBy::Score => format!("difference of {}", second.provenance.metric),
@@ -348,12 +356,21 @@ fn table(
             Column::Direction => once(column, &Direction::Direct.to_string()),
             Column::N => Filled::new(
                 column.name().into(),
-                rows.iter().map(|row| row.3).collect::<Vec<_>>(),
+                rows.iter().map(|row| row.n).collect::<Vec<_>>(),
             ),
-            Column::Value => float(column, rows.iter().map(|row| Some(row.0)).collect()),
-            Column::Score => float(column, rows.iter().map(|row| Some(row.1)).collect()),
-            Column::CiLow => float(column, rows.iter().map(|row| Some(row.2?.0)).collect()),
-            Column::CiHigh => float(column, rows.iter().map(|row| Some(row.2?.1)).collect()),
+            Column::Value => float(column, rows.iter().map(|row| Some(row.value)).collect()),
+            Column::Score => float(
+                column,
+                rows.iter().map(|row| Some(row.difference)).collect(),
+            ),
+            Column::CiLow => float(
+                column,
+                rows.iter().map(|row| Some(row.interval?.0)).collect(),
+            ),
+            Column::CiHigh => float(
+                column,
+                rows.iter().map(|row| Some(row.interval?.1)).collect(),
+            ),
             Column::Model => once(column, &second.provenance.model.id),
             Column::Task => once(column, &second.provenance.task),
             column if CELL.contains(&column) => of_first.column(column.name())?.clone(),
@@ -379,7 +396,7 @@ fn table(
             task: second.provenance.task.clone(),
             prompts: second.provenance.prompts.clone(),
             token_texts: second.provenance.token_texts.clone(),
-            examples: rows.iter().map(|row| row.3).max().unwrap_or(0) as usize,
+            examples: rows.iter().map(|row| row.n).max().unwrap_or(0) as usize,
             mean_clean: f64::NAN,
             mean_corrupted: f64::NAN,
             ..Provenance::default()
@@ -413,7 +430,7 @@ mod tests {
             .collect();
         let meta = ScoresMeta {
             metric: "logit_diff".into(),
-            direction: Direction::Ablate,
+            direction: Direction::Denoise,
             ..ScoresMeta::default()
         };
         Scores::assemble(&cells, &examples, &meta, detail, Provenance::default()).unwrap()

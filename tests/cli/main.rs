@@ -1,6 +1,7 @@
 //! Promises of the binary: help, exit codes, one-line errors, and quiet pipes.
 
 mod circuits;
+mod docs;
 mod help;
 mod results;
 mod show;

@@ -8,7 +8,7 @@ use polars::prelude::*;
 use polars_io::parquet::write::{BatchedWriter, KeyValueMetadata, ParquetWriter};
 use serde_json::Value;
 
-use super::{Prompt, Writer};
+use super::writer::{Prompt, Writer};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::model::Tokenizer;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::Writer;
+use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
 

@@ -160,8 +160,8 @@ impl<'a> Reader<'a> {
                 values: self.list()?,
             });
         }
-        let found = SIGNS.iter().find(|(sign, _)| self.sign(sign));
-        let Some(&(_, sign)) = found.filter(|_| !negated) else {
+        let found = SIGNS.iter().find(|(sign, _)| !negated && self.sign(sign));
+        let Some(&(_, sign)) = found else {
             return Err(self.refuse("one of = != < <= > >= or `in` follows a column"));
         };
         let mut values = vec![self.value()?];
