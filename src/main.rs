@@ -71,7 +71,7 @@ fn with_causes(error: &anyhow::Error) -> String {
         let lines: Vec<String> = error
             .to_string()
             .lines()
-            .map(candlewick::text::visible)
+            .map(candlewick::text::printable)
             .collect();
         return lines.join("\n");
     }

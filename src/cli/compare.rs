@@ -94,11 +94,13 @@ pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
 /// Both files, and in what they differ.
 fn heading(first_path: &Path, first: &Scores, path: &Path, other: &Scores) -> String {
     let (a, b) = (&first.provenance, &other.provenance);
+    let (here, there) = (a.direction.to_string(), b.direction.to_string());
     let facts = [
         ("model", &a.model.id, &b.model.id),
         ("task", &a.task, &b.task),
         ("method", &a.method, &b.method),
         ("metric", &a.metric, &b.metric),
+        ("direction", &here, &there),
     ];
     let differing: Vec<String> = (facts.iter())
         .filter(|(_, a, b)| a != b)

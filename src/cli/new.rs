@@ -9,16 +9,18 @@ use candlewick::scores::write_whole;
 use candlewick::task::{PromptExample, draft, schema};
 use clap::{Args, Subcommand};
 
+/// Write a task file to begin with, or print the schema of task files.
 #[derive(Debug, Args)]
 pub struct NewArgs {
     #[command(subcommand)]
     what: What,
 }
 
-/// Write a task file to begin with, or print the schema of task files.
 #[derive(Debug, Subcommand)]
 enum What {
     Task(TaskArgs),
+    /// Print the JSON schema of task files, by which editors check and complete them.
+    #[command(after_help = "Examples:\n  candlewick new schema")]
     Schema,
 }
 
@@ -31,7 +33,7 @@ enum What {
 #[command(after_help = "\
 Examples:
   candlewick new task mine
-  candlewick new task capitals --example 'The capital of France is => Paris' --example 'The capital of Italy is => Rome'")]
+  candlewick new task cities --example 'Rome is in => Italy' --example 'Oslo is in => Norway'")]
 struct TaskArgs {
     /// The task's name; the file is NAME.toml.
     name: String,

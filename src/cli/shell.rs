@@ -11,14 +11,14 @@ use clap_complete::Shell;
 use super::Cli;
 
 /// Print the completions of a shell.
+///
+/// Put them where the shell looks: for bash into `~/.local/share/bash-completion/completions/candlewick`, for zsh into a folder of
+/// `$fpath` under the name `_candlewick`, for fish into `~/.config/fish/completions/candlewick.fish`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   candlewick completions bash
-  candlewick completions zsh
-
-Put it where the shell looks: for bash into ~/.local/share/bash-completion/completions/candlewick, for zsh into a folder of
-$fpath under the name _candlewick, for fish into ~/.config/fish/completions/candlewick.fish.")]
+  candlewick completions zsh")]
 pub struct CompletionsArgs {
     pub shell: Shell,
 }

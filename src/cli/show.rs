@@ -29,7 +29,7 @@ const ROWS: usize = 20;
 Examples:
   candlewick show scores.parquet --top 5
   candlewick show scores.parquet --where component=resid_pre,layer=1-3
-  candlewick show scores.parquet --where 'component = z and layer in 2-3 and not score < 0'
+  candlewick show scores.parquet --where 'component = resid_pre and layer in 2-3 and not score < 0'
   candlewick show scores.parquet --where 'score > 0.5' --csv --columns layer,head,pos,score
   candlewick show scores.parquet --sort layer,-score --top 20
   candlewick show scores.parquet --panel resid_pre --svg picture.svg")]

@@ -452,7 +452,7 @@ mod tests {
         let column = |name: &str| found.table.floats(name).unwrap();
         // Head 0: 1.5 - 1, 2.5 - 2, 3.5 - 3; head 2: 3 - 3, 4 - 4, 5 - 8.
         assert_eq!(column("score"), [Some(0.5), Some(-1.0)]);
-        assert_eq!(column("value"), [Some(2.5), Some(4.0)]);
+        assert_eq!(column("value"), [Some(-7.5), Some(-6.0)]);
         assert_eq!(
             (column("ci_low")[0], column("ci_high")[0]),
             (Some(0.5), Some(0.5))

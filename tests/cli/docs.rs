@@ -1,6 +1,6 @@
 //! The pages of `docs/` show what the binary prints: every block of a terminal session is run, in a folder of the page's own.
 //!
-//! In a block marked `console` a line `$ candlewick ..` is a command and the lines below it are its output, standard error after
+//! In a block marked `console run` a line `$ candlewick ..` is a command and the lines below it are its output, standard error after
 //! standard output. A line `...` stands for lines that are left out. Times are not compared. With `CANDLEWICK_UPDATE_DOCS=1` outputs
 //! are written anew (of a block without `...`), to be read before they are committed.
 
@@ -16,7 +16,7 @@ struct Session {
 }
 
 fn sessions(page: &str) -> Vec<Session> {
-    const OPEN: &str = "```console\n";
+    const OPEN: &str = "```console run\n";
     let mut found = Vec::new();
     let mut from = 0;
     while let Some(open) = page[from..].find(OPEN) {
@@ -58,6 +58,11 @@ fn run(command: &str, folder: &Path) -> Vec<String> {
 
 /// A line without the times in it.
 fn timeless(line: &str) -> String {
+    for varies in ["estimated time", "made "] {
+        if line.starts_with(varies) {
+            return varies.into();
+        }
+    }
     match (line.find(" in "), line.find("(loading")) {
         (Some(from), Some(loading)) if from < loading => {
             let to = line[loading..]
