@@ -249,6 +249,8 @@ pub enum Error {
     // Long work.
     #[error("plan `{}`: {reason}", path.display())]
     BadPlan { path: PathBuf, reason: String },
+    #[error("submission `{}`: {reason}", path.display())]
+    Submission { path: PathBuf, reason: String },
     #[error("these shards make no table: {reason}")]
     Shards { reason: String },
     #[error(

@@ -51,5 +51,7 @@ pub mod task;
 pub mod text;
 
 pub use error::{Error, Result};
+/// Which build this is: the version, and the commit where it is known. Shards of two builds make no table.
+pub const BUILD: &str = env!("CANDLEWICK_BUILD");
 /// The version whose frames tables are: a notebook needs no other.
 pub use polars;

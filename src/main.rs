@@ -42,7 +42,7 @@ fn report(panic: &PanicHookInfo) {
     let place = panic
         .location()
         .map_or(String::new(), |at| format!(" at {at}"));
-    let version = env!("CARGO_PKG_VERSION");
+    let version = candlewick::BUILD;
     let place_to_report = match env!("CARGO_PKG_REPOSITORY") {
         "" => "to whoever gave you this program".to_string(),
         repository => format!("at {repository}/issues"),

@@ -65,7 +65,7 @@ pub fn run(args: &MergeArgs, ctx: &Context) -> anyhow::Result<()> {
 }
 
 /// The arguments without a flag and its value.
-fn without_flag(command: &[String], names: &[&str]) -> Vec<String> {
+pub fn without_flag(command: &[String], names: &[&str]) -> Vec<String> {
     let mut kept = Vec::new();
     let mut arguments = command.iter();
     while let Some(argument) = arguments.next() {

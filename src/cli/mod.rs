@@ -29,6 +29,7 @@ mod scale;
 mod session;
 mod shell;
 mod show;
+mod submit;
 mod tokens;
 
 use std::io::IsTerminal;
@@ -104,6 +105,7 @@ enum Command {
     Fetch(fetch::FetchArgs),
     Merge(merge::MergeArgs),
     Run(plan::RunArgs),
+    Submit(submit::SubmitArgs),
     Show(show::ShowArgs),
     Compare(compare::CompareArgs),
     Report(report::ReportArgs),
@@ -229,6 +231,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Ablate(args) => session::run(args, &args.common, ctx),
         Command::Merge(args) => merge::run(args, ctx),
         Command::Run(args) => plan::run(args, ctx),
+        Command::Submit(args) => submit::run(args, ctx),
         Command::Attribute(args) => session::run(args, &args.common, ctx),
         Command::Logits(args) => session::run(args, &args.common, ctx),
         Command::Heads(args) => session::run(args, &args.common, ctx),
@@ -250,6 +253,20 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Completions(args) => shell::completions(args),
         Command::Man(args) => shell::man(args),
     }
+}
+
+/// What a command asks for, if it measures.
+fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)> {
+    Some(match command {
+        Command::Patch(args) => (args, &args.common),
+        Command::Ablate(args) => (args, &args.common),
+        Command::Attribute(args) => (args, &args.common),
+        Command::Logits(args) => (args, &args.common),
+        Command::Heads(args) => (args, &args.common),
+        Command::Path(args) => (args, &args.common),
+        Command::Scale(args) => (args, &args.common),
+        _ => return None,
+    })
 }
 
 /// The command line, however the program was found.
@@ -296,17 +313,6 @@ mod tests {
     fn the_arguments_are_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    /// What a command asks for, if it measures.
-    fn asked(command: &Command) -> Option<&dyn session::Ask> {
-        match command {
-            Command::Patch(args) => Some(args),
-            Command::Ablate(args) => Some(args),
-            Command::Path(args) => Some(args),
-            Command::Scale(args) => Some(args),
-            _ => None,
-        }
     }
 
     #[test]
@@ -360,7 +366,7 @@ mod tests {
             let words = std::iter::once("candlewick").chain(arguments.split(' '));
             let matches = Cli::command().try_get_matches_from(words).expect(arguments);
             let cli = Cli::from_arg_matches(&matches).expect(arguments);
-            let mode = asked(&cli.command).expect("it measures").mode();
+            let mode = asked(&cli.command).expect("it measures").0.mode();
             let command = Cli::command();
             mode.check(&typed(&Cli::command(), &matches))
                 .expect(arguments);

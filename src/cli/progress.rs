@@ -49,6 +49,11 @@ impl Bar {
         }
     }
 
+    /// Does something on the terminal while the bar is not drawn.
+    pub fn suspend<R>(&self, what: impl FnOnce() -> R) -> R {
+        self.bar.suspend(what)
+    }
+
     /// What has been done, where a line is due.
     fn line(&self, now: Instant) -> Option<String> {
         let mut times = self.times.lock().ok()?;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use candlewick::Error;
 use candlewick::methods::{
     Keeping, Method, Plan, Running, Subject, VerifyOptions, Watch, check, measure, measure_shard,
-    merge, plan,
+    merge, plan, work_plan,
 };
 use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer};
 use candlewick::scores::{Detail, Scores, Shard};
@@ -199,7 +199,9 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     options.offline |= ctx.desk.as_ref().is_some_and(|desk| desk.offline);
     let stage = ctx.desk.as_ref().map(|desk| desk.stage);
     // Everything that can be wrong is found before the weights are read.
-    let out = if common.running.dry_run || matches!(stage, Some(Stage::Check | Stage::Cost)) {
+    let out = if common.running.dry_run
+        || matches!(stage, Some(Stage::Check | Stage::Cost | Stage::Describe))
+    {
         PathBuf::new()
     } else {
         let default = match shard {
@@ -248,6 +250,11 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     if let Some(desk) = ctx.desk.as_ref().filter(|desk| desk.stage == Stage::Cost) {
         let counted = plan(on, method, &running)?;
         *desk.plan.lock().expect("no run panicked with it") = Some(counted);
+        return Ok(());
+    }
+    if let Some(desk) = ctx.desk.as_ref().filter(|_| stage == Some(Stage::Describe)) {
+        let described = work_plan(on, method, &running)?;
+        *desk.work.lock().expect("no run panicked with it") = Some(described);
         return Ok(());
     }
     if common.running.dry_run {

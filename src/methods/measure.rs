@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use shards::{Shards, measure_shard, merge, read_shards};
+pub use shards::{Shards, difference, measure_shard, merge, read_shards, work_plan};
 use work::{Work, interrupted, kept};
 
 use super::method::{Cost, Method, Prepared, Running, Subject, Unit};

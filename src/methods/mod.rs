@@ -49,8 +49,8 @@ pub use logits::{
     TokenLensConfig, single_tokens,
 };
 pub use measure::{
-    Keeping, Plan, Shards, Watch, check, measure, measure_shard, measurements, merge, plan,
-    read_shards,
+    Keeping, Plan, Shards, Watch, check, difference, measure, measure_shard, measurements, merge,
+    plan, read_shards, work_plan,
 };
 pub use method::{
     Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit, VerifyOptions,

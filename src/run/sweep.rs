@@ -97,15 +97,30 @@ impl Default for SweepOptions {
     }
 }
 
-/// Bytes of memory that are free now.
+/// Bytes of memory that are free now: on this machine, and in what a container or a scheduler lets this process have of it.
 pub fn available_memory() -> usize {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
+    let group = system.cgroup_limits().map(|limits| limits.free_memory);
+    let free = [Some(system.available_memory()), group, allocated_memory()];
+    let least = free.into_iter().flatten().filter(|&bytes| bytes > 0).min();
     // Where the system does not say, assume little.
-    usize::try_from(system.available_memory())
-        .ok()
-        .filter(|&bytes| bytes > 0)
+    least
+        .and_then(|bytes| usize::try_from(bytes).ok())
         .unwrap_or(1 << 30)
+}
+
+/// What Slurm gives the job that this process is part of, less what the process has already.
+fn allocated_memory() -> Option<u64> {
+    let number = |name: &str| std::env::var(name).ok()?.trim().parse::<u64>().ok();
+    let megabytes = number("SLURM_MEM_PER_NODE").or_else(|| {
+        Some(number("SLURM_MEM_PER_CPU")? * number("SLURM_CPUS_ON_NODE").unwrap_or(1))
+    })?;
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = (status.split_whitespace().nth(1))
+        .and_then(|pages| pages.parse().ok())
+        .unwrap_or(0);
+    Some((megabytes << 20).saturating_sub(pages << 12).max(1))
 }
 
 /// What a sweep will cost, before it runs.

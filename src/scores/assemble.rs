@@ -117,7 +117,7 @@ fn describe(examples: &[ExampleScores], meta: &ScoresMeta, provenance: Provenanc
         examples.iter().map(of).sum::<f64>() / examples.len() as f64
     };
     Provenance {
-        version: env!("CARGO_PKG_VERSION").to_string(),
+        version: crate::BUILD.to_string(),
         method: meta.method.clone(),
         metric: meta.metric.clone(),
         unit: meta.unit.clone(),

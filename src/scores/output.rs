@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::file::{check_writable, write_whole};
 use super::parquet::provenance_of;
+use super::parts::shard_note;
 use super::{Provenance, Scores};
 use crate::error::{Error, Result};
 
@@ -144,7 +145,13 @@ fn found(path: &Path, format: OutFormat) -> Result<Found> {
         return match provenance_of(path) {
             _ if size(path) == 0 => Ok(Found::Nothing),
             Some(there) => Ok(Found::Ours(Box::new(there))),
-            None => not_ours(),
+            None => match shard_note(path) {
+                Some(note) => Ok(Found::Ours(Box::new(Provenance {
+                    command: note.command,
+                    ..Provenance::default()
+                }))),
+                None => not_ours(),
+            },
         };
     }
     let beside = provenance_path(path);
@@ -170,7 +177,7 @@ fn is_same_work(there: &Provenance, here: &Provenance) -> bool {
         return false;
     }
     if !there.command.is_empty() && !here.command.is_empty() {
-        return essential(&there.command) == essential(&here.command);
+        return is_same_command(&there.command, &here.command);
     }
     let facts = |of: &Provenance| {
         (
@@ -181,6 +188,11 @@ fn is_same_work(there: &Provenance, here: &Provenance) -> bool {
         )
     };
     facts(there) == facts(here)
+}
+
+/// Whether two commands (their arguments, program first) measure the same: they differ in no flag that decides a number.
+pub fn is_same_command(one: &[String], other: &[String]) -> bool {
+    essential(one) == essential(other)
 }
 
 /// The arguments that decide what a command measures.

@@ -63,14 +63,19 @@ impl Scores {
 
 /// What a file says of its making, if it is one of ours.
 pub(super) fn provenance_of(path: &Path) -> Option<Provenance> {
+    serde_json::from_str(&note_of(path, FOOTER_KEY)?).ok()
+}
+
+/// What a footer says under a key; nothing if it is no parquet file, or none of ours.
+pub(super) fn note_of(path: &Path, key: &str) -> Option<String> {
     let mut note = None;
     // Nothing is read but the footer: the file as a whole may be large.
     let _ = parquet::read(path, "scores", Schema::AsWritten, |footer| {
-        let ours = footer.notes.iter().find(|(name, _)| name == FOOTER_KEY);
+        let ours = footer.notes.iter().find(|(name, _)| name == key);
         note = ours.map(|(_, text)| text.clone());
         Err(String::new())
     });
-    serde_json::from_str(&note?).ok()
+    note
 }
 
 /// A column that was read, if it has its type; indices of older files have no sign.

@@ -24,8 +24,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use part::Fragment;
-use part::{PART_KEY, as_table, hex, read_part};
-pub use shard::{SHARD_KEY, Shard, ShardNote, read_shard, write_shard};
+pub(crate) use part::hex;
+use part::{PART_KEY, as_table, read_part};
+pub use shard::{SHARD_KEY, Shard, ShardNote, read_shard, shard_note, write_shard};
 
 use super::cell::ExampleScores;
 use super::file::{UNFINISHED, commit, write_whole};

@@ -14,7 +14,7 @@ use crate::model::Origin;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Provenance {
-    /// Version of this crate.
+    /// The build of candlewick that measured it: version and commit.
     pub version: String,
     /// The arguments that make the table again, program first.
     pub command: Vec<String>,

@@ -16,6 +16,8 @@ pub enum Stage {
     Check,
     /// What it would cost is counted.
     Cost,
+    /// What the work is, is written down: all that decides a number.
+    Describe,
     Measure,
 }
 
@@ -30,6 +32,7 @@ pub struct Desk {
     /// The model that was loaded last, under the flags that describe it: one at a time is held.
     model: Mutex<Option<(String, Model)>>,
     pub plan: Mutex<Option<Plan>>,
+    pub work: Mutex<Option<String>>,
     pub scores: Mutex<Option<Scores>>,
 }
 
@@ -41,6 +44,7 @@ impl Desk {
             tokenizers: Mutex::default(),
             model: Mutex::default(),
             plan: Mutex::default(),
+            work: Mutex::default(),
             scores: Mutex::default(),
         }
     }

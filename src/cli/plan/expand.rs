@@ -168,15 +168,23 @@ pub fn expand(plan: &PlanFile, path: &Path) -> Result<Vec<Run>, Error> {
     Ok(runs)
 }
 
-/// Why a method's command is none.
-fn problem(command: &[String]) -> Option<String> {
+/// Why a command does not measure by its name.
+pub fn not_measuring(command: &[String]) -> Option<String> {
     let name = command.first().map_or("", String::as_str);
     let measuring = measuring();
-    if !measuring.iter().any(|known| known == name) {
-        return Some(format!(
-            "`{name}` is no command that measures; {}",
+    (!measuring.iter().any(|known| known == name)).then(|| {
+        format!(
+            "`{}` is no command that measures; {}",
+            visible(name),
             nearest(name, measuring.iter().map(String::as_str))
-        ));
+        )
+    })
+}
+
+/// Why a method's command is none.
+fn problem(command: &[String]) -> Option<String> {
+    if let Some(problem) = not_measuring(command) {
+        return Some(problem);
     }
     let words = std::iter::once("candlewick".to_string()).chain(command.iter().cloned());
     let typed = match parse_again(&words.collect::<Vec<_>>()) {
@@ -194,7 +202,7 @@ fn problem(command: &[String]) -> Option<String> {
 }
 
 /// What clap says, without its advice.
-fn first_line(error: &clap::Error) -> String {
+pub fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     visible(line.trim_start_matches("error: "))

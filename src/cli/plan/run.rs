@@ -54,27 +54,7 @@ pub fn is_plan(word: &str) -> bool {
 pub fn run(args: &RunArgs, ctx: &Context) -> anyhow::Result<()> {
     let plan = PlanFile::read(&args.plan)?;
     let runs = expand(&plan, &args.plan)?;
-    let states = states(&runs, &args.plan)?;
-    let stale: Vec<usize> = (0..runs.len())
-        .filter(|&i| matches!(states[i], State::Stale(_)))
-        .collect();
-    if let (Some(&first), false, false) = (stale.first(), args.replace_stale, args.dry_run) {
-        let State::Stale(made) = &states[first] else {
-            unreachable!("it was chosen so");
-        };
-        let reason = format!(
-            "{} of its {} runs have results of other settings, the first `{}`, made by {made}; `--replace-stale` measures them again, \
-             or give the changed methods other names, or the plan another `out`",
-            stale.len(),
-            runs.len(),
-            runs[first].out.display()
-        );
-        return Err(Error::BadPlan {
-            path: args.plan.clone(),
-            reason,
-        }
-        .into());
-    }
+    let states = stale(&runs, &args.plan, args.replace_stale || args.dry_run)?;
     let open: Vec<usize> = (0..runs.len())
         .filter(|&i| states[i] != State::Finished)
         .collect();
@@ -109,18 +89,34 @@ pub fn run(args: &RunArgs, ctx: &Context) -> anyhow::Result<()> {
     )
 }
 
-fn states(runs: &[Run], plan: &Path) -> Result<Vec<State>, Error> {
-    let state = |run: &Run| {
-        run.state().map_err(|error| Error::BadPlan {
-            path: plan.to_path_buf(),
-            reason: error.to_string(),
-        })
+/// What is there of each run.
+/// # Errors
+/// [`Error::BadPlan`] if there are stale results, unless they may be.
+pub fn stale(runs: &[Run], plan: &Path, may_be: bool) -> Result<Vec<State>, Error> {
+    let refuse = |reason: String| Error::BadPlan {
+        path: plan.to_path_buf(),
+        reason,
     };
-    runs.iter().map(state).collect()
+    let state = |run: &Run| run.state().map_err(|error| refuse(error.to_string()));
+    let states: Vec<State> = runs.iter().map(state).collect::<Result<_, _>>()?;
+    let mut stale = (states.iter().zip(runs)).filter_map(|(state, run)| match state {
+        State::Stale(made) => Some((run, made)),
+        _ => None,
+    });
+    if let (Some((run, made)), false) = (stale.next(), may_be) {
+        return Err(refuse(format!(
+            "{} of its {} runs have results of other settings, the first `{}`, made by {made}; `--replace-stale` measures them again, \
+             or give the changed methods other names, or the plan another `out`",
+            1 + stale.count(),
+            runs.len(),
+            run.out.display()
+        )));
+    }
+    Ok(states)
 }
 
 /// The context of a run: it measures at the desk, and says nothing of its own.
-fn at_desk(run: &Run, desk: &Arc<Desk>, ctx: &Context) -> Context {
+pub fn at_desk(run: &Run, desk: &Arc<Desk>, ctx: &Context) -> Context {
     Context {
         quiet: true,
         typed: run.typed.clone(),
@@ -151,7 +147,7 @@ fn given_back(desk: Arc<Desk>) -> Desk {
     Arc::into_inner(desk).expect("no run keeps the desk")
 }
 
-fn said(error: &anyhow::Error) -> String {
+pub fn said(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Error>() {
         Some(error) => advised(error),
         None => format!("{error:#}"),
@@ -394,6 +390,24 @@ fn reset_peak_memory() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
+/// The runs that cannot be done on this machine without a network, with the reason.
+/// # Errors
+/// Those of looking.
+pub fn impossible(
+    runs: &[Run],
+    which: &[usize],
+    ctx: &Context,
+) -> anyhow::Result<BTreeMap<usize, String>> {
+    let (_, mut failed) = check(runs, which, Desk::new(Stage::Check, true), ctx)?;
+    for &i in which {
+        if !failed.contains_key(&i) && runs[i].model != EMBEDDED && !is_here(&runs[i]) {
+            let reason = "the weights of its model are not here; `candlewick fetch` brings them";
+            failed.insert(i, reason.into());
+        }
+    }
+    Ok(failed)
+}
+
 /// `candlewick check PLAN.toml`: whether all runs can be done on this machine without a network.
 /// # Errors
 /// [`Error::BadPlan`] if one cannot.
@@ -401,15 +415,9 @@ pub fn prove(path: &Path, ctx: &Context) -> anyhow::Result<()> {
     let plan = PlanFile::read(path)?;
     let runs = expand(&plan, path)?;
     let all: Vec<usize> = (0..runs.len()).collect();
-    let (_, mut failed) = check(&runs, &all, Desk::new(Stage::Check, true), ctx)?;
+    let failed = impossible(&runs, &all, ctx)?;
     let mut out = io::stdout().lock();
     for (i, run) in runs.iter().enumerate() {
-        if !failed.contains_key(&i) && run.model != EMBEDDED && !is_here(run) {
-            failed.insert(
-                i,
-                "the weights of its model are not here; `candlewick fetch` brings them".into(),
-            );
-        }
         let verdict = failed.get(&i).map_or("can be done", |error| error);
         writeln!(
             out,

@@ -13,7 +13,14 @@ use crate::methods::method::{Method, Running, Subject};
 use crate::scores::Scores;
 use crate::scores::parts::{Fragment, ShardNote, plan_text, read_shard, write_shard};
 
-/// Measures one shard and writes it, for [`merge`].
+/// What a piece of work is, as text: all that decides a number. Shards of one table have it in common.
+/// # Errors
+/// Those of [`check`](super::check).
+pub fn work_plan(on: Subject<'_>, method: &dyn Method, running: &Running) -> Result<String> {
+    Ok(plan_text(Work::new(on, method, running)?.plan()))
+}
+
+/// Measures one shard and writes it, for [`merge`]. One that is there already, of this very work, is not measured again.
 /// # Errors
 /// Those of [`measure`] and of writing.
 pub fn measure_shard(
@@ -29,6 +36,13 @@ pub fn measure_shard(
         .ok_or_else(|| Error::invalid("this is no shard; say which of how many, such as `1/4`"))?;
     let name = method.header(on.task).method;
     let work = Work::new(on, method, running)?;
+    if path.exists()
+        && let Ok((note, _)) = read_shard(path)
+        && note.shard == shard
+        && note.plan == plan_text(work.plan())
+    {
+        return Ok(note);
+    }
     let (fragments, seconds) = work.fragments(watch, &name)?;
     let folder = std::env::current_dir().unwrap_or_default();
     let note = ShardNote {
@@ -132,8 +146,8 @@ pub fn read_shards(paths: &[PathBuf]) -> Result<Shards> {
     Ok(all)
 }
 
-/// In what two plans differ, with short values: `there, here`.
-pub(super) fn difference(there: &str, here: &str) -> String {
+/// In what two plans ([`work_plan`]) differ, with short values: `there, here`.
+pub fn difference(there: &str, here: &str) -> String {
     let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
     let (Value::Object(there), Value::Object(here)) = (parse(there), parse(here)) else {
         return "another plan".into();

@@ -1,7 +1,8 @@
 //! One checked piece of work: its units measured one after the other, and what decides a measurement as text.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::methods::method::{Method, Prepared, Running, Subject, Unit};
 use crate::methods::verify;
 use crate::run::Progress;
 use crate::scores::ExampleScores;
-use crate::scores::parts::{Fragment, plan_text};
+use crate::scores::parts::{Fragment, hex, plan_text};
 
 /// A checked piece of work.
 pub(super) struct Work<'a> {
@@ -55,20 +56,17 @@ impl<'a> Work<'a> {
                 cells.update(serde_json::to_string(cell).expect("a cell has only text keys"));
                 cells.update("\n");
             }
-            let cells: String = cells
-                .finalize()
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
+            let cells = hex(&cells.finalize());
             let (model, task) = (self.on.model, self.on.task);
             let header = self.method.header(task);
             json!({
                 "method": header.method,
-                "version": env!("CARGO_PKG_VERSION"),
+                "build": crate::BUILD,
                 "metric": header.metric,
                 "direction": header.direction,
                 "seed": header.seed,
                 "model": model.origin.id,
+                "spec": hex(&Sha256::digest(json!(model.spec).to_string())),
                 "weights": model.origin.weight_hash,
                 "processing": model.origin.processing,
                 "dtype": model.number_formats(),
@@ -190,6 +188,7 @@ impl<'a> Work<'a> {
         }
         let here = plan_text(self.plan());
         if let Some(fragments) = keeping.shards.get(&here) {
+            self.check_complete(fragments)?;
             return Ok(Some(fragments.clone()));
         }
         // A verification at the end of a merge is no work of the shards; anything else is a mistake.
@@ -206,6 +205,46 @@ impl<'a> Work<'a> {
                 ),
             }),
         }
+    }
+
+    /// Shards that were cut alike hold every cell of every example.
+    fn check_complete(&self, fragments: &[Fragment]) -> Result<()> {
+        let mut ranges: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
+        for fragment in fragments {
+            let cells = fragment.cells.start as usize..fragment.cells.end as usize;
+            for example in &fragment.examples {
+                let of = ranges.entry(example.example).or_default();
+                of.push(cells.clone());
+            }
+        }
+        ranges
+            .values_mut()
+            .for_each(|of| of.sort_by_key(|range| range.start));
+        let task = self.on.task;
+        let prepared = self.prepared.borrow();
+        for unit in prepared.units(task, self.running) {
+            for &item in &unit.items {
+                let example = prepared.example(task, item);
+                let of = ranges.get(&example).map_or(&[][..], Vec::as_slice);
+                // As far as the cells are there without a gap.
+                let reached = of.iter().fold(unit.cells.start, |reached, range| {
+                    if range.start <= reached {
+                        reached.max(range.end)
+                    } else {
+                        reached
+                    }
+                });
+                if reached < unit.cells.end {
+                    return Err(Error::Shards {
+                        reason: format!(
+                            "none of them has cell {reached} of pair {example}; were they made with different `--memory`, which cuts \
+                             the work in other places?"
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lawful but doubtful results, each with a remedy; the same for every method.

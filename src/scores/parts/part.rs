@@ -97,7 +97,7 @@ pub(super) fn as_table(fragments: &[Fragment]) -> Result<(DataFrame, PartNote)> 
     Ok((table, note))
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

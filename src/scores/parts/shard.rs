@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::part::{Fragment, PartNote, as_table, from_table};
 use crate::error::{Error, Result};
 use crate::scores::file::write_whole;
-use crate::scores::parquet::{Packing, read_table, write_table};
+use crate::scores::parquet::{Packing, note_of, read_table, write_table};
 
 /// Key of a shard's [`ShardNote`] in its footer.
 pub const SHARD_KEY: &str = "candlewick_shard";
@@ -83,6 +83,16 @@ pub fn write_shard(path: &Path, fragments: &[Fragment], note: &ShardNote) -> Res
             Packing::Small,
         )
     })
+}
+
+/// What the file of a shard says of itself, from its footer alone; nothing if it is no such file.
+pub fn shard_note(path: &Path) -> Option<ShardNote> {
+    #[derive(Deserialize)]
+    struct Notes {
+        about: ShardNote,
+    }
+    let notes: Notes = serde_json::from_str(&note_of(path, SHARD_KEY)?).ok()?;
+    Some(notes.about)
 }
 
 /// Reads a file that [`write_shard`] wrote.

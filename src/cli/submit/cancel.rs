@@ -1,0 +1,48 @@
+//! `candlewick submit cancel`: stops what runs of a submission, and takes the rest out of the queue.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::folder::Submission;
+use super::local::interrupt;
+use super::slurm;
+
+/// Stop a submission: its processes on this machine, its jobs in Slurm. What is finished is kept.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  candlewick submit cancel two")]
+pub struct CancelArgs {
+    /// The folder of the submission.
+    pub folder: PathBuf,
+}
+
+pub fn run(args: &CancelArgs) -> anyhow::Result<()> {
+    let submission = Submission::read(&args.folder)?;
+    let mut out = io::stdout().lock();
+    let queue = slurm::queue(&submission)?;
+    if let Some(process) = submission.holder() {
+        interrupt(process);
+        writeln!(out, "process {process} was asked to stop")?;
+    } else if queue.is_empty() {
+        writeln!(out, "nothing of it runs or waits")?;
+        return Ok(());
+    }
+    let jobs: Vec<&str> = (submission.rounds.iter())
+        .filter_map(|round| round.slurm.as_ref())
+        .flat_map(|(job, merge)| std::iter::once(job).chain(merge))
+        .map(String::as_str)
+        .filter(|job| !job.is_empty())
+        .collect();
+    if !queue.is_empty() {
+        slurm::cancel(&jobs)?;
+        writeln!(out, "{} tasks were taken out of the queue", queue.len())?;
+    }
+    writeln!(
+        out,
+        "what is finished is kept; {} goes on with the rest",
+        submission.resubmission()
+    )?;
+    Ok(())
+}

@@ -1,0 +1,426 @@
+//! What was submitted: a folder that says which units of work there are, and holds their parts, logs and scripts.
+//!
+//! `submission.json` is what was asked for; `parts/` has a file for each unit that is finished, renamed into place when it is
+//! whole; `units/` says how the others last ended. Nobody's clock is asked: what counts as finished is what lies in `parts/`.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf, absolute};
+
+use candlewick::scores::parts::{ShardNote, shard_note};
+use candlewick::scores::{Shard, check_out, is_same_command, write_whole};
+use candlewick::text::{shell_quoted, visible};
+use candlewick::{BUILD, Error};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::script::SlurmOptions;
+
+const MANIFEST: &str = "submission.json";
+/// Longer files are not ours.
+const LIMIT: u64 = 64 << 20;
+/// More units than this are more than a scheduler keeps track of.
+const MOST_UNITS: usize = 1_000_000;
+
+/// All that was asked for, and what was handed to a scheduler so far.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Submission {
+    /// Its folder, absolute.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// Which build measures it: parts of another are refused.
+    pub build: String,
+    /// What relative paths of the commands start from.
+    pub folder: PathBuf,
+    /// The plan that it was made from, and the folder of its results.
+    pub plan: Option<(PathBuf, PathBuf)>,
+    pub jobs: Vec<Job>,
+    pub rounds: Vec<Round>,
+    /// As they were last given.
+    pub slurm: SlurmOptions,
+}
+
+/// One table to come: a command, cut into shards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// What a person calls it.
+    pub name: String,
+    /// Of a plan: its folders.
+    pub keys: Option<[String; 3]>,
+    /// Program first, without `--out` and `--shard`.
+    pub command: Vec<String>,
+    pub out: PathBuf,
+    pub shards: usize,
+    /// What it was estimated to take.
+    pub seconds: Option<f64>,
+    /// Results of other settings that are there already are replaced.
+    pub force: bool,
+}
+
+/// Units that were handed to a scheduler together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    pub units: Vec<usize>,
+    pub per_task: usize,
+    /// With its job, and the one that merges; nothing for local processes.
+    pub slurm: Option<(String, Option<String>)>,
+}
+
+/// One shard of one job.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Unit {
+    /// From 1.
+    pub number: usize,
+    pub job: usize,
+    pub shard: Shard,
+}
+
+/// What lies in the place of a unit's part.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Part {
+    Missing,
+    Finished(ShardNote),
+    /// Of other work, or damaged: why.
+    Foreign(String),
+}
+
+/// How a unit last ended, or that it has begun.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    Running,
+    /// Stopped before the end; what it had finished is kept.
+    Interrupted,
+    Failed(String),
+    /// Set aside at a merge: why.
+    Stale(String),
+}
+
+impl Submission {
+    /// # Errors
+    /// [`Error::Submission`] for a folder that holds none; [`Error::Read`].
+    pub fn read(path: &Path) -> Result<Submission, Error> {
+        let manifest = path.join(MANIFEST);
+        let unread = |source| Error::Read {
+            path: manifest.clone(),
+            source,
+        };
+        if !manifest.is_file() {
+            return Err(refuse(
+                path,
+                format!(
+                    "there is no `{MANIFEST}` in it; name the folder that `candlewick submit local` or `slurm` made"
+                ),
+            ));
+        }
+        let mut text = String::new();
+        let file = File::open(&manifest).map_err(unread)?;
+        file.take(LIMIT).read_to_string(&mut text).map_err(unread)?;
+        let malformed = |reason: String| Error::Malformed {
+            path: manifest.clone(),
+            format: "submission",
+            reason: visible(&reason),
+        };
+        let mut read: Submission =
+            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        let units = (read.jobs.iter()).try_fold(0_usize, |all, job| all.checked_add(job.shards));
+        if read.jobs.iter().any(|job| job.shards == 0)
+            || units.is_none_or(|units| units > MOST_UNITS)
+        {
+            return Err(malformed("it has a job of no shards, or too many".into()));
+        }
+        let n = read.units().len();
+        let known = |unit: &usize| (1..=n).contains(unit);
+        if !read
+            .rounds
+            .iter()
+            .all(|round| round.per_task > 0 && round.units.iter().all(known))
+        {
+            return Err(malformed(
+                "a round of it has units that it does not have".into(),
+            ));
+        }
+        read.path = absolute(path).map_err(unread)?;
+        Ok(read)
+    }
+
+    /// Makes the folder of this submission, or finds the one that was made of the same work: then what was handed out so far
+    /// is known.
+    /// # Errors
+    /// [`Error::Submission`] if another one is there, unless it is to be replaced; [`Error::Write`].
+    pub fn create(mut self, path: &Path, replace: bool) -> Result<Submission, Error> {
+        let unwritten = |source| Error::Write {
+            path: path.to_path_buf(),
+            source,
+        };
+        self.path = absolute(path).map_err(unwritten)?;
+        if path.join(MANIFEST).is_file() {
+            let there = Submission::read(path)?;
+            if !replace {
+                return self.same_as(there);
+            }
+        } else if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(refuse(
+                path,
+                "it holds other files; `--folder` names another place".into(),
+            ));
+        }
+        for folder in ["parts", "logs", "units"] {
+            fs::create_dir_all(self.path.join(folder)).map_err(unwritten)?;
+        }
+        self.write()?;
+        Ok(self)
+    }
+
+    /// The submission that is there, if it is of this work.
+    fn same_as(&self, there: Submission) -> Result<Submission, Error> {
+        let path = &there.path;
+        if there.build != self.build {
+            return Err(refuse(
+                path,
+                format!(
+                    "it was made by candlewick {}, and this is {}, whose numbers may differ; `--replace` measures all of it again, \
+                     `--folder` names another place",
+                    visible(&there.build),
+                    self.build
+                ),
+            ));
+        }
+        let of = |job: &Job| (job.command.clone(), job.out.clone(), job.shards);
+        let same = (self.jobs.iter())
+            .filter(|job| there.jobs.iter().any(|other| of(other) == of(job)))
+            .count();
+        if same < self.jobs.len() || self.jobs.len() != there.jobs.len() {
+            return Err(refuse(
+                path,
+                format!(
+                    "it holds other work: {same} of {} runs are the same in both; `--replace` keeps what is measured of these and takes up \
+                     the others, `--folder` names another place",
+                    self.jobs.len()
+                ),
+            ));
+        }
+        Ok(there)
+    }
+
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn write(&self) -> Result<(), Error> {
+        let text = serde_json::to_string_pretty(self).expect("its keys are text");
+        write_text(&self.path.join(MANIFEST), &text)
+    }
+
+    /// Refuses to go on with another build.
+    pub fn check_build(&self) -> Result<(), Error> {
+        if self.build == BUILD {
+            return Ok(());
+        }
+        Err(self.refuse(format!(
+            "it was made by candlewick {}, and this is {BUILD}: parts of two builds make no table; use that build, or submit the work \
+             again with `--replace`",
+            visible(&self.build)
+        )))
+    }
+
+    /// Goes to the folder that paths of the commands start from.
+    pub fn enter(&self) -> Result<(), Error> {
+        std::env::set_current_dir(&self.folder).map_err(|source| Error::Read {
+            path: self.folder.clone(),
+            source,
+        })
+    }
+
+    pub fn units(&self) -> Vec<Unit> {
+        let shards = self.jobs.iter().enumerate().flat_map(|(job, about)| {
+            let count = about.shards;
+            (1..=count).map(move |index| (job, Shard { index, count }))
+        });
+        let numbered = shards.zip(1..);
+        let unit = |((job, shard), number)| Unit { number, job, shard };
+        numbered.map(unit).collect()
+    }
+
+    /// The units whose jobs have no table yet, and that have no part.
+    pub fn open_units(&self) -> Vec<usize> {
+        let open: Vec<bool> = self.jobs.iter().map(|job| !self.is_done(job)).collect();
+        let lacks = |unit: &Unit| open[unit.job] && !matches!(self.part(*unit), Part::Finished(_));
+        let units = self.units().into_iter().filter(lacks);
+        units.map(|unit| unit.number).collect()
+    }
+
+    /// Whether the table of a job is there.
+    pub fn is_done(&self, job: &Job) -> bool {
+        let out = self.folder.join(&job.out);
+        !job.force && out.exists() && check_out(&out, &job.table_command(), false).is_ok()
+    }
+
+    /// Where a unit's part lies. The name holds what decides the job, so that parts outlive changes of a plan.
+    pub fn part_path(&self, unit: Unit) -> PathBuf {
+        let job = &self.jobs[unit.job];
+        let method = job.command.get(1).map_or("", String::as_str);
+        let text = serde_json::to_string(&job.command).expect("texts are JSON");
+        let hash = Sha256::digest(text);
+        let hash: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+        let Shard { index, count } = unit.shard;
+        let name = format!("{method}-{hash}.shard-{index}-of-{count}.parquet");
+        self.path.join("parts").join(name)
+    }
+
+    /// The command line that measures a unit.
+    pub fn command_of(&self, unit: Unit) -> Vec<String> {
+        let mut command = self.jobs[unit.job].command.clone();
+        command.extend(["--shard".into(), unit.shard.to_string(), "--out".into()]);
+        command.push(self.part_path(unit).display().to_string());
+        command
+    }
+
+    /// What is there of a unit, from the part's own words.
+    pub fn part(&self, unit: Unit) -> Part {
+        let path = self.part_path(unit);
+        if !path.exists() {
+            return Part::Missing;
+        }
+        let Some(note) = shard_note(&path) else {
+            return Part::Foreign("it is damaged".into());
+        };
+        if !is_same_command(&note.command, &self.command_of(unit)) {
+            let made = shell_quoted(&note.command);
+            return Part::Foreign(format!("it was made by `{made}`"));
+        }
+        let plan: serde_json::Value = serde_json::from_str(&note.plan).unwrap_or_default();
+        let build = plan["build"].as_str().unwrap_or("of another age");
+        if build != self.build {
+            let build = visible(build);
+            return Part::Foreign(format!("it was made by candlewick {build}"));
+        }
+        Part::Finished(note)
+    }
+
+    fn record_path(&self, unit: usize) -> PathBuf {
+        self.path.join("units").join(format!("{unit}.json"))
+    }
+
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn note(&self, unit: usize, record: &Record) -> Result<(), Error> {
+        let text = serde_json::to_string(record).expect("its keys are text");
+        write_text(&self.record_path(unit), &text)
+    }
+
+    pub fn record(&self, unit: usize) -> Option<Record> {
+        let mut text = String::new();
+        let file = File::open(self.record_path(unit)).ok()?;
+        file.take(1 << 20).read_to_string(&mut text).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    pub fn lock_path(&self, unit: usize) -> PathBuf {
+        self.path.join("units").join(format!("{unit}.lock"))
+    }
+
+    pub fn log_path(&self, unit: usize) -> PathBuf {
+        self.path.join("logs").join(format!("unit-{unit}.log"))
+    }
+
+    /// Holds the submission, so that nobody else submits or runs it here.
+    /// # Errors
+    /// [`Error::Submission`] if somebody does.
+    pub fn hold(&self) -> Result<File, Error> {
+        let lock = hold(&self.path.join("lock"))?;
+        lock.ok_or_else(|| {
+            let owner = owner(&self.path.join("lock")).unwrap_or_default();
+            self.refuse(format!(
+                "process {owner} is at work on it; wait for it, or stop it with {}",
+                self.line("cancel")
+            ))
+        })
+    }
+
+    /// The process that holds it.
+    pub fn holder(&self) -> Option<u32> {
+        owner(&self.path.join("lock"))
+    }
+
+    pub fn refuse(&self, reason: String) -> Error {
+        refuse(&self.path, reason)
+    }
+
+    /// A command about this submission, as it is typed.
+    pub fn line(&self, verb: &str) -> String {
+        let here = std::env::current_dir().unwrap_or_default();
+        let path = self.path.strip_prefix(here).unwrap_or(&self.path);
+        let words: Vec<String> = ["candlewick", "submit"].map(String::from).into();
+        let verb = verb.split(' ').map(String::from);
+        let path = std::iter::once(path.display().to_string());
+        let (first, flags): (Vec<_>, Vec<_>) = verb.partition(|word| !word.starts_with('-'));
+        let words = words.into_iter().chain(first).chain(path).chain(flags);
+        format!("`{}`", shell_quoted(&words.collect::<Vec<_>>()))
+    }
+
+    /// What submits again exactly what is missing.
+    pub fn resubmission(&self) -> String {
+        match self.rounds.last() {
+            Some(Round { slurm: Some(_), .. }) => self.line("slurm --run"),
+            _ => self.line("local"),
+        }
+    }
+}
+
+impl Job {
+    /// What makes its table, and what the table says that it was made by.
+    pub fn table_command(&self) -> Vec<String> {
+        let mut command = self.command.clone();
+        command.extend(["--out".into(), self.out.display().to_string()]);
+        command
+    }
+}
+
+pub fn refuse(path: &Path, reason: String) -> Error {
+    Error::Submission {
+        path: path.to_path_buf(),
+        reason,
+    }
+}
+
+pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    write_whole(path, |file| {
+        file.write_all(text.as_bytes())
+            .map_err(|source| Error::Write {
+                path: path.to_path_buf(),
+                source,
+            })
+    })
+}
+
+/// Takes a lock, which the system lets go when this process ends; nothing if another holds it. Where a file system knows no
+/// locks there is none to take.
+pub fn hold(path: &Path) -> Result<Option<File>, Error> {
+    let failed = |source| Error::Write {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut file = options.open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    file.set_len(0)
+        .and_then(|()| write!(file, "{}", std::process::id()))
+        .map_err(failed)?;
+    Ok(Some(file))
+}
+
+/// The process that holds a lock on this machine.
+pub fn owner(lock: &Path) -> Option<u32> {
+    let file = File::open(lock).ok()?;
+    let Err(TryLockError::WouldBlock) = file.try_lock() else {
+        return None;
+    };
+    let mut text = String::new();
+    file.take(20).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
