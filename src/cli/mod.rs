@@ -33,6 +33,7 @@ mod submit;
 mod tokens;
 
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 
 use candlewick::Error;
 use candlewick::error::Remedy;
@@ -47,7 +48,7 @@ use progress::Bar;
 
 /// Exact, fast and loud mechanistic interpretability of transformers.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(version = candlewick::BUILD, long_version = build(), propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -63,6 +64,29 @@ pub struct Cli {
     /// Threads to compute with [default: one a core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), global = true)]
     threads: Option<u16>,
+}
+
+/// This build, the features that it has, and the kernels that it runs with here.
+fn build() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let features = [
+            ("hub", cfg!(feature = "hub")),
+            ("lazy", cfg!(feature = "lazy")),
+            ("cuda", cfg!(feature = "cuda")),
+            ("metal", cfg!(feature = "metal")),
+            ("mkl", cfg!(feature = "mkl")),
+            ("accelerate", cfg!(feature = "accelerate")),
+        ];
+        let features = features.iter().filter(|(_, has)| *has);
+        let features: Vec<&str> = features.map(|(name, _)| *name).collect();
+        format!(
+            "{}\nfeatures: {}\nkernels: {}",
+            candlewick::BUILD,
+            features.join(", "),
+            candlewick::nn::host::instructions()
+        )
+    });
+    &TEXT
 }
 
 /// What can be done about an error, in the words of the command line.

@@ -104,6 +104,16 @@ pub fn on_host(t: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// The widest instructions that this processor has, and so those that kernels run with.
+pub fn instructions() -> String {
+    let arch = format!("{:?}", pulp::Arch::new());
+    match arch.split('(').next() {
+        Some("V4") => "x86-64 v4 (AVX-512)".into(),
+        Some("V3") => "x86-64 v3 (AVX2, FMA)".into(),
+        other => other.unwrap_or_default().to_lowercase(),
+    }
+}
+
 /// Runs a kernel body with the widest instructions that this processor has.
 #[inline]
 pub fn simd<R>(body: impl FnOnce() -> R) -> R {

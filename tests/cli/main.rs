@@ -5,6 +5,7 @@ mod docs;
 mod help;
 mod results;
 mod show;
+mod submit;
 
 use std::io::Read;
 use std::process::{Command, Output, Stdio};

@@ -186,10 +186,24 @@ impl Submission {
                 ),
             ));
         }
-        let of = |job: &Job| (job.command.clone(), job.out.clone(), job.shards);
-        let same = (self.jobs.iter())
-            .filter(|job| there.jobs.iter().any(|other| of(other) == of(job)))
-            .count();
+        let of = |job: &Job| (job.command.clone(), job.out.clone());
+        let other = |job: &Job| there.jobs.iter().find(|other| of(other) == of(job));
+        let cut = self.jobs.iter().find_map(|job| {
+            let other = other(job).filter(|other| other.shards != job.shards)?;
+            Some((job, other.shards))
+        });
+        if let Some((job, shards)) = cut {
+            return Err(refuse(
+                path,
+                format!(
+                    "there `{}` is cut into {shards} shards, here into {}, whose parts are others; leave `--shards` out, begin anew with \
+                     `--replace`, or name another place with `--folder`",
+                    visible(&job.name),
+                    job.shards
+                ),
+            ));
+        }
+        let same = self.jobs.iter().filter(|job| other(job).is_some()).count();
         if same < self.jobs.len() || self.jobs.len() != there.jobs.len() {
             return Err(refuse(
                 path,
@@ -208,6 +222,18 @@ impl Submission {
     pub fn write(&self) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(self).expect("its keys are text");
         write_text(&self.path.join(MANIFEST), &text)
+    }
+
+    /// Takes up a round: how its units ended before is history.
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn begin(&mut self, round: Round) -> Result<(), Error> {
+        for &unit in &round.units {
+            // It may never have begun.
+            let _ = fs::remove_file(self.record_path(unit));
+        }
+        self.rounds.push(round);
+        self.write()
     }
 
     /// Refuses to go on with another build.
@@ -348,7 +374,8 @@ impl Submission {
     /// A command about this submission, as it is typed.
     pub fn line(&self, verb: &str) -> String {
         let here = std::env::current_dir().unwrap_or_default();
-        let path = self.path.strip_prefix(here).unwrap_or(&self.path);
+        let below = self.path.strip_prefix(here).ok();
+        let path = (below.filter(|path| *path != Path::new(""))).unwrap_or(&self.path);
         let words: Vec<String> = ["candlewick", "submit"].map(String::from).into();
         let verb = verb.split(' ').map(String::from);
         let path = std::iter::once(path.display().to_string());

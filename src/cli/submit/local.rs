@@ -45,12 +45,11 @@ pub fn run(args: &LocalArgs, ctx: &Context) -> anyhow::Result<()> {
     super::slurm::check_idle(&submission)?;
     let units = submission.open_units();
     if !units.is_empty() {
-        submission.rounds.push(Round {
+        submission.begin(Round {
             units: units.clone(),
             per_task: 1,
             slurm: None,
-        });
-        submission.write()?;
+        })?;
         run_all(&submission, &units, usize::from(args.jobs), ctx)?;
     }
     merge(&mut submission, ctx)

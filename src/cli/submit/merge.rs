@@ -14,6 +14,7 @@ use candlewick::text::{shell_quoted, visible};
 use clap::Args;
 
 use super::folder::{Job, Part, Record, Submission, Unit};
+use super::status::Known;
 use crate::cli::merge::Merging;
 use crate::cli::plan::{Desk, Stage, said};
 use crate::cli::{Command, Context, dispatch, parse_again};
@@ -43,6 +44,7 @@ pub fn merge(submission: &mut Submission, ctx: &Context) -> anyhow::Result<()> {
     let here = std::env::current_dir();
     submission.enter()?;
     let mut out = io::stdout().lock();
+    let known = Known::asked(submission);
     let mut desk = Desk::new(Stage::Describe, true);
     // What keeps a table from being made, by job; and the units that are lacking.
     let mut reasons: BTreeMap<usize, String> = BTreeMap::new();
@@ -70,10 +72,15 @@ pub fn merge(submission: &mut Submission, ctx: &Context) -> anyhow::Result<()> {
             }
             Err(Unmerged::Lacking(wrong)) => {
                 let said: Vec<String> = (wrong.iter())
-                    .map(|(unit, why)| format!("{} {why}", unit.shard))
+                    .map(|(unit, why)| format!("{} {why}{}", unit.shard, slurm_says(&known, *unit)))
                     .collect();
-                let said = format!("shards {}", said.join("; "));
-                writeln!(out, "{} lacks {}", visible(&job.name), visible(&said))?;
+                let said = format!("shard {}", said.join("; "));
+                writeln!(
+                    out,
+                    "{} is not whole: {}",
+                    visible(&job.name),
+                    visible(&said)
+                )?;
                 lacking.extend(wrong.iter().map(|(unit, _)| unit.number.to_string()));
                 reasons.insert(i, said);
             }
@@ -212,6 +219,12 @@ fn verdicts(
         wrong.push((unit, format!("is stale ({why})")));
     }
     Ok(wrong)
+}
+
+/// How Slurm says that a unit's task ended.
+fn slurm_says(known: &Known, unit: Unit) -> String {
+    let ended = known.ending(unit);
+    ended.map_or(String::new(), |how| format!(" (Slurm: {how})"))
 }
 
 fn absent(submission: &Submission, unit: Unit) -> String {

@@ -178,16 +178,13 @@ first=$(((SLURM_ARRAY_TASK_ID - 1) * per_task))
 
 # Before the time limit the work is told to stop: it keeps what is finished, and the task goes back into the queue.
 stopped=
-trap 'stopped=1; kill -INT "$work"' USR1
+woken=
+trap '[ -n "$stopped" ] || kill -INT "$work"; stopped=1; woken=1' USR1
 {program} --threads "${{SLURM_CPUS_PER_TASK:-1}}" submit unit {folder} "${{units[@]:first:per_task}}" &
 work=$!
-wait "$work"
-code=$?
-if [ -n "$stopped" ]; then
-  # The signal ended the wait, not the work.
-  wait "$work"
-  code=$?
-fi
+code=0
+# A signal ends the wait, not the work.
+while woken=; wait "$work"; ended=$?; [ "$ended" = 127 ] || code=$ended; [ -n "$woken" ]; do :; done
 if [ "$code" = 130 ]; then
   scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use candlewick::Error;
-use candlewick::text::{one_line, shell_quoted, visible};
+use candlewick::text::{one_line, visible};
 use clap::Args;
 
 use super::folder::{Round, Submission, write_text};
@@ -42,6 +42,8 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
         // Before anything is measured or written.
         ask("sbatch", &["--version"])?;
     }
+    let given = args.options.template.as_deref();
+    let given = given.map(Template::read).transpose()?;
     let mut submission = args.work.submission(ctx)?;
     let _held = submission.hold()?;
     submission.rounds = Submission::read(&submission.path)?.rounds;
@@ -50,9 +52,10 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
     if let Some(template) = &mut submission.slurm.template {
         *template = std::path::absolute(&template).unwrap_or_default();
     }
-    let template = match &submission.slurm.template {
-        Some(path) => Template::read(path)?,
-        None => Template::default(),
+    let template = match (given, &submission.slurm.template) {
+        (Some(given), _) => given,
+        (None, Some(path)) => Template::read(path)?,
+        (None, None) => Template::default(),
     };
     let units = submission.open_units();
     if units.is_empty() {
@@ -78,8 +81,7 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
     let merge = submission.path.join(format!("merge-{number}.sbatch"));
     write_text(&array, &scripts.array)?;
     write_text(&merge, &scripts.merge)?;
-    submission.rounds.push(round);
-    submission.write()?;
+    submission.begin(round)?;
     let mut out = io::stdout().lock();
     let (n, tasks) = (submission.rounds[number - 1].units.len(), scripts.tasks);
     writeln!(
@@ -88,23 +90,7 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
         visible(&array.display().to_string())
     )?;
     if !args.run {
-        let quoted = |path: &Path| shell_quoted(&[path.display().to_string()]);
-        let folder = quoted(&submission.path);
-        writeln!(
-            out,
-            "submit them with {}, or yourself:",
-            submission.line("slurm --run")
-        )?;
-        writeln!(
-            out,
-            "  job=$(sbatch --parsable --chdir={folder} {})",
-            quoted(&array)
-        )?;
-        writeln!(
-            out,
-            "  sbatch --chdir={folder} --dependency=afterany:\"$job\" {}",
-            quoted(&merge)
-        )?;
+        writeln!(out, "{} submits them", submission.line("slurm --run"))?;
         return Ok(());
     }
     let job = sbatch(&submission, &array, None)?;
@@ -293,6 +279,9 @@ pub fn endings(job: &str) -> BTreeMap<usize, String> {
         ) else {
             continue;
         };
+        if ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING"].contains(&state) {
+            continue;
+        }
         let exit = field("ExitCode").unwrap_or_default();
         let (code, signal) = exit.split_once(':').unwrap_or((exit, "0"));
         let how = match (code, signal) {

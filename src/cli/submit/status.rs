@@ -83,8 +83,8 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
 }
 
 /// All that others say of the units.
-struct Known<'a> {
-    submission: &'a Submission,
+pub struct Known {
+    submission: Submission,
     queue: BTreeMap<(usize, usize), Task>,
     /// How tasks ended, by round.
     endings: BTreeMap<usize, BTreeMap<usize, String>>,
@@ -99,8 +99,13 @@ struct State {
     about: String,
 }
 
-impl<'a> Known<'a> {
-    fn new(submission: &'a Submission, queue: BTreeMap<(usize, usize), Task>) -> Self {
+impl Known {
+    /// With what Slurm says, if it answers.
+    pub fn asked(submission: &Submission) -> Self {
+        Known::new(submission, queue(submission).unwrap_or_default())
+    }
+
+    fn new(submission: &Submission, queue: BTreeMap<(usize, usize), Task>) -> Self {
         let rounds = submission.rounds.iter().enumerate();
         let jobs = rounds.filter_map(|(round, about)| Some((round, &about.slurm.as_ref()?.0)));
         let jobs = jobs.filter(|(_, job)| !job.is_empty());
@@ -110,9 +115,16 @@ impl<'a> Known<'a> {
                 .map(|job| submission.is_done(job))
                 .collect(),
             is_held: submission.holder().is_some(),
-            submission,
+            submission: submission.clone(),
             queue,
         }
+    }
+
+    /// How the task of a unit ended, as far as Slurm remembers.
+    pub fn ending(&self, unit: Unit) -> Option<&String> {
+        let (round, index) = self.task(unit)?;
+        let ended = self.endings.get(&round)?.get(&index)?;
+        (ended != "COMPLETED").then_some(ended)
     }
 
     fn is_idle(&self) -> bool {
@@ -165,13 +177,14 @@ impl<'a> Known<'a> {
         if is_running {
             return state("running", String::new());
         }
-        if let Some(why) = foreign {
+        let record = self.submission.record(unit.number);
+        if let (Some(why), false) = (foreign, matches!(record, Some(Record::Failed(_)))) {
             return state("stale", why);
         }
-        let ended = task.and_then(|(round, index)| self.endings.get(&round)?.get(&index));
-        let ended = ended.filter(|how| *how != "COMPLETED");
-        let slurm = ended.map_or(String::new(), |how| format!("Slurm: {how}"));
-        match self.submission.record(unit.number) {
+        let slurm = self
+            .ending(unit)
+            .map_or(String::new(), |how| format!("Slurm: {how}"));
+        match record {
             Some(Record::Failed(why)) => state("failed", why),
             Some(Record::Stale(why)) => state("stale", why),
             Some(Record::Interrupted) => state("stopped", slurm),
