@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// folder of a submission, or the same command again, it runs what is missing.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit local --jobs 2 --shards 4 -- patch --sites z --n-pairs 4 --out sharded.parquet
+  candlewick submit local --jobs 2 --shards 4 -- patch --n-pairs 4 --out sharded.parquet
   candlewick submit local plan.toml --shards 2
   candlewick submit local sharded.submission")]
 pub struct LocalArgs {

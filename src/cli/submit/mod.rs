@@ -26,7 +26,7 @@ use super::Context;
 /// without shards. docs/many-runs.md has an experiment from plan to figure.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit local --shards 2 --folder two -- patch --sites z --n-pairs 4 --out two.parquet
+  candlewick submit local --shards 2 --folder two -- patch --n-pairs 4 --out two.parquet
   candlewick submit status two")]
 pub struct SubmitArgs {
     #[command(subcommand)]

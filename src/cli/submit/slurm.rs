@@ -25,7 +25,7 @@ const MAX_ARRAY_SIZE: usize = 1001;
 /// the options that it had unless others are given.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit slurm --shards 8 --time 30 --mem 4G --cpus 4 -- patch --sites z --out cluster.parquet
+  candlewick submit slurm --shards 8 --time 30 --cpus 4 -- patch --out cluster.parquet
   candlewick submit slurm plan.toml --folder on-cluster --minutes-per-shard 20")]
 pub struct SlurmArgs {
     #[command(flatten)]
