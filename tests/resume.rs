@@ -260,3 +260,58 @@ fn a_plan_runs_what_is_not_finished_and_says_what_is_stale() {
         "{errors}"
     );
 }
+
+#[cfg(unix)]
+#[test]
+fn the_summary_of_a_plan_that_was_stopped_says_what_is_there_of_every_run() {
+    use candlewick::polars::prelude::SerReader;
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let plan = |slow: &str| {
+        let text = format!(
+            "models = [\"embedded\"]\ntasks = [{{ task = \"embedded\", flags = \"--template 0\" }}]\nn_pairs = 480\n\
+             [methods]\nheads = \"patch --sites z\"\n{slow}writes = \"logits --by head\"\n"
+        );
+        std::fs::write(folder.join("plan.toml"), text).expect("a place to write");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
+        command.args(["--threads", "1", "run", "plan.toml"]);
+        command
+            .current_dir(folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    };
+    assert!(plan("").status().expect("it runs").success());
+    let mut child = plan("slow = \"patch --sites z:pos,resid_pre\"\n")
+        .spawn()
+        .expect("starts");
+    let slow =
+        folder.join("plan/run_model=embedded/run_task=embedded/run_method=slow/part-00000.parquet");
+    let began = Instant::now();
+    while parts(&slow).is_empty() {
+        assert!(child.try_wait().expect("a child").is_none(), "it ended");
+        assert!(began.elapsed() < Duration::from_secs(300));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let sent = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(sent.expect("kill runs").success());
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+    let file = std::fs::File::open(folder.join("plan/summary.parquet")).expect("it is there");
+    let table = polars_io::prelude::ParquetReader::new(file)
+        .finish()
+        .expect("a table");
+    let errors: Vec<Option<&str>> = table
+        .column("error")
+        .and_then(|column| column.str())
+        .expect("texts")
+        .iter()
+        .collect();
+    assert_eq!(errors.len(), 3);
+    assert!(errors[0].is_none() && errors[2].is_none(), "{errors:?}");
+    assert!(
+        errors[1].is_some_and(|why| why.contains("stopped")),
+        "{errors:?}"
+    );
+}

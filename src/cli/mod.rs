@@ -289,6 +289,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Heads(args) => (args, &args.common),
         Command::Path(args) => (args, &args.common),
         Command::Scale(args) => (args, &args.common),
+        Command::Attention(args) => (args, &args.common),
         _ => return None,
     })
 }

@@ -421,6 +421,12 @@ fn what_cannot_be_submitted_is_refused_in_one_line() {
         &format!("submit local --shards 2 --folder two -- {patch}"),
         "`--replace` measures all of it again",
     );
+    fs::write(
+        &manifest,
+        text.replace("\"partition\": null", "\"partition\": \"a\\n#SBATCH -A b\""),
+    )
+    .unwrap();
+    refused(folder, "submit slurm two", "its options for Slurm are none");
     fs::write(&manifest, "{").unwrap();
     refused(
         folder,

@@ -46,6 +46,9 @@ pub struct RunArgs {
     pub keep_going: bool,
 }
 
+/// Why a run has no result when the plan was stopped.
+const UNMEASURED: &str = "not measured yet: the plan was stopped";
+
 /// Whether a word that names a model names a plan.
 pub fn is_plan(word: &str) -> bool {
     word.ends_with(".toml")
@@ -272,6 +275,7 @@ fn measure_all(
     let summary = plan.out.join("summary.parquet");
     let before = memory_of_runs(&summary);
     let mut out = io::stdout().lock();
+    let mut stopped = None;
     for (i, run) in runs.iter().enumerate() {
         let began = Instant::now();
         let file = run.out.strip_prefix(&plan.out).unwrap_or(&run.out);
@@ -284,7 +288,13 @@ fn measure_all(
         if states[i] == State::Finished {
             row.memory = before.get(&row.file).copied();
             row = row.with(&Scores::read_parquet(&run.out)?);
-            writeln!(out, "{counted}  was finished")?;
+            if stopped.is_none() {
+                writeln!(out, "{counted}  was finished")?;
+            }
+        } else if stopped.is_some() {
+            row.error = Some(UNMEASURED.into());
+            summaries.push(row);
+            continue;
         } else if let Entry::Vacant(place) = failed.entry(i) {
             match measure_one(run, matches!(states[i], State::Stale(_)), &desk, ctx) {
                 Ok(scores) => {
@@ -293,8 +303,9 @@ fn measure_all(
                     writeln!(out, "{counted}  {}", line(&scores, began))?;
                 }
                 Err(error) if is_interrupted(&error) => {
-                    write_summary(&summary, &summaries)?;
-                    return Err(error);
+                    // The summary says of every run what is there, also of those that come later.
+                    stopped = Some(error);
+                    row.error = Some(UNMEASURED.into());
                 }
                 Err(error) => {
                     place.insert(said(&error));
@@ -309,6 +320,9 @@ fn measure_all(
         summaries.push(row);
     }
     write_summary(&summary, &summaries)?;
+    if let Some(error) = stopped {
+        return Err(error);
+    }
     writeln!(
         out,
         "\n{} of {} runs are there: {}",

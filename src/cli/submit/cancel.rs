@@ -12,7 +12,7 @@ use super::slurm;
 /// Stop a submission: its processes on this machine, its jobs in Slurm. What is finished is kept.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit cancel two")]
+  candlewick submit cancel sharded.submission")]
 pub struct CancelArgs {
     /// The folder of the submission.
     pub folder: PathBuf,

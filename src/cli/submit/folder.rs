@@ -140,6 +140,9 @@ impl Submission {
                 "a round of it has units that it does not have".into(),
             ));
         }
+        if !read.slurm.are_valid() {
+            return Err(malformed("its options for Slurm are none".into()));
+        }
         read.path = absolute(path).map_err(unread)?;
         Ok(read)
     }

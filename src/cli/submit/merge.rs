@@ -25,7 +25,7 @@ use crate::cli::{Command, Context, dispatch, parse_again};
 /// the line that submits exactly these again. Of a plan, `summary.parquet` says which runs are there.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit merge two")]
+  candlewick submit merge sharded.submission")]
 pub struct MergeArgs {
     /// The folder of the submission.
     pub folder: PathBuf,
@@ -34,6 +34,7 @@ pub struct MergeArgs {
 pub fn run(args: &MergeArgs, ctx: &Context) -> anyhow::Result<()> {
     let mut submission = Submission::read(&args.folder)?;
     submission.check_build()?;
+    let _held = submission.hold()?;
     merge(&mut submission, ctx)
 }
 

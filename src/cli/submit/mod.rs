@@ -26,8 +26,8 @@ use super::Context;
 /// without shards. docs/many-runs.md has an experiment from plan to figure.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit local --shards 2 --folder two -- patch --n-pairs 4 --out two.parquet
-  candlewick submit status two")]
+  candlewick submit local --jobs 2 --shards 4 -- patch --n-pairs 4 --out sharded.parquet
+  candlewick submit status sharded.submission")]
 pub struct SubmitArgs {
     #[command(subcommand)]
     command: Command,

@@ -54,6 +54,17 @@ impl SlurmOptions {
         }
     }
 
+    /// Whether they are what their flags take; a file can say anything.
+    pub fn are_valid(&self) -> bool {
+        let holds = |value: &Option<String>, parse: fn(&str) -> Result<String, String>| {
+            value.as_deref().is_none_or(|value| parse(value).is_ok())
+        };
+        holds(&self.time, time)
+            && holds(&self.mem, memory)
+            && holds(&self.partition, name)
+            && holds(&self.account, name)
+    }
+
     /// Lines of the head that hold for the array and the merge.
     fn head(&self) -> String {
         let mut head = String::new();

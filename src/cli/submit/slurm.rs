@@ -86,7 +86,9 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
     let (n, tasks) = (submission.rounds[number - 1].units.len(), scripts.tasks);
     writeln!(
         out,
-        "{n} units in {tasks} tasks: {}",
+        "{n} unit{} in {tasks} task{}: {}",
+        if n == 1 { "" } else { "s" },
+        if tasks == 1 { "" } else { "s" },
         visible(&array.display().to_string())
     )?;
     if !args.run {

@@ -16,7 +16,7 @@ use super::slurm::{Task, endings, queue};
 /// what units wrote down.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit status two")]
+  candlewick submit status sharded.submission")]
 pub struct StatusArgs {
     /// The folder of the submission.
     pub folder: PathBuf,

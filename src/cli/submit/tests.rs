@@ -197,7 +197,8 @@ fn the_head_holds_what_was_asked_for_and_the_lines_of_a_template() {
     );
     let setup = made.array.find("module load cuda").expect("it is there");
     assert!(setup < made.array.find("--threads").expect("it is there"));
-    assert!(made.merge.contains("#SBATCH --gres=gpu:1") && !made.merge.contains("--array"));
+    let of_merge = |flag: &str| made.merge.lines().any(|line| line.starts_with(flag));
+    assert!(of_merge("#SBATCH --gres=gpu:1") && !of_merge("#SBATCH --array"));
 }
 
 #[test]

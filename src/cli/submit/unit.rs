@@ -21,7 +21,7 @@ use crate::cli::{Context, dispatch, parse_again};
 /// exit code says so. After Ctrl-C, and before the time limit of a job, what is finished is kept, and the exit code is 130.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  candlewick submit unit two 1")]
+  candlewick submit unit sharded.submission 1")]
 pub struct UnitArgs {
     /// The folder of the submission.
     pub folder: PathBuf,

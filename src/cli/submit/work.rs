@@ -10,6 +10,7 @@ use candlewick::{BUILD, Error};
 use clap::Args;
 
 use super::folder::{Job, Submission};
+use super::slurm::check_idle;
 use crate::cli::merge::without_flag;
 use crate::cli::plan::{
     Desk, PlanFile, Run, Stage, State, at_desk, expand, first_line, impossible, is_plan,
@@ -234,6 +235,13 @@ impl WorkArgs {
                 if let Some(other) = there.jobs.iter().find(same) {
                     job.shards = other.shards;
                 }
+            }
+        }
+        if let Ok(there) = Submission::read(folder) {
+            // Nothing is replaced under the hands of those who work on it.
+            drop(there.hold()?);
+            if self.replace {
+                check_idle(&there)?;
             }
         }
         Ok(submission.create(folder, self.replace)?)
