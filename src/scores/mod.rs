@@ -41,12 +41,8 @@ pub use condition::Conditions;
 pub(crate) use extra::rows;
 pub use file::{check_writable, write_whole};
 pub use measured::Measured;
-<<<<<<< HEAD
 pub use order::SortKeys;
-pub use output::{OutFormat, check_out, provenance_path, side_path, write_out};
-=======
 pub use output::{OutFormat, check_out, is_same_command, provenance_path, side_path, write_out};
->>>>>>> bc9f526 (candlewick submit: a command or a plan as shards, here or as a Slurm array)
 pub use parts::{PartStore, Shard};
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
 pub use report::{Estimate, Share, TaskReport};
