@@ -121,12 +121,7 @@ impl Lab {
 
     fn measure_as(&self, method: &dyn Method, running: &Running) -> Result<Scores> {
         let progress = CellProgress::default();
-        let watch = if is_cell() {
-            Watch::progress(&progress)
-        } else {
-            Watch::default()
-        };
-        measure(self.subject(), method, running, &watch)
+        measure(self.subject(), method, running, &watch(&progress))
     }
 
     /// Where a head looks from each position of a pair's clean prompt: a row a query, a column a key, each labelled with its token.
@@ -183,7 +178,8 @@ impl Lab {
     /// # Errors
     /// Those of [`find_circuit`].
     pub fn find_circuit(&self, method: &dyn Method, config: &FindConfig) -> Result<FoundCircuit> {
-        let watch = Watch::default();
+        let progress = CellProgress::default();
+        let watch = watch(&progress);
         find_circuit(self.subject(), method, config, &self.running, &watch)
     }
 
@@ -192,6 +188,15 @@ impl Lab {
     /// Those of [`Lab::measure`].
     pub fn plan(&self, method: &dyn Method) -> Result<Plan> {
         plan(self.subject(), method, &self.running)
+    }
+}
+
+/// Long work says how far it is where somebody reads it under a cell.
+fn watch(progress: &CellProgress) -> Watch<'_> {
+    if is_cell() {
+        Watch::progress(progress)
+    } else {
+        Watch::default()
     }
 }
 

@@ -7,5 +7,7 @@ pub use crate::methods::*;
 pub use crate::metric::Metric;
 pub use crate::model::LoadOptions;
 pub use crate::plot::notebook::Show;
+#[cfg(feature = "lazy")]
+pub use crate::scores::Query;
 pub use crate::scores::{Detail, Direction, Scores};
 pub use crate::task::{ExpandOptions, Task};

@@ -10,6 +10,46 @@ use crate::text::{Align, aligned, visible};
 /// Sources of a reader that are named; the others are counted.
 const SOURCES: usize = 4;
 
+/// What is said of a circuit besides its edges: names and texts, in rows.
+pub fn circuit_facts(circuit: &Circuit) -> Vec<[String; 2]> {
+    let about = &circuit.about;
+    let requested = about.requested.map(|n| n.to_string());
+    let texts = [
+        ("name", &about.name),
+        ("model", &about.model),
+        ("task", &about.task),
+        ("metric", &about.metric),
+        ("method", &about.method),
+        ("selection", &about.selection),
+        ("source", &about.source),
+        ("claim", &about.claim),
+        ("requested", &requested),
+    ];
+    let said = texts
+        .into_iter()
+        .filter_map(|(name, text)| Some([name.to_string(), visible(text.as_ref()?)]));
+    let numbers = [
+        ("claimed", &circuit.claimed),
+        ("measured", &circuit.measured),
+    ];
+    let numbers = numbers.into_iter().filter(|(_, of)| !of.is_empty());
+    let listed = numbers.map(|(name, of)| {
+        let each = of
+            .iter()
+            .map(|(name, value)| format!("{} {}", visible(name), short(*value)));
+        [name.to_string(), each.collect::<Vec<_>>().join(", ")]
+    });
+    said.chain(listed).collect()
+}
+
+fn short(value: f64) -> String {
+    if value == value.trunc() && value.abs() < 1e9 {
+        format!("{value}")
+    } else {
+        format!("{value:.3}")
+    }
+}
+
 /// The drawing. Each node stands with the sources that it reads, the strongest first, and their scores; of a head for its queries,
 /// keys and values. At most `most` sources of a reader are named.
 pub fn circuit(circuit: &Circuit, most: Option<usize>) -> String {

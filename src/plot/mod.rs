@@ -15,14 +15,14 @@ mod scale;
 mod svg;
 mod views;
 
-pub use circuit::circuit;
+pub use circuit::{circuit, circuit_facts};
 pub use facts::facts;
 pub use heatmap::{Color, HeatmapOptions, heatmap};
 pub use panel::{Label, Panel, chosen_panels, panels};
 pub use ranked::{listed, strongest};
 pub use report::{NamedScores, circuit_table, report};
 pub use scale::ScaleOf;
-pub use svg::{SvgOptions, svg};
+pub use svg::{Distributions, SvgOptions, circuit_svg, svg};
 pub use views::{PageOptions, page};
 
 /// Scores of `layers` layers by one position a token, counting up to -1; no normalised values.

@@ -2,12 +2,16 @@
 //! neurons) is drawn as bars of its strongest rows.
 
 mod bars;
+mod distributions;
+mod graph;
 mod grid;
 mod page;
 #[cfg(test)]
 mod tests;
 
 use bars::draw_bars;
+pub use distributions::Distributions;
+pub use graph::circuit_svg;
 use grid::draw_panels;
 pub(super) use grid::panel_svg;
 pub(super) use page::escape;

@@ -145,7 +145,7 @@ impl Scores {
         let numbers: Vec<Option<f64>> = match (self.integers(column), self.floats(column)) {
             (Some(numbers), _) => numbers.into_iter().map(|n| n.map(|n| n as f64)).collect(),
             (None, Some(numbers)) => numbers,
-            (None, None) if self.table.column(column).is_ok() => vec![None; self.table.height()],
+            (None, None) if self.column(column).is_some() => vec![None; self.table.height()],
             (None, None) => {
                 let names = self.table.get_column_names();
                 let reason = format!(

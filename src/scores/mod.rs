@@ -22,6 +22,8 @@ mod output;
 mod parquet;
 pub mod parts;
 mod provenance;
+#[cfg(feature = "lazy")]
+mod query;
 mod report;
 mod rows;
 pub mod statistics;
@@ -45,6 +47,8 @@ pub use order::SortKeys;
 pub use output::{OutFormat, check_out, is_same_command, provenance_path, side_path, write_out};
 pub use parts::{PartStore, Shard};
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
+#[cfg(feature = "lazy")]
+pub use query::Query;
 pub use report::{Estimate, Share, TaskReport};
 pub use summary::{RunSummary, memory_of_runs, summary_table, write_summary};
 
@@ -127,9 +131,15 @@ impl Scores {
         }
     }
 
+    /// A column by its name. A frame's own index of names is not asked: in a notebook it holds only in the cell that made it.
+    pub(crate) fn column(&self, name: &str) -> Option<&polars::prelude::Column> {
+        let mut columns = self.table.columns().iter();
+        columns.find(|column| column.name() == name)
+    }
+
     /// A column, if it applies to any row.
     fn applying(&self, column: &str) -> Option<&polars::prelude::Column> {
-        let column = self.table.column(column).ok()?;
+        let column = self.column(column)?;
         (column.null_count() < column.len()).then_some(column)
     }
 

@@ -5,10 +5,12 @@ mod progress;
 
 pub use progress::{CellProgress, is_cell};
 
+use super::circuit::circuit_facts;
 use super::panel::Panel;
 use super::ranked::suggested_columns;
-use super::svg::{SvgOptions, escape, panel_svg, svg};
+use super::svg::{Distributions, SvgOptions, circuit_svg, escape, panel_svg, svg};
 use super::views::listed;
+use crate::circuit::Circuit;
 use crate::model::Model;
 use crate::scores::Scores;
 use crate::task::{Task, render};
@@ -62,6 +64,20 @@ impl Show for Scores {
 impl Show for Panel {
     fn to_html(&self) -> String {
         panel_svg(self)
+    }
+}
+
+/// What is said of it, and the graph.
+impl Show for Circuit {
+    fn to_html(&self) -> String {
+        let facts = circuit_facts(self).into_iter().map(IntoIterator::into_iter);
+        table(std::iter::empty(), facts) + &circuit_svg(self)
+    }
+}
+
+impl Show for Distributions {
+    fn to_html(&self) -> String {
+        self.svg()
     }
 }
 
@@ -191,6 +207,18 @@ mod tests {
         loaded.model.origin.id = ATTACK.into();
         loaded.model.origin.notes = vec![ATTACK.into()];
         check_inert(&loaded.model.to_html());
+    }
+
+    #[test]
+    fn a_circuit_says_where_it_comes_from_and_is_a_graph() {
+        let text = "[model]\nn_layers = 1\nn_heads = 1\nd_model = 8\n[edges]\n\"input->m0\" = 0.5\n\"m0->logits\" = 2\n";
+        let mut circuit = Circuit::from_toml(text).unwrap();
+        circuit.about.claim = Some(ATTACK.into());
+        circuit.measured.insert("faithfulness".into(), 0.75);
+        let html = circuit.to_html();
+        assert!(html.contains("<td>faithfulness 0.750</td>"), "{html}");
+        assert_eq!(html.matches("<path").count(), 2);
+        check_inert(&html);
     }
 
     #[test]

@@ -36,9 +36,7 @@ pub(super) fn shown_columns(scores: &Scores, whole: &Scores, rows: &[u32]) -> Ve
     ] {
         shown.extend(number_with_interval(&chosen, name, low, high));
     }
-    let last = LAST
-        .iter()
-        .filter_map(|name| chosen.table.column(name).ok());
+    let last = LAST.iter().filter_map(|name| chosen.column(name));
     shown.extend(last.filter_map(plain_column));
     shown.extend(other_measures(&Columns::of(whole), rows));
     shown

@@ -45,6 +45,25 @@ impl Page {
         .expect(INFALLIBLE);
     }
 
+    /// A line along a path of SVG's own language.
+    pub fn curve(&mut self, path: &str, attributes: &str, tip: &str) {
+        write!(
+            self.body,
+            "<path d='{path}' fill='none' {attributes}><title>{}</title></path>",
+            escape(tip)
+        )
+        .expect(INFALLIBLE);
+    }
+
+    pub fn circle(&mut self, (x, y): (f64, f64), radius: f64, attributes: &str, tip: &str) {
+        write!(
+            self.body,
+            "<circle cx='{x:.1}' cy='{y:.1}' r='{radius}' {attributes}><title>{}</title></circle>",
+            escape(tip)
+        )
+        .expect(INFALLIBLE);
+    }
+
     pub fn line(&mut self, from: (f64, f64), to: (f64, f64)) {
         write!(
             self.body,
