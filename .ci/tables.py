@@ -1,7 +1,7 @@
 """Opens files that candlewick wrote with the programs that people read them with: pyarrow 15 and current, pandas, polars, DuckDB.
 
 `tables.py BINARY` brings those programs by name, makes some files, checks them under each set of versions, and runs the recipes
-of docs/tables.md. `tables.py --check FOLDER` is the part that runs under one set.
+of docs/python.md on the files of the commands that stand there. `tables.py --check FOLDER` is the part that runs under one set.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import tempfile
 # Pinned, so that a failure here means that something of ours has changed.
 NOW = ["polars==2.1.0", "pandas==3.1.1", "pyarrow==26.0.1", "duckdb==2.0.1", "numpy==2.4.6"]
 OLD = ["pandas==2.2.3", "pyarrow==15.0.2", "numpy==1.26.4"]
-DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "tables.md"
+DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "python.md"
 TEXT = "method metric direction template component token role src dst target class base checked model task".split()
 INTEGER = "layer head pos key neuron example n seed".split()
 
@@ -38,13 +38,10 @@ def environment(packages):
 def main(binary):
     binary = pathlib.Path(binary).resolve()
     with tempfile.TemporaryDirectory() as folder:
-        for command in [
-            "patch --out scores.parquet",
-            "patch --sites z --per-example --n-pairs 8 --out pairs.parquet",
-            "ablate --sites z --n-pairs 8 --out ablation.parquet",
-            "heads --samples 2 --out heads.parquet",
-            "patch --sites z --n-pairs 8 --out text.csv",
-        ]:
+        text = DOCS.read_text()
+        commands = re.findall(r"^candlewick (.*)$", text, re.M)
+        assert len(commands) >= 6, "docs/python.md has lost its commands"
+        for command in commands + ["patch --sites z --n-pairs 8 --out text.csv"]:
             run = [binary, "--quiet"] + command.split()
             subprocess.run(run, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         passed = 0
@@ -53,12 +50,13 @@ def main(binary):
             python = environment(packages)
             check = [python, __file__, "--check", folder]
             passed += int(subprocess.run(check, check=True, stdout=subprocess.PIPE).stdout)
-        # The recipes as they stand in the docs, under the current versions.
-        recipes = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
-        assert len(recipes) >= 4, "docs/tables.md has lost its recipes"
+        # The recipes as they stand in the docs, under the current versions, which the docs name too.
+        assert f"pip install {' '.join(NOW)}\n" in text, "docs/python.md names other versions than CI has"
+        recipes = re.findall(r"```python\n(.*?)```", text, re.S)
+        assert len(recipes) >= 10, "docs/python.md has lost its recipes"
         for recipe in recipes:
             ran = subprocess.run([python, "-c", recipe], cwd=folder, stdout=subprocess.DEVNULL)
-            assert ran.returncode == 0, f"this recipe of docs/tables.md fails:\n{recipe}"
+            assert ran.returncode == 0, f"this recipe of docs/python.md fails:\n{recipe}"
         print(f"{passed + len(recipes)} passed, 0 failed")
 
 

@@ -44,6 +44,10 @@ impl Distributions {
         let mut groups: Vec<(String, Vec<f64>)> = Vec::new();
         for (row, value) in values.f64()?.iter().enumerate() {
             let names = keys.iter().map(|key| match key.get(row) {
+                // A number alone would say too little.
+                Ok(name) if key.dtype().is_primitive_numeric() && !name.is_null() => {
+                    format!("{} {}", key.name(), name.str_value())
+                }
                 Ok(name) if !name.is_null() => name.str_value().into_owned(),
                 _ => "none".to_string(),
             });
@@ -203,7 +207,7 @@ mod tests {
     #[test]
     fn rows_are_grouped_in_their_order_and_gaps_are_left_out() {
         let found = Distributions::of(&frame(), &["task", "head"], "score").unwrap();
-        let groups = [("<b> 0", vec![0.5]), ("two 1", vec![-1.0, 2.0])];
+        let groups = [("<b> head 0", vec![0.5]), ("two head 1", vec![-1.0, 2.0])];
         assert_eq!(
             found.groups,
             groups.map(|(name, values)| (name.to_string(), values))
