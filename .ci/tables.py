@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 # Pinned, so that a failure here means that something of ours has changed.
-NOW = ["polars==2.1.0", "pandas==3.1.1", "pyarrow==26.0.1", "duckdb==2.0.1", "numpy==2.4.6"]
+NOW = ["polars==2.1.0", "pandas==3.1.1", "pyarrow==26.0.1", "duckdb==2.0.1", "numpy==2.4.6", "safetensors==0.8.0"]
 OLD = ["pandas==2.2.3", "pyarrow==15.0.2", "numpy==1.26.4"]
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "python.md"
 TEXT = "method metric direction template component token role src dst target class base checked model task".split()
