@@ -210,6 +210,25 @@ impl Show for Lab {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::methods::{EdgeAttributionConfig, FindSize};
+
+    #[test]
+    fn a_found_circuit_shows_its_graph_and_what_it_does() {
+        let lab = Lab::open("embedded", "embedded").unwrap().first(8);
+        let config = FindConfig {
+            size: FindSize::N(30),
+            draws: 2,
+            ..FindConfig::default()
+        };
+        let found = (lab.find_circuit(&EdgeAttributionConfig::eap(), &config)).unwrap();
+        let html = found.to_html();
+        let n_edges = found.circuit.edges.len();
+        assert_eq!(html.matches("<path").count(), n_edges);
+        assert!(
+            html.contains("<td>eap</td>") && html.contains("<p>2 pairs used</p>"),
+            "{html}"
+        );
+    }
 
     #[test]
     fn attention_is_a_causal_grid_whose_rows_sum_to_one() {

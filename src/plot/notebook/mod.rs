@@ -11,6 +11,7 @@ use super::ranked::suggested_columns;
 use super::svg::{Distributions, SvgOptions, circuit_svg, escape, panel_svg, svg};
 use super::views::listed;
 use crate::circuit::Circuit;
+use crate::methods::FoundCircuit;
 use crate::model::Model;
 use crate::scores::Scores;
 use crate::task::{Task, render};
@@ -72,6 +73,15 @@ impl Show for Circuit {
     fn to_html(&self) -> String {
         let facts = circuit_facts(self).into_iter().map(IntoIterator::into_iter);
         table(std::iter::empty(), facts) + &circuit_svg(self)
+    }
+}
+
+/// The circuit, and what it does on the pairs that chose nothing.
+impl Show for FoundCircuit {
+    fn to_html(&self) -> String {
+        let warnings =
+            warnings(self.warnings.iter()).map(|line| format!("<p>{}</p>", escape(&line)));
+        warnings.collect::<String>() + &self.circuit.to_html() + &self.reported.to_html()
     }
 }
 
