@@ -261,6 +261,35 @@ fn a_plan_runs_what_is_not_finished_and_says_what_is_stale() {
     );
 }
 
+#[test]
+fn a_dry_run_of_a_plan_reads_no_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let model = folder.join("model");
+    std::fs::create_dir(&model).expect("a place to write");
+    for name in ["config.json", "tokenizer.json"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/embedded");
+        std::fs::copy(from.join(name), model.join(name)).expect("a file of the model");
+    }
+    std::fs::write(model.join("model.safetensors"), "no weights").expect("a place to write");
+    let plan = "models = [\"model\"]\ntasks = [{ task = \"embedded\", flags = \"--template 0\" }]\nn_pairs = 3\n\
+                [methods]\nheads = \"patch --sites z\"\nedges = \"attribute --method eap\"\n";
+    std::fs::write(folder.join("plan.toml"), plan).expect("a place to write");
+    let run = |flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
+        command.args(["run", "plan.toml"]).args(flags);
+        said(command.current_dir(folder))
+    };
+    let (ok, listed, errors) = run(&["--dry-run"]);
+    assert!(ok, "{errors}");
+    assert!(
+        listed.contains("1  model embedded heads  3 pairs, 16 cells, about"),
+        "{listed}"
+    );
+    let (ok, _, _) = run(&[]);
+    assert!(!ok, "these are no weights");
+}
+
 #[cfg(unix)]
 #[test]
 fn the_summary_of_a_plan_that_was_stopped_says_what_is_there_of_every_run() {

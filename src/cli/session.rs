@@ -241,17 +241,19 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     if stage == Some(Stage::Check) {
         return Ok(());
     }
+    if let Some(desk) = ctx.desk.as_ref().filter(|_| stage == Some(Stage::Cost)) {
+        // The weights need not be read, nor be here.
+        let model = &Model::stand_in(&spec, &options.device, &task.tokens())?;
+        let counted = plan(Subject { model, task: &task }, method, &running)?;
+        *desk.plan.lock().expect("no run panicked with it") = Some(counted);
+        return Ok(());
+    }
     let progress = ctx.progress();
     let model = unread.load(ctx)?;
     let on = Subject {
         model: &model,
         task: &task,
     };
-    if let Some(desk) = ctx.desk.as_ref().filter(|desk| desk.stage == Stage::Cost) {
-        let counted = plan(on, method, &running)?;
-        *desk.plan.lock().expect("no run panicked with it") = Some(counted);
-        return Ok(());
-    }
     if let Some(desk) = ctx.desk.as_ref().filter(|_| stage == Some(Stage::Describe)) {
         let described = work_plan(on, method, &running)?;
         *desk.work.lock().expect("no run panicked with it") = Some(described);

@@ -18,6 +18,7 @@ pub mod pickle;
 pub mod processing;
 mod random;
 pub mod safetensors;
+mod stand_in;
 pub mod tokenizer;
 pub mod weight_files;
 mod weight_hash;

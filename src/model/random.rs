@@ -31,6 +31,23 @@ impl Model {
 
 fn random(spec: ModelSpec, seed: u64, biases: bool) -> Result<Model> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let origin = Origin {
+        id: format!("random {} (seed {seed})", spec.family),
+        storage: "random f32".to_string(),
+        ..Origin::default()
+    };
+    filled(spec, biases, origin, |slot, spec| {
+        random_slot(slot, spec, &mut rng)
+    })
+}
+
+/// A model whose slots are filled one by one, those of the first block before those of the second.
+pub(super) fn filled(
+    spec: ModelSpec,
+    biases: bool,
+    origin: Origin,
+    mut fill: impl FnMut(Slot, &ModelSpec) -> Result<Tensor>,
+) -> Result<Model> {
     let mut slots = HashMap::new();
     let once = Slot::MODEL.map(|slot| (slot, 0));
     let per_block = (0..spec.n_layers).flat_map(|layer| Slot::BLOCK.map(|slot| (slot, layer)));
@@ -41,20 +58,15 @@ fn random(spec: ModelSpec, seed: u64, biases: bool) -> Result<Model> {
             Need::Absent => false,
         };
         if is_wanted {
-            slots.insert((slot, layer), random_slot(slot, &spec, &mut rng)?);
+            slots.insert((slot, layer), fill(slot, &spec)?);
         }
     }
     let weights = assemble(&spec, slots)?;
-    let origin = Origin {
-        id: format!("random {} (seed {seed})", spec.family),
-        storage: "random f32".to_string(),
-        ..Origin::default()
-    };
     Model::new(spec, weights, origin)
 }
 
 /// Matrices keep the scale of what they read, so that no layer drowns another; norm weights lie around 1.
-fn random_slot(slot: Slot, spec: &ModelSpec, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+pub(super) fn random_slot(slot: Slot, spec: &ModelSpec, rng: &mut ChaCha8Rng) -> Result<Tensor> {
     let shape = slot.shape(spec);
     let (centre, width) = match (slot, shape.as_slice()) {
         (Slot::Embed | Slot::Positions | Slot::Segments, _) => (0.0, 1.0),

@@ -286,6 +286,15 @@ impl Task {
         Ok(())
     }
 
+    /// All token ids of prompts, answers and wrong answers.
+    pub fn tokens(&self) -> BTreeSet<u32> {
+        let ids = self.pairs.iter().flat_map(|pair| {
+            let target = [&pair.target.answers, &pair.target.wrong];
+            [&pair.clean, &pair.corrupted].into_iter().chain(target)
+        });
+        ids.flatten().copied().collect()
+    }
+
     /// SHA-256 over all token ids and targets, and how pairs are numbered and their positions named: two runs with one hash
     /// measured the same places of the same prompts.
     pub fn token_hash(&self) -> String {

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::hooks::Positions;
+use candlewick::methods::Plan;
 use candlewick::methods::tokens::{Baseline, Quadrature, ReferenceSet};
+use candlewick::model::Model;
 use candlewick::prelude::*;
 use candlewick::task::{Pair, Task};
 
@@ -336,5 +338,21 @@ fn every_method_says_what_it_would_cost() {
             plan.units > 0 && plan.seconds > 0.0 && plan.cost.passes >= 1.0,
             "{name}: {plan:?}"
         );
+        // The same is done on a model that stands in for it.
+        let tokens = lab.task.tokens();
+        let model = &Model::stand_in(&lab.model.spec, &lab.model.device, &tokens)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let on = Subject {
+            model,
+            task: &lab.task,
+        };
+        let unread = candlewick::methods::plan(on, &*method, &lab.running)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(unread.seconds > 0.0, "{name}");
+        let counted = Plan {
+            seconds: plan.seconds,
+            ..unread
+        };
+        assert_eq!(counted, plan, "{name}");
     }
 }

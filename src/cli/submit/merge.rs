@@ -122,10 +122,13 @@ pub fn merge(submission: &mut Submission, ctx: &Context) -> anyhow::Result<()> {
         return Ok(());
     }
     let tables = submission.jobs.len();
+    let first = reasons.values().next().map_or("", String::as_str);
     let reason = match lacking.is_empty() {
         true => format!(
-            "{} of {tables} tables cannot be made, as said above",
-            reasons.len()
+            "{} of {tables} tables cannot be made: {}; {} tries again",
+            reasons.len(),
+            visible(first),
+            submission.line("merge")
         ),
         false => format!(
             "{} of {tables} tables lack units {}; {} runs exactly these",
