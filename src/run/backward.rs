@@ -85,6 +85,27 @@ impl Descent<'_> {
         Ok(())
     }
 
+    /// From what the MLP of a layer writes to the stream that it reads.
+    pub fn mlp(&self, layer: usize, gradient: &Tensor, probe: &mut dyn Probe) -> Result<Tensor> {
+        let saved = self.tape.layer(self.model, layer)?;
+        self.layer(layer).mlp(gradient, &saved, probe)
+    }
+
+    /// From z of a layer to the streams that its queries, keys and values read, where each query head read one of its own.
+    /// # Shapes
+    /// `at_z [rows, n_heads, d_head]`; `inputs`, what was read, `[rows, n_heads, d_model]` each, or `[rows, 1, d_model]` for
+    /// all heads; gives `[rows, n_heads, d_model]` each.
+    pub fn below_z(
+        &self,
+        layer: usize,
+        at_z: Tensor,
+        inputs: [&Tensor; 3],
+        probe: &mut dyn Probe,
+    ) -> Result<[Tensor; 3]> {
+        let saved = self.tape.layer(self.model, layer)?;
+        self.layer(layer).below_z(at_z, inputs, &saved, probe)
+    }
+
     /// Past the embeddings.
     pub fn embeddings(&self, gradient: Tensor, probe: &mut dyn Probe) -> Result<()> {
         for kind in [Kind::PosEmbed, Kind::Embed] {
@@ -94,6 +115,15 @@ impl Descent<'_> {
             }
         }
         Ok(())
+    }
+
+    fn layer(&self, index: usize) -> BackwardLayer<'_> {
+        BackwardLayer {
+            walk: self,
+            spec: &self.model.spec,
+            weights: &self.model.weights.blocks[index],
+            index,
+        }
     }
 
     /// Shows a gradient to the probe, and takes it past the edits of its hook.
@@ -107,12 +137,7 @@ impl Descent<'_> {
     /// Through one block: from the gradient at the stream that leaves it to that at the stream that enters it.
     pub fn block(&self, index: usize, gradient: Tensor, probe: &mut dyn Probe) -> Result<Tensor> {
         let spec = &self.model.spec;
-        let layer = BackwardLayer {
-            walk: self,
-            spec,
-            weights: &self.model.weights.blocks[index],
-            index,
-        };
+        let layer = self.layer(index);
         let gradient = self.at(layer.hook(Kind::ResidPost), gradient, probe)?;
         if self.rules.stops(index) {
             let gradient = if spec.has_resid_mid() {

@@ -121,6 +121,51 @@ impl Tape {
         Ok(tape)
     }
 
+    /// Records a run in which `tap` gives readers streams of its own: what it computes at the places where it is not steered is
+    /// nobody's business. A backward pass follows it from z to queries, keys and values, and from what an MLP writes to what it reads.
+    /// # Shapes
+    /// `stream [rows, d_model]` enters the first block; `base`, for each layer, rotated keys and values of every position of every
+    /// prompt, for positions that `rows` has not.
+    pub fn steered(
+        model: &Model,
+        rows: &Rows,
+        stream: Tensor,
+        base: Vec<(Tensor, Tensor)>,
+        tap: &mut dyn Tap,
+    ) -> Result<Self> {
+        let spec = &model.spec;
+        let mut tape = Tape {
+            prompts: Vec::new(),
+            rows: rows.clone(),
+            ropes: rope::Tables::new(spec, rows.length),
+            kept: HashMap::new(),
+            light: HashSet::new(),
+            edits: ByHook::new(),
+            adjoints: ByHook::new(),
+            base: Some(base),
+        };
+        let layers = 0..spec.n_layers;
+        let hooks = layers.flat_map(|layer| {
+            let needs = needs(spec).into_iter();
+            needs.map(move |kind| Hook::at(kind, layer))
+        });
+        let mut steered = Steered {
+            tap,
+            tape: &tape,
+            wanted: hooks.chain([last_stream(spec)]).collect(),
+            kept: HashMap::new(),
+        };
+        let mut stream = Stream {
+            rows: rows.clone(),
+            x: Some(stream),
+        };
+        for layer in 0..spec.n_layers {
+            stream = forward::block(model, layer, &tape.ropes, stream, &mut steered)?;
+        }
+        tape.kept = steered.kept;
+        Ok(tape)
+    }
+
     /// Lets go of what was kept beyond a backward pass's needs, but for some hooks.
     pub fn forget(&mut self, gone: impl Fn(Hook) -> bool) {
         self.kept.retain(|&hook, _| !gone(hook));
@@ -362,6 +407,38 @@ impl Tap for Recorder<'_> {
                 t
             }
         };
+        if self.wanted.contains(&hook) {
+            self.kept.insert(hook, t.clone());
+        }
+        Ok(t)
+    }
+
+    fn base_keys(&self, layer: usize) -> Result<Option<(&Tensor, &Tensor)>> {
+        Ok(self.tape.base_keys(layer))
+    }
+}
+
+/// A recorder behind another tap.
+struct Steered<'a> {
+    tap: &'a mut dyn Tap,
+    tape: &'a Tape,
+    wanted: HashSet<Hook>,
+    kept: HashMap<Hook, Tensor>,
+}
+
+impl Tap for Steered<'_> {
+    fn wants(&self, hook: Hook) -> bool {
+        // Keys and values come by in any case, and of each query head its own; nobody else may ask for these.
+        let comes_by = matches!(hook.kind, Kind::K | Kind::V | Kind::RotK);
+        self.tap.wants(hook) || self.wanted.contains(&hook) && !comes_by
+    }
+
+    fn edits(&self, hook: Hook) -> bool {
+        self.tap.edits(hook)
+    }
+
+    fn at(&mut self, hook: Hook, t: Tensor, rows: &Rows) -> Result<Tensor> {
+        let t = self.tap.at(hook, t, rows)?;
         if self.wanted.contains(&hook) {
             self.kept.insert(hook, t.clone());
         }

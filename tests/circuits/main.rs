@@ -5,6 +5,7 @@ mod acdc;
 mod known;
 #[path = "../models/mod.rs"]
 mod models;
+mod soft;
 
 use candle_core::DType;
 use candlewick::circuit::{EdgeSet, Graph, Pruning};

@@ -9,26 +9,24 @@
 //! whose scale is of their sum, and a norm over the queries or keys of all heads. The share of an output bias under such a norm
 //! moves with the scale; it belongs to no edge, and every later reader sees it.
 
-use std::collections::HashMap;
+mod attention;
+
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::Tensor;
-use rayon::prelude::*;
-
 use super::ground::{Ground, input_change, matrix};
 use super::streams::{At, Delta, Written};
+use super::writes;
 use crate::circuit::{EdgeSet, Graph};
 use crate::error::Result;
 use crate::hooks::Letter;
 use crate::model::Model;
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
-use crate::nn::host::{host, room, tensor, to_host};
-use crate::nn::linear::{View, small_product};
-use crate::nn::{linear, norm, rope};
-use crate::run::forward::{mlp_write, rotated};
+use crate::nn::host::{host, to_host};
+use crate::nn::linear::View;
+use crate::nn::rope;
+use crate::run::forward::mlp_write;
 use crate::run::gradients::Nobody;
-use crate::spec::{NormKind, QkNorm};
+use crate::spec::QkNorm;
 
 /// Circuits of one batch of pairs.
 pub(super) struct Masked<'a> {
@@ -57,9 +55,6 @@ pub(super) struct State {
     /// The final stream at the answers, `[batch, d_model]`.
     pub answers: Vec<f32>,
 }
-
-/// The queries, keys or values of some heads: for each the head, and `[at, d_head]`.
-type Letters = Vec<(usize, Vec<f32>)>;
 
 impl<'a> Masked<'a> {
     pub fn new(model: &'a Model, ground: &'a Ground) -> Result<Self> {
@@ -222,319 +217,19 @@ impl<'a> Masked<'a> {
         }
         let heads: Vec<usize> = seeing.iter().map(|row| row - first).collect();
         let z = self.z(layer, &heads, state, &shifts)?;
-        let (deltas, shift) = self.written_by_heads(layer, &heads, &z)?;
+        let (deltas, shift) = writes::by_heads(
+            self.model,
+            &self.ground.layers[layer],
+            layer,
+            &heads,
+            &z,
+            self.at(layer),
+        )?;
         for (row, delta) in seeing.into_iter().zip(deltas) {
             state.written.of[row] = Some(Arc::new(delta));
         }
         state.shifts[layer] = shift.map(Arc::new);
         Ok(())
-    }
-
-    /// z of some heads.
-    /// # Shapes
-    /// `[at, heads, d_head]`
-    fn z(
-        &self,
-        layer: usize,
-        heads: &[usize],
-        state: &mut State,
-        shifts: &[Arc<Delta>],
-    ) -> Result<Tensor> {
-        let (spec, weights) = (&self.model.spec, &self.model.weights.blocks[layer]);
-        let (ground, d) = (&self.ground.layers[layer], spec.d_head);
-        let (at, every) = (self.at(layer), At::Every(self.n_rows));
-        // The slopes of ALiBi go by the head's number, so there all heads of the layer are computed.
-        let alibi = Slopes::new(spec, 0);
-        let asked = heads;
-        let all: Vec<usize> = (0..spec.n_heads).collect();
-        let heads = if alibi.is_some() { &all[..] } else { heads };
-        let mut read = |letters: &[Letter], at| self.read(layer, letters, heads, at, state, shifts);
-        let mut letters = if self.is_last(layer) {
-            let mut letters = read(&[Letter::Q], at)?;
-            letters.extend(read(&[Letter::K, Letter::V], every)?);
-            letters
-        } else {
-            read(&Letter::ALL, every)?
-        }
-        .into_iter();
-        let mut next = || letters.next().expect("three letters");
-        let rotate = |own: Letters, w: &Option<Tensor>, at: At<'_>| -> Result<Letters> {
-            if own.is_empty() {
-                return Ok(own);
-            }
-            let positions: Vec<u32> = (0..at.len()).map(|i| self.positions[at.row(i)]).collect();
-            let x = beside_each_other(&own, at.len(), d)?;
-            let x = to_host(&rotated(
-                spec,
-                layer,
-                &x,
-                w.as_ref(),
-                &positions,
-                &self.ropes,
-            )?)?;
-            let n = own.len();
-            let rotated = own.into_iter().enumerate().map(|(i, (head, mut data))| {
-                for (row, data) in data.chunks_exact_mut(d).enumerate() {
-                    data.copy_from_slice(&x[(row * n + i) * d..][..d]);
-                }
-                (head, data)
-            });
-            Ok(rotated.collect())
-        };
-        let q = rotate(next(), &weights.q_norm, at)?;
-        let k = rotate(next(), &weights.k_norm, every)?;
-        let v = next();
-
-        let reference = to_host(&ground.q)?; // [rows, n_heads, d_head]
-        let mut queries = room(at.len() * heads.len() * d);
-        for (i, out) in queries.chunks_exact_mut(heads.len() * d).enumerate() {
-            for (out, head) in out.chunks_exact_mut(d).zip(heads) {
-                let at_reference = (at.row(i) * spec.n_heads + head) * d;
-                out.copy_from_slice(&reference[at_reference..][..d]);
-            }
-        }
-        put(&mut queries, &q, heads, |i| i, at.len(), d);
-        let whole = self.ground.rows.in_whole();
-        let keys_or_values = |reference: &Tensor, own: &Letters| -> Result<Tensor> {
-            let n_own = reference.dim(1)?;
-            let group = spec.n_heads / n_own;
-            let (all, n) = (host(reference)?, reference.dim(0)?);
-            let mut out = room(n * heads.len() * d);
-            for (i, out) in out.chunks_exact_mut(heads.len() * d).enumerate() {
-                for (out, head) in out.chunks_exact_mut(d).zip(heads) {
-                    out.copy_from_slice(&all[(i * n_own + head / group) * d..][..d]);
-                }
-            }
-            put(&mut out, own, heads, |i| whole[i] as usize, whole.len(), d);
-            tensor(out, (n, heads.len(), d))
-        };
-        let (keys, values) = (
-            keys_or_values(&ground.k, &k)?,
-            keys_or_values(&ground.v, &v)?,
-        );
-        let n = heads.len();
-        let shape = Shape {
-            n_heads: n,
-            key_heads: n,
-            value_heads: n,
-            n_kv_heads: n,
-            d_head: d,
-            scale: spec.attn_scale[layer],
-            softcap: spec.attn_softcap,
-            window: spec.windows[layer],
-            alibi,
-            causal: spec.is_causal(),
-            length: self.ground.rows.length,
-        };
-        let last = [self.ground.rows.length as u32 - 1];
-        let segments: Vec<SegmentPlace<'_>> = (self.ground.rows.segments.iter().enumerate())
-            .map(|(i, segment)| SegmentPlace {
-                query_start: if self.is_last(layer) {
-                    i
-                } else {
-                    segment.start
-                },
-                query_positions: if self.is_last(layer) {
-                    &last
-                } else {
-                    &segment.positions
-                },
-                key_start: i * shape.length,
-                key_positions: &self.every_position,
-                example: i,
-            })
-            .collect();
-        let sources = KeysValues {
-            k: &keys,
-            v: &values,
-            base: None,
-        };
-        let z = attention::forward(
-            &tensor(queries, (at.len(), n, d))?,
-            sources,
-            &segments,
-            &shape,
-        )?;
-        if alibi.is_none() {
-            return Ok(z);
-        }
-        let asked: Vec<u32> = asked.iter().map(|&head| head as u32).collect();
-        Ok(z.index_select(&Tensor::new(asked, z.device())?, 1)?)
-    }
-
-    /// Some letters of some heads, before their norm and rotation: those that see something else than the reference.
-    fn read(
-        &self,
-        layer: usize,
-        letters: &[Letter],
-        heads: &[usize],
-        at: At<'_>,
-        state: &mut State,
-        shifts: &[Arc<Delta>],
-    ) -> Result<Vec<Letters>> {
-        let (spec, weights) = (&self.model.spec, &self.model.weights.blocks[layer]);
-        let (d, d_model) = (spec.d_head, spec.d_model);
-        let always = self.is_tied(layer) || !shifts.is_empty();
-        // Readers that see the same share a stream.
-        let mut streams: Vec<Vec<usize>> = Vec::new();
-        let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
-        let mut asked = Vec::new();
-        for (index, &letter) in letters.iter().enumerate() {
-            for &head in heads {
-                let sources = state.sources(self.column(layer, letter, head));
-                if sources.is_empty() && !always {
-                    continue;
-                }
-                let stream = *known.entry(sources).or_insert_with_key(|sources| {
-                    streams.push(sources.clone());
-                    streams.len() - 1
-                });
-                asked.push((index, letter, head, stream));
-            }
-        }
-        let mut found: Vec<Letters> = vec![Vec::new(); letters.len()];
-        if asked.is_empty() {
-            return Ok(found);
-        }
-        let lists: Vec<&[usize]> = streams.iter().map(Vec::as_slice).collect();
-        let base = &self.ground.layers[layer].attn_in;
-        let x = matrix(
-            state.written.streams(base, at, &lists, shifts, d_model),
-            d_model,
-        )?;
-        let x = match &weights.ln1 {
-            Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
-            None => x,
-        };
-        let (x, w) = (host(&x)?, host(&weights.w_qkv)?);
-        let b = weights.b_qkv.as_ref().map(host).transpose()?;
-        let width = (spec.n_heads + 2 * spec.n_kv_heads) * d;
-        let one = |&(index, letter, head, stream): &(usize, Letter, usize, usize)| {
-            let shared = head / spec.group();
-            let start = d * match letter {
-                Letter::Q => head,
-                Letter::K => spec.n_heads + shared,
-                Letter::V => spec.n_heads + spec.n_kv_heads + shared,
-            };
-            let mut y = room(at.len() * d);
-            if let Some(b) = &b {
-                y.chunks_exact_mut(d)
-                    .for_each(|row| row.copy_from_slice(&b[start..][..d]));
-            }
-            let of_stream = View::rows(lists.len() * d_model).from(stream * d_model);
-            small_product(
-                (&mut y, View::rows(d)),
-                (&x, of_stream),
-                (&w, View::rows(width).from(start)),
-                [at.len(), d_model, d],
-                1.0,
-                b.is_some(),
-            );
-            (index, head, y)
-        };
-        for (index, head, y) in asked.par_iter().map(one).collect::<Vec<_>>() {
-            found[index].push((head, y));
-        }
-        Ok(found)
-    }
-
-    /// What heads write less what they write at the reference, and how the bias's share moved, from their z (of all heads
-    /// where there is a norm on their sum).
-    fn written_by_heads(
-        &self,
-        layer: usize,
-        heads: &[usize],
-        z: &Tensor,
-    ) -> Result<(Vec<Delta>, Option<Delta>)> {
-        let (spec, weights) = (&self.model.spec, &self.model.weights.blocks[layer]);
-        let (ground, at) = (&self.ground.layers[layer], self.at(layer));
-        let (n, d) = (heads.len(), spec.d_head);
-        let scale = match &weights.ln1_post {
-            Some(_) => {
-                let all = z.reshape((at.len(), n * d))?;
-                let sum = linear::forward(&all, &weights.w_o, weights.b_o.as_ref())?;
-                Some(to_host(&norm::scale(&sum, spec.norm, spec.norm_eps)?)?)
-            }
-            None => None,
-        };
-        let mut share = to_host(z)?; // [at, heads, d_head]
-        for (i, row) in share.chunks_exact_mut(n * d).enumerate() {
-            for (own, head) in row.chunks_exact_mut(d).zip(heads) {
-                let reference = (at.row(i) * spec.n_heads + head) * d;
-                for (own, reference) in own.iter_mut().zip(&ground.z[reference..][..d]) {
-                    *own = scale.as_ref().map_or(*own, |scale| *own / scale[i]) - reference;
-                }
-            }
-        }
-        let w_o = host(&weights.w_o)?;
-        let one = |(i, &head): (usize, &usize)| {
-            let view = View::rows(n * d).from(i * d);
-            self.written_by_head(layer, head, (&share, view), at, &w_o)
-        };
-        let deltas = heads
-            .par_iter()
-            .enumerate()
-            .map(one)
-            .collect::<Result<_>>()?;
-        let shift = match (&scale, &ground.scale, &weights.b_o) {
-            (Some(scale), Some(reference), Some(bias)) => {
-                let share = self.through_post_norm(layer, to_host(bias)?)?;
-                let mut data = Vec::with_capacity(at.len() * spec.d_model);
-                for (i, scale) in scale.iter().enumerate() {
-                    let moved = 1.0 / scale - 1.0 / reference[at.row(i)];
-                    data.extend(share.iter().map(|share| share * moved));
-                }
-                Some(self.delta(layer, data))
-            }
-            _ => None,
-        };
-        Ok((deltas, shift))
-    }
-
-    fn written_by_head(
-        &self,
-        layer: usize,
-        head: usize,
-        (share, view): (&[f32], View),
-        at: At<'_>,
-        w_o: &[f32],
-    ) -> Result<Delta> {
-        let spec = &self.model.spec;
-        let (d, d_model) = (spec.d_head, spec.d_model);
-        let mut out = room(at.len() * d_model);
-        small_product(
-            (&mut out, View::rows(d_model)),
-            (share, view),
-            (w_o, View::rows(d_model).from(head * d * d_model)),
-            [at.len(), d, d_model],
-            1.0,
-            false,
-        );
-        Ok(Delta {
-            data: self.through_post_norm(layer, out)?,
-            at_answers: matches!(at, At::Answers(_)),
-        })
-    }
-
-    /// What a share of attention's sum becomes on its way to the stream, but for the division by the norm's scale.
-    fn through_post_norm(&self, layer: usize, mut shares: Vec<f32>) -> Result<Vec<f32>> {
-        let spec = &self.model.spec;
-        if let Some(post) = &self.model.weights.blocks[layer].ln1_post {
-            let w = host(&post.w)?;
-            for row in shares.chunks_exact_mut(spec.d_model) {
-                let mean = match spec.norm {
-                    NormKind::Layer => row.iter().sum::<f32>() / spec.d_model as f32,
-                    NormKind::Rms => 0.0,
-                };
-                row.iter_mut()
-                    .zip(w.iter())
-                    .for_each(|(x, w)| *x = (*x - mean) * w);
-            }
-        }
-        if let Some(factor) = spec.residual_multiplier {
-            shares.iter_mut().for_each(|x| *x *= factor);
-        }
-        Ok(shares)
     }
 
     fn delta(&self, layer: usize, data: Vec<f32>) -> Delta {
@@ -602,7 +297,14 @@ impl<'a> Masked<'a> {
                 let view = View::rows(spec.n_heads * spec.d_head).from(head * spec.d_head);
                 let w_o = host(&self.model.weights.blocks[layer].w_o)?;
                 let every = At::Every(self.n_rows);
-                Some(self.written_by_head(layer, head, (&idle.z, view), every, &w_o)?)
+                Some(writes::by_head(
+                    self.model,
+                    layer,
+                    head,
+                    (&idle.z, view),
+                    every,
+                    &w_o,
+                )?)
             }
         };
         Ok(self.idle[row].get_or_init(|| delta.map(Arc::new)).clone())
@@ -634,37 +336,5 @@ impl State {
     fn same_shifts(&self, from: &State, layer: usize) -> bool {
         let (own, theirs) = (self.shifts_before(layer), from.shifts_before(layer));
         own.len() == theirs.len() && own.iter().zip(&theirs).all(|(a, b)| Arc::ptr_eq(a, b))
-    }
-}
-
-/// Heads beside each other, `[rows, heads, d_head]`.
-fn beside_each_other(own: &Letters, rows: usize, d: usize) -> Result<Tensor> {
-    let mut data = Vec::with_capacity(rows * own.len() * d);
-    for row in 0..rows {
-        for (_, of_head) in own {
-            data.extend_from_slice(&of_head[row * d..][..d]);
-        }
-    }
-    tensor(data, (rows, own.len(), d))
-}
-
-/// Writes heads into their columns of `[.., heads, d_head]`; the `i`-th row goes to row `to(i)`.
-fn put(
-    out: &mut [f32],
-    own: &Letters,
-    heads: &[usize],
-    to: impl Fn(usize) -> usize,
-    rows: usize,
-    d: usize,
-) {
-    for (head, data) in own {
-        let place = heads
-            .iter()
-            .position(|h| h == head)
-            .expect("a head that was asked for");
-        for row in 0..rows {
-            let start = (to(row) * heads.len() + place) * d;
-            out[start..][..d].copy_from_slice(&data[row * d..][..d]);
-        }
     }
 }

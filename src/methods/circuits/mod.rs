@@ -9,7 +9,9 @@ mod masked;
 mod plain;
 mod quality;
 mod scored;
+mod soft;
 mod streams;
+mod writes;
 
 pub use acdc::{AcdcCircuit, AcdcConfig, acdc};
 pub use curve::{CurvePoint, FRACTIONS, cmd, cpr, curve};
@@ -17,3 +19,4 @@ pub use evaluation::{CircuitEval, CircuitMode, NamedCircuit, circuit_values_plai
 pub use find::{FindConfig, FindRule, FindSize, FoundCircuit, find_circuit};
 pub use quality::{QualityConfig, quality_circuits, quality_lines};
 pub use scored::Level;
+pub use soft::{MaskGradient, mask_gradient};

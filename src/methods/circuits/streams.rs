@@ -30,6 +30,10 @@ impl At<'_> {
         }
     }
 
+    pub fn is_answers(self) -> bool {
+        matches!(self, At::Answers(_))
+    }
+
     /// The row of the `i`-th that is looked at.
     pub fn row(self, i: usize) -> usize {
         match self {

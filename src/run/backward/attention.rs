@@ -36,18 +36,7 @@ impl BackwardLayer<'_> {
         let at_z = linear::backward(&at_out, &self.weights.w_o)?.reshape((rows.total, heads, d))?;
         let at_z = self.at(Kind::Z, at_z, probe)?;
 
-        let of = self.through_attention(&at_z, saved, probe)?;
-        let positions = rows.positions();
-        let (k, v) = (self.shared(&of.k)?, self.shared(&of.v)?);
-        // Edits act on shared keys and values; without any, each query head's own part goes on.
-        let rot_q = self.at(Kind::RotQ, of.q, probe)?;
-        let rot_k = self.of_heads(Kind::RotK, of.k, k, probe)?;
-        let at_v = self.of_heads(Kind::V, of.v, v, probe)?;
-        let q = self.unrotate(rot_q, Kind::Q, &positions, saved)?;
-        let q = self.at(Kind::Q, q, probe)?;
-        let k = self.unrotate(rot_k, Kind::K, &positions, saved)?;
-        let at_k = self.shared(&k)?;
-        let k = self.of_heads(Kind::K, k, at_k, probe)?;
+        let [q, k, at_v] = self.readers(at_z, saved, probe)?;
         let readers = Readers {
             gradients: [&q, &k, &at_v],
             saved,
@@ -59,7 +48,8 @@ impl BackwardLayer<'_> {
             .enumerate()
         {
             if probe.wants(self.hook(kind)) {
-                let at_input = self.reader_input(letter, readers.gradients[letter], saved)?;
+                let x = saved.get(Kind::ResidPre, rows)?.unsqueeze(1)?;
+                let at_input = self.reader_input(letter, readers.gradients[letter], &x)?;
                 probe.at(self.hook(kind), &at_input, rows)?;
             }
         }
@@ -74,6 +64,41 @@ impl BackwardLayer<'_> {
         self.read(at_normed, Kind::ResidPre, norm, saved, probe)
     }
 
+    /// From z to what queries, keys and values read, before their norm and rotation: each query head's own part.
+    fn readers(
+        &self,
+        at_z: Tensor,
+        saved: &Saved<'_>,
+        probe: &mut dyn Probe,
+    ) -> Result<[Tensor; 3]> {
+        let of = self.through_attention(&at_z, saved, probe)?;
+        let positions = self.walk.rows.positions();
+        let (k, v) = (self.shared(&of.k)?, self.shared(&of.v)?);
+        // Edits act on shared keys and values; without any, each query head's own part goes on.
+        let rot_q = self.at(Kind::RotQ, of.q, probe)?;
+        let rot_k = self.of_heads(Kind::RotK, of.k, k, probe)?;
+        let at_v = self.of_heads(Kind::V, of.v, v, probe)?;
+        let q = self.unrotate(rot_q, Kind::Q, &positions, saved)?;
+        let q = self.at(Kind::Q, q, probe)?;
+        let k = self.unrotate(rot_k, Kind::K, &positions, saved)?;
+        let at_k = self.shared(&k)?;
+        let k = self.of_heads(Kind::K, k, at_k, probe)?;
+        Ok([q, k, at_v])
+    }
+
+    /// From z to the streams that each query head's queries, keys and values read, in a run that gave each its own.
+    pub(super) fn below_z(
+        &self,
+        at_z: Tensor,
+        inputs: [&Tensor; 3],
+        saved: &Saved<'_>,
+        probe: &mut dyn Probe,
+    ) -> Result<[Tensor; 3]> {
+        let of = self.readers(at_z, saved, probe)?;
+        let at_input = |letter: usize| self.reader_input(letter, &of[letter], inputs[letter]);
+        Ok([at_input(0)?, at_input(1)?, at_input(2)?])
+    }
+
     /// From z to rotated queries and keys and to values.
     fn through_attention(
         &self,
@@ -83,19 +108,6 @@ impl BackwardLayer<'_> {
     ) -> Result<attention::AttentionGradients> {
         let (spec, walk) = (self.spec, self.walk);
         let rows = walk.rows;
-        let shape = Shape {
-            n_heads: spec.n_heads,
-            key_heads: spec.n_kv_heads,
-            value_heads: spec.n_kv_heads,
-            n_kv_heads: spec.n_kv_heads,
-            d_head: spec.d_head,
-            scale: spec.attn_scale[self.index],
-            softcap: spec.attn_softcap,
-            window: spec.windows[self.index],
-            alibi: Slopes::new(spec, 0),
-            causal: spec.is_causal(),
-            length: rows.length,
-        };
         // Where the tape has all positions, those without a gradient serve as the base run's.
         let whole = [Kind::RotK, Kind::V].map(|kind| saved.whole(kind));
         let [whole_k, whole_v] = whole;
@@ -108,6 +120,19 @@ impl BackwardLayer<'_> {
         };
         let k = saved.get(Kind::RotK, rows)?;
         let v = saved.get(Kind::V, rows)?;
+        let shape = Shape {
+            n_heads: spec.n_heads,
+            key_heads: k.dim(1)?,
+            value_heads: v.dim(1)?,
+            n_kv_heads: base.map_or(Ok(spec.n_kv_heads), |(keys, _)| keys.dim(1))?,
+            d_head: spec.d_head,
+            scale: spec.attn_scale[self.index],
+            softcap: spec.attn_softcap,
+            window: spec.windows[self.index],
+            alibi: Slopes::new(spec, 0),
+            causal: spec.is_causal(),
+            length: rows.length,
+        };
         let segments: Vec<SegmentPlace<'_>> = rows
             .segments
             .iter()
@@ -214,6 +239,7 @@ impl BackwardLayer<'_> {
         let w = match self.spec.qk_norm {
             QkNorm::FullWidth => {
                 let heads = on_host(w)?.reshape((1, (), self.spec.d_head))?;
+                let times = self.spec.n_heads / heads.dim(1)?;
                 attention::repeat(&heads, times)?.flatten_all()?
             }
             _ => w.clone(),
@@ -223,7 +249,9 @@ impl BackwardLayer<'_> {
 
     /// The gradient at the stream that each query head's q, k or v reads, `[rows, n_heads, d_model]`. As large as that: only
     /// for whoever asks for these hooks by name.
-    fn reader_input(&self, letter: usize, gradient: &Tensor, saved: &Saved<'_>) -> Result<Tensor> {
+    /// # Shapes
+    /// `x`, what was read: `[rows, n_heads, d_model]`, or `[rows, 1, d_model]` for all heads.
+    fn reader_input(&self, letter: usize, gradient: &Tensor, x: &Tensor) -> Result<Tensor> {
         let (spec, walk) = (self.spec, self.walk);
         let (rows, heads, d) = (walk.rows.total, spec.n_heads, spec.d_model);
         let mut at_normed = vec![0f32; rows * heads * d];
@@ -255,8 +283,7 @@ impl BackwardLayer<'_> {
         let Some(w) = &self.weights.ln1 else {
             return Ok(at_normed.reshape((rows, heads, d))?);
         };
-        let x = on_host(&saved.get(Kind::ResidPre, walk.rows)?)?;
-        let x = attention::repeat(&x.unsqueeze(1)?, heads)?.reshape((rows * heads, d))?;
+        let x = attention::repeat(&on_host(x)?, heads / x.dim(1)?)?.reshape((rows * heads, d))?;
         let parts = norm::parts(&x, &on_host_weights(w)?, spec.norm, spec.norm_eps)?;
         let at_input = norm::backward(
             &at_normed,
