@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::path::PathBuf;
 
 use candlewick::Error;
-use candlewick::circuit::{Circuit, Graph, Pruning, Rule, ScoredGraph, Selection};
+use candlewick::circuit::{Graph, Pruning, Rule, ScoredGraph, Selection};
 use candlewick::methods::circuits::{
     FRACTIONS, QualityConfig, cmd, cpr, curve, quality_circuits, quality_lines,
 };
@@ -13,7 +13,7 @@ use candlewick::model::ModelSpec;
 use candlewick::scores::Scores;
 use clap::{Args, ValueEnum};
 
-use super::read_scores;
+use super::{files, read_scores};
 use crate::cli::Context;
 use crate::cli::attribute::SourceChoice;
 use crate::cli::session::{self, Ask, Asked, CommonArgs, Mode};
@@ -31,7 +31,7 @@ use crate::cli::session::{self, Ask, Asked, CommonArgs, Mode};
   candlewick circuit eval circuit.toml --n-pairs 4 --mode edge -o edge.parquet
   candlewick circuit eval circuit.toml --n-pairs 4 --full -o full.parquet")]
 pub struct EvalArgs {
-    /// A `circuit.toml`, the JSON of EAP-IG or MIB, or with `--curve` scores of every edge (`.json`, `.parquet`).
+    /// The circuit: a file, or one of this program (`measured/embedded`); with `--curve` scores of every edge (`.json`, `.parquet`).
     pub file: PathBuf,
     /// Faithfulness by size, with CPR and CMD; the file has a score for every edge.
     #[arg(long, conflicts_with_all = ["full", "scores"])]
@@ -155,7 +155,7 @@ impl EvalArgs {
         seed: u64,
         notes: &mut Vec<String>,
     ) -> anyhow::Result<Vec<NamedCircuit>> {
-        let mut circuit = Circuit::read(&self.file)?;
+        let mut circuit = files::open(&self.file.to_string_lossy(), Some(&graph))?;
         circuit.check_fits(&graph)?;
         let before = circuit.edges.len();
         if before == 0 {

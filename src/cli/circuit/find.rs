@@ -16,7 +16,7 @@ use candlewick::spec::Mlp;
 use candlewick::text::shell_quoted;
 use clap::{Args, ValueEnum};
 
-use super::{destination, read_scores};
+use super::{counts, destination, faithfulness_said, read_scores};
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs, memory};
 use crate::cli::attribute::{MethodChoice, SourceChoice};
@@ -285,16 +285,6 @@ fn choose(args: &FindArgs, path: &Path, to: &Path, ctx: &Context) -> anyhow::Res
     Ok(())
 }
 
-fn counts(requested: Option<usize>, chosen: usize, circuit: &Circuit, of: &str) -> String {
-    let requested = requested.map_or("those above the threshold".to_string(), |n| {
-        format!("{n} {of} requested")
-    });
-    format!(
-        "{requested}: {chosen} edges chosen, {} left without dead ends",
-        circuit.edges.len()
-    )
-}
-
 fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
@@ -380,11 +370,7 @@ fn print(found: &FoundCircuit, ctx: &Context) -> anyhow::Result<()> {
         "{}",
         counts(found.requested, found.chosen, &found.circuit, of)
     )?;
-    let said = |table: &Scores| match FoundCircuit::faithfulness(table) {
-        Some((value, Some((low, high)))) => format!("{value:.3} [{low:.3}, {high:.3}]"),
-        Some((value, None)) => format!("{value:.3}"),
-        None => "not given: the gap between clean and corrupted runs could be none".to_string(),
-    };
+    let said = |table: &Scores| faithfulness_said(FoundCircuit::faithfulness(table));
     let [scoring, sizing, reporting] = found.parts;
     let pairs = |n: usize| {
         if n == 1 {
@@ -424,6 +410,14 @@ fn print(found: &FoundCircuit, ctx: &Context) -> anyhow::Result<()> {
             stability.split_half,
             always.count(),
             found.circuit.edges.len()
+        )?;
+    }
+    let templates = found.stability.iter();
+    let templates = templates.flat_map(|stability| &stability.without_template);
+    if let Some((template, least)) = templates.min_by(|a, b| a.1.total_cmp(b.1)) {
+        writeln!(
+            out,
+            "  without the pairs of one template they share {least:.2} of the edges or more, least without template {template}"
         )?;
     }
     writeln!(out, "in {:.1} s", ctx.began.elapsed().as_secs_f64())?;

@@ -6,6 +6,7 @@ mod convert;
 mod eval;
 mod files;
 mod find;
+mod prune;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ pub struct CircuitArgs {
 enum Command {
     Find(find::FindArgs),
     Acdc(acdc::AcdcArgs),
+    Prune(prune::PruneArgs),
     Eval(eval::EvalArgs),
     Show(show::ShowArgs),
     Compare(compare::CompareArgs),
@@ -49,6 +51,7 @@ pub fn run(args: &CircuitArgs, ctx: &Context) -> anyhow::Result<()> {
     match &args.command {
         Command::Find(args) => find::run(args, ctx),
         Command::Acdc(args) => acdc::run(args, ctx),
+        Command::Prune(args) => prune::run(args, ctx),
         Command::Eval(args) => eval::run(args, ctx),
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args, ctx),
@@ -157,4 +160,23 @@ fn check_out(path: &Path, force: bool, ctx: &Context) -> anyhow::Result<()> {
         made,
     }
     .into())
+}
+
+/// How many were asked for, chosen, and are left.
+fn counts(requested: Option<usize>, chosen: usize, circuit: &Circuit, of: &str) -> String {
+    let requested = requested.map_or("those above the threshold".to_string(), |n| {
+        format!("{n} {of} requested")
+    });
+    format!(
+        "{requested}: {chosen} edges chosen, {} left without dead ends",
+        circuit.edges.len()
+    )
+}
+
+fn faithfulness_said(found: Option<(f64, Option<(f64, f64)>)>) -> String {
+    match found {
+        Some((value, Some((low, high)))) => format!("{value:.3} [{low:.3}, {high:.3}]"),
+        Some((value, None)) => format!("{value:.3}"),
+        None => "not given: the gap between clean and corrupted runs could be none".to_string(),
+    }
 }

@@ -34,12 +34,12 @@ use crate::circuit::{EdgeSet, Graph};
 use crate::error::{Error, Result};
 use crate::methods::exact_edges::Reference;
 use crate::methods::exact_edges::runs::{Means, bytes_of_pair, reference_means};
-use crate::methods::measure::check;
+use crate::methods::measure::{Watch, check, measure};
 use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, unmeasured};
 use crate::metric::Metric;
 use crate::nn::host::is_host;
 use crate::run::Progress;
-use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
+use crate::scores::{Cell, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
 
@@ -126,6 +126,38 @@ pub(super) fn check_evaluated(on: Subject<'_>, metric: Metric, reference: Refere
         ));
     }
     check(&config, &on.model.spec, on.task)
+}
+
+/// One circuit with all other edges at the reference; and, against pairs, given its clean values in the corrupted run.
+pub(super) fn in_both_modes(
+    on: Subject<'_>,
+    edges: &EdgeSet,
+    reference: Reference,
+    running: &Running,
+    watch: &Watch<'_>,
+) -> Result<(Scores, Option<Scores>)> {
+    let eval = CircuitEval {
+        reference,
+        ..CircuitEval::of([("circuit", edges.clone())])
+    };
+    let running = Running {
+        shard: None,
+        verify: None,
+        ..running.clone()
+    };
+    // An evaluation is over before it would be worth going on with.
+    let table = |eval: &CircuitEval| measure(on, eval, &running, &Watch::progress(watch.progress));
+    let given = match reference {
+        Reference::Pair => {
+            let mode = CircuitMode::Edge;
+            Some(table(&CircuitEval {
+                mode,
+                ..eval.clone()
+            })?)
+        }
+        Reference::Zero | Reference::Mean => None,
+    };
+    Ok((table(&eval)?, given))
 }
 
 /// The slow twin: each circuit by one whole forward pass with a mask for every reader, on whatever device the model is.

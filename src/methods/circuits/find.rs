@@ -3,12 +3,9 @@
 //! The pairs are split in three: on the first half a method scores edges or nodes; on a quarter the size is chosen, the smallest
 //! whose faithfulness reaches what was asked for; on the last quarter the circuit is reported.
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-
-use super::evaluation::{CircuitEval, CircuitMode, NamedCircuit};
+use super::evaluation::{CircuitEval, NamedCircuit, in_both_modes};
 use super::scored::{Level, Scored, scored};
+use super::split::split;
 use crate::circuit::{
     About, Circuit, EdgeSet, Graph, Helps, Pruning, Ranking, Resampling, Rule, ScoredGraph,
     Selected, Selection, Stability, consistent, select, stability,
@@ -18,7 +15,7 @@ use crate::methods::exact_edges::Reference;
 use crate::methods::measure::{Watch, check, measure, measurements};
 use crate::methods::method::{Method, Running, Subject};
 use crate::scores::Scores;
-use crate::task::{Pair, Task};
+use crate::task::Task;
 
 /// With fewer pairs than this the parts are too small to tell much.
 const FEW_PAIRS: usize = 8;
@@ -114,7 +111,11 @@ pub fn find_circuit(
     watch: &Watch<'_>,
 ) -> Result<FoundCircuit> {
     config.check(on.task)?;
-    let parts = split(on.task)?;
+    // Half of the pairs to score, a quarter to choose the size, a quarter to report.
+    let n = on.task.pairs().len();
+    let scoring = n / 2;
+    let sizing = (n - scoring) / 2;
+    let parts = split(on.task, [scoring, sizing, n - scoring - sizing])?;
     check(method, &on.model.spec, on.task)?;
     let [scoring, sizing, reporting] = [0, 1, 2].map(|part| Subject {
         model: on.model,
@@ -185,22 +186,8 @@ pub fn find_circuit(
         )));
     }
     let sized = finding.table(sizing, &[NamedCircuit::new("circuit", edges.clone())])?;
-    let reported = finding.table(reporting, &[NamedCircuit::new("circuit", edges.clone())])?;
-    let reported_edges = match config.reference {
-        Reference::Pair => Some(measure(
-            reporting,
-            &CircuitEval {
-                mode: CircuitMode::Edge,
-                ..CircuitEval::of([("circuit", edges.clone())])
-            },
-            &Running {
-                shard: None,
-                ..running.clone()
-            },
-            &Watch::progress(watch.progress),
-        )?),
-        Reference::Zero | Reference::Mean => None,
-    };
+    let (reported, reported_edges) =
+        in_both_modes(reporting, &edges, config.reference, running, watch)?;
     let stability = match &scores {
         Scored::Edges(scores) if scores.len() > 1 => {
             Some(stability(scores, &selection, resampling)?)
@@ -243,25 +230,6 @@ pub fn find_circuit(
     };
     found.circuit.measured = found.numbers();
     Ok(found)
-}
-
-/// Half of the pairs to score, a quarter to choose the size, a quarter to report; drawn by the task's seed.
-fn split(task: &Task) -> Result<[Task; 3]> {
-    let n = task.pairs().len();
-    let mut order: Vec<usize> = (0..n).collect();
-    order.shuffle(&mut ChaCha8Rng::seed_from_u64(task.seed));
-    let first = n / 2;
-    let second = first + (n - first) / 2;
-    let part = |range: std::ops::Range<usize>| {
-        let mut chosen = order[range].to_vec();
-        chosen.sort_unstable();
-        let pairs: Vec<Pair> = chosen
-            .iter()
-            .map(|&pair| task.pairs()[pair].clone())
-            .collect();
-        task.with_pairs(pairs)
-    };
-    Ok([part(0..first)?, part(first..second)?, part(second..n)?])
 }
 
 impl FindConfig {

@@ -235,7 +235,7 @@ pub fn quality_lines(table: &Scores) -> Vec<String> {
     } else {
         "metric"
     };
-    let mut lines = vec![format!("circuit: {what} {}", said(own))];
+    let mut lines = vec![own_line(table, what, &said(own))];
     let spread = |rows: &[(&str, f64)]| {
         let values: Vec<f64> = rows.iter().map(|(_, value)| *value).collect();
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -322,6 +322,28 @@ pub fn quality_lines(table: &Scores) -> Vec<String> {
         }
     }
     lines
+}
+
+/// The circuit's own number, with its interval and how many pairs it is of.
+fn own_line(table: &Scores, what: &str, own: &str) -> String {
+    let row = (table.texts("class").into_iter().flatten()).position(|class| class == Some(SELF));
+    let at = |column: &str| {
+        let values = table.floats(column)?;
+        values.get(row?).copied().flatten()
+    };
+    let interval = match at("normalised_low").zip(at("normalised_high")) {
+        Some((low, high)) => format!(" [{low:.3}, {high:.3}]"),
+        None => String::new(),
+    };
+    let n = table
+        .integers("n")
+        .and_then(|n| n.get(row?).copied().flatten());
+    let pairs = match n {
+        Some(1) => " on 1 pair".to_string(),
+        Some(n) => format!(" on {n} pairs"),
+        None => String::new(),
+    };
+    format!("circuit: {what} {own}{interval}{pairs}")
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ pub fn mask_gradient(
     };
     for batch in on.task.batches(running.batch) {
         let ground = Ground::new(on, metric, reference, &batch, &means)?;
-        let (values, slopes) = Soft::new(on.model, &ground, &candidates)?.run(&sorted)?;
+        let (values, slopes) =
+            Soft::new(on.model, &ground, &candidates)?.run(&sorted, |_, _| 1.0)?;
         for (&pair, value) in batch.iter().zip(values) {
             found.values[pair] = value;
         }
@@ -206,8 +207,13 @@ impl<'a> Soft<'a> {
         })
     }
 
-    /// The metric of each pair under some masks, and the slope of their sum at each mask.
-    pub fn run(&self, masks: &[f32]) -> Result<(Vec<f64>, Vec<f64>)> {
+    /// The metric of each pair under some masks; and the slopes at each mask, summed over pairs with the weight that a pair and
+    /// its metric are given.
+    pub fn run(
+        &self,
+        masks: &[f32],
+        weight: impl Fn(usize, f64) -> f64,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
         let mut all = masks.to_vec();
         all.push(1.0);
         let n_layers = self.model.spec.n_layers;
@@ -241,6 +247,12 @@ impl<'a> Soft<'a> {
         )?;
         let rules = Rules::gradient();
         let start = measured.gradient(self.model, &rules, rows, &mut Nobody)?;
+        let mut start = to_host(&start)?;
+        for (pair, (segment, &value)) in rows.segments.iter().zip(&measured.values).enumerate() {
+            let weight = weight(pair, value) as f32;
+            let own = segment.start * d..(segment.start + segment.positions.len()) * d;
+            start[own].iter_mut().for_each(|x| *x *= weight);
+        }
         let mut back = Back {
             tap: &tap,
             slopes: vec![0.0; all.len()],
@@ -253,7 +265,7 @@ impl<'a> Soft<'a> {
             rules: &rules,
             rows,
         };
-        back.run(&descent, &to_host(&start)?)?;
+        back.run(&descent, &start)?;
         let mut slopes = back.slopes;
         slopes.truncate(self.candidates.n_masks);
         Ok((measured.values, slopes))
