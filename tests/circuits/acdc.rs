@@ -125,3 +125,56 @@ fn acdc_keeps_everything_or_nothing_at_the_ends() {
         assert!(acdc(on, &AcdcConfig::new(f64::NAN), &Running::default(), &Quiet).is_err());
     }
 }
+
+#[test]
+fn a_search_with_little_memory_finds_the_same_and_with_too_little_is_refused() {
+    let model = &two_kinds()[0];
+    let task = first(&task(), 2);
+    let on = Subject { model, task: &task };
+    let config = AcdcConfig::new(0.003);
+    let with = |memory| {
+        let running = Running {
+            memory,
+            ..Running::default()
+        };
+        acdc(on, &config, &running, &Quiet)
+    };
+    let whole = with(None).expect("it searches");
+    // Room for the runs and a chain of one or two.
+    let little = with(Some(520_000)).expect("it searches");
+    assert_eq!(little.edges, whole.edges);
+    assert!(
+        little.evaluated <= whole.evaluated,
+        "{} {}",
+        little.evaluated,
+        whole.evaluated
+    );
+    let message = with(Some(1000)).expect_err("no room").to_string();
+    assert!(
+        message.contains("--n-pairs") && message.contains("MB"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_rise_that_is_the_threshold_is_counted_as_a_tie() {
+    // Heads write nothing at all, so that no edge out of one is worth anything.
+    let mut model = two_kinds().remove(0);
+    for block in &mut model.weights.blocks {
+        block.w_o = block.w_o.zeros_like().expect("zeros");
+    }
+    let task = first(&task(), 1);
+    let on = Subject {
+        model: &model,
+        task: &task,
+    };
+    let found = acdc(on, &AcdcConfig::new(0.0), &Running::default(), &Quiet).expect("it searches");
+    assert!(found.ties > 0);
+    // A rise of nothing is not less than nothing.
+    assert!(
+        found
+            .edges
+            .edges()
+            .any(|edge| matches!(edge.src, Node::Head { .. }))
+    );
+}

@@ -137,3 +137,77 @@ fn what_cannot_be_compared_or_converted_is_refused_in_one_line() {
     );
     assert!(!folder.path().join("x.csv").exists());
 }
+
+#[test]
+fn circuits_are_pruned_and_held_against_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let pruned = at("pruned.toml");
+    let prune = [
+        "circuit",
+        "prune",
+        "measured/embedded",
+        "--n",
+        "30",
+        "--n-pairs",
+        "8",
+        "--steps",
+        "30",
+    ];
+    let shown = printed(&[&prune[..], &["--out", &pruned]].concat());
+    assert!(
+        shown.contains("30 edges requested") && shown.contains("4 pairs that trained nothing"),
+        "{shown}"
+    );
+    let cross = [
+        "circuit",
+        "cross",
+        &pruned,
+        "measured/embedded",
+        "--tasks",
+        "embedded",
+        "--n-pairs",
+        "4",
+        "--csv",
+    ];
+    let table = printed(&cross);
+    let rows: Vec<&str> = table.lines().collect();
+    assert_eq!(rows.len(), 3, "{table}");
+    let faithfulness: f64 = rows[2]
+        .split(',')
+        .nth(3)
+        .expect("a number")
+        .parse()
+        .expect("a number");
+    assert!(faithfulness > 0.5, "{table}");
+    for (args, says) in [
+        (
+            vec!["circuit", "prune", "--n", "900", "--out", &pruned],
+            "fewer than there are",
+        ),
+        (
+            vec!["circuit", "prune", "published/ioi", "--n", "9"],
+            "12 layers",
+        ),
+        (
+            vec!["circuit", "cross", "published/none", "--tasks", "embedded"],
+            "no circuit of that name",
+        ),
+        (
+            vec![
+                "circuit",
+                "cross",
+                "measured/embedded",
+                "--tasks",
+                "embedded,embedded",
+            ],
+            "twice",
+        ),
+        (
+            vec!["circuit", "acdc", "--threshold", "1", "--memory", "1MB"],
+            "--n-pairs",
+        ),
+    ] {
+        check_failure(&args, 1, says);
+    }
+}

@@ -15,7 +15,7 @@ use clap::Args;
 
 use super::destination;
 use crate::cli::Context;
-use crate::cli::args::{ModelArgs, TaskArgs};
+use crate::cli::args::{ModelArgs, TaskArgs, memory};
 use crate::cli::attribute::SourceChoice;
 use crate::cli::open::{load_options, open_task, read_weights};
 
@@ -23,7 +23,7 @@ use crate::cli::open::{load_options, open_task, read_weights};
 ///
 /// The output is held against that of the clean run (`kl`), or the metric of `--metric` is kept high. With several thresholds the
 /// search is made for each; the circuit is that of the smallest, and an edge's score the largest threshold that it survives. The runs
-/// of all pairs are held in memory at once.
+/// of all pairs are held in memory at once, and as much of what was tried as `--memory` has room for.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick circuit acdc --n-pairs 8 --threshold 0.1 --out acdc.toml
@@ -35,6 +35,9 @@ pub struct AcdcArgs {
     /// What an edge that is taken out carries.
     #[arg(long, default_value = "pair")]
     pub source: SourceChoice,
+    /// Memory for the runs of all pairs and what was tried (`512MB`, `2GiB`) [default: a quarter of what is free].
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory: Option<usize>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -64,7 +67,10 @@ pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
         None => Metric::Kl,
     };
     let reference = args.source.reference()?;
-    let running = Running::default();
+    let running = Running {
+        memory: args.memory,
+        ..Running::default()
+    };
     let model = read_weights(opened, ctx)?;
     let on = Subject {
         model: &model,
@@ -90,6 +96,13 @@ pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
                 found.tried,
                 found.evaluated
             )?;
+            if found.ties > 0 {
+                writeln!(
+                    stdout,
+                    "  {} of them rose by the threshold to within rounding, and were decided by runs of their own",
+                    found.ties
+                )?;
+            }
         }
         let circuit =
             circuit.get_or_insert_with(|| Circuit::new(found.edges.pruned(Pruning::Fixpoint)));

@@ -3,6 +3,7 @@
 mod acdc;
 mod compare;
 mod convert;
+mod cross;
 mod eval;
 mod files;
 mod find;
@@ -44,6 +45,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Show(show::ShowArgs),
     Compare(compare::CompareArgs),
+    Cross(cross::CrossArgs),
     Convert(convert::ConvertArgs),
 }
 
@@ -55,6 +57,7 @@ pub fn run(args: &CircuitArgs, ctx: &Context) -> anyhow::Result<()> {
         Command::Eval(args) => eval::run(args, ctx),
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args, ctx),
+        Command::Cross(args) => cross::run(args, ctx),
         Command::Convert(args) => convert::run(args, ctx),
     }
 }

@@ -20,13 +20,15 @@ use crate::circuit::{EdgeSet, Graph};
 use crate::error::{Error, Result};
 use crate::hooks::{Letter, Node};
 use crate::methods::exact_edges::Reference;
-use crate::methods::exact_edges::runs::reference_means;
+use crate::methods::exact_edges::runs::{bytes_of_pair, reference_means};
 use crate::methods::method::{Running, Subject};
 use crate::metric::Metric;
 use crate::run::Progress;
 
 /// Edges of a chain at most.
 const LONGEST: usize = 32;
+/// A rise that is so near to the threshold, relative to a distance above 1, is decided by runs that take over nothing.
+const TIE: f64 = 1e-6;
 
 /// How edges are tried.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,13 +61,16 @@ pub struct AcdcCircuit {
     pub tried: usize,
     /// Circuits that were run to try them.
     pub evaluated: usize,
+    /// Rises so near to the threshold that rounding could decide them: each was decided by runs of its own.
+    pub ties: usize,
 }
 
 /// Takes out every edge that hardly matters.
 /// # Units
 /// `threshold` and `distance`: the metric's.
 /// # Errors
-/// Before anything runs: a threshold that is no number, a metric that the task does not support, an encoder.
+/// Before anything runs: a threshold that is no number, a metric that the task does not support, an encoder, more pairs than
+/// `running.memory` holds the runs of.
 pub fn acdc(
     on: Subject<'_>,
     config: &AcdcConfig,
@@ -77,6 +82,7 @@ pub fn acdc(
     }
     check_evaluated(on, config.metric, config.reference)?;
     let graph = Graph::new(&on.model.spec);
+    let longest = longest_chain(on, running)?;
     let means = reference_means(on, config.reference, running.batch)?;
     let mut grounds = Vec::new();
     for batch in on.task.batches(running.batch) {
@@ -99,8 +105,10 @@ pub fn acdc(
         edges: EdgeSet::full(graph),
         states: Vec::new(),
         distance: 0.0,
+        longest,
         tried: 0,
         evaluated: 0,
+        ties: 0,
     };
     progress.start("acdc", graph.n_edges() as u64);
     search.look()?;
@@ -113,7 +121,33 @@ pub fn acdc(
         distance: search.distance,
         tried: search.tried,
         evaluated: search.evaluated,
+        ties: search.ties,
     })
+}
+
+/// How many edges a chain may have: what came of each of its circuits is held at once, beside the runs of all pairs.
+fn longest_chain(on: Subject<'_>, running: &Running) -> Result<usize> {
+    let (spec, graph) = (&on.model.spec, Graph::new(&on.model.spec));
+    let (mut runs, mut state) = (0, 0);
+    for pair in on.task.pairs() {
+        let length = pair.clean.len();
+        runs += 2 * bytes_of_pair(spec, length);
+        state += 4 * graph.n_src() * graph.d_model * length;
+    }
+    let room = running.memory_now();
+    let wanted = runs + 2 * state;
+    if wanted > room {
+        return Err(Error::invalid(format!(
+            "the runs of {} pairs are held at once and take {} MB of memory, and there are {}; take fewer pairs (`--n-pairs`), or give \
+             more (`--memory`)",
+            on.task.pairs().len(),
+            wanted / 1_000_000 + 1,
+            room / 1_000_000
+        )));
+    }
+    Ok(((room - runs) / state.max(1))
+        .saturating_sub(1)
+        .clamp(1, LONGEST))
 }
 
 /// Columns in the order in which they are visited.
@@ -141,21 +175,26 @@ struct Search<'a> {
     edges: EdgeSet,
     states: Vec<State>,
     distance: f64,
+    /// Edges of a chain.
+    longest: usize,
     tried: usize,
     evaluated: usize,
+    ties: usize,
 }
 
 impl Search<'_> {
     /// Runs what is left.
     fn look(&mut self) -> Result<()> {
-        let (distances, states) = self.chain(std::slice::from_ref(&self.edges.clone()))?;
+        let (distances, states) = self.chain(std::slice::from_ref(&self.edges), &self.states)?;
+        self.evaluated += 1;
         self.distance = distances[0];
         self.states = states.into_iter().next().expect("one circuit");
         Ok(())
     }
 
-    /// The distance of each of some circuits, each run from the one before it, and what came of each.
-    fn chain(&mut self, circuits: &[EdgeSet]) -> Result<(Vec<f64>, Vec<Vec<State>>)> {
+    /// The distance of each of some circuits, each run from the one before it, the first from what came of another; and what
+    /// came of each.
+    fn chain(&self, circuits: &[EdgeSet], from: &[State]) -> Result<(Vec<f64>, Vec<Vec<State>>)> {
         let mut sums = vec![0.0; circuits.len()];
         let mut states: Vec<Vec<State>> = circuits.iter().map(|_| Vec::new()).collect();
         let mut pairs = 0;
@@ -163,7 +202,7 @@ impl Search<'_> {
             let mut answers = Vec::new();
             for (i, edges) in circuits.iter().enumerate() {
                 let before = match i {
-                    0 => self.states.get(batch),
+                    0 => from.get(batch),
                     _ => states[i - 1].get(batch),
                 };
                 let state = masked.run(edges, before)?;
@@ -178,7 +217,6 @@ impl Search<'_> {
             }
             pairs += n;
         }
-        self.evaluated += circuits.len();
         let sign = if self.config.metric.is_better_higher() {
             -1.0
         } else {
@@ -186,6 +224,22 @@ impl Search<'_> {
         };
         let distances = sums.iter().map(|sum| sign * sum / pairs as f64).collect();
         Ok((distances, states))
+    }
+
+    /// Whether a distance rises by less than the threshold; so near to it that rounding could decide, by runs that take over
+    /// nothing from one another.
+    fn is_below(&mut self, [before, after]: [f64; 2], edges: [&EdgeSet; 2]) -> Result<bool> {
+        let rise = after - before;
+        if (rise - self.config.threshold).abs() >= TIE * before.abs().max(1.0) {
+            return Ok(rise < self.config.threshold);
+        }
+        self.ties += 1;
+        self.evaluated += 2;
+        let alone = |edges: &EdgeSet| -> Result<f64> {
+            Ok(self.chain(std::slice::from_ref(edges), &[])?.0[0])
+        };
+        let rise = alone(edges[1])? - alone(edges[0])?;
+        Ok(rise < self.config.threshold)
     }
 
     /// Tries the edges into one destination.
@@ -216,13 +270,21 @@ impl Search<'_> {
                 edges.remove(row, column);
                 circuits.push(edges.clone());
             }
-            let (distances, mut states) = self.chain(&circuits)?;
+            let (distances, mut states) = self.chain(&circuits, &self.states)?;
+            self.evaluated += circuits.len();
             let mut accepted = 0;
             let mut current = self.distance;
-            while accepted < distances.len()
-                && distances[accepted] - current < self.config.threshold
-            {
-                current = distances[accepted];
+            let before = self.edges.clone();
+            while accepted < distances.len() {
+                let own = match accepted {
+                    0 => &before,
+                    _ => &circuits[accepted - 1],
+                };
+                let next = distances[accepted];
+                if !self.is_below([current, next], [own, &circuits[accepted]])? {
+                    break;
+                }
+                current = next;
                 accepted += 1;
             }
             if accepted > 0 {
@@ -235,7 +297,7 @@ impl Search<'_> {
             next += accepted + usize::from(failed);
             length = match failed {
                 true => (length / 2).max(1),
-                false => (2 * length).min(LONGEST),
+                false => (2 * length).min(self.longest),
             };
         }
         Ok(())
