@@ -30,7 +30,7 @@ use crate::cli::open::{load_options, open_task, read_weights};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick circuit prune --n 40 --n-pairs 16 --out pruned.toml
-  candlewick circuit prune --nodes --n 8 --n-pairs 8 --steps 40 --out nodes.toml")]
+  candlewick circuit prune --nodes --n 8 --n-pairs 8 --steps 40 --out pruned-nodes.toml")]
 pub struct PruneArgs {
     /// The circuit whose edges are the candidates [default: every edge of the model].
     #[arg(value_name = "CIRCUIT")]
