@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 
-use candlewick::circuit::Circuit;
 use candlewick::plot;
 use candlewick::text::{Align, aligned};
 use clap::Args;

@@ -96,6 +96,9 @@ pub fn mask_gradient(
     Ok(found)
 }
 
+/// What a reader sees: the row of each source, and which mask stands on it.
+type Seen = [(usize, usize)];
+
 /// The edges that have masks: for each reader its sources, and the mask of each.
 pub(super) struct Candidates {
     graph: Graph,
@@ -158,16 +161,16 @@ impl Candidates {
     }
 
     /// What the MLP of a layer sees.
-    fn mlp(&self, layer: usize) -> &[(usize, usize)] {
+    fn mlp(&self, layer: usize) -> &Seen {
         &self.columns[self.first_column(layer) + 3 * self.graph.n_heads]
     }
 
-    fn logits(&self) -> &[(usize, usize)] {
+    fn logits(&self) -> &Seen {
         &self.columns[self.graph.n_dst() - 1]
     }
 
     /// The lists of sources that some readers of a layer see, each once, and for each reader which of them.
-    fn lists(&self, layer: usize, letters: &[Letter]) -> (Vec<&[(usize, usize)]>, Vec<usize>) {
+    fn lists(&self, layer: usize, letters: &[Letter]) -> (Vec<&Seen>, Vec<usize>) {
         let (mut lists, mut known) = (Vec::new(), HashMap::new());
         let readers = letters.iter().flat_map(|&letter| {
             (0..self.graph.n_heads).map(move |head| letter as usize * self.graph.n_heads + head)
@@ -311,7 +314,7 @@ struct SoftTap<'a> {
 
 impl SoftTap<'_> {
     /// The stream of a reader of some sources, which also sees the shifts of the layers before `layer`.
-    fn stream(&self, base: &[f32], list: &[(usize, usize)], layer: usize) -> Vec<f32> {
+    fn stream(&self, base: &[f32], list: &Seen, layer: usize) -> Vec<f32> {
         let d = self.soft.width();
         let mut out = base.to_vec();
         out.par_chunks_mut(8 * d)
@@ -464,7 +467,7 @@ impl Back<'_> {
     }
 
     /// The gradient at the stream of readers of some sources.
-    fn arrive(&mut self, gradient: &[f32], list: &[(usize, usize)]) {
+    fn arrive(&mut self, gradient: &[f32], list: &Seen) {
         let tap = self.tap;
         let d = tap.soft.width();
         let along = |&(row, _): &(usize, usize)| -> f64 {
