@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::plot::{
-    HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, strongest, svg,
+    HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, pdf, png, strongest, svg,
 };
 use candlewick::scores::{Conditions, Scores, SortKeys, write_out, write_whole};
 use candlewick::text::{duration, shell_quoted, visible};
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::Context;
 use super::args::{OutputArgs, PrintArgs};
@@ -25,6 +25,7 @@ const ROWS: usize = 20;
 /// several with commas between are any of them. A hook goes by its short name too. No comparison holds for a row that has no
 /// value in the column. `--sort` and `--columns` list the rows in place of the picture.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("picture").multiple(true)))]
 #[command(after_help = "\
 Examples:
   candlewick show scores.parquet --top 5
@@ -32,7 +33,8 @@ Examples:
   candlewick show scores.parquet --where 'component = resid_pre and layer in 2-3 and not score < 0'
   candlewick show scores.parquet --where 'score > 0.5' --csv --columns layer,head,pos,score
   candlewick show scores.parquet --sort layer,-score --top 20
-  candlewick show scores.parquet --panel resid_pre --svg picture.svg")]
+  candlewick show scores.parquet --panel resid_pre --svg picture.svg
+  candlewick show scores.parquet --png picture.png --pdf picture.pdf --width 240 --mark-significant")]
 pub struct ShowArgs {
     /// A file that `--out` wrote.
     pub file: PathBuf,
@@ -48,8 +50,23 @@ pub struct ShowArgs {
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', conflicts_with_all = ["panel", "scale"])]
     pub columns: Vec<String>,
     /// Also draw the picture into this file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "picture")]
     pub svg: Option<PathBuf>,
+    /// The same as an image of pixels.
+    #[arg(long, value_name = "FILE", group = "picture")]
+    pub png: Option<PathBuf>,
+    /// The same as a page of its own size, for a paper.
+    #[arg(long, value_name = "FILE", group = "picture")]
+    pub pdf: Option<PathBuf>,
+    /// Width of the drawn picture in points, 72 an inch [default: what its labels need].
+    #[arg(long, value_name = "POINTS", requires = "picture")]
+    pub width: Option<f64>,
+    /// Pixels an inch of `--png`.
+    #[arg(long, value_name = "N", default_value_t = 200.0, requires = "png")]
+    pub dpi: f32,
+    /// A dot in each cell of the drawn picture whose 95% interval excludes 0.
+    #[arg(long, requires = "picture")]
+    pub mark_significant: bool,
 }
 
 pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
@@ -58,20 +75,7 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     for conditions in &args.conditions {
         scores = scores.matching(conditions)?;
     }
-    if let Some(path) = &args.svg {
-        let options = SvgOptions {
-            scale: args.print.scale,
-            panel: args.print.panel.clone(),
-        };
-        let picture = svg(&scores, &options)?;
-        write_whole(path, |file| {
-            let written = file.write_all(picture.as_bytes());
-            written.map_err(|source| Error::Write {
-                path: path.clone(),
-                source,
-            })
-        })?;
-    }
+    draw(&scores, args)?;
     let mut stdout = BufWriter::new(io::stdout().lock());
     let lists = args.sort.is_some() || !args.columns.is_empty();
     let for_people = !(args.print.csv || args.print.json);
@@ -118,6 +122,38 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         .write_all(&out)
         .and_then(|()| stdout.flush())
         .context("stdout")
+}
+
+/// The pictures that are asked for.
+fn draw(scores: &Scores, args: &ShowArgs) -> anyhow::Result<()> {
+    if args.svg.is_none() && args.png.is_none() && args.pdf.is_none() {
+        return Ok(());
+    }
+    let options = SvgOptions {
+        scale: args.print.scale,
+        panel: args.print.panel.clone(),
+        mark_significant: args.mark_significant,
+        width: args.width,
+    };
+    let picture = svg(scores, &options)?;
+    let write = |path: &PathBuf, bytes: &[u8]| {
+        write_whole(path, |file| {
+            file.write_all(bytes).map_err(|source| Error::Write {
+                path: path.clone(),
+                source,
+            })
+        })
+    };
+    if let Some(path) = &args.svg {
+        write(path, picture.as_bytes())?;
+    }
+    if let Some(path) = &args.png {
+        write(path, &png(&picture, args.dpi)?)?;
+    }
+    if let Some(path) = &args.pdf {
+        write(path, &pdf(&picture)?)?;
+    }
+    Ok(())
 }
 
 /// All rows in the order asked for, with the columns asked for; with `--csv` or `--json` the first `--top`.

@@ -19,7 +19,7 @@ use super::{Heads, Layers};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::model::{Model, ModelSpec};
-use crate::run::{Cache, Logits, Progress, Request, run};
+use crate::run::{Cache, Logits, Progress, Request, Run, run};
 use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
 use crate::task::Task;
 
@@ -193,10 +193,11 @@ impl Prepared for Reading<'_> {
         let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
         let request = Request {
             capture: &self.capture,
-            logits: Logits::None,
+            logits: Logits::Last,
             ..Request::default()
         };
-        let cache = run(model, &prompts, &request)?.cache;
+        let Run { logits, cache } = run(model, &prompts, &request)?;
+        let logits: Vec<Vec<f32>> = logits.expect("asked for").to_vec2()?;
         let has: Vec<bool> = self
             .places
             .iter()
@@ -222,7 +223,11 @@ impl Prepared for Reading<'_> {
                 }
             }
         }
-        Ok(columns.into_examples_without_metric(task, &unit.items))
+        let mut examples = columns.into_examples_without_metric(task, &unit.items);
+        for ((example, pair), logits) in examples.iter_mut().zip(&pairs).zip(&logits) {
+            example.judged(pair.target.judge(logits));
+        }
+        Ok(examples)
     }
 }
 

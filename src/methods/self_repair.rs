@@ -181,7 +181,9 @@ impl Prepared for Repair<'_> {
         }
         Ok(unit.examples(self.on.task, values, |i| Unchanged {
             judged: clean.judged[i],
-            ..Unchanged::default()
+            // What is measured is no change of a metric of one run.
+            clean: f64::NAN,
+            corrupted: f64::NAN,
         }))
     }
 

@@ -6,6 +6,8 @@ mod colour;
 mod columns;
 mod facts;
 mod heatmap;
+#[cfg(feature = "images")]
+mod image;
 pub mod notebook;
 mod panel;
 mod places;
@@ -18,6 +20,8 @@ mod views;
 pub use circuit::{circuit, circuit_facts};
 pub use facts::facts;
 pub use heatmap::{Color, HeatmapOptions, heatmap};
+#[cfg(feature = "images")]
+pub use image::{pdf, png};
 pub use panel::{Label, Panel, chosen_panels, panels};
 pub use ranked::{listed, strongest};
 pub use report::{NamedScores, circuit_table, report};

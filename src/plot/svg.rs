@@ -19,18 +19,22 @@ use page::{BOLD, EDGE, Page};
 
 use super::panel::{chosen_panels, panels};
 use super::scale::ScaleOf;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::scores::{Provenance, Scores};
 use crate::text::{cut, visible, width};
 
 const LONGEST_TITLE: usize = 100;
 
 /// How to draw a file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct SvgOptions {
     pub scale: ScaleOf,
     /// Only the grids whose title begins so.
     pub panel: Option<String>,
+    /// A dot in each cell whose 95% interval excludes 0.
+    pub mark_significant: bool,
+    /// Of the whole picture, in points; as large as its labels need otherwise.
+    pub width: Option<f64>,
 }
 
 /// Draws the table as one SVG image: a grid for each component, with axes, a colour scale with its unit and a tooltip a cell; or
@@ -50,9 +54,31 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
     if panels.is_empty() {
         draw_bars(&mut page, scores)?;
     } else {
-        draw_panels(&mut page, &panels, about, options.scale);
+        let marked = if options.mark_significant {
+            significant(scores)
+        } else {
+            Vec::new()
+        };
+        draw_panels(&mut page, &panels, about, options.scale, &marked);
     }
-    Ok(page.finish())
+    if options
+        .width
+        .is_some_and(|width| !(10.0..=10_000.0).contains(&width))
+    {
+        return Err(Error::invalid("a picture is 10 to 10,000 points wide"));
+    }
+    Ok(page.finish(options.width))
+}
+
+/// For each row of the table whether its 95% interval excludes 0.
+fn significant(scores: &Scores) -> Vec<bool> {
+    let column = |name: &str| scores.floats(name).unwrap_or_default();
+    let (low, high) = (column("ci_low"), column("ci_high"));
+    let excludes = |(low, high): (&Option<f64>, &Option<f64>)| {
+        low.zip(*high)
+            .is_some_and(|(low, high)| low > 0.0 || high < 0.0)
+    };
+    low.iter().zip(&high).map(excludes).collect()
 }
 
 /// Model, method and task, each by its short name.

@@ -100,14 +100,19 @@ impl TaskReport {
                 kinds.collect::<Vec<_>>().join(", ")
             );
         }
-        let mut metric = format!("{} {} on clean prompts", self.metric, self.clean);
-        if let (Some(corrupted), Some(gap)) = (&self.corrupted, &self.gap) {
-            metric += &format!(", {corrupted} on corrupted ones; the difference is {gap}");
-        }
-        let unit = if self.unit.is_empty() { "" } else { " " };
+        let unit = if self.unit.is_empty() {
+            String::new()
+        } else {
+            format!(" {}", self.unit)
+        };
+        let (name, clean) = (&self.metric, &self.clean);
         let mut lines = vec![pairs];
-        if !self.clean.mean.is_nan() {
-            lines.push(format!("{metric}{unit}{}", self.unit));
+        match (&self.corrupted, &self.gap) {
+            _ if clean.mean.is_nan() => {}
+            (Some(corrupted), Some(gap)) => lines.push(format!(
+                "{name} {clean} on clean prompts, {corrupted} on corrupted ones; the difference is {gap}{unit}"
+            )),
+            _ => lines.push(format!("{name} {clean}{unit} on clean prompts")),
         }
         let beats = self
             .beats
@@ -236,7 +241,7 @@ mod tests {
         assert_eq!((direct.corrupted, direct.gap), (None, None));
         assert_eq!(
             direct.lines()[1],
-            "logit_diff 3.000 on clean prompts logits"
+            "logit_diff 3.000 logits on clean prompts"
         );
     }
 

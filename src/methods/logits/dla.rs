@@ -186,6 +186,9 @@ impl Prepared for Attributing<'_> {
         let readout = ends.readout(&self.config.target, &pairs)?;
         let columns = self.contributions(&mut ends, &readout, &pairs)?;
         let mut examples = columns.into_examples(task, &unit.items, &readout.total);
+        for (example, judged) in examples.iter_mut().zip(ends.judge(&pairs)?) {
+            example.judged(judged);
+        }
         for ((example, pair), total) in examples.iter_mut().zip(&pairs).zip(&readout.total) {
             let residual = residual(model, pair, &example.values, *total)?;
             example.facts.insert(RESIDUAL.into(), residual);

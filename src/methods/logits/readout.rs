@@ -15,6 +15,7 @@ use candle_core::{D, DType, Tensor};
 use super::single_tokens;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
+use crate::metric::Judgement;
 use crate::model::{Model, Tokenizer};
 use crate::nn::{host::to_host, norm};
 use crate::run::{Cache, Logits, Request, walk};
@@ -178,6 +179,17 @@ impl<'a> Ends<'a> {
         let t = t.to_dtype(DType::F32)?;
         self.at_end.insert(hook, t.clone());
         Ok(t)
+    }
+
+    /// How the model does on each prompt.
+    pub fn judge(&self, pairs: &[&Pair]) -> Result<Vec<Judgement>> {
+        let normed = self.normed.to_dtype(self.model.dtype)?;
+        let logits = crate::nn::embed::unembed(&self.model.spec, &self.model.weights, &normed)?;
+        let logits: Vec<Vec<f32>> = logits.to_dtype(DType::F32)?.to_vec2()?;
+        let judged = pairs.iter().zip(&logits);
+        Ok(judged
+            .map(|(pair, logits)| pair.target.judge(logits))
+            .collect())
     }
 
     /// Lets go of all but what was looked at, at the last positions.

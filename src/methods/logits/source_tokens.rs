@@ -275,7 +275,11 @@ impl Prepared for Classing<'_> {
             }
             push(&mlps);
         }
-        Ok(columns.into_examples(task, &unit.items, &clean))
+        let mut examples = columns.into_examples(task, &unit.items, &clean);
+        for (example, judged) in examples.iter_mut().zip(ends.judge(&pairs)?) {
+            example.judged(judged);
+        }
+        Ok(examples)
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {

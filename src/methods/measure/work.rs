@@ -1,7 +1,7 @@
 //! One checked piece of work: its units measured one after the other, and what decides a measurement as text.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -15,9 +15,10 @@ use super::{Keeping, Watch, check, prepared, units_of};
 use crate::error::{Error, Result};
 use crate::methods::method::{Method, Prepared, Running, Subject, Unit};
 use crate::methods::verify;
-use crate::run::Progress;
+use crate::run::{Progress, logits};
 use crate::scores::ExampleScores;
 use crate::scores::parts::{Fragment, hex, plan_text};
+use crate::task::Pair;
 
 /// A checked piece of work.
 pub(super) struct Work<'a> {
@@ -171,12 +172,38 @@ impl<'a> Work<'a> {
                 inner: watch.progress,
                 left: AtomicU64::new(steps(unit)),
             };
-            let examples = self.prepared.borrow().measure(unit, &counting)?;
+            let mut examples = self.prepared.borrow().measure(unit, &counting)?;
+            self.judge(&mut examples)?;
             counting.make_up();
             finished(Fragment {
                 cells: unit.cells.start as u32..unit.cells.end as u32,
                 examples,
             })?;
+        }
+        Ok(())
+    }
+
+    /// How the model does on the clean prompts, where the method did not look itself: a run says so whatever it measures.
+    fn judge(&self, examples: &mut [ExampleScores]) -> Result<()> {
+        let Subject { model, task } = self.on;
+        let pairs: HashMap<usize, &Pair> =
+            task.pairs().iter().map(|pair| (pair.index, pair)).collect();
+        let mut unjudged: Vec<(&mut ExampleScores, &Pair)> = Vec::new();
+        for example in examples {
+            if let Some(pair) = pairs.get(&example.example)
+                && example.top1.is_none()
+                && !pair.target.answers.is_empty()
+            {
+                unjudged.push((example, *pair));
+            }
+        }
+        unjudged.sort_by_key(|(_, pair)| pair.clean.len());
+        for same in unjudged.chunk_by_mut(|(_, a), (_, b)| a.clean.len() == b.clean.len()) {
+            let prompts: Vec<Vec<u32>> = same.iter().map(|(_, pair)| pair.clean.clone()).collect();
+            let all: Vec<Vec<f32>> = logits(model, &prompts)?.to_vec2()?;
+            for ((example, pair), logits) in same.iter_mut().zip(&all) {
+                example.judged(pair.target.judge(logits));
+            }
         }
         Ok(())
     }

@@ -14,7 +14,13 @@ const PAGE: f64 = 1100.0;
 const GAP: f64 = 30.0;
 
 /// Grids from left to right as far as the page is wide, then below.
-pub(super) fn draw_panels(page: &mut Page, panels: &[Panel], about: &Provenance, scale: ScaleOf) {
+pub(super) fn draw_panels(
+    page: &mut Page,
+    panels: &[Panel],
+    about: &Provenance,
+    scale: ScaleOf,
+    marked: &[bool],
+) {
     let shared = Scale::of_run(panels);
     let own = |panel: &Panel| match scale {
         ScaleOf::Run => shared,
@@ -27,7 +33,7 @@ pub(super) fn draw_panels(page: &mut Page, panels: &[Panel], about: &Provenance,
             (x, y) = (EDGE, below + GAP);
         }
         let scale_of_panel = own(panel);
-        frame.draw(page, panel, scale_of_panel, x, y);
+        frame.draw(page, panel, scale_of_panel, marked, x, y);
         let mut bottom = y + frame.height();
         if scale == ScaleOf::Panel {
             colour_bar(
@@ -44,6 +50,13 @@ pub(super) fn draw_panels(page: &mut Page, panels: &[Panel], about: &Provenance,
         below = below.max(bottom);
         x += frame.width() + GAP;
     }
+    if !marked.is_empty() {
+        below += 20.0;
+        mark(page, EDGE + 4.0, below - 4.0);
+        let says = EXCLUDES_ZERO;
+        page.text(EDGE + 14.0, below, "fill='#555'", says);
+        page.reach(EDGE + 14.0 + GLYPH * width(says) as f64, below);
+    }
     if scale == ScaleOf::Run {
         colour_bar(
             page,
@@ -56,16 +69,23 @@ pub(super) fn draw_panels(page: &mut Page, panels: &[Panel], about: &Provenance,
     }
 }
 
+/// What a dot in a cell says.
+const EXCLUDES_ZERO: &str = "the 95% interval excludes 0";
+
+fn mark(page: &mut Page, x: f64, y: f64) {
+    page.circle((x, y), 1.9, "fill='#111'", EXCLUDES_ZERO);
+}
+
 /// One grid that is no part of a table.
 pub(in crate::plot) fn panel_svg(panel: &Panel) -> String {
     let frame = Frame::new(panel);
     let scale = Scale::of_panel(panel);
     let mut page = Page::default();
-    frame.draw(&mut page, panel, scale, EDGE, EDGE);
+    frame.draw(&mut page, panel, scale, &[], EDGE, EDGE);
     let below = EDGE + frame.height();
     colour_scale(&mut page, scale, EDGE, below + 14.0);
     page.reach(EDGE + frame.width(), below + 50.0);
-    page.finish()
+    page.finish(None)
 }
 
 /// Where the parts of a grid stand.
@@ -122,7 +142,7 @@ impl Frame {
         self.top() + self.grid.1
     }
 
-    fn draw(&self, page: &mut Page, panel: &Panel, scale: Scale, x: f64, y: f64) {
+    fn draw(&self, page: &mut Page, panel: &Panel, scale: Scale, marked: &[bool], x: f64, y: f64) {
         let (left, top) = (x + self.left(), y + self.top());
         page.text(x, y + 12.0, "font-weight='bold'", &panel.title);
         // The titles of the axes.
@@ -160,6 +180,9 @@ impl Frame {
                 let corner = [left + CELL * c as f64, top + ROW * r as f64, CELL, ROW];
                 let tip = tooltip(panel, r, c, *value);
                 page.rectangle(corner, &format!("fill='{fill}'"), Some(&tip));
+                if panel.table_rows[r][c].is_some_and(|row| marked.get(row) == Some(&true)) {
+                    mark(page, corner[0] + CELL / 2.0, corner[1] + ROW / 2.0);
+                }
             }
         }
         let outline = [left, top, self.grid.0, self.grid.1];

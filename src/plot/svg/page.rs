@@ -78,10 +78,18 @@ impl Page {
         self.bottom = self.bottom.max(bottom);
     }
 
-    pub fn finish(self) -> String {
+    /// The image, as large as it is, or so many points wide.
+    pub fn finish(self, points: Option<f64>) -> String {
         let (width, height) = ((self.right + EDGE).ceil(), (self.bottom + EDGE).ceil());
+        let size = match points {
+            None => format!("width='{width}' height='{height}'"),
+            Some(points) => format!(
+                "width='{points}pt' height='{:.2}pt'",
+                points * height / width
+            ),
+        };
         format!(
-            "<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' \
+            "<svg xmlns='http://www.w3.org/2000/svg' {size} viewBox='0 0 {width} {height}' \
              font-family='sans-serif' font-size='12'><rect width='100%' height='100%' fill='white'/>{}</svg>\n",
             self.body
         )
