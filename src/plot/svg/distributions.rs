@@ -110,7 +110,7 @@ impl Distributions {
             left + AXIS.max(GLYPH * width(&caption) as f64),
             bottom + 38.0,
         );
-        page.finish()
+        page.finish(None)
     }
 }
 

@@ -58,7 +58,7 @@ pub fn circuit_svg(circuit: &Circuit) -> String {
         page.text(EDGE, y, "fill='#555'", line);
         page.reach(EDGE + GLYPH * width(line) as f64, y);
     }
-    page.finish()
+    page.finish(None)
 }
 
 /// The middle of each node, by its name.
