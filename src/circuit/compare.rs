@@ -243,13 +243,7 @@ mod tests {
     use super::*;
 
     fn graph() -> Graph {
-        Graph {
-            n_layers: 1,
-            n_heads: 2,
-            d_model: 8,
-            has_mlp: true,
-            parallel: false,
-        }
+        Graph::tiny(1, 2)
     }
 
     fn edge(text: &str) -> Edge {

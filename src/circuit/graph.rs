@@ -224,6 +224,20 @@ fn unknown(node: Node, reason: String) -> Error {
 }
 
 #[cfg(test)]
+impl Graph {
+    /// A small sequential model with MLPs.
+    pub(super) fn tiny(n_layers: usize, n_heads: usize) -> Self {
+        Graph {
+            n_layers,
+            n_heads,
+            d_model: 8,
+            has_mlp: true,
+            parallel: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

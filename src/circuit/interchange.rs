@@ -176,13 +176,7 @@ mod tests {
     use crate::hooks::{Edge, Node};
 
     fn graph() -> Graph {
-        Graph {
-            n_layers: 2,
-            n_heads: 2,
-            d_model: 8,
-            has_mlp: true,
-            parallel: false,
-        }
+        Graph::tiny(2, 2)
     }
 
     fn edge(text: &str) -> Edge {

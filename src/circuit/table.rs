@@ -100,13 +100,7 @@ mod tests {
     use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, ScoresMeta};
 
     fn graph() -> Graph {
-        Graph {
-            n_layers: 1,
-            n_heads: 1,
-            d_model: 8,
-            has_mlp: true,
-            parallel: false,
-        }
+        Graph::tiny(1, 1)
     }
 
     fn edge(text: &str) -> Edge {
