@@ -149,6 +149,13 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=60 State=UP
             except (OSError, ValueError):
                 pass
         time.sleep(1)
+        # A step whose daemon was killed does not end by itself.
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                if os.readlink(process / "cwd").startswith(str(self.folder)):
+                    os.kill(int(process.name), signal.SIGKILL)
+            except OSError:
+                pass
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ use crate::{cpu, wall};
 
 const PAIRS: usize = 8;
 const TIMES: usize = 5;
-/// Leaves about 300 edges of the random model.
+/// How many edges of the random model it leaves is printed; `CANDLEWICK_BENCH_THRESHOLD` sets another.
 const THRESHOLD: f64 = 0.0004;
 
 /// Evaluations of circuits of several sizes, and of a curve.
