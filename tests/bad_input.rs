@@ -521,7 +521,7 @@ fn circuits_that_are_none() {
     );
     eval(&other, &["30 layers of 9 heads", "`smol`"]);
     eval("nothing.toml", &["no such file", "candlewick circuit find"]);
-    eval(&bench.file("x.txt", "x"), &["end the name in `.toml`"]);
+    eval(&bench.file("x.txt", "x"), &["is no edge"]);
     let cut = r#"{"cfg": {"n_layers": 4, "n_heads": 4, "parallel_attn_mlp": false, "d_model": 64}, "nodes": {}"#;
     eval(
         &bench.file("cut.json", cut),

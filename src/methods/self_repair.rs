@@ -181,9 +181,9 @@ impl Prepared for Repair<'_> {
         }
         Ok(unit.examples(self.on.task, values, |i| Unchanged {
             judged: clean.judged[i],
-            // What is measured is no change of a metric of one run.
-            clean: f64::NAN,
-            corrupted: f64::NAN,
+            // An effect: without a change it is none.
+            clean: 0.0,
+            corrupted: 0.0,
         }))
     }
 

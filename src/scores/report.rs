@@ -109,6 +109,8 @@ impl TaskReport {
         let mut lines = vec![pairs];
         match (&self.corrupted, &self.gap) {
             _ if clean.mean.is_nan() => {}
+            // What is measured is an effect, which is none without a change.
+            (Some(corrupted), _) if clean.mean == 0.0 && corrupted.mean == 0.0 => {}
             (Some(corrupted), Some(gap)) => lines.push(format!(
                 "{name} {clean} on clean prompts, {corrupted} on corrupted ones; the difference is {gap}{unit}"
             )),
