@@ -6,7 +6,7 @@
 //! (backup heads step in for single ones, so effects of heads do not add up), or as pairs of heads with the interaction of
 //! the two: what the pair does beyond the sum of both alone.
 //!
-//! All of it is [`activation_patching`](super::activation_patching) with other values, through the sweep engine. What is
+//! All of it is [`activation_patching`](mod@super::activation_patching) with other values, through the sweep engine. What is
 //! taken out is the value at the hook: a zeroed `hook_z` leaves the layer's output bias in place, a zeroed `hook_mlp_out` does
 //! not leave the MLP's.
 //!

@@ -1,9 +1,9 @@
 //! What a method is: a plain value that says what it measures, checks itself, and knows how to measure one unit of work.
-//! Everything around that, batches, parts, shards, verification, provenance, is [`super::measure`].
+//! Everything around that, batches, parts, shards, verification, provenance, is [`super::measure`](mod@super::measure).
 //!
 //! To add one, write a file with a config that implements [`Method`] and a state that implements [`Prepared`]. It then has dry
 //! runs, resume, shards, verification against another method, per-example rows and tables. `methods/attention_patterns.rs` is
-//! the smallest that reads activations (hooks of [`captured`](super::captured), [`Columns`](super::columns) filled cell by cell);
+//! the smallest that reads activations (hooks of `captured`, `Columns` filled cell by cell);
 //! `tests/shape/toy_method.rs` stands outside of the library. A line in `tests/shape/every_method.rs`, which a test asks for,
 //! proves dry run, resume and shards of it; its own test is about its numbers.
 

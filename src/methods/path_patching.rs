@@ -4,7 +4,7 @@
 //! write in the corrupted run, and what each receiver then reads is recorded. In a last run of the clean prompt the receivers
 //! alone read what was recorded, and everything after them is recomputed. MLPs between sender and receiver are part of the
 //! path, or frozen like the heads, in which case one sender and one receiver are an exact edge
-//! ([`exact_edges`](super::exact_edges)): where a norm stands on attention's output, a head writes its share of the normed sum, with
+//! ([`exact_edges`](mod@super::exact_edges)): where a norm stands on attention's output, a head writes its share of the normed sum, with
 //! the scale of its own run, and the shares of the other heads stay as they are.
 //!
 //! A receiver is one input of a head (`a9.h6<q>`), an MLP, or the final stream. Freezing a head's z is freezing its queries, keys

@@ -1,6 +1,6 @@
 //! Tasks: prompt pairs with roles and answers, under one tokenizer.
 //!
-//! A task is written down without a tokenizer, as a file of `circuits/` ([`file`]) or as the user's own pairs ([`pairs`]), and
+//! A task is written down without a tokenizer, as a file of `circuits/` ([`mod@file`]) or as the user's own pairs ([`pairs`]), and
 //! becomes token ids here. Whatever does not survive that, a pair whose prompts differ in length, an answer of two tokens,
 //! is dropped, and the list of what was dropped and why belongs to the task. The ways in:
 //!

@@ -1,7 +1,7 @@
 //! Direct logit attribution: how much each part of the model adds to a logit, by what it writes to the stream itself.
 //!
 //! The final stream is a sum of what its parts wrote, and the read-out with the run's own final scale is linear
-//! ([`super::readout`]), so the logit is exactly the sum of the parts' contributions and a bias. That sum is taken, its
+//! (`readout.rs`), so the logit is exactly the sum of the parts' contributions and a bias. That sum is taken, its
 //! residual is stored, and a residual that is more than rounding is an error.
 //!
 //! It sees only what a part writes to the logits directly. What later parts make of it is the matter of patching, and removing

@@ -6,8 +6,8 @@
 //! - [`token_lens`]: what attention to one group of tokens promotes, and attention knockout ("Promote, Suppress, Iterate").
 //! - [`overthinking`]: early decoding under true and false demonstrations, false induction heads.
 //!
-//! All but the lens share [`readout`]: the final norm with the scale of the run itself, which makes the read-out linear, so
-//! that contributions sum to the logit exactly. The lens and early decoding share [`vocabulary`], which reads whole distributions.
+//! All but the lens share `readout`: the final norm with the scale of the run itself, which makes the read-out linear, so
+//! that contributions sum to the logit exactly. The lens and early decoding share `vocabulary`, which reads whole distributions.
 
 pub mod dla;
 mod groups;

@@ -22,7 +22,7 @@ pub enum Value {
     Float(f64),
     Bool(bool),
     Text(String),
-    /// Left in the file until asked for: [`Gguf::texts`], [`Gguf::numbers`].
+    /// Left in the file until asked for: [`super::Gguf::texts`], [`super::Gguf::numbers`].
     Array(Array),
 }
 
