@@ -170,10 +170,15 @@ fn is_mark(c: char) -> bool {
     c.encode_utf8(&mut [0; 4]).width() == 0
 }
 
+/// How like two names are, in millionths.
+pub fn likeness(name: &str, other: &str) -> i64 {
+    (strsim::normalized_damerau_levenshtein(name, other) * 1e6) as i64
+}
+
 /// The name that is most like one that does not exist, in backticks.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let like = |other: &&str| (strsim::normalized_damerau_levenshtein(name, other) * 1e6) as i64;
-    format!("`{}`", known.max_by_key(like).unwrap_or_default())
+    let best = known.max_by_key(|other| likeness(name, other));
+    format!("`{}`", best.unwrap_or_default())
 }
 
 #[cfg(test)]

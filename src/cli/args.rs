@@ -98,6 +98,16 @@ pub enum BosChoice {
     No,
 }
 
+impl From<BosChoice> for candlewick::task::BosChoice {
+    fn from(choice: BosChoice) -> Self {
+        match choice {
+            BosChoice::Auto => candlewick::task::BosChoice::Auto,
+            BosChoice::Yes => candlewick::task::BosChoice::Yes,
+            BosChoice::No => candlewick::task::BosChoice::No,
+        }
+    }
+}
+
 /// Where results go.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]

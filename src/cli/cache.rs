@@ -145,15 +145,25 @@ fn hooks(names: &[String], layers: Option<&Layers>, spec: &ModelSpec) -> anyhow:
     let is_chosen = |layer: &usize| layers.is_none_or(|layers| layers.has(*layer));
     let chosen: Vec<usize> = (0..spec.n_layers).filter(is_chosen).collect();
     let mut hooks = Vec::new();
+    let mut is_used = layers.is_none();
     for name in names {
         let name = name.trim();
         match name.parse::<Hook>() {
             Ok(hook) => hooks.push(hook),
             Err(error) => match name.parse::<Kind>() {
-                Ok(kind) => hooks.extend(chosen.iter().map(|&layer| Hook::at(kind, layer))),
+                Ok(kind) => {
+                    is_used = true;
+                    hooks.extend(chosen.iter().map(|&layer| Hook::at(kind, layer)));
+                }
                 Err(_) => return Err(error.into()),
             },
         }
+    }
+    if !is_used {
+        return Err(Error::invalid(
+            "`--layers` does nothing: every hook names its own layer; leave it out, or name hooks without one",
+        )
+        .into());
     }
     Ok(hooks)
 }

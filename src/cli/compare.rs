@@ -44,17 +44,18 @@ pub struct CompareArgs {
 }
 
 pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
-    if let (Some(_), [_, _, ..]) = (&args.out, &args.others[..]) {
-        return Err(
-            Error::invalid("`--out` holds one comparison; compare two files at a time").into(),
-        );
+    let for_people = !(args.print.csv || args.print.json);
+    if args.others.len() > 1 && (args.out.is_some() || !for_people) {
+        return Err(Error::invalid(
+            "`--out`, `--csv` and `--json` hold one comparison; compare two files at a time",
+        )
+        .into());
     }
     if let Some(out) = &args.out {
         check_out(out, &ctx.command, args.force)?;
     }
     let first = Scores::read_parquet(&args.first)?;
     let mut stdout = BufWriter::new(io::stdout().lock());
-    let for_people = !(args.print.csv || args.print.json);
     for (i, path) in args.others.iter().enumerate() {
         let other = Scores::read_parquet(path)?;
         let mut found = compare(&first, &other, args.by)?;

@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Context;
-use super::args::{BosChoice, ModelArgs, TaskArgs};
+use super::args::{ModelArgs, TaskArgs};
 use super::open::{load_options, open_task, read_weights};
 
 /// Prompts of the task that are continued if `--n-pairs` says nothing.
@@ -172,12 +172,7 @@ pub(super) fn given_prompts(
     n_ctx: usize,
     ctx: &Context,
 ) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
-    let bos = match task.bos {
-        BosChoice::Auto => candlewick::task::BosChoice::Auto,
-        BosChoice::Yes => candlewick::task::BosChoice::Yes,
-        BosChoice::No => candlewick::task::BosChoice::No,
-    };
-    let bos = bos.resolve(tokenizer)?;
+    let bos = candlewick::task::BosChoice::from(task.bos).resolve(tokenizer)?;
     let date = task.date.as_deref().map(str::parse).transpose()?;
     let tokenizer = &tokenizer.clone().with_date(date);
     let prompts = texts.iter().enumerate().map(|(index, text)| {

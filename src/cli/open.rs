@@ -6,10 +6,10 @@ use std::io::IsTerminal;
 use candle_core::{DType, Device};
 use candlewick::Error;
 use candlewick::model::{EMBEDDED, LoadOptions, Model, ModelSpec, Opened, Tokenizer, open};
-use candlewick::task::{self, ExpandOptions, Task, TaskFile, expand, from_pairs_file};
+use candlewick::task::{ExpandOptions, Task, TaskFile, expand, from_pairs_file};
 
 use super::Context;
-use super::args::{BosChoice, DTypeChoice, DeviceChoice, ModelArgs, TaskArgs};
+use super::args::{DTypeChoice, DeviceChoice, ModelArgs, TaskArgs};
 use super::plan::Desk;
 
 /// The task of a model that has none of its own.
@@ -106,11 +106,7 @@ pub fn open_task(
     let options = ExpandOptions {
         n_pairs: args.n_pairs.map(|n| n as usize),
         seed: args.seed,
-        bos: match args.bos {
-            BosChoice::Auto => task::BosChoice::Auto,
-            BosChoice::Yes => task::BosChoice::Yes,
-            BosChoice::No => task::BosChoice::No,
-        },
+        bos: args.bos.into(),
         chat: args.chat_template,
         corruption: args.corruption.clone(),
         max_tokens: Some(n_ctx),

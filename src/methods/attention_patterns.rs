@@ -10,16 +10,16 @@
 use candle_core::{D, DType, Tensor};
 use serde_json::{Value, json};
 
-use super::captured::captured_bytes;
+use super::captured::{captured_and_judged, captured_bytes};
 use super::choice::check_range;
-use super::columns::Columns;
-use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit};
+use super::columns::{Columns, judged};
+use super::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, pairs_of};
 use super::sites::Extent;
 use super::{Heads, Layers};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::model::{Model, ModelSpec};
-use crate::run::{Cache, Logits, Progress, Request, Run, run};
+use crate::run::{Cache, Progress};
 use crate::scores::{Cell, Direction, ExampleScores, ScoresMeta};
 use crate::task::Task;
 
@@ -189,15 +189,8 @@ impl Prepared for Reading<'_> {
 
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
-        let pairs: Vec<_> = unit.items.iter().map(|&item| &task.pairs()[item]).collect();
-        let prompts: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
-        let request = Request {
-            capture: &self.capture,
-            logits: Logits::Last,
-            ..Request::default()
-        };
-        let Run { logits, cache } = run(model, &prompts, &request)?;
-        let logits: Vec<Vec<f32>> = logits.expect("asked for").to_vec2()?;
+        let pairs = pairs_of(task, &unit.items);
+        let (cache, judgements) = captured_and_judged(model, &pairs, &self.capture)?;
         let has: Vec<bool> = self
             .places
             .iter()
@@ -223,11 +216,8 @@ impl Prepared for Reading<'_> {
                 }
             }
         }
-        let mut examples = columns.into_examples_without_metric(task, &unit.items);
-        for ((example, pair), logits) in examples.iter_mut().zip(&pairs).zip(&logits) {
-            example.judged(pair.target.judge(logits));
-        }
-        Ok(examples)
+        let examples = columns.into_examples_without_metric(task, &unit.items);
+        Ok(judged(examples, judgements))
     }
 }
 

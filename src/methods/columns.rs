@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::method::unmeasured;
+use crate::metric::Judgement;
 use crate::scores::ExampleScores;
 use crate::task::Task;
 
@@ -73,6 +74,17 @@ impl Columns {
     pub fn into_examples_without_metric(self, task: &Task, items: &[usize]) -> Vec<ExampleScores> {
         self.into_examples(task, items, &vec![f64::NAN; items.len()])
     }
+}
+
+/// Examples with how the model does on their clean prompts, in the same order.
+pub(super) fn judged(
+    mut examples: Vec<ExampleScores>,
+    judged: Vec<Judgement>,
+) -> Vec<ExampleScores> {
+    for (example, judged) in examples.iter_mut().zip(judged) {
+        example.judged(judged);
+    }
+    examples
 }
 
 #[cfg(test)]

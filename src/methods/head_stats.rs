@@ -26,13 +26,12 @@ use copying::{Sources, copying};
 use roles::{Places, tokens_of_roles};
 use statistic::{COPIES, LOOKS, SEES, Statistic, class, statistics};
 
-use super::captured::{captured, captured_bytes};
+use super::captured::{captured, captured_and_judged, captured_bytes};
 use super::choice::check_range;
-use super::columns::Columns;
+use super::columns::{Columns, judged};
 use super::logits::check_tokens;
 use super::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, clean_prompts, pairs_of,
-    units,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, pairs_of, units,
 };
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Node};
@@ -356,8 +355,7 @@ impl Looking<'_> {
     fn on_task(&self, unit: &Unit) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = pairs_of(task, &unit.items);
-        let prompts = clean_prompts(&pairs);
-        let cache = captured(model, &prompts, &self.capture, &[])?;
+        let (cache, judgements) = captured_and_judged(model, &pairs, &self.capture)?;
         let (roles, n_heads) = (&self.roles, model.spec.n_heads);
         let mut columns = Columns::new(pairs.len());
         columns.skip(Statistic::ALL.len() * model.spec.n_layers * n_heads);
@@ -390,7 +388,8 @@ impl Looking<'_> {
                 }
             }
         }
-        Ok(columns.into_examples_without_metric(task, &unit.items))
+        let examples = columns.into_examples_without_metric(task, &unit.items);
+        Ok(judged(examples, judgements))
     }
 
     /// What each head looks like, and by which numbers.

@@ -51,14 +51,19 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
     let heading = title(about);
     page.text(EDGE, 22.0, "font-weight='bold'", &heading);
     page.reach(EDGE + BOLD * width(&heading) as f64, 30.0);
+    let marked = if options.mark_significant {
+        significant(scores)
+    } else {
+        Vec::new()
+    };
+    if options.mark_significant && (panels.is_empty() || marked.is_empty()) {
+        return Err(Error::invalid(
+            "there is nothing to mark: dots are drawn in the cells of grids whose rows have intervals (bars draw theirs)",
+        ));
+    }
     if panels.is_empty() {
         draw_bars(&mut page, scores)?;
     } else {
-        let marked = if options.mark_significant {
-            significant(scores)
-        } else {
-            Vec::new()
-        };
         draw_panels(&mut page, &panels, about, options.scale, &marked);
     }
     if options

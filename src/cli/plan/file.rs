@@ -370,9 +370,9 @@ impl Reader<'_> {
 
 /// `did you mean ..`, or all there are.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
-    let like = |other: &&str| (strsim::normalized_damerau_levenshtein(name, other) * 1e6) as i64;
-    match known.clone().max_by_key(like) {
-        Some(best) if like(&best) > 500_000 => format!("did you mean `{best}`?"),
+    let like = |other: &str| candlewick::text::likeness(name, other);
+    match known.clone().max_by_key(|other| like(other)) {
+        Some(best) if like(best) > 500_000 => format!("did you mean `{best}`?"),
         _ => format!("it may have {}", known.collect::<Vec<_>>().join(", ")),
     }
 }

@@ -30,7 +30,7 @@ use super::{NEEDS_DECODER, check_tokens};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::captured::captured_bytes;
-use crate::methods::columns::Columns;
+use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, clean_prompts, pairs_of,
 };
@@ -185,10 +185,8 @@ impl Prepared for Attributing<'_> {
         let mut ends = Ends::keeping(model, &clean_prompts(&pairs), &self.capture)?;
         let readout = ends.readout(&self.config.target, &pairs)?;
         let columns = self.contributions(&mut ends, &readout, &pairs)?;
-        let mut examples = columns.into_examples(task, &unit.items, &readout.total);
-        for (example, judged) in examples.iter_mut().zip(ends.judge(&pairs)?) {
-            example.judged(judged);
-        }
+        let examples = columns.into_examples(task, &unit.items, &readout.total);
+        let mut examples = judged(examples, ends.judge(&pairs)?);
         for ((example, pair), total) in examples.iter_mut().zip(&pairs).zip(&readout.total) {
             let residual = residual(model, pair, &example.values, *total)?;
             example.facts.insert(RESIDUAL.into(), residual);

@@ -249,7 +249,7 @@ impl Prepared for Looking<'_> {
         captured_bytes(&self.hooks, &self.on.model.spec, length)
     }
 
-    /// Reading a stream costs an unembedding, which a forward pass has one of.
+    /// Reading a stream costs an unembedding, which a forward pass has one of; how the model does takes a pass of its own.
     fn cost(&self, unit: &Unit) -> Result<Cost> {
         let spec = &self.on.model.spec;
         let length = self.on.task.pairs()[unit.items[0]].clean.len();
@@ -261,7 +261,7 @@ impl Prepared for Looking<'_> {
         let attention = (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head * spec.d_model;
         let block = (attention + 3 * spec.d_mlp * spec.d_model) as f64;
         let whole = (length * spec.n_layers) as f64 * block + unembedding;
-        let each = 1.0 + (places * self.hooks.len()) as f64 * unembedding / whole;
+        let each = 2.0 + (places * self.hooks.len()) as f64 * unembedding / whole;
         Ok(Cost::passes(unit.items.len() as f64 * each))
     }
 

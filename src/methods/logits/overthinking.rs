@@ -185,7 +185,8 @@ impl Prepared for Decoding<'_> {
 
     /// Both prompts, and both again for each set of heads.
     fn cost(&self, unit: &Unit) -> Result<Cost> {
-        let passes = 2 * (2 + self.config.controls);
+        // The last one says how the model does.
+        let passes = 2 * (2 + self.config.controls) + 1;
         Ok(Cost::passes((unit.items.len() * passes) as f64))
     }
 
@@ -237,7 +238,7 @@ impl Prepared for Decoding<'_> {
             }
         }
         // Whether the model is right is told by all inputs together.
-        Ok(columns.into_examples(task, &unit.items, &vec![0.0; pairs.len()]))
+        Ok(columns.into_examples_without_metric(task, &unit.items))
     }
 
     fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::metric::Judgement;
 use crate::model::{Model, Tokenizer};
-use crate::nn::{host::to_host, norm};
+use crate::nn::{embed::unembed, host::to_host, norm};
 use crate::run::{Cache, Logits, Request, walk};
 use crate::spec::{NormKind, NormPlacement, NormWeights};
 use crate::task::Pair;
@@ -111,6 +111,8 @@ pub(crate) struct Ends<'a> {
     pub scale: Tensor,
     /// The mean direction of the vocabulary, f32 `[1, d_model]`, once somebody asked for it.
     mean_direction: OnceCell<Tensor>,
+    /// The logits, f32 `[batch][d_vocab]`, once somebody asked for them.
+    logits: OnceCell<Vec<Vec<f32>>>,
 }
 
 /// A direction of the unembedding for each prompt, through the final norm of the prompt's own run.
@@ -165,6 +167,7 @@ impl<'a> Ends<'a> {
             normed,
             scale,
             mean_direction: OnceCell::new(),
+            logits: OnceCell::new(),
         })
     }
 
@@ -183,18 +186,26 @@ impl<'a> Ends<'a> {
 
     /// How the model does on each prompt.
     pub fn judge(&self, pairs: &[&Pair]) -> Result<Vec<Judgement>> {
-        let normed = self.normed.to_dtype(self.model.dtype)?;
-        let logits = crate::nn::embed::unembed(&self.model.spec, &self.model.weights, &normed)?;
-        let logits: Vec<Vec<f32>> = logits.to_dtype(DType::F32)?.to_vec2()?;
-        let judged = pairs.iter().zip(&logits);
+        let judged = pairs.iter().zip(self.logits()?);
         Ok(judged
             .map(|(pair, logits)| pair.target.judge(logits))
             .collect())
     }
 
+    /// The logits at the last position of each prompt, after any soft-cap.
+    fn logits(&self) -> Result<&[Vec<f32>]> {
+        if self.logits.get().is_none() {
+            let normed = self.normed.to_dtype(self.model.dtype)?;
+            let logits = unembed(&self.model.spec, &self.model.weights, &normed)?;
+            let _ = self.logits.set(logits.to_dtype(DType::F32)?.to_vec2()?);
+        }
+        Ok(self.logits.get().expect("they were just made"))
+    }
+
     /// Lets go of all but what was looked at, at the last positions.
     pub fn let_go(&mut self) {
         self.cache = Cache::new(&self.model.spec, self.batch, self.length);
+        self.logits.take();
     }
 
     /// Bytes of what was looked at.
@@ -289,10 +300,6 @@ impl<'a> Ends<'a> {
             return Ok(None);
         }
         let coefficients: Vec<_> = pairs.iter().map(|pair| target.coefficients(pair)).collect();
-        let normed = self.normed.to_dtype(self.model.dtype)?;
-        let logits = crate::nn::embed::unembed(&self.model.spec, &self.model.weights, &normed)?
-            .to_dtype(DType::F32)?;
-        let logits: Vec<Vec<f32>> = logits.to_vec2()?;
         let value = |(logits, tokens): (&Vec<f32>, &Vec<(u32, f32)>)| {
             let sum: f32 = tokens.iter().map(|(t, c)| c * logits[*t as usize]).sum();
             let mean = match target {
@@ -301,7 +308,13 @@ impl<'a> Ends<'a> {
             };
             f64::from(sum - mean)
         };
-        Ok(Some(logits.iter().zip(&coefficients).map(value).collect()))
+        Ok(Some(
+            self.logits()?
+                .iter()
+                .zip(&coefficients)
+                .map(value)
+                .collect(),
+        ))
     }
 
     /// `C(v)`: the mean over `d_model` taken out under LayerNorm.

@@ -20,7 +20,7 @@ use super::readout::{Ends, every_layer, rowwise_dot};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::captured::captured_bytes;
-use crate::methods::columns::Columns;
+use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
     clean_prompts, pairs_of,
@@ -275,11 +275,8 @@ impl Prepared for Classing<'_> {
             }
             push(&mlps);
         }
-        let mut examples = columns.into_examples(task, &unit.items, &clean);
-        for (example, judged) in examples.iter_mut().zip(ends.judge(&pairs)?) {
-            example.judged(judged);
-        }
-        Ok(examples)
+        let examples = columns.into_examples(task, &unit.items, &clean);
+        Ok(judged(examples, ends.judge(&pairs)?))
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {

@@ -18,11 +18,12 @@ use super::{NEEDS_DECODER, check_tokens, distinct_texts};
 use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site};
 use crate::methods::captured::captured_bytes;
-use crate::methods::columns::Columns;
+use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
     clean_prompts, pairs_of,
 };
+use crate::metric::Judgement;
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, Request};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
@@ -205,13 +206,14 @@ impl Prepared for Reading<'_> {
 
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let pairs = pairs_of(self.on.task, &unit.items);
-        let (columns, clean) = if self.is_knockout {
+        let (columns, clean, judgements) = if self.is_knockout {
             self.knockout(&pairs)?
         } else {
             self.lens(&pairs)?
         };
         debug_assert_eq!(columns.len(), self.cells.len());
-        Ok(columns.into_examples(self.on.task, &unit.items, &clean))
+        let examples = columns.into_examples(self.on.task, &unit.items, &clean);
+        Ok(judged(examples, judgements))
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
@@ -250,7 +252,7 @@ impl Reading<'_> {
     }
 
     /// What attention brings to each prompt of a batch, and the first target's logit.
-    fn lens(&self, pairs: &[&Pair]) -> Result<(Columns, Vec<f64>)> {
+    fn lens(&self, pairs: &[&Pair]) -> Result<(Columns, Vec<f64>, Vec<Judgement>)> {
         let model = self.on.model;
         let mut ends = self.run(pairs, &[])?;
         let (mut columns, mut clean) = (Columns::new(pairs.len()), Vec::new());
@@ -278,7 +280,7 @@ impl Reading<'_> {
                 }
             }
         }
-        Ok((columns, clean))
+        Ok((columns, clean, ends.judge(pairs)?))
     }
 
     fn knockout_cells(&self) -> Vec<Cell> {
@@ -308,7 +310,7 @@ impl Reading<'_> {
     }
 
     /// What attention to each role makes the MLPs of each prompt write, and the first target's logit.
-    fn knockout(&self, pairs: &[&Pair]) -> Result<(Columns, Vec<f64>)> {
+    fn knockout(&self, pairs: &[&Pair]) -> Result<(Columns, Vec<f64>, Vec<Judgement>)> {
         let mut full = self.run(pairs, &[])?;
         let clean = readout(&full, &Watched::Answers, pairs)?.total;
         let mut columns = Columns::new(pairs.len());
@@ -341,7 +343,7 @@ impl Reading<'_> {
                 push(&before.total, &after.total);
             }
         }
-        Ok((columns, clean))
+        Ok((columns, clean, full.judge(pairs)?))
     }
 
     fn run(&self, pairs: &[&Pair], edits: &[Edit]) -> Result<Ends<'_>> {

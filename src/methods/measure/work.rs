@@ -173,7 +173,7 @@ impl<'a> Work<'a> {
                 left: AtomicU64::new(steps(unit)),
             };
             let mut examples = self.prepared.borrow().measure(unit, &counting)?;
-            self.judge(&mut examples)?;
+            self.judge(unit, &mut examples)?;
             counting.make_up();
             finished(Fragment {
                 cells: unit.cells.start as u32..unit.cells.end as u32,
@@ -184,10 +184,13 @@ impl<'a> Work<'a> {
     }
 
     /// How the model does on the clean prompts, where the method did not look itself: a run says so whatever it measures.
-    fn judge(&self, examples: &mut [ExampleScores]) -> Result<()> {
+    /// That takes a pass over each; methods that read logits anyway judge by them.
+    fn judge(&self, unit: &Unit, examples: &mut [ExampleScores]) -> Result<()> {
         let Subject { model, task } = self.on;
-        let pairs: HashMap<usize, &Pair> =
-            task.pairs().iter().map(|pair| (pair.index, pair)).collect();
+        let prepared = self.prepared.borrow();
+        let pairs: HashMap<usize, &Pair> = (unit.items.iter())
+            .filter_map(|&item| Some((prepared.example(task, item), task.pairs().get(item)?)))
+            .collect();
         let mut unjudged: Vec<(&mut ExampleScores, &Pair)> = Vec::new();
         for example in examples {
             if let Some(pair) = pairs.get(&example.example)

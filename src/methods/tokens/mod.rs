@@ -190,8 +190,8 @@ impl Prepared for Sharing<'_> {
     }
 
     fn cost(&self, unit: &Unit) -> Result<Cost> {
-        // A forward and a backward pass for each point, and the metric of both prompts.
-        let passes = 2.0 + 2.0 * self.config.method.passes() as f64;
+        // A forward and a backward pass for each point, the metric of both prompts, and how the model does on the clean one.
+        let passes = 3.0 + 2.0 * self.config.method.passes() as f64;
         Ok(Cost::passes(unit.items.len() as f64 * passes))
     }
 
