@@ -5,6 +5,16 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
+/// What a build is made of.
+const SOURCES: [&str; 6] = [
+    "src",
+    "circuits",
+    "models",
+    "Cargo.lock",
+    "Cargo.toml",
+    "build.rs",
+];
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=CANDLEWICK_COMMIT");
@@ -35,11 +45,12 @@ fn commit() -> Option<String> {
         return None;
     }
     let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
-    for path in [log.as_str(), "src", "circuits", "models", "Cargo.lock"] {
+    for path in [log.as_str()].into_iter().chain(SOURCES) {
         println!("cargo::rerun-if-changed={path}");
     }
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    let status = ["status", "--porcelain", "--untracked-files=no", "--"];
+    let changed = git(&[&status[..], &SOURCES[..]].concat())?;
     Some(if changed.is_empty() {
         commit
     } else {

@@ -36,7 +36,7 @@ def main(binary):
         return skip("a Slurm of one's own needs root here")
     with tempfile.TemporaryDirectory(prefix="candlewick slurm ") as folder:
         folder = pathlib.Path(folder)
-        cluster = Cluster(folder / "cluster")
+        cluster = Cluster()
         try:
             if not cluster.start():
                 return skip("Slurm does not start: " + cluster.why())
@@ -74,10 +74,9 @@ def install():
 class Cluster:
     """slurmctld and two slurmd of one machine, on the loopback, in a folder of their own."""
 
-    def __init__(self, folder):
+    def __init__(self):
         # Sockets want short names.
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm"))
-        self.started = []
 
     def start(self):
         at = self.folder

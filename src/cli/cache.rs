@@ -16,6 +16,7 @@ use clap::Args;
 use super::Context;
 use super::args::{ModelArgs, TaskArgs, memory};
 use super::generate::given_prompts;
+use super::models::size;
 use super::open::{load_options, open_task, read_weights};
 
 /// Write activations to a file: what `run_with_cache` would hold, for another program to go on with.
@@ -49,7 +50,9 @@ pub struct CacheArgs {
         long,
         short,
         value_name = "TEXT",
-        conflicts_with_all = ["task", "pairs", "n_pairs", "corruption", "template", "metric", "seed"]
+        conflicts_with_all = [
+            "task", "pairs", "n_pairs", "corruption", "template", "metric", "seed", "unequal_lengths", "answer_space"
+        ]
     )]
     pub prompt: Vec<String>,
     /// Only the last position of each prompt; of attention patterns the last query.
@@ -166,13 +169,4 @@ fn hooks(names: &[String], layers: Option<&Layers>, spec: &ModelSpec) -> anyhow:
         .into());
     }
     Ok(hooks)
-}
-
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} bytes"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
 }

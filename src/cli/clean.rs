@@ -8,6 +8,8 @@ use candlewick::scores::leftover::{Leftover, leftovers, remove};
 use candlewick::text::visible;
 use clap::Args;
 
+use super::models::size;
+
 /// List what killed runs left in a folder: finished parts, which the same command goes on with, and files never finished.
 ///
 /// With `--remove` they go, and nothing else does. What a run is at work on stays.
@@ -57,16 +59,5 @@ fn line(leftover: &Leftover, removes: bool) -> String {
         (Some(owner), _) => format!("{path}: {what}; stays: {}", visible(owner)),
         (None, true) => format!("{path}: {what}; removed"),
         (None, false) => format!("{path}: {what}"),
-    }
-}
-
-/// Bytes in the unit that a person would say, by powers of ten.
-fn size(bytes: u64) -> String {
-    let bytes = bytes as f64;
-    match bytes {
-        b if b < 1e3 => format!("{b:.0} bytes"),
-        b if b < 1e6 => format!("{:.1} kB", b / 1e3),
-        b if b < 1e9 => format!("{:.1} MB", b / 1e6),
-        b => format!("{:.1} GB", b / 1e9),
     }
 }

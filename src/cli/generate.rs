@@ -44,7 +44,7 @@ pub struct GenerateArgs {
         long,
         short,
         value_name = "TEXT",
-        conflicts_with_all = ["task", "pairs", "n_pairs", "corruption", "template", "metric"]
+        conflicts_with_all = ["task", "pairs", "n_pairs", "corruption", "template", "metric", "unequal_lengths", "answer_space"]
     )]
     pub prompt: Vec<String>,
     /// A change of an activation; can be given again, and all are in force at once.

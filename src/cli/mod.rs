@@ -82,7 +82,11 @@ fn build() -> &'static str {
         format!(
             "{}\nfeatures: {}\nkernels: {}",
             candlewick::BUILD,
-            features.join(", "),
+            if features.is_empty() {
+                "none".into()
+            } else {
+                features.join(", ")
+            },
             candlewick::nn::host::instructions()
         )
     });

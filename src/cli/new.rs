@@ -33,7 +33,7 @@ enum What {
 #[command(after_help = "\
 Examples:
   candlewick new task mine
-  candlewick new task cities --example 'Rome is in => Italy' --example 'Oslo is in => Norway'")]
+  candlewick new task cities --example 'Paris is in => France' --example 'Rome is in => Italy'")]
 struct TaskArgs {
     /// The task's name; the file is NAME.toml.
     name: String,

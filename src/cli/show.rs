@@ -107,7 +107,7 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
             usize::MAX
         };
         let n = args.print.top.unwrap_or(ROWS);
-        write!(out, "{}", listed(&rows, &args.columns, n, width))?;
+        write!(out, "{}", listed(&rows, &columns(args), n, width))?;
     } else {
         print(&scores, &args.print, ctx, &mut out)?;
     }
@@ -124,10 +124,32 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         .context("stdout")
 }
 
+/// The columns that are asked for, however they were spaced.
+fn columns(args: &ShowArgs) -> Vec<String> {
+    args.columns
+        .iter()
+        .map(|name| name.trim().to_string())
+        .collect()
+}
+
 /// The pictures that are asked for.
 fn draw(scores: &Scores, args: &ShowArgs) -> anyhow::Result<()> {
     if args.svg.is_none() && args.png.is_none() && args.pdf.is_none() {
         return Ok(());
+    }
+    for (path, ending) in [(&args.svg, "svg"), (&args.png, "png"), (&args.pdf, "pdf")] {
+        let Some(path) = path else { continue };
+        // A picture never takes the place of results.
+        if path
+            .extension()
+            .is_none_or(|other| !other.eq_ignore_ascii_case(ending))
+        {
+            return Err(Error::invalid(format!(
+                "`{}` is to be a picture: end its name in `.{ending}`",
+                path.display()
+            ))
+            .into());
+        }
     }
     let options = SvgOptions {
         scale: args.print.scale,
@@ -163,7 +185,7 @@ fn in_order(scores: &Scores, args: &ShowArgs) -> anyhow::Result<Scores> {
         rows = rows.sorted(keys)?;
     }
     if !args.columns.is_empty() {
-        rows = rows.select(&args.columns)?;
+        rows = rows.select(&columns(args))?;
     }
     if let (Some(n), true) = (args.print.top, args.print.csv || args.print.json) {
         rows.table = rows.table.head(Some(n));

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use polars::prelude::{Column as Filled, DataFrame, IntoColumn, NewChunkedArray, StringChunked};
 
@@ -111,6 +112,18 @@ pub fn compare(first: &Scores, second: &Scores, by: Option<ComparedBy>) -> Resul
             "shares of the gap are ratios of means, which rows of single pairs do not have; compare tables of means, or scores",
         ));
     }
+    let texts = |about: &Provenance| -> Vec<String> {
+        about
+            .prompts
+            .iter()
+            .map(|one| format!("{} {}", one.example, one.clean_text))
+            .collect()
+    };
+    if is_paired && texts(a) != texts(b) {
+        return Err(Error::invalid(
+            "rows of single pairs are compared pair by pair, and the two are of different prompts; compare means (without `--per-example`)",
+        ));
+    }
     // What only one of the tables tells apart says which cell a row is in that one alone, as roles do in two tasks.
     let labels = |scores: &Scores| -> HashSet<Column> {
         let is_filled = |column: &Column| {
@@ -196,7 +209,7 @@ fn cells(
             "the results of `{}` have no `{by}`{}",
             scores.provenance.method,
             if by == ComparedBy::Normalised {
-                ": the gap between the two runs could be zero"
+                ": its method gives none, or the gap between the two runs could be zero; `--by score` compares scores, each in its own unit and direction"
             } else {
                 ""
             }
@@ -243,7 +256,17 @@ fn cells(
             n: n[row].unwrap_or(1),
             ..Measured::default()
         });
-        cell.values.insert(examples[row].unwrap_or(0), value);
+        if cell
+            .values
+            .insert(examples[row].unwrap_or(0), value)
+            .is_some()
+        {
+            return Err(Error::invalid(format!(
+                "several rows of the results of `{}` are one and the same in the other: these are taken apart further, or hold several \
+                 quantities; measure both alike",
+                scores.provenance.method
+            )));
+        }
     }
     if found.is_empty() {
         return Err(missing());
@@ -378,6 +401,7 @@ fn table(
         })
     });
     let columns: Vec<Filled> = columns.collect::<Result<_>>()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let unit = match by {
         ComparedBy::Score => second.provenance.unit.clone(),
         ComparedBy::Normalised => "of the gap".into(),
@@ -385,7 +409,15 @@ fn table(
     Ok(Scores {
         table: DataFrame::new(height, columns)?,
         provenance: Provenance {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: crate::BUILD.into(),
+            created: now.map_or(0, |time| time.as_secs()),
+            dtype: second.provenance.dtype.clone(),
+            device: second.provenance.device.clone(),
+            bos: second.provenance.bos,
+            chat: second.provenance.chat,
+            task_text: second.provenance.task_text.clone(),
+            dropped: second.provenance.dropped,
+            drops: second.provenance.drops.clone(),
             method: "compare".into(),
             metric,
             unit,
@@ -503,5 +535,30 @@ mod tests {
             "ratios of means",
         );
         refused(&means, &others, None, "no row in common");
+        let mut other_prompts = pairs.clone();
+        other_prompts.provenance.prompts = vec![Default::default()];
+        refused(&pairs, &other_prompts, None, "different prompts");
+        // A table that is taken apart by position, which the other does not know.
+        let cells: Vec<Cell> = [0, 1]
+            .map(|pos| Cell {
+                head: Some(0),
+                pos: Some(pos),
+                ..Cell::in_layer("attn.hook_z", 1)
+            })
+            .into();
+        let example = ExampleScores {
+            cells: [0, 1].into(),
+            values: vec![1.0, 2.0],
+            ..ExampleScores::default()
+        };
+        let meta = ScoresMeta::default();
+        let about = Provenance::default();
+        let finer = Scores::assemble(&cells, &[example], &meta, Detail::Mean, about).unwrap();
+        refused(
+            &means,
+            &finer,
+            Some(ComparedBy::Score),
+            "taken apart further",
+        );
     }
 }

@@ -145,7 +145,10 @@ impl Scores {
         let numbers: Vec<Option<f64>> = match (self.integers(column), self.floats(column)) {
             (Some(numbers), _) => numbers.into_iter().map(|n| n.map(|n| n as f64)).collect(),
             (None, Some(numbers)) => numbers,
-            (None, None) if self.column(column).is_some() => vec![None; self.table.height()],
+            // Nothing stands in it, so that no comparison holds.
+            (None, None) if self.column(column).is_some() => {
+                return Ok(vec![false; self.table.height()]);
+            }
             (None, None) => {
                 let names = self.table.get_column_names();
                 let reason = format!(
@@ -190,7 +193,10 @@ impl Scores {
     /// The values of the columns that were asked about, as far as they can be said shortly.
     fn what_there_is(&self, wanted: &Expression) -> String {
         let mut says = String::new();
-        for Comparison { column, .. } in wanted.comparisons() {
+        let columns: BTreeSet<&String> = (wanted.comparisons().into_iter())
+            .map(|one| &one.column)
+            .collect();
+        for column in columns {
             let numbers = self.integers(column).unwrap_or_default();
             let numbers = numbers.into_iter().flatten();
             if let (Some(least), Some(most)) = (numbers.clone().min(), numbers.max()) {
@@ -201,6 +207,13 @@ impl Scores {
             if (1..=12).contains(&texts.len()) {
                 let texts: Vec<String> = texts.into_iter().map(visible).collect();
                 says += &format!("; `{column}` is {}", texts.join(", "));
+            }
+            if self
+                .table
+                .column(column)
+                .is_ok_and(|filled| filled.null_count() == filled.len())
+            {
+                says += &format!("; `{column}` is empty in this table");
             }
         }
         says

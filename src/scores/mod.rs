@@ -45,6 +45,7 @@ pub use file::{check_writable, write_whole};
 pub use measured::Measured;
 pub use order::SortKeys;
 pub use output::{OutFormat, check_out, is_same_command, provenance_path, side_path, write_out};
+pub(crate) use parquet::ACTIVATIONS_KEY;
 pub use parts::{PartStore, Shard};
 pub use provenance::{Baseline, FOOTER_KEY, PromptTokens, Provenance};
 #[cfg(feature = "lazy")]

@@ -17,6 +17,9 @@ use super::{Column, Scores};
 use crate::error::{Error, Result};
 use crate::parquet::{self, Schema};
 
+/// Key of what a file of activations says of itself.
+pub(crate) const ACTIVATIONS_KEY: &str = "candlewick_activations";
+
 impl Scores {
     /// Writes the table alone, with its provenance: beside `path`, flushed, and renamed into place.
     pub(super) fn write_own_parquet(&self, path: &Path) -> Result<()> {
@@ -199,9 +202,13 @@ pub(super) fn read_table(
     let mut note = String::new();
     let table = parquet::read(path, format, Schema::AsWritten, |footer| {
         let Some((_, text)) = footer.notes.iter().find(|(name, _)| name == key) else {
-            return Err(format!(
-                "no `{key}` in its footer: another program wrote it"
-            ));
+            let is_ours = footer.notes.iter().any(|(name, _)| name == ACTIVATIONS_KEY);
+            return Err(if is_ours {
+                "it holds activations that `candlewick cache` wrote; docs/python.md reads them"
+                    .into()
+            } else {
+                format!("no `{key}` in its footer: another program wrote it")
+            });
         };
         note.clone_from(text);
         Ok(footer.columns.clone())

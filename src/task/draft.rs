@@ -37,9 +37,10 @@ impl FromStr for PromptExample {
 /// The text of a task file, with comments. The words in which the examples differ are its slot; without examples it is a task
 /// that the embedded model does.
 /// # Errors
-/// [`Error::Invalid`] for a name that is none, a single example, and examples that do not differ in just one place.
+/// [`Error::Invalid`] for a name that is none, a single example, two of one prompt, and examples that all have one answer.
 pub fn draft(name: &str, examples: &[PromptExample]) -> Result<String> {
     let is_name = !name.is_empty()
+        && !name.starts_with('-')
         && name
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
@@ -64,6 +65,15 @@ fn of_examples(name: &str, examples: &[PromptExample]) -> Result<String> {
         return Err(Error::invalid(
             "one example says nothing about what changes; give two or more that differ in one place",
         ));
+    }
+    if examples
+        .iter()
+        .all(|example| example.answer == examples[0].answer)
+    {
+        return Err(Error::invalid(format!(
+            "all examples have the answer `{}`, so none can be the wrong one",
+            crate::text::visible(&examples[0].answer)
+        )));
     }
     let words: Vec<Vec<&str>> = (examples.iter())
         .map(|example| example.prompt.split(' ').collect())
@@ -257,7 +267,13 @@ mod tests {
             assert!(error.contains(says), "{error}");
         };
         refused("../x", &[], "no name for a task");
+        refused("-a", &[], "no name for a task");
         refused("a", &["one => two"], "one example says nothing");
+        refused(
+            "a",
+            &["one is => two", "four is => two"],
+            "all examples have the answer",
+        );
         refused(
             "a",
             &["one is => two", "one is => three"],

@@ -120,7 +120,7 @@ fn what_killed_runs_left_is_listed_and_removed_and_nothing_else() {
     }
     let (_, listed, _) = candlewick_in(folder.path(), &["clean"]);
     assert!(
-        listed.contains("scores.parquet.parts: 1 finished part, 12 bytes\n"),
+        listed.contains("scores.parquet.parts: 1 finished part, 12 B\n"),
         "{listed}"
     );
     assert!(parts.join("plan.json").exists());

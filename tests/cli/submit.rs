@@ -203,6 +203,46 @@ fn what_fails_is_named_and_exactly_that_is_run_again() {
     assert!(!first.exists(), "parts go when the table is there");
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_stopped_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let line = format!("--threads 1 submit local --shards 2 --folder s -- {LONG} --out a.parquet");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_candlewick"))
+        .args(shlex::split(&line).unwrap())
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !folder.join("s/units/1.json").exists() {
+        assert!(began.elapsed() < Duration::from_secs(120));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    refused(folder, "submit local s", "is at work on it");
+    refused(folder, "submit merge s", "`candlewick submit cancel s`");
+    let told = ok(folder, "submit cancel s");
+    assert!(told.contains("was asked to stop"), "{told}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let told = ok(folder, "submit cancel s");
+    assert!(told.contains("nothing of it runs or waits"), "{told}");
+    ok(folder, "submit local s");
+    ok(folder, &format!("{LONG} --out whole.parquet"));
+    check_same(&folder.join("a.parquet"), &folder.join("whole.parquet"));
+}
+
+#[test]
+fn force_is_asked_anew_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let line = "submit local --shards 2 --folder s -- patch --sites z --n-pairs 4 --out a.parquet";
+    assert!(ok(folder, line).contains("merged"));
+    assert!(!ok(folder, line).contains("merged"));
+    assert!(ok(folder, &format!("{line} --force")).contains("merged"));
+}
+
 #[test]
 fn a_shard_that_is_there_is_not_measured_again_and_one_of_another_index_is_not_replaced() {
     let folder = tempfile::tempdir().unwrap();

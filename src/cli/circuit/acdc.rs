@@ -90,9 +90,14 @@ pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
         if !ctx.quiet {
             writeln!(
                 stdout,
-                "threshold {threshold}: {} edges left, {metric} {:.4}; {} edges tried in {} runs",
+                "threshold {threshold}: {} edges left, {metric} {:.4} on {} pairs; {} edges tried in {} runs",
                 found.edges.len(),
-                found.distance.abs(),
+                if metric.is_better_higher() {
+                    -found.distance
+                } else {
+                    found.distance
+                },
+                task.pairs().len(),
                 found.tried,
                 found.evaluated
             )?;
@@ -113,6 +118,12 @@ pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
         }
     }
     let mut circuit = circuit.expect("one threshold or more");
+    if circuit.edges.is_empty() {
+        return Err(Error::invalid(
+            "no path from `input` to `logits` is left; take a smaller `--threshold`",
+        )
+        .into());
+    }
     circuit.about = About {
         model: Some(model.origin.id.clone()),
         task: Some(task.name.clone()),
@@ -125,6 +136,7 @@ pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
     circuit.write(&out)?;
     if !ctx.quiet {
         writeln!(stdout, "\n{}", plot::circuit(&circuit, None))?;
+        writeln!(stdout, "{} edges without dead ends", circuit.edges.len())?;
         writeln!(
             stdout,
             "circuit: {} (in {:.1} s)",

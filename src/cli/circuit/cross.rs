@@ -30,7 +30,7 @@ pub struct CrossArgs {
     /// Circuits of the model: files, or circuits of this program.
     #[arg(required = true, value_name = "CIRCUIT")]
     pub circuits: Vec<String>,
-    /// Names of tasks that ship with candlewick, or task files.
+    /// Names of tasks that ship with candlewick, or task files; all templates of each, as `circuit eval --task NAME` takes them.
     #[arg(long, required = true, value_name = "TASK", value_delimiter = ',')]
     pub tasks: Vec<String>,
     /// How many pairs of each task [default: the task's].
@@ -138,9 +138,14 @@ fn written(args: &CrossArgs, columns: &[Vec<Cell>]) -> anyhow::Result<String> {
         return Ok(String::from_utf8(out.into_inner()?)?);
     }
     let mut rows = vec![vec!["circuit".to_string()]];
-    rows[0].extend(args.tasks.iter().map(|task| visible(task)));
+    let n = |column: &Vec<Cell>| column.iter().map(|(n, _)| *n).max().unwrap_or(0);
+    let tasks = args.tasks.iter().zip(columns);
+    rows[0].extend(tasks.map(|(task, column)| format!("{} ({} pairs)", visible(task), n(column))));
     for (row, circuit) in args.circuits.iter().enumerate() {
         let cells = columns.iter().map(|column| match column[row].1 {
+            Some([Some(value), Some(low), Some(high)]) => {
+                format!("{value:.3} [{low:.3}, {high:.3}]")
+            }
             Some([Some(value), ..]) => format!("{value:.3}"),
             _ => "-".to_string(),
         });

@@ -96,6 +96,12 @@ impl Ask for EvalArgs {
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
+        if self.full && matches!(self.mode, ModeChoice::Edge) {
+            return Err(Error::invalid(
+                "`--full` asks what a circuit does by itself, which is `--mode complement`; leave `--mode edge` out",
+            )
+            .into());
+        }
         let graph = Graph::new(on.spec);
         let mut notes = Vec::new();
         let circuits = if self.curve {

@@ -16,7 +16,7 @@ use candlewick::spec::Mlp;
 use candlewick::text::shell_quoted;
 use clap::{Args, ValueEnum};
 
-use super::{counts, destination, faithfulness_said, read_scores};
+use super::{counts, destination, faithfulness_said, pairs, read_scores};
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs, memory};
 use crate::cli::attribute::{MethodChoice, SourceChoice};
@@ -260,7 +260,14 @@ fn choose(args: &FindArgs, path: &Path, to: &Path, ctx: &Context) -> anyhow::Res
     let mut circuit = Circuit::new(selected.edges).scored_by(&scored)?;
     circuit.about = About {
         selection: Some(
-            format!("{:?}", args.select.unwrap_or(SelectChoice::Greedy)).to_lowercase(),
+            format!(
+                "{:?}",
+                args.select.unwrap_or(match args.threshold {
+                    Some(_) => SelectChoice::Threshold,
+                    None => SelectChoice::Greedy,
+                })
+            )
+            .to_lowercase(),
         ),
         requested: selected.requested,
         source: Some(path.display().to_string()),
@@ -372,13 +379,6 @@ fn print(found: &FoundCircuit, ctx: &Context) -> anyhow::Result<()> {
     )?;
     let said = |table: &Scores| faithfulness_said(FoundCircuit::faithfulness(table));
     let [scoring, sizing, reporting] = found.parts;
-    let pairs = |n: usize| {
-        if n == 1 {
-            "1 pair".to_string()
-        } else {
-            format!("{n} pairs")
-        }
-    };
     writeln!(
         out,
         "faithfulness on {} that chose nothing: {}",

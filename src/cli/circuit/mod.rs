@@ -176,6 +176,15 @@ fn counts(requested: Option<usize>, chosen: usize, circuit: &Circuit, of: &str) 
     )
 }
 
+/// `1 pair`, `2 pairs`.
+fn pairs(n: usize) -> String {
+    if n == 1 {
+        "1 pair".to_string()
+    } else {
+        format!("{n} pairs")
+    }
+}
+
 fn faithfulness_said(found: Option<(f64, Option<(f64, f64)>)>) -> String {
     match found {
         Some((value, Some((low, high)))) => format!("{value:.3} [{low:.3}, {high:.3}]"),

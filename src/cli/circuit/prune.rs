@@ -15,7 +15,7 @@ use candlewick::scores::Scores;
 use candlewick::text::shell_quoted;
 use clap::Args;
 
-use super::{counts, destination, faithfulness_said, files};
+use super::{counts, destination, faithfulness_said, files, pairs};
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs};
 use crate::cli::attribute::SourceChoice;
@@ -133,7 +133,8 @@ fn print(found: &PrunedCircuit, config: &PruneConfig, ctx: &Context) -> anyhow::
     let [training, reporting] = found.parts;
     writeln!(
         out,
-        "faithfulness on {reporting} pairs that trained nothing ({training} did): {}",
+        "faithfulness on {} that trained nothing ({training} did): {}",
+        pairs(reporting),
         said(&found.reported)
     )?;
     if let Some(edges) = &found.reported_edges {

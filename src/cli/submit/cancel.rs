@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::folder::Submission;
+use super::folder::{Submission, owner};
 use super::local::interrupt;
 use super::slurm;
 
@@ -22,10 +22,19 @@ pub fn run(args: &CancelArgs) -> anyhow::Result<()> {
     let submission = Submission::read(&args.folder)?;
     let mut out = io::stdout().lock();
     let queue = slurm::queue(&submission)?;
-    if let Some(process) = submission.holder() {
+    // Who holds the submission stops its own units; those that nobody holds are asked one by one.
+    let processes: Vec<u32> = match submission.holder() {
+        Some(holder) => vec![holder],
+        None if queue.is_empty() => (submission.units().iter())
+            .filter_map(|unit| owner(&submission.lock_path(unit.number)))
+            .collect(),
+        None => Vec::new(),
+    };
+    for &process in &processes {
         interrupt(process);
         writeln!(out, "process {process} was asked to stop")?;
-    } else if queue.is_empty() {
+    }
+    if processes.is_empty() && queue.is_empty() {
         writeln!(out, "nothing of it runs or waits")?;
         return Ok(());
     }

@@ -176,7 +176,7 @@ impl Submission {
     }
 
     /// The submission that is there, if it is of this work.
-    fn same_as(&self, there: Submission) -> Result<Submission, Error> {
+    fn same_as(&self, mut there: Submission) -> Result<Submission, Error> {
         let path = &there.path;
         if there.build != self.build {
             return Err(refuse(
@@ -217,6 +217,11 @@ impl Submission {
                 ),
             ));
         }
+        // What may be replaced is asked anew each time.
+        for job in &mut there.jobs {
+            job.force |= self.jobs.iter().any(|new| new.force && of(new) == of(job));
+        }
+        there.write()?;
         Ok(there)
     }
 

@@ -115,10 +115,18 @@ impl Template {
         for (number, line) in text.lines().enumerate() {
             if let Some(rest) = line.strip_prefix("#SBATCH") {
                 let flag = rest.trim_start().split([' ', '=']).next().unwrap_or("");
-                let own = ["--array", "-a", "--output", "-o", "--dependency", "-d"];
-                if own.contains(&flag) || ["-a", "-o", "-d"].iter().any(|f| flag.starts_with(f)) {
+                let own = [
+                    "--array",
+                    "--output",
+                    "--dependency",
+                    "--signal",
+                    "--no-requeue",
+                    "--time",
+                ];
+                let short = ["-a", "-o", "-d", "-t"];
+                if own.contains(&flag) || short.iter().any(|f| flag.starts_with(f)) {
                     return Err(Error::invalid(format!(
-                        "`{}`, line {}: `{}` is set by candlewick; leave it out",
+                        "`{}`, line {}: `{}` is set by candlewick (`--time` is a flag of `submit slurm`); leave it out",
                         path.display(),
                         number + 1,
                         visible(flag)

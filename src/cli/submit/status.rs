@@ -128,7 +128,9 @@ impl Known {
     }
 
     fn is_idle(&self) -> bool {
-        self.queue.is_empty() && !self.is_held
+        let mut units = self.submission.units().into_iter();
+        let runs = |unit: Unit| owner(&self.submission.lock_path(unit.number)).is_some();
+        self.queue.is_empty() && !self.is_held && !units.any(runs)
     }
 
     /// The last round that a unit was in, and the index of its task.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candlewick::Error;
+use candlewick::run::Progress as _;
 use candlewick::scores::parts::folder_of;
 use candlewick::text::{duration, visible};
 use clap::Args;
@@ -48,12 +49,15 @@ pub fn run(args: &UnitArgs, ctx: &Context) -> anyhow::Result<()> {
     // The model is loaded once for units that follow each other.
     let desk = Arc::new(Desk::new(Stage::Measure, true));
     let mut failed = Vec::new();
+    // Whether this process has finished a unit: then the next one had no whole time limit for itself.
+    let mut got_further = false;
     for unit in units {
         let began = Instant::now();
         let name = &submission.jobs[unit.job].name;
         let line = format!("unit {}, {} {}", unit.number, visible(name), unit.shard);
-        match one(&submission, unit, &desk, ctx) {
+        match one(&submission, unit, &desk, got_further, ctx) {
             Ok(()) => {
+                got_further = true;
                 let took = duration(began.elapsed().as_secs_f64());
                 writeln!(io::stdout(), "{line}: finished, {took}")?;
             }
@@ -63,6 +67,10 @@ pub fn run(args: &UnitArgs, ctx: &Context) -> anyhow::Result<()> {
                 }
                 ctx.warn(&format!("{line}: {}", visible(&said(&error))));
                 failed.push(unit.number.to_string());
+                if ctx.progress().cancelled() {
+                    // Those that have not begun did not fail.
+                    break;
+                }
             }
         }
     }
@@ -75,7 +83,13 @@ pub fn run(args: &UnitArgs, ctx: &Context) -> anyhow::Result<()> {
 }
 
 /// Measures one unit, unless its part is there.
-fn one(submission: &Submission, unit: Unit, desk: &Arc<Desk>, ctx: &Context) -> anyhow::Result<()> {
+fn one(
+    submission: &Submission,
+    unit: Unit,
+    desk: &Arc<Desk>,
+    got_further: bool,
+    ctx: &Context,
+) -> anyhow::Result<()> {
     let job = &submission.jobs[unit.job];
     if submission.is_done(job) {
         return Ok(());
@@ -93,7 +107,9 @@ fn one(submission: &Submission, unit: Unit, desk: &Arc<Desk>, ctx: &Context) -> 
         return Ok(());
     };
     let is_interrupted = matches!(error.downcast_ref(), Some(Error::Interrupted { .. }));
-    let error = if is_interrupted && finished_parts(&part) <= kept {
+    // Under Slurm a stop is the time limit: one that no part fits into would be met again and again.
+    let had_its_time = std::env::var_os("SLURM_ARRAY_TASK_ID").is_some() && !got_further;
+    let error = if is_interrupted && had_its_time && finished_parts(&part) <= kept {
         submission
             .refuse(format!(
                 "unit {} was stopped before a part of it was finished, so trying again would get no further; give it more time, or cut the \

@@ -12,6 +12,7 @@ use super::writer::{Prompt, Writer};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::model::Tokenizer;
+use crate::scores::ACTIVATIONS_KEY;
 
 pub(super) struct RowWriter<'a> {
     writer: BatchedWriter<BufWriter<&'a mut File>>,
@@ -43,7 +44,7 @@ impl<'a> RowWriter<'a> {
         prompts: &'a [Prompt],
         about: &Value,
     ) -> Result<Self> {
-        let notes = vec![("candlewick_activations".to_string(), about.to_string())];
+        let notes = vec![(ACTIVATIONS_KEY.to_string(), about.to_string())];
         let writer = ParquetWriter::new(BufWriter::new(file))
             .with_key_value_metadata(Some(KeyValueMetadata::from_static(notes)));
         Ok(RowWriter {

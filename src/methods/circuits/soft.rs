@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::evaluation::check_evaluated;
 use super::ground::{Ground, Layer, input_change};
-use super::streams::At;
+use super::streams::{At, add};
 use super::writes;
 use crate::circuit::{EdgeSet, Graph};
 use crate::error::{Error, Result};
@@ -477,7 +477,14 @@ impl Back<'_> {
             let rows = delta.chunks_exact(d).zip(gradient.chunks_exact(d));
             simd(
                 #[inline(always)]
-                || rows.map(|(a, b)| f64::from(dot(a, b))).sum(),
+                || {
+                    // A loop: what `sum` calls is not compiled for the machine that `simd` chose.
+                    let mut sum = 0.0;
+                    for (a, b) in rows {
+                        sum += f64::from(dot(a, b));
+                    }
+                    sum
+                },
             )
         };
         let along: Vec<f64> = list.par_iter().map(along).collect();
@@ -637,11 +644,4 @@ fn before_post_norm(model: &Model, layer: usize, mut gradient: Vec<f32>) -> Resu
         }
     }
     Ok(gradient)
-}
-
-#[inline(always)]
-fn add(sum: &mut [f32], more: &[f32], share: f32) {
-    for (sum, more) in sum.iter_mut().zip(more) {
-        *sum = share.mul_add(*more, *sum);
-    }
 }

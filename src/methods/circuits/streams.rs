@@ -182,10 +182,11 @@ struct Sum<'a> {
     terms: Vec<(&'a Delta, f32)>,
 }
 
+/// Adds a share of one row to another.
 #[inline(always)]
-fn add(sum: &mut [f32], more: &[f32], sign: f32) {
+pub(super) fn add(sum: &mut [f32], more: &[f32], share: f32) {
     for (sum, more) in sum.iter_mut().zip(more) {
-        *sum = sign.mul_add(*more, *sum);
+        *sum = share.mul_add(*more, *sum);
     }
 }
 

@@ -84,7 +84,10 @@ impl Distributions {
             (least.min(value), most.max(value))
         });
         let span = if most > least { most - least } else { 1.0 };
-        let labels = groups.iter().map(|(name, _)| width(name));
+        let label = |name: &str, values: &[f64]| format!("{name} (n = {})", values.len());
+        let labels = groups
+            .iter()
+            .map(|(name, values)| width(&label(name, values)));
         let left = EDGE + GLYPH * labels.max().unwrap_or(0) as f64 + 14.0;
         let at = |value: f64| left + (value - least) / span * AXIS;
         let bottom = EDGE + ROW * groups.len() as f64;
@@ -92,7 +95,8 @@ impl Distributions {
         page.line((at(0.0), EDGE), (at(0.0), bottom + 4.0));
         for (index, (name, values)) in groups.iter().enumerate() {
             let middle = EDGE + ROW * (index as f64 + 0.5);
-            page.text(left - 12.0, middle + 4.0, "text-anchor='end'", name);
+            let label = label(name, values);
+            page.text(left - 12.0, middle + 4.0, "text-anchor='end'", &label);
             draw_group(&mut page, name, values, middle, &at);
         }
         for tick in ticks(least, least + span) {
@@ -104,6 +108,11 @@ impl Distributions {
         let mut caption = visible(&self.axis);
         if left_out > 0 {
             caption += &format!(" (the first {MOST_GROUPS} groups; {left_out} are left out)");
+        }
+        let step = groups.iter().map(|(_, values)| step(values)).max();
+        if let Some(step) = step.filter(|&step| step > 1) {
+            caption +=
+                &format!(" (of large groups at least every {step}th value, and the largest)");
         }
         page.text(left, bottom + 36.0, "fill='#555'", &caption);
         page.reach(
@@ -133,6 +142,11 @@ fn column<'f>(frame: &'f DataFrame, name: &str) -> Result<&'f Column> {
         })
 }
 
+/// Of sorted values every so manieth is drawn.
+fn step(values: &[f64]) -> usize {
+    values.len().div_ceil(MOST_MARKS).max(1)
+}
+
 fn draw_group(page: &mut Page, name: &str, values: &[f64], middle: f64, at: &impl Fn(f64) -> f64) {
     let mut sorted = values.to_vec();
     let [low, median, high] = [0.25, 0.5, 0.75].map(|q| percentile(&mut sorted, q));
@@ -151,8 +165,10 @@ fn draw_group(page: &mut Page, name: &str, values: &[f64], middle: f64, at: &imp
         2.0 * half,
     ];
     page.rectangle(box_, "fill='#eeeeee' stroke='#999999'", Some(&tip));
-    let step = values.len().div_ceil(MOST_MARKS).max(1);
-    for (index, &value) in values.iter().step_by(step).enumerate() {
+    let (step, last) = (step(values), values.len() - 1);
+    let drawn = values.iter().enumerate();
+    let drawn = drawn.filter(|(place, _)| place % step == 0 || *place == last);
+    for (index, (_, &value)) in drawn.enumerate() {
         // Marks of close values stand beside each other.
         let beside = [0.0, -7.0, 6.0, -3.0, 9.0, 3.0, -10.0][index % 7];
         let look = format!("fill='{}' fill-opacity='0.6'", hex(0.85 * value.signum()));
@@ -233,7 +249,12 @@ mod tests {
             axis: "score".into(),
             groups: vec![("many".into(), (0..10_000).map(f64::from).collect())],
         };
-        assert_eq!(many.svg().matches("<circle").count(), MOST_MARKS);
+        let many = many.svg();
+        assert_eq!(many.matches("<circle").count(), MOST_MARKS + 1);
+        assert!(
+            many.contains("many (n = 10000)") && many.contains("many: 9999"),
+            "the largest is drawn"
+        );
     }
 
     #[test]

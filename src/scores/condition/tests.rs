@@ -137,7 +137,9 @@ fn what_cannot_be_read_or_found_is_refused_with_what_there_is() {
     }
     let deep = "(".repeat(10_000);
     assert!(deep.parse::<Conditions>().is_err());
+    check("not class = x and score > 6", &[7.0]);
     for (text, says) in [
+        ("class = x or class = y", "`class` is empty in this table"),
         ("layer=9", "`layer` runs from 0 to 2"),
         ("component=q", "`component` is attn.hook_z, hook_resid_pre"),
         (
