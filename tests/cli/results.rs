@@ -125,7 +125,7 @@ fn what_killed_runs_left_is_listed_and_removed_and_nothing_else() {
     );
     assert!(parts.join("plan.json").exists());
     let (_, removed, _) = candlewick_in(folder.path(), &["clean", "--remove"]);
-    assert!(removed.contains("removed\n12 bytes freed"), "{removed}");
+    assert!(removed.contains("removed\n12 B freed"), "{removed}");
     assert_eq!(
         fs::read_dir(&parts).unwrap().count(),
         1,
