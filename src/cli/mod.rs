@@ -349,10 +349,13 @@ mod tests {
         // The arguments that choose a mode, and the command's own flags that act in it.
         let swept = "sites source reference window layers heads together class head_pairs";
         let modes = [
-            ("patch", "sites direction source window layers heads noise"),
+            (
+                "patch",
+                "sites direction source source_model source_revision window layers heads noise",
+            ),
             (
                 "patch --noise @S2",
-                "sites direction source window layers heads noise noise_scale noise_samples",
+                "sites direction source source_model source_revision window layers heads noise noise_scale noise_samples",
             ),
             ("ablate", swept),
             (

@@ -1,8 +1,9 @@
 //! `candlewick patch`: exact activation patching, from a model and a task to a picture and a parquet file.
 
 use candlewick::methods::{
-    GaussianNoise, Heads, Layers, Method, PatchConfig, PatchSource, parse_sites,
+    GaussianNoise, Heads, Layers, Method, PatchConfig, PatchSource, SourceModel, parse_sites,
 };
+use candlewick::model::LoadOptions;
 use candlewick::scores::Direction;
 use clap::{Args, ValueEnum};
 
@@ -14,6 +15,9 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// back? Noising writes the corrupted value into the clean run: how much of the answer does it take away? With `--source zero`,
 /// `mean` or `resample` it is an ablation of the clean run.
 ///
+/// With `--source-model` the written values are those of another model of the same shape, such as a fine-tune or another
+/// checkpoint: on the same prompt, unless `--source` says otherwise.
+///
 /// A site is a hook (`candlewick hooks` lists them), by itself or with the axes to take it apart by:
 /// `resid_pre` (layer x position), `z` (layer x head), `z:pos`, `pattern:query`, `pattern:cell`, `mlp.post` (every neuron),
 /// `resid_pre:role` (roles of the task instead of positions), `attn_out:all`; `block_every` and `head_all` are bundles.
@@ -23,6 +27,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick patch --sites z,mlp_out --direction noise --n-pairs 8 --out noise.parquet
   candlewick patch --sites resid_pre:role,z:role --metric prob --per-example
   candlewick patch --sites z --source mean --out ablation.parquet
+  candlewick patch --sites attn_out,mlp_out --source-model embedded --source pair --n-pairs 8
   candlewick patch --sites attn_out --noise @S2 --noise-samples 4 --n-pairs 2
   candlewick patch --sites block_every --window 2 --dry-run")]
 pub struct PatchArgs {
@@ -34,9 +39,16 @@ pub struct PatchArgs {
     pub direction: Option<DirectionChoice>,
     /// Where the written values come from: `pair` (the pair's other run), or for an ablation `zero`, `mean` (over the corrupted
     /// prompts, per position within each template), `mean-role` (per role of the task), `mean-all` (over all positions),
-    /// `resample` (the clean run of another pair of the same template), or `scale:X` (the run's own value times X).
-    #[arg(long, default_value = "pair")]
-    pub source: PatchSource,
+    /// `resample` (the clean run of another pair of the same template), `scale:X` (the run's own value times X), or `same` (the same
+    /// prompt in the source model) [default: pair; same with `--source-model`].
+    #[arg(long)]
+    pub source: Option<PatchSource>,
+    /// Another model, whose runs the written values are of: a hub id, a folder or a `.gguf` file.
+    #[arg(long, value_name = "MODEL")]
+    pub source_model: Option<String>,
+    /// Branch, tag or commit of that model.
+    #[arg(long, value_name = "REVISION", requires = "source_model")]
+    pub source_revision: Option<String>,
     /// Layers patched together, centred on the one reported.
     #[arg(long, default_value_t = 1)]
     pub window: usize,
@@ -99,6 +111,8 @@ impl Ask for PatchArgs {
             "sites",
             "direction",
             "source",
+            "source_model",
+            "source_revision",
             "window",
             "layers",
             "heads",
@@ -112,7 +126,18 @@ impl Ask for PatchArgs {
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
-        let source = self.source;
+        let source_model = self.source_model.as_ref().map(|id| {
+            let options = LoadOptions {
+                revision: self.source_revision.clone(),
+                ..on.options.clone()
+            };
+            SourceModel::open(id, &options)
+        });
+        let source_model = source_model.transpose()?;
+        let source = self.source.unwrap_or(match source_model {
+            Some(_) => PatchSource::Same,
+            None => PatchSource::Pair,
+        });
         let noise = (!self.noise.is_empty()).then(|| GaussianNoise {
             positions: self.noise.clone(),
             scale: self.noise_scale,
@@ -121,6 +146,7 @@ impl Ask for PatchArgs {
         Ok(Box::new(PatchConfig {
             direction: direction_of(self.direction, source, Direction::Denoise),
             source,
+            source_model,
             noise,
             window: self.window,
             layers: self.layers.clone().unwrap_or_default(),

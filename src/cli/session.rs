@@ -11,7 +11,7 @@ use candlewick::methods::{
     Keeping, Method, Plan, Running, Subject, VerifyOptions, Watch, check, measure, measure_shard,
     merge, plan, work_plan,
 };
-use candlewick::model::{EMBEDDED, Model, ModelSpec, Tokenizer};
+use candlewick::model::{EMBEDDED, LoadOptions, Model, ModelSpec, Tokenizer};
 use candlewick::scores::{Detail, Scores, Shard};
 use candlewick::task::Task;
 use candlewick::text::duration;
@@ -187,6 +187,8 @@ pub struct Asked<'a> {
     pub spec: &'a ModelSpec,
     pub task: &'a Task,
     pub task_args: &'a TaskArgs,
+    /// How the model is loaded.
+    pub options: &'a LoadOptions,
 }
 
 /// Measures what a command asks for, or plans it, or a shard of it, or merges shards of it.
@@ -226,6 +228,7 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
         spec: &spec,
         task: &task,
         task_args: &common.task,
+        options: &options,
     })?;
     let method = &*method;
     check(method, &spec, &task)?;

@@ -87,6 +87,10 @@ impl Method for AblationConfig {
         self.patching(spec).check(spec, task)
     }
 
+    fn load(&self) -> Result<()> {
+        self.patch.load()
+    }
+
     fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         Ok(Box::new(Ablating {
             config: self,

@@ -10,6 +10,7 @@
 
 mod donors;
 mod engine;
+mod source_model;
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 pub(super) use engine::Patching;
+pub use source_model::SourceModel;
 
 use super::choice::{Heads, Layers};
 use super::gaussian::GaussianNoise;
@@ -38,6 +40,8 @@ pub enum PatchSource {
     /// The value in the pair's other run.
     #[default]
     Pair,
+    /// The value in the run of the same prompt by another model ([`PatchConfig::source_model`]).
+    Same,
     Zero,
     /// The mean over the reference prompts, per position within each template.
     Mean,
@@ -67,6 +71,7 @@ impl fmt::Display for PatchSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PatchSource::Pair => f.write_str("pair"),
+            PatchSource::Same => f.write_str("same"),
             PatchSource::Zero => f.write_str("zero"),
             PatchSource::Mean => f.write_str("mean"),
             PatchSource::MeanRole => f.write_str("mean-role"),
@@ -90,6 +95,7 @@ impl FromStr for PatchSource {
         };
         match text {
             "pair" => Ok(PatchSource::Pair),
+            "same" => Ok(PatchSource::Same),
             "zero" => Ok(PatchSource::Zero),
             "mean" => Ok(PatchSource::Mean),
             "mean-role" => Ok(PatchSource::MeanRole),
@@ -103,7 +109,7 @@ impl FromStr for PatchSource {
                 },
                 _ if text == "scale" => Err(refuse("say by how much, such as `scale:0.5`")),
                 _ => Err(refuse(
-                    "it is `pair`, `zero`, `mean`, `mean-role`, `mean-all`, `resample`, `scale:X` or `block`",
+                    "it is `pair`, `same`, `zero`, `mean`, `mean-role`, `mean-all`, `resample`, `scale:X` or `block`",
                 )),
             },
         }
@@ -130,6 +136,9 @@ pub struct PatchConfig {
     /// `Denoise` or `Noise` with [`PatchSource::Pair`], else `Ablate`.
     pub direction: Direction,
     pub source: PatchSource,
+    /// The model whose runs the values are of [default: the model that is patched]. Clean and corrupted metric, and with them
+    /// `normalised`, stay those of the model that is patched.
+    pub source_model: Option<SourceModel>,
     /// Corrupt by noise on the clean prompt's embeddings instead of by the corrupted prompt.
     pub noise: Option<GaussianNoise>,
     /// [default: the task's]
@@ -153,6 +162,7 @@ impl PatchConfig {
             reference: None,
             direction: Direction::Denoise,
             source: PatchSource::Pair,
+            source_model: None,
             noise: None,
             metric: None,
             window: 1,
@@ -181,11 +191,41 @@ impl PatchConfig {
         let ablates = self.source != PatchSource::Pair;
         if ablates != (self.direction == Direction::Ablate) || self.direction == Direction::Direct {
             return Err(Error::invalid(
-                "zero, mean, resample, a factor and blocked attention are ablations of the clean run (direction `ablate`, with a \
+                "another model's values on the same prompt, zero, mean, resample, a factor and blocked attention are ablations of the clean run (direction `ablate`, with a \
                  source such as `--source zero`); the pair's other run is patched in by `denoise` or `noise`",
             ));
         }
         Ok(())
+    }
+
+    fn check_source_model(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        let Some(other) = &self.source_model else {
+            return match self.source {
+                PatchSource::Same => Err(Error::invalid(
+                    "with the source `same` the values are those of another model on the same prompt; name it \
+                     (`candlewick patch --source-model`)",
+                )),
+                _ => Ok(()),
+            };
+        };
+        let is_no_run = matches!(
+            self.source,
+            PatchSource::Zero | PatchSource::Scale(_) | PatchSource::Block
+        );
+        if is_no_run || self.noise.is_some() {
+            return Err(Error::invalid(format!(
+                "{} takes no values from another model; leave the source model out, or take the source `same`, `pair`, `resample` \
+                 or a mean",
+                match self.noise {
+                    Some(_) => "Gaussian noise".to_string(),
+                    None => format!("the source `{}`", self.source),
+                }
+            )));
+        }
+        other.check(spec, task)?;
+        self.reference
+            .as_ref()
+            .map_or(Ok(()), |reference| other.check(spec, reference))
     }
 
     fn check_noise(&self, task: &Task) -> Result<()> {
@@ -312,7 +352,7 @@ impl Method for PatchConfig {
     }
 
     fn settings(&self) -> Value {
-        json!({
+        let mut settings = json!({
             "sites": self.sites.iter().map(Sites::to_string).collect::<Vec<_>>(),
             "sets": self.sets.iter().map(|set| set.sites.iter().map(Site::to_string).collect()).collect::<Vec<Vec<_>>>(),
             "reference": self.reference.as_ref().map(|task| (&task.name, task.token_hash())),
@@ -321,7 +361,11 @@ impl Method for PatchConfig {
             "window": self.window,
             "layers": self.layers,
             "heads": self.heads,
-        })
+        });
+        if let Some(other) = &self.source_model {
+            settings["source_model"] = other.settings();
+        }
+        settings
     }
 
     fn needs(&self, task: &Task) -> Needs {
@@ -343,6 +387,7 @@ impl Method for PatchConfig {
             ));
         }
         self.check_direction()?;
+        self.check_source_model(spec, task)?;
         if matches!(self.source, PatchSource::Scale(factor) if !factor.is_finite()) {
             return Err(Error::invalid("the factor is not a finite number"));
         }
@@ -350,6 +395,11 @@ impl Method for PatchConfig {
         self.check_lengths(task)?;
         self.check_noise(task)?;
         self.check_reference(task)
+    }
+
+    fn load(&self) -> Result<()> {
+        let source = self.source_model.as_ref();
+        source.map_or(Ok(()), |source| source.load().map(drop))
     }
 
     fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
@@ -374,6 +424,7 @@ mod tests {
     fn sources_print_and_parse_back() {
         let all = [
             "pair",
+            "same",
             "zero",
             "mean",
             "mean-role",

@@ -196,6 +196,14 @@ pub trait Method: fmt::Debug + Send + Sync {
     /// What cannot be run.
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()>;
 
+    /// Reads what the method needs besides model and task, such as another model's weights; once all is checked, and before
+    /// [`Method::settings`] are written down.
+    /// # Errors
+    /// Those of reading.
+    fn load(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What measuring needs besides the units. Cheap: passes over prompts belong into [`Prepared::begin`].
     /// # Errors
     /// What could not be told without weights.

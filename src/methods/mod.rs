@@ -27,7 +27,9 @@ pub mod tokens;
 pub mod verify;
 
 pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
-pub use activation_patching::{PatchConfig, PatchSource, SiteSet, activation_patching};
+pub use activation_patching::{
+    PatchConfig, PatchSource, SiteSet, SourceModel, activation_patching,
+};
 pub use activations::{ActivationsConfig, write_activations};
 pub use attention_patterns::AttentionConfig;
 pub use attribution::{

@@ -6,6 +6,7 @@ mod models;
 mod refusals;
 mod self_repair;
 mod sets;
+mod source_model;
 mod values;
 
 use candlewick::hooks::Node;

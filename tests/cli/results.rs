@@ -195,3 +195,73 @@ fn a_report_is_one_page_of_many_results_and_replaces_no_other_file() {
     assert!(report("one.parquet").0);
     assert!(report("one.parquet --out notes.html --force").0);
 }
+
+/// The embedded model with one matrix made larger, as a folder.
+fn tuned_copy(folder: &std::path::Path) {
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/embedded");
+    for name in ["config.json", "tokenizer.json"] {
+        fs::copy(from.join(name), folder.join(name)).unwrap();
+    }
+    let device = candle_core::Device::Cpu;
+    let weights = from.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(weights, &device).unwrap();
+    let last = tensors.keys().filter(|name| name.contains(".3."));
+    let name = last.filter(|name| name.contains("o_proj")).max().cloned();
+    let matrix = tensors.get_mut(&name.expect("it has that matrix")).unwrap();
+    *matrix = matrix.affine(1.5, 0.0).unwrap();
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn another_models_values_are_patched_in_and_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let tuned = folder.path().join("tuned");
+    fs::create_dir(&tuned).unwrap();
+    tuned_copy(&tuned);
+    let patch = ["patch", "--source-model", "tuned", "--n-pairs", "4"];
+    let ask = |more: &[&str]| candlewick_in(folder.path(), &[&patch, more].concat());
+    let (is_fine, stdout, stderr) =
+        ask(&["--sites", "attn_out:all,mlp_out:all", "--out", "a.parquet"]);
+    assert!(is_fine, "{stderr}");
+    assert!(
+        stdout.contains("the values are those of `tuned`"),
+        "{stdout}"
+    );
+    let scores = candlewick::scores::Scores::read_parquet(&folder.path().join("a.parquet"));
+    let about = scores.unwrap().provenance;
+    let weights = about.config["source_model"]["weights"].as_str().unwrap();
+    assert_eq!(weights.len(), 64);
+    assert_ne!(weights, about.model.weight_hash.get());
+    // Only attention of the last layer is another.
+    let shown = [
+        "show",
+        "a.parquet",
+        "--csv",
+        "--columns",
+        "component,layer,score",
+    ];
+    let (_, csv, _) = candlewick_in(folder.path(), &shown);
+    for line in csv.lines().skip(1) {
+        let score: f64 = line.rsplit(',').next().unwrap().parse().unwrap();
+        let is_changed = line.starts_with("hook_attn_out,3,");
+        assert!(
+            (score.abs() > 1e-3) == is_changed || line.starts_with("hook_mlp_out,3,"),
+            "{line}"
+        );
+    }
+    // A file of one source is no file of another.
+    let (is_fine, _, stderr) = candlewick_in(
+        folder.path(),
+        &["patch", "--n-pairs", "4", "--out", "a.parquet"],
+    );
+    assert!(!is_fine && stderr.contains("other results"), "{stderr}");
+    let (is_fine, _, stderr) = ask(&["--source", "zero"]);
+    assert!(!is_fine && stderr.contains("takes no values"), "{stderr}");
+    let gpt2 = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/gpt2-tiny-random"
+    );
+    let other = ["patch", "--n-pairs", "4", "--source-model", gpt2];
+    let (is_fine, _, stderr) = candlewick_in(folder.path(), &other);
+    assert!(!is_fine && stderr.contains("cannot be written"), "{stderr}");
+}

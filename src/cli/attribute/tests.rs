@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use candlewick::methods::{Running, check};
+use candlewick::model::LoadOptions;
 use candlewick::prelude::Lab;
 use candlewick::scores::{Cell, Detail, ExampleScores, Provenance, ScoresMeta};
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -49,6 +50,7 @@ fn outcome(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
         spec,
         task,
         task_args: &args.common.task,
+        options: &LoadOptions::default(),
     };
     let method = args.method(&asked)?;
     check(&*method, spec, task)?;

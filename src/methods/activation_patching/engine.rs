@@ -21,6 +21,7 @@ use crate::run::{
 };
 use crate::scores::{Cell, Direction, ExampleScores, Measured};
 use crate::task::{Pair, Task};
+use crate::text::visible;
 
 /// A checked run in progress.
 pub(in crate::methods) struct Patching<'a> {
@@ -135,6 +136,14 @@ impl<'a> Patching<'a> {
             roles_with_other(&pair.roles, pair.clean.len())
         } else {
             roles_with_other(pair.corrupted_roles(), pair.corrupted.len())
+        }
+    }
+
+    /// The model whose runs give the values that are written.
+    fn source_model(&self) -> Result<&Model> {
+        match &self.config.source_model {
+            Some(other) => other.load(),
+            None => Ok(self.model),
         }
     }
 
@@ -262,9 +271,13 @@ impl<'a> Patching<'a> {
             PatchSource::Pair if other.length != base.length => {
                 Source::run(self.aligned_by_role(base, other)?)?
             }
-            PatchSource::Pair if self.hooks().iter().all(|&hook| other.keeps(hook)) => {
+            PatchSource::Pair
+                if self.config.source_model.is_none()
+                    && self.hooks().iter().all(|&hook| other.keeps(hook)) =>
+            {
                 other.source()?
             }
+            PatchSource::Same => Source::run(self.captured(&base.prompts, &[], &[])?)?,
             PatchSource::Pair => {
                 Source::run(self.captured(&other.prompts, &other.roles, &other.edits)?)?
             }
@@ -277,6 +290,7 @@ impl<'a> Patching<'a> {
         };
         let name = match (self.config.source, self.config.direction) {
             (PatchSource::Resample, _) => "resample",
+            (PatchSource::Same, _) => "same",
             (_, Direction::Denoise) => "clean",
             _ => "corrupted",
         };
@@ -293,7 +307,7 @@ impl<'a> Patching<'a> {
             roles,
             ..Request::default()
         };
-        Ok(run(self.model, prompts, &request)?.cache)
+        Ok(run(self.source_model()?, prompts, &request)?.cache)
     }
 
     /// The other run's values where the base run has the same roles: the n-th token of a role takes that of the same role.
@@ -376,13 +390,14 @@ impl Prepared for Patching<'_> {
             PatchSource::Mean | PatchSource::MeanAll => {
                 let by_position = config.source == PatchSource::Mean;
                 let batches = over.task.batches(self.running.batch);
-                self.means = over.means(self.model, &hooks, by_position, &batches)?;
+                self.means = over.means(self.source_model()?, &hooks, by_position, &batches)?;
             }
             PatchSource::MeanRole => {
-                let means = over.means_by_role(self.model, &hooks, self.running.batch)?;
+                let means = over.means_by_role(self.source_model()?, &hooks, self.running.batch)?;
                 self.by_role = Some(means);
             }
             PatchSource::Pair
+            | PatchSource::Same
             | PatchSource::Resample
             | PatchSource::Zero
             | PatchSource::Scale(_)
@@ -398,7 +413,10 @@ impl Prepared for Patching<'_> {
         let pair = &self.task.pairs()[unit.items[0]];
         // The size of the noise makes no difference to the cost.
         let base = self.one_run(&unit.items, self.base_is_clean())?;
-        let is_pair = self.config.source == PatchSource::Pair && self.config.noise.is_none();
+        let config = &self.config;
+        let is_pair = config.source == PatchSource::Pair
+            && config.noise.is_none()
+            && config.source_model.is_none();
         // The pair's two runs agree up to their first different token; other sources change every position.
         let unchanged = if is_pair { pair.first_difference() } else { 0 };
         let (variants, _) = self.variants(unit, &Op::Zero);
@@ -458,8 +476,27 @@ impl Prepared for Patching<'_> {
         Ok(scores)
     }
 
-    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+    fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
         let config = &self.config;
+        if let Some(other) = &config.source_model {
+            let [clean, corrupted] = other.metric(
+                self.model,
+                self.task,
+                self.metric,
+                self.running.batch,
+                progress,
+            )?;
+            measured.notes.push(format!(
+                "the values are those of `{}`, whose own {} is {:.3} on the clean prompts and {:.3} on the corrupted ones; the gap and \
+                 `normalised` are those of the model that is patched",
+                visible(other.id()),
+                self.metric,
+                clean,
+                corrupted
+            ));
+            let found = json!({"clean": clean, "corrupted": corrupted});
+            measured.found.insert("source_model_metric".into(), found);
+        }
         if let Some(noise) = &config.noise {
             measured
                 .found

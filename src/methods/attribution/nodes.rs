@@ -91,10 +91,15 @@ impl Method for NodeAttributionConfig {
             self.patch.source,
             PatchSource::Pair | PatchSource::Zero | PatchSource::Mean | PatchSource::MeanAll
         );
-        if !is_known || !self.patch.sets.is_empty() || self.patch.reference.is_some() {
+        let is_of_this_model = self.patch.source_model.is_none();
+        if !is_known
+            || !is_of_this_model
+            || !self.patch.sets.is_empty()
+            || self.patch.reference.is_some()
+        {
             return Err(Error::invalid(
-                "attribution goes from a run to the pair's other run, to zeros or to means over the corrupted prompts, one site at a \
-                 time; ablate exactly for anything else (`candlewick ablate`)",
+                "attribution goes from a run to the pair's other run, to zeros or to means over the corrupted prompts, of one model and one \
+                 site at a time; patch or ablate exactly for anything else (`candlewick ablate`)",
             ));
         }
         let other_is_a_run = self.patch.source == PatchSource::Pair;

@@ -38,6 +38,7 @@ impl<'a> Work<'a> {
         if let Some(options) = running.verify {
             verify::check_method(method, &header.method, prepared.cells(), options)?;
         }
+        method.load()?;
         Ok(Work {
             on,
             method,
