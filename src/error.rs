@@ -257,7 +257,7 @@ pub enum Error {
         "nothing was measured of {cell}: no pair of the task has it; leave it out, or take other places"
     )]
     NothingMeasured { cell: String },
-    #[error("process {owner} is already at work on `{}`; wait for it, or choose another `--out`", folder.display())]
+    #[error("{owner} is already at work on `{}`; wait for it, or choose another `--out`", folder.display())]
     Busy { folder: PathBuf, owner: String },
     #[error("interrupted; {kept}")]
     Interrupted { kept: String },

@@ -1,11 +1,12 @@
 //! What killed runs leave: folders of finished parts, which the same command would go on with, and files that were never
 //! finished. To be listed, and to be removed; nothing else in a folder is touched.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::file::UNFINISHED;
+use super::lock::Lock;
 use crate::error::{Error, Result};
 
 /// A file that was written to as late as this may still be in the making.
@@ -100,12 +101,14 @@ fn parts(folder: &Path) -> Result<Option<Leftover>> {
     for path in inside.into_iter().filter(|path| path.is_file()) {
         let name = name(&path);
         let is_part = name.starts_with("part-") && name.ends_with(".parquet");
+        let is_lock = name == "lock" || name == "lock.held";
         if name == "lock" {
-            leftover.in_use = leftover.in_use.or(owner(&path));
-        } else if name != "plan.json" && !is_part && !is_unfinished(&path) {
+            let owner = Lock::owner(&path).map(|owner| format!("{owner} is at work on it"));
+            leftover.in_use = leftover.in_use.or(owner);
+        } else if !is_lock && name != "plan.json" && !is_part && !is_unfinished(&path) {
             continue;
         }
-        is_ours |= name == "plan.json" || name == "lock";
+        is_ours |= name == "plan.json" || is_lock;
         leftover.parts += usize::from(is_part);
         leftover.bytes += bytes(&path);
         leftover.files.push(path);
@@ -125,21 +128,6 @@ fn unfinished(path: PathBuf) -> Leftover {
         path,
         parts: 0,
         in_use: is_recent.then(|| "it was written to in the last ten minutes".into()),
-    }
-}
-
-/// Who holds a lock.
-fn owner(lock: &Path) -> Option<String> {
-    let file = File::open(lock).ok()?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            let owner = fs::read_to_string(lock).unwrap_or_default();
-            Some(match owner.trim() {
-                "" => "a run is at work on it".into(),
-                owner => format!("process {owner} is at work on it"),
-            })
-        }
-        _ => None,
     }
 }
 
@@ -216,7 +204,7 @@ mod tests {
             fs::write(at(name), "half").unwrap();
         }
         let old = SystemTime::now() - Duration::from_secs(3600);
-        let file = File::options()
+        let file = fs::File::options()
             .write(true)
             .open(at(".a.parquet.unfinished"));
         file.unwrap().set_modified(old).unwrap();

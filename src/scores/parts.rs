@@ -4,7 +4,7 @@
 //! for that file, named after the hash of its plan: other settings are other work, and never in the way. `plan.json` says
 //! what the work is, and each finished unit (some examples, some of their cells) is one `part-00012.parquet`, written beside
 //! its place and renamed into it. A part carries a hash of its measurements; one that does not match is measured again. One
-//! process at a time holds `lock`, which the system releases when that process ends, however it ends.
+//! process at a time holds `lock` ([`super::lock`]).
 //!
 //! A shard's result is a file of the same format, one part that holds all units of the shard ([`write_shard`]).
 
@@ -14,7 +14,7 @@ mod shard;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ pub use shard::{SHARD_KEY, Shard, ShardNote, read_shard, shard_note, write_shard
 
 use super::cell::ExampleScores;
 use super::file::{UNFINISHED, commit, write_whole};
+use super::lock::Lock;
 use super::parquet::stage_table;
 use crate::error::{Error, Result};
 
@@ -49,7 +50,7 @@ pub struct PartStore {
     /// Pieces of other work that were begun for the same result and are not finished.
     others: usize,
     warnings: Vec<String>,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl PartStore {
@@ -200,12 +201,11 @@ impl PartStore {
         for (_, path) in clean_and_list(&self.folder)? {
             remove_file(&path)?;
         }
-        for name in [PLAN, LOCK] {
-            let path = self.folder.join(name);
-            if path.exists() {
-                remove_file(&path)?;
-            }
+        let plan = self.folder.join(PLAN);
+        if plan.exists() {
+            remove_file(&plan)?;
         }
+        Lock::remove(&self.folder.join(LOCK))?;
         // A file that is not ours keeps the folder, and so do parts of other work; that is their owner's affair.
         let _ = fs::remove_dir(&self.folder);
         if let Some(parent) = self.folder.parent() {
@@ -288,41 +288,13 @@ pub fn folder_of(out: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn lock(folder: &Path) -> Result<File> {
+fn lock(folder: &Path) -> Result<Lock> {
     let path = folder.join(LOCK);
-    let failed = |source| Error::Write {
-        path: path.clone(),
-        source,
-    };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            let known =
-                (&file).take(20).read_to_string(&mut owner).is_ok() && owner.parse::<u32>().is_ok();
-            let owner = if known {
-                owner
-            } else {
-                "of another user".to_string()
-            };
-            return Err(Error::Busy {
-                folder: folder.to_path_buf(),
-                owner,
-            });
-        }
-        Err(TryLockError::Error(source)) => return Err(failed(source)),
-    }
-    file.set_len(0)
-        .and_then(|()| write!(file, "{}", std::process::id()))
-        .map_err(failed)?;
-    Ok(file)
+    let lock = Lock::take(&path)?;
+    lock.ok_or_else(|| Error::Busy {
+        folder: folder.to_path_buf(),
+        owner: Lock::owner(&path).unwrap_or_default().to_string(),
+    })
 }
 
 /// Removes what a killed process left unfinished, and lists the parts with their numbers.
