@@ -288,6 +288,24 @@ fn a_dry_run_of_a_plan_reads_no_weights() {
     );
     let (ok, _, _) = run(&[]);
     assert!(!ok, "these are no weights");
+
+    // They are found before the model of an earlier run is measured.
+    let two = plan.replace("[\"model\"]", "[\"embedded\", \"model\"]");
+    std::fs::write(folder.join("plan.toml"), two).expect("a place to write");
+    let (ok, told, errors) = run(&[]);
+    let says = "2 of its 4 runs cannot be done, the first `model embedded heads`";
+    assert!(
+        !ok && told.is_empty() && errors.contains(says) && errors.contains("model.safetensors"),
+        "{errors}"
+    );
+    assert!(!folder.join("plan").exists());
+    let (ok, told, errors) = run(&["--keep-going"]);
+    assert!(!ok && told.contains("2 of 4 runs are there"), "{errors}");
+    let page = std::fs::read_to_string(folder.join("plan/summary.html")).expect("a page");
+    assert!(
+        page.contains("4 runs, 2 of them without a result"),
+        "{page}"
+    );
 }
 
 #[cfg(unix)]

@@ -5,8 +5,8 @@ mod scoring;
 #[cfg(test)]
 mod tests;
 
-use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use candlewick::Error;
 use candlewick::circuit::{Graph, ScoredGraph};
@@ -112,7 +112,7 @@ pub struct AttributeArgs {
     pub common: CommonArgs,
     /// What `--compare` names, once it is read.
     #[arg(skip)]
-    theirs: OnceCell<ScoredGraph>,
+    theirs: OnceLock<ScoredGraph>,
 }
 
 impl Ask for AttributeArgs {

@@ -84,6 +84,30 @@ impl Opened {
         &self.tokenizer
     }
 
+    /// Looks for every tensor, and at its shape, but reads no weights. A model of the hub that is not on this machine yet passes.
+    /// # Errors
+    /// As [`load`], except for what only the numbers show.
+    pub fn check_weights(&self) -> Result<()> {
+        let checkpoint: Box<dyn Checkpoint> = match &self.source {
+            // Their header was read to know what the model is.
+            Source::Gguf(gguf) => return check_tensors(gguf, self.description.clone()),
+            Source::Embedded => Box::new(SafeTensors::from_bytes(WEIGHTS_NAME, embedded::WEIGHTS)?),
+            Source::Folder(folder, None) => folder.open_weights()?,
+            Source::Folder(folder, Some(commit)) => {
+                let options = LoadOptions {
+                    revision: Some(commit.clone()),
+                    offline: true,
+                    ..self.options.clone()
+                };
+                if hub::locate(&self.id, &options, Wanted::Weights).is_err() {
+                    return Ok(());
+                }
+                folder.open_weights()?
+            }
+        };
+        check_tensors(checkpoint.as_ref(), self.description.clone())
+    }
+
     /// Reads the weights.
     /// # Errors
     /// As [`load`].
@@ -336,6 +360,11 @@ fn read_config(path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| Error::UnreadableConfig {
         reason: format!("`{}` is not UTF-8", path.display()),
     })
+}
+
+fn check_tensors(checkpoint: &dyn Checkpoint, description: Description) -> Result<()> {
+    let (description, _) = settle(checkpoint, description)?;
+    weights::check(checkpoint, &description)
 }
 
 /// The common end of every way to load: weights, and their hash, which is not waited for.

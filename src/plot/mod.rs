@@ -24,7 +24,7 @@ pub use heatmap::{Color, HeatmapOptions, heatmap};
 pub use image::{pdf, png};
 pub use panel::{Label, Panel, chosen_panels, panels};
 pub use ranked::{listed, strongest};
-pub use report::{NamedScores, circuit_table, report};
+pub use report::{NamedScores, circuit_table, report, runs_page};
 pub use scale::ScaleOf;
 pub use svg::{Distributions, SvgOptions, circuit_svg, svg};
 pub use views::{PageOptions, page};

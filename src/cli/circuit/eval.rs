@@ -1,7 +1,7 @@
 //! `candlewick circuit eval`: how much of a task a circuit does, alone, along a curve of sizes, and against its controls.
 
-use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use candlewick::Error;
 use candlewick::circuit::{Graph, Pruning, Rule, ScoredGraph, Selection};
@@ -55,7 +55,7 @@ pub struct EvalArgs {
     pub common: CommonArgs,
     /// What is said of the circuit before its metric.
     #[arg(skip)]
-    pub notes: OnceCell<Vec<String>>,
+    pub notes: OnceLock<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candlewick::Error;
-use candlewick::model::hub::{self, Wanted};
-use candlewick::model::{EMBEDDED, LoadOptions};
-use candlewick::scores::{RunSummary, Scores, memory_of_runs, write_summary};
+use candlewick::plot::runs_page;
+use candlewick::scores::{RunSummary, Scores, memory_of_runs, write_summary, write_whole};
 use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
+use super::possible::{check, check_weights, is_here};
 use super::{Desk, PlanFile, Run, Stage, State, expand};
 use crate::cli::{Context, advised, dispatch, parse_again};
 
@@ -23,7 +23,7 @@ use crate::cli::{Context, advised, dispatch, parse_again};
 /// A plan is a TOML file: `models`, `tasks`, `seeds` and a table `[methods]` of names and commands, such as `heads = "patch --sites z"`.
 /// Every run is such a command with a model and a task, and writes
 /// `OUT/run_model=../run_task=../run_method=../part-00000.parquet`; polars, pandas and DuckDB read the folder as one table. What is finished
-/// is not run again, what was cut short goes on. `OUT/summary.parquet` has a row for each run.
+/// is not run again, what was cut short goes on. `OUT/summary.parquet` has a row for each run, and `OUT/summary.html` shows it in a browser.
 /// Everything is checked before the first model is loaded. docs/many-runs.md has an example from plan to figure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -64,10 +64,11 @@ pub fn run(args: &RunArgs, ctx: &Context) -> anyhow::Result<()> {
 
     // Nothing is loaded before all that is left to do is known to be possible.
     let desk = Desk::new(Stage::Check, args.dry_run);
-    let (desk, failed) = check(&runs, &open, desk, ctx)?;
+    let (desk, mut failed) = check(&runs, &open, desk, ctx)?;
     if args.dry_run {
         return cost(&runs, &states, &failed, desk, ctx);
     }
+    check_weights(&runs, &open, &mut failed)?;
     if let (Some((&first, error)), false) = (failed.iter().next(), args.keep_going) {
         let reason = format!(
             "{} of its {} runs cannot be done, the first `{}`: {error}; `--keep-going` leaves them out",
@@ -127,27 +128,6 @@ pub fn at_desk(run: &Run, desk: &Arc<Desk>, ctx: &Context) -> Context {
         desk: Some(Arc::clone(desk)),
         ..ctx.clone()
     }
-}
-
-/// Looks for everything that can be wrong without weights, and gives the runs that cannot be done, with the reason.
-fn check(
-    runs: &[Run],
-    which: &[usize],
-    desk: Desk,
-    ctx: &Context,
-) -> anyhow::Result<(Desk, BTreeMap<usize, String>)> {
-    let mut failed = BTreeMap::new();
-    let desk = Arc::new(desk);
-    for &i in which {
-        if let Err(error) = dispatch(&runs[i].parsed, &at_desk(&runs[i], &desk, ctx)) {
-            failed.insert(i, said(&error));
-        }
-    }
-    Ok((given_back(desk), failed))
-}
-
-fn given_back(desk: Arc<Desk>) -> Desk {
-    Arc::into_inner(desk).expect("no run keeps the desk")
 }
 
 pub fn said(error: &anyhow::Error) -> String {
@@ -251,16 +231,6 @@ fn cost(
     Ok(())
 }
 
-/// Whether the weights of a run's model lie on this machine.
-fn is_here(run: &Run) -> bool {
-    let options = LoadOptions {
-        revision: run.revision.clone(),
-        offline: true,
-        ..LoadOptions::default()
-    };
-    hub::locate(&run.model, &options, Wanted::Weights).is_ok()
-}
-
 fn measure_all(
     plan: &PlanFile,
     path: &Path,
@@ -319,7 +289,7 @@ fn measure_all(
         out.flush()?;
         summaries.push(row);
     }
-    write_summary(&summary, &summaries)?;
+    summarise(&plan.out, &summaries)?;
     if let Some(error) = stopped {
         return Err(error);
     }
@@ -343,6 +313,20 @@ fn measure_all(
         ),
     }
     .into())
+}
+
+/// Writes the table of all runs of a plan, and a page of it, into the folder of its results.
+/// # Errors
+/// Those of writing.
+pub fn summarise(folder: &Path, runs: &[RunSummary]) -> candlewick::error::Result<()> {
+    write_summary(&folder.join("summary.parquet"), runs)?;
+    let path = folder.join("summary.html");
+    let page = runs_page(&folder.display().to_string(), runs)?;
+    write_whole(&path, |file| {
+        let path = path.clone();
+        let written = file.write_all(page.as_bytes());
+        written.map_err(|source| Error::Write { path, source })
+    })
 }
 
 fn measure_one(run: &Run, stale: bool, desk: &Arc<Desk>, ctx: &Context) -> anyhow::Result<Scores> {
@@ -402,75 +386,4 @@ fn peak_memory() -> Option<u64> {
 /// Linux counts anew; elsewhere nothing happens.
 fn reset_peak_memory() {
     let _ = fs::write("/proc/self/clear_refs", "5");
-}
-
-/// The runs that cannot be done on this machine without a network, with the reason.
-/// # Errors
-/// Those of looking.
-pub fn impossible(
-    runs: &[Run],
-    which: &[usize],
-    ctx: &Context,
-) -> anyhow::Result<BTreeMap<usize, String>> {
-    let (_, mut failed) = check(runs, which, Desk::new(Stage::Check, true), ctx)?;
-    for &i in which {
-        if !failed.contains_key(&i) && runs[i].model != EMBEDDED && !is_here(&runs[i]) {
-            let reason = "the weights of its model are not here; `candlewick fetch` brings them";
-            failed.insert(i, reason.into());
-        }
-    }
-    Ok(failed)
-}
-
-/// `candlewick check PLAN.toml`: whether all runs can be done on this machine without a network.
-/// # Errors
-/// [`Error::BadPlan`] if one cannot.
-pub fn prove(path: &Path, ctx: &Context) -> anyhow::Result<()> {
-    let plan = PlanFile::read(path)?;
-    let runs = expand(&plan, path)?;
-    let all: Vec<usize> = (0..runs.len()).collect();
-    let failed = impossible(&runs, &all, ctx)?;
-    let mut out = io::stdout().lock();
-    for (i, run) in runs.iter().enumerate() {
-        let verdict = failed.get(&i).map_or("can be done", |error| error);
-        writeln!(
-            out,
-            "{:>4}  {}  {}",
-            i + 1,
-            visible(&run.name()),
-            visible(verdict)
-        )?;
-    }
-    if failed.is_empty() {
-        writeln!(
-            out,
-            "\nall {} runs can be done without a network",
-            runs.len()
-        )?;
-        return Ok(());
-    }
-    Err(Error::BadPlan {
-        path: path.to_path_buf(),
-        reason: format!(
-            "{} of {} runs cannot be done here",
-            failed.len(),
-            runs.len()
-        ),
-    }
-    .into())
-}
-
-/// The models of a plan, each revision once.
-/// # Errors
-/// Those of reading it.
-pub fn models(path: &Path) -> Result<Vec<(String, Option<String>)>, Error> {
-    let plan = PlanFile::read(path)?;
-    let mut models = Vec::new();
-    for run in expand(&plan, path)? {
-        let model = (run.model, run.revision);
-        if !models.contains(&model) {
-            models.push(model);
-        }
-    }
-    Ok(models)
 }

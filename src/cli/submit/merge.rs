@@ -9,14 +9,14 @@ use std::sync::Arc;
 use candlewick::Error;
 use candlewick::methods::difference;
 use candlewick::scores::parts::read_shard;
-use candlewick::scores::{RunSummary, Scores, write_summary};
+use candlewick::scores::{RunSummary, Scores};
 use candlewick::text::{shell_quoted, visible};
 use clap::Args;
 
 use super::folder::{Job, Part, Record, Submission, Unit};
 use super::status::Known;
 use crate::cli::merge::Merging;
-use crate::cli::plan::{Desk, Stage, said};
+use crate::cli::plan::{Desk, Stage, said, summarise};
 use crate::cli::{Command, Context, dispatch, parse_again};
 
 /// Make the tables of a submission from its parts: those whose parts are all there.
@@ -32,9 +32,8 @@ pub struct MergeArgs {
 }
 
 pub fn run(args: &MergeArgs, ctx: &Context) -> anyhow::Result<()> {
-    let mut submission = Submission::read(&args.folder)?;
+    let (mut submission, _held) = Submission::held(&args.folder)?;
     submission.check_build()?;
-    let _held = submission.hold()?;
     merge(&mut submission, ctx)
 }
 
@@ -50,15 +49,14 @@ pub fn merge(submission: &mut Submission, ctx: &Context) -> anyhow::Result<()> {
     // What keeps a table from being made, by job; and the units that are lacking.
     let mut reasons: BTreeMap<usize, String> = BTreeMap::new();
     let mut lacking = Vec::new();
-    for i in 0..submission.jobs.len() {
+    let all = submission.units();
+    for units in all.chunk_by(|one, next| one.job == next.job) {
+        let i = units[0].job;
         let job = submission.jobs[i].clone();
         if submission.is_done(&job) {
             continue;
         }
-        let units: Vec<Unit> = (submission.units().into_iter())
-            .filter(|unit| unit.job == i)
-            .collect();
-        let (back, merged) = one(submission, &job, &units, desk, ctx);
+        let (back, merged) = one(submission, &job, units, desk, ctx);
         desk = back;
         match merged {
             Ok(()) => {
@@ -100,7 +98,7 @@ pub fn merge(submission: &mut Submission, ctx: &Context) -> anyhow::Result<()> {
             }
         }
     }
-    summarise(submission, &reasons)?;
+    summary(submission, &reasons)?;
     // Lines that are to be typed name the folder from where the user is.
     if let Ok(here) = here {
         let _ = std::env::set_current_dir(here);
@@ -219,8 +217,9 @@ fn verdicts(
             path: aside.clone(),
             source,
         })?;
-        submission.note(unit.number, &Record::Stale(why.clone()))?;
-        wrong.push((unit, format!("is stale ({why})")));
+        let record = Record::Stale(why);
+        submission.note(unit.number, &record)?;
+        wrong.push((unit, record.to_string()));
     }
     Ok(wrong)
 }
@@ -232,13 +231,8 @@ fn slurm_says(known: &Known, unit: Unit) -> String {
 }
 
 fn absent(submission: &Submission, unit: Unit) -> String {
-    match submission.record(unit.number) {
-        Some(Record::Failed(why)) => format!("failed ({why})"),
-        Some(Record::Stale(why)) => format!("is stale ({why})"),
-        Some(Record::Interrupted) => "was stopped".into(),
-        Some(Record::Running) => "was killed".into(),
-        None => "is missing".into(),
-    }
+    let record = submission.record(unit.number);
+    record.map_or("is missing".into(), |record| record.to_string())
 }
 
 fn table(
@@ -294,7 +288,7 @@ fn at(
 }
 
 /// The table of all runs of a plan, as `candlewick run` writes it.
-fn summarise(submission: &Submission, reasons: &BTreeMap<usize, String>) -> anyhow::Result<()> {
+fn summary(submission: &Submission, reasons: &BTreeMap<usize, String>) -> anyhow::Result<()> {
     let Some((_, results)) = &submission.plan else {
         return Ok(());
     };
@@ -314,5 +308,5 @@ fn summarise(submission: &Submission, reasons: &BTreeMap<usize, String>) -> anyh
         path: results.clone(),
         source,
     })?;
-    Ok(write_summary(&results.join("summary.parquet"), &rows)?)
+    Ok(summarise(results, &rows)?)
 }

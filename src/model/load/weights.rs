@@ -41,6 +41,13 @@ pub fn read_weights(
     assemble(spec, slots)
 }
 
+/// Whether a checkpoint has every tensor of a layout, in its shape, and none besides.
+/// # Errors
+/// As [`read_weights`], but for numbers that are not finite.
+pub fn check(checkpoint: &dyn Checkpoint, description: &Description) -> Result<()> {
+    plan(checkpoint, description).map(|_| ())
+}
+
 /// The number format of a slot, as [`LoadOptions::dtype`] says.
 fn kept_as(
     checkpoint: &dyn Checkpoint,

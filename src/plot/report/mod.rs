@@ -12,6 +12,7 @@ mod curve;
 mod figures;
 mod graph;
 mod rows;
+mod runs;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -26,6 +27,7 @@ use crate::scores::{PromptTokens, Scores};
 use crate::text::{clipped, printable, shell_quoted, visible};
 pub use circuit::circuit_table;
 use rows::Rows;
+pub use runs::runs_page;
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = concat!(
@@ -73,12 +75,7 @@ pub fn report(results: &[NamedScores]) -> Result<String> {
         "notices": notices(results),
         "sections": sections,
     });
-    let hash = |text: &str| format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(text)));
-    let policy = format!(
-        "default-src 'none'; script-src {}; style-src {}; img-src data:; base-uri 'none'; form-action 'none'",
-        hash(SCRIPT),
-        hash(STYLE)
-    );
+    let policy = policy(&hash(SCRIPT));
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n\
@@ -104,6 +101,18 @@ impl Scores {
             scores: self,
         }])
     }
+}
+
+/// What a page may do: run this script, and use our style.
+fn policy(script: &str) -> String {
+    format!(
+        "default-src 'none'; script-src {script}; style-src {}; img-src data:; base-uri 'none'; form-action 'none'",
+        hash(STYLE)
+    )
+}
+
+fn hash(text: &str) -> String {
+    format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(text)))
 }
 
 /// JSON that no HTML parser finds the end of a script in.
