@@ -273,7 +273,7 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     if let Some(shard) = shard {
         let note = measure_shard(on, method, &running, &watch, &out, &ctx.command)?;
         keeping.remove()?;
-        if !ctx.quiet {
+        if !ctx.quiet && ctx.desk.is_none() {
             println!(
                 "shard {shard} in {:.1} s: {}; `candlewick merge` makes the table of all {}",
                 note.seconds,

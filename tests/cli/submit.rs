@@ -108,7 +108,7 @@ fn what_fails_is_named_and_exactly_that_is_run_again() {
     assert!(told.contains("6 units in 6 tasks"), "{told}");
     // The first shard is finished.
     let told = ok(folder, "--threads 1 submit unit s 1");
-    assert!(told.contains("unit 1, patch 1/6: finished"), "{told}");
+    assert!(told.starts_with("unit 1, patch 1/6: finished"), "{told}");
     let first = part(&submission, "1/6");
     let place = |shard: usize| {
         PathBuf::from(
@@ -231,6 +231,152 @@ fn what_is_stopped_goes_on_where_it_was() {
     ok(folder, "submit local s");
     ok(folder, &format!("{LONG} --out whole.parquet"));
     check_same(&folder.join("a.parquet"), &folder.join("whole.parquet"));
+}
+
+/// A unit that is stopped at once, with these flags.
+#[cfg(unix)]
+fn stopped_at_once(folder: &Path, flags: &[&str]) -> (Option<i32>, String) {
+    let _ = fs::remove_file(folder.join("s/units/1.json"));
+    let child = Command::new(env!("CARGO_BIN_EXE_candlewick"))
+        .args(["--threads", "1", "submit", "unit"])
+        .args(flags)
+        .args(["s", "1"])
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !folder.join("s/units/1.json").exists() {
+        assert!(began.elapsed() < Duration::from_secs(120));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args(["-INT", &id]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), text(&output.stderr))
+}
+
+#[cfg(unix)]
+#[test]
+fn a_stop_is_a_time_limit_only_where_a_script_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // One part for the whole shard, so that none is finished when the stop comes.
+    let long = "patch --sites z:pos,q:pos,k:pos,v:pos --n-pairs 240 --memory 64GB";
+    ok(
+        folder,
+        &format!("submit slurm --shards 1 --folder s -- {long} --out a.parquet"),
+    );
+    let (code, errors) = stopped_at_once(folder, &[]);
+    assert_eq!(code, Some(130), "{errors}");
+    assert!(!errors.contains("time"), "{errors}");
+    let (code, errors) = stopped_at_once(folder, &["--time-limit"]);
+    assert_eq!(code, Some(1), "{errors}");
+    let says = "`candlewick submit slurm s --run` with more `--time`";
+    assert!(errors.contains(says), "{errors}");
+}
+
+#[test]
+fn a_process_of_another_machine_is_named_and_not_signalled() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    ok(
+        folder,
+        "submit slurm --shards 1 --folder s -- patch --n-pairs 2 --out a.parquet",
+    );
+    let lock = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(folder.join("s/lock"));
+    let mut lock = lock.unwrap();
+    lock.lock().unwrap();
+    lock.set_len(0).unwrap();
+    let owner = format!(
+        "{{\"process\":{},\"host\":\"node3\",\"job\":[\"12\",0]}}",
+        std::process::id()
+    );
+    std::io::Write::write_all(&mut lock, owner.as_bytes()).unwrap();
+    let who = format!(
+        "process {} on node3 (job 12) is at work on it",
+        std::process::id()
+    );
+    for line in ["submit cancel s", "submit local s", "submit merge s"] {
+        refused(folder, line, &who);
+    }
+}
+
+/// A file system of its own that holds little, gone when it is dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path) -> Option<Small> {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]);
+        let output = command.arg(at).output().ok()?;
+        output.status.success().then(|| Small(at.to_path_buf()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let small = folder.join("small");
+    fs::create_dir(&small).unwrap();
+    let Some(mounted) = Small::mount(&small) else {
+        eprintln!("skipped: nobody may mount a small file system here");
+        return;
+    };
+    let filler = small.join("filler");
+    let fill = || {
+        let mut file = fs::File::create(&filler).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    };
+    let command = "patch --sites z --n-pairs 6 --out whole.parquet";
+    ok(folder, command);
+    let submit = "submit local --shards 2 --folder small/s -- patch --sites z --n-pairs 6 --out table.parquet";
+    // There is no room for the submission, then none for its parts, then none for the table.
+    fill();
+    refused(folder, submit, "no room is left");
+    fs::remove_file(&filler).unwrap();
+    ok(folder, &submit.replace("local", "slurm"));
+    fill();
+    let (code, _, errors) = run(folder, "submit unit small/s 1");
+    assert!(code == 1 && errors.contains("no room is left"), "{errors}");
+    fs::remove_file(&filler).unwrap();
+    ok(folder, "submit local small/s");
+    check_same(&folder.join("table.parquet"), &folder.join("whole.parquet"));
+    fill();
+    refused(
+        folder,
+        "patch --sites z --n-pairs 6 --out small/table.parquet",
+        "no room is left",
+    );
+    drop(mounted);
+}
+
+#[test]
+fn a_time_for_a_shard_is_kept_and_estimated_for_the_threads_it_gets() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let line = "submit slurm --minutes-per-shard 0.0001 --cpus 1 --folder s -- patch --sites z:pos --n-pairs 40 --memory 1MB --out a.parquet";
+    let first = ok(folder, line);
+    assert!(!first.starts_with("1 unit"), "{first}");
+    let manifest = || fs::read_to_string(folder.join("s/submission.json")).unwrap();
+    assert!(manifest().contains("\"minutes\": 0.0001"), "{}", manifest());
+    // The same again is the same submission, however long an estimate would be now; and so is its folder.
+    let units = |told: &str| told.split(' ').next().map(String::from);
+    assert_eq!(units(&ok(folder, line)), units(&first));
+    assert_eq!(units(&ok(folder, "submit slurm s")), units(&first));
+    assert!(manifest().contains("\"minutes\": 0.0001"));
 }
 
 #[test]
@@ -602,8 +748,12 @@ fn a_slurm_that_is_not_there_or_refuses_loses_nothing() {
     );
     let calls = fs::read_to_string(folder.join("calls")).unwrap();
     assert!(calls.contains("scancel 12 13"), "{calls}");
-    // What is submitted again has the options that it had.
+    // Slurm itself has forgotten the job, but not its accounting.
     program("squeue", "true");
+    program("sacct", "echo '12_1|FAILED|3:0'; echo '12_2|RUNNING|0:0'");
+    let (done, told) = submit(&["status", "s"]);
+    assert!(done && told.contains("Slurm: FAILED, exit 3"), "{told}");
+    // What is submitted again has the options that it had.
     let (done, told) = submit(&["slurm", "s", "--run"]);
     assert!(done, "{told}");
     let script = fs::read_to_string(folder.join("s/array-2.sbatch")).unwrap();

@@ -3,9 +3,10 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use candlewick::scores::Owner;
 use clap::Args;
 
-use super::folder::{Submission, owner};
+use super::folder::Submission;
 use super::local::interrupt;
 use super::slurm;
 
@@ -23,16 +24,26 @@ pub fn run(args: &CancelArgs) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     let queue = slurm::queue(&submission)?;
     // Who holds the submission stops its own units; those that nobody holds are asked one by one.
-    let processes: Vec<u32> = match submission.holder() {
+    let processes: Vec<Owner> = match submission.holder() {
         Some(holder) => vec![holder],
         None if queue.is_empty() => (submission.units().iter())
-            .filter_map(|unit| owner(&submission.lock_path(unit.number)))
+            .filter_map(|unit| submission.worker(unit.number))
             .collect(),
         None => Vec::new(),
     };
-    for &process in &processes {
-        interrupt(process);
-        writeln!(out, "process {process} was asked to stop")?;
+    let mut away = None;
+    for owner in &processes {
+        if owner.is_here() {
+            interrupt(owner.process);
+            writeln!(out, "process {} was asked to stop", owner.process)?;
+        } else {
+            away = Some(owner);
+        }
+    }
+    if let Some(owner) = away {
+        let line = submission.line("cancel");
+        let reason = format!("{owner} is at work on it; {line} stops it there");
+        return Err(submission.refuse(reason).into());
     }
     if processes.is_empty() && queue.is_empty() {
         writeln!(out, "nothing of it runs or waits")?;

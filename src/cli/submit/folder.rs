@@ -3,12 +3,13 @@
 //! `submission.json` is what was asked for; `parts/` has a file for each unit that is finished, renamed into place when it is
 //! whole; `units/` says how the others last ended. Nobody's clock is asked: what counts as finished is what lies in `parts/`.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf, absolute};
 
 use candlewick::scores::parts::{ShardNote, shard_note};
-use candlewick::scores::{Shard, check_out, is_same_command, write_whole};
+use candlewick::scores::{Lock, Owner, Shard, check_out, is_same_command, write_whole};
 use candlewick::text::{shell_quoted, visible};
 use candlewick::{BUILD, Error};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Submission {
     pub plan: Option<(PathBuf, PathBuf)>,
     pub jobs: Vec<Job>,
     pub rounds: Vec<Round>,
+    /// How long a task is to take.
+    #[serde(default)]
+    pub minutes: Option<f64>,
     /// As they were last given.
     pub slurm: SlurmOptions,
 }
@@ -96,7 +100,53 @@ pub enum Record {
     Stale(String),
 }
 
+impl Record {
+    /// What a unit is that ended so, if it is not finished: a word for a table, one for a sentence, and why.
+    fn words(&self) -> (&'static str, &'static str, &str) {
+        match self {
+            Record::Running => ("killed", "was killed", ""),
+            Record::Interrupted => ("stopped", "was stopped", ""),
+            Record::Failed(why) => ("failed", "failed", why),
+            Record::Stale(why) => ("stale", "is stale", why),
+        }
+    }
+
+    pub fn state(&self) -> &'static str {
+        self.words().0
+    }
+
+    pub fn why(&self) -> &str {
+        self.words().2
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.words() {
+            (_, said, "") => write!(f, "{said}"),
+            (_, said, why) => write!(f, "{said} ({why})"),
+        }
+    }
+}
+
 impl Submission {
+    /// Reads a submission, and holds it, so that nobody else submits or runs it meanwhile.
+    /// # Errors
+    /// [`Error::Submission`] if somebody does; those of [`Submission::read`].
+    pub fn held(path: &Path) -> Result<(Submission, Lock), Error> {
+        check_manifest(path)?;
+        let lock = hold(path)?;
+        Ok((Submission::read(path)?, lock))
+    }
+
+    /// As [`Submission::held`], where there is one.
+    /// # Errors
+    /// Those of [`Submission::held`].
+    pub fn held_if_there(path: &Path) -> Result<Option<(Submission, Lock)>, Error> {
+        let is_there = path.join(MANIFEST).is_file();
+        is_there.then(|| Submission::held(path)).transpose()
+    }
+
     /// # Errors
     /// [`Error::Submission`] for a folder that holds none; [`Error::Read`].
     pub fn read(path: &Path) -> Result<Submission, Error> {
@@ -105,14 +155,7 @@ impl Submission {
             path: manifest.clone(),
             source,
         };
-        if !manifest.is_file() {
-            return Err(refuse(
-                path,
-                format!(
-                    "there is no `{MANIFEST}` in it; name the folder that `candlewick submit local` or `slurm` made"
-                ),
-            ));
-        }
+        check_manifest(path)?;
         let mut text = String::new();
         let file = File::open(&manifest).map_err(unread)?;
         file.take(LIMIT).read_to_string(&mut text).map_err(unread)?;
@@ -147,32 +190,42 @@ impl Submission {
         Ok(read)
     }
 
-    /// Makes the folder of this submission, or finds the one that was made of the same work: then what was handed out so far
-    /// is known.
+    /// Makes the folder of this submission; or, if the same work is `there`, gives that: then what was handed out so far is known.
     /// # Errors
-    /// [`Error::Submission`] if another one is there, unless it is to be replaced; [`Error::Write`].
-    pub fn create(mut self, path: &Path, replace: bool) -> Result<Submission, Error> {
+    /// [`Error::Submission`] if other work is there, unless it is to be replaced; [`Error::Write`].
+    pub fn create(
+        mut self,
+        path: &Path,
+        there: Option<(Submission, Lock)>,
+        replace: bool,
+    ) -> Result<(Submission, Lock), Error> {
         let unwritten = |source| Error::Write {
             path: path.to_path_buf(),
             source,
         };
         self.path = absolute(path).map_err(unwritten)?;
-        if path.join(MANIFEST).is_file() {
-            let there = Submission::read(path)?;
-            if !replace {
-                return self.same_as(there);
+        let lock = match there {
+            Some((there, lock)) if !replace => return Ok((self.same_as(there)?, lock)),
+            Some((_, lock)) => lock,
+            None => {
+                if holds_other_files(path) {
+                    let reason = "it holds other files; `--folder` names another place";
+                    return Err(refuse(path, reason.into()));
+                }
+                fs::create_dir_all(path).map_err(unwritten)?;
+                let lock = hold(path)?;
+                if path.join(MANIFEST).is_file() {
+                    let reason = "it was made just now by another process; try again";
+                    return Err(refuse(path, reason.into()));
+                }
+                lock
             }
-        } else if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(refuse(
-                path,
-                "it holds other files; `--folder` names another place".into(),
-            ));
-        }
+        };
         for folder in ["parts", "logs", "units"] {
             fs::create_dir_all(self.path.join(folder)).map_err(unwritten)?;
         }
         self.write()?;
-        Ok(self)
+        Ok((self, lock))
     }
 
     /// The submission that is there, if it is of this work.
@@ -189,10 +242,10 @@ impl Submission {
                 ),
             ));
         }
-        let of = |job: &Job| (job.command.clone(), job.out.clone());
-        let other = |job: &Job| there.jobs.iter().find(|other| of(other) == of(job));
         let cut = self.jobs.iter().find_map(|job| {
-            let other = other(job).filter(|other| other.shards != job.shards)?;
+            let other = there
+                .same_job(job)
+                .filter(|other| other.shards != job.shards)?;
             Some((job, other.shards))
         });
         if let Some((job, shards)) = cut {
@@ -206,7 +259,11 @@ impl Submission {
                 ),
             ));
         }
-        let same = self.jobs.iter().filter(|job| other(job).is_some()).count();
+        let same = self
+            .jobs
+            .iter()
+            .filter(|job| there.same_job(job).is_some())
+            .count();
         if same < self.jobs.len() || self.jobs.len() != there.jobs.len() {
             return Err(refuse(
                 path,
@@ -219,10 +276,17 @@ impl Submission {
         }
         // What may be replaced is asked anew each time.
         for job in &mut there.jobs {
-            job.force |= self.jobs.iter().any(|new| new.force && of(new) == of(job));
+            job.force |= self.same_job(job).is_some_and(|new| new.force);
         }
+        there.minutes = self.minutes.or(there.minutes);
         there.write()?;
         Ok(there)
+    }
+
+    /// The job that makes the same table, however it is cut.
+    pub fn same_job(&self, job: &Job) -> Option<&Job> {
+        let is_same = |other: &&Job| other.command == job.command && other.out == job.out;
+        self.jobs.iter().find(is_same)
     }
 
     /// # Errors
@@ -356,23 +420,14 @@ impl Submission {
         self.path.join("logs").join(format!("unit-{unit}.log"))
     }
 
-    /// Holds the submission, so that nobody else submits or runs it here.
-    /// # Errors
-    /// [`Error::Submission`] if somebody does.
-    pub fn hold(&self) -> Result<File, Error> {
-        let lock = hold(&self.path.join("lock"))?;
-        lock.ok_or_else(|| {
-            let owner = owner(&self.path.join("lock")).unwrap_or_default();
-            self.refuse(format!(
-                "process {owner} is at work on it; wait for it, or stop it with {}",
-                self.line("cancel")
-            ))
-        })
+    /// The process that holds it.
+    pub fn holder(&self) -> Option<Owner> {
+        Lock::owner(&self.path.join("lock"))
     }
 
-    /// The process that holds it.
-    pub fn holder(&self) -> Option<u32> {
-        owner(&self.path.join("lock"))
+    /// The process that is at work on a unit.
+    pub fn worker(&self, unit: usize) -> Option<Owner> {
+        Lock::owner(&self.lock_path(unit))
     }
 
     pub fn refuse(&self, reason: String) -> Error {
@@ -381,15 +436,7 @@ impl Submission {
 
     /// A command about this submission, as it is typed.
     pub fn line(&self, verb: &str) -> String {
-        let here = std::env::current_dir().unwrap_or_default();
-        let below = self.path.strip_prefix(here).ok();
-        let path = (below.filter(|path| *path != Path::new(""))).unwrap_or(&self.path);
-        let words: Vec<String> = ["candlewick", "submit"].map(String::from).into();
-        let verb = verb.split(' ').map(String::from);
-        let path = std::iter::once(path.display().to_string());
-        let (first, flags): (Vec<_>, Vec<_>) = verb.partition(|word| !word.starts_with('-'));
-        let words = words.into_iter().chain(first).chain(path).chain(flags);
-        format!("`{}`", shell_quoted(&words.collect::<Vec<_>>()))
+        line(&self.path, verb)
     }
 
     /// What submits again exactly what is missing.
@@ -427,35 +474,48 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
     })
 }
 
-/// Takes a lock, which the system lets go when this process ends; nothing if another holds it. Where a file system knows no
-/// locks there is none to take.
-pub fn hold(path: &Path) -> Result<Option<File>, Error> {
-    let failed = |source| Error::Write {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    let mut file = options.open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
-    }
-    file.set_len(0)
-        .and_then(|()| write!(file, "{}", std::process::id()))
-        .map_err(failed)?;
-    Ok(Some(file))
+/// Whether there is more in a folder than the beginning of a submission, such as a full disk leaves.
+fn holds_other_files(path: &Path) -> bool {
+    let unfinished = format!(".{MANIFEST}.unfinished");
+    let own = ["lock", "lock.held", "parts", "logs", "units", &unfinished];
+    let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.any(|entry| !own.iter().any(|own| entry.file_name() == *own))
 }
 
-/// The process that holds a lock on this machine.
-pub fn owner(lock: &Path) -> Option<u32> {
-    let file = File::open(lock).ok()?;
-    let Err(TryLockError::WouldBlock) = file.try_lock() else {
-        return None;
-    };
-    let mut text = String::new();
-    file.take(20).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+fn check_manifest(path: &Path) -> Result<(), Error> {
+    if path.join(MANIFEST).is_file() {
+        return Ok(());
+    }
+    Err(refuse(
+        path,
+        format!(
+            "there is no `{MANIFEST}` in it; name the folder that `candlewick submit local` or `slurm` made"
+        ),
+    ))
+}
+
+fn hold(path: &Path) -> Result<Lock, Error> {
+    let place = path.join("lock");
+    Lock::take(&place)?.ok_or_else(|| {
+        let owner = Lock::owner(&place).unwrap_or_default();
+        let cancel = line(path, "cancel");
+        refuse(
+            path,
+            format!("{owner} is at work on it; wait for it, or stop it with {cancel}"),
+        )
+    })
+}
+
+/// A command about the submission in a folder, as it is typed.
+fn line(path: &Path, verb: &str) -> String {
+    let path = absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let here = std::env::current_dir().unwrap_or_default();
+    let below = path.strip_prefix(here).ok();
+    let path = below.filter(|path| *path != Path::new("")).unwrap_or(&path);
+    let words: Vec<String> = ["candlewick", "submit"].map(String::from).into();
+    let verb = verb.split(' ').map(String::from);
+    let path = std::iter::once(path.display().to_string());
+    let (first, flags): (Vec<_>, Vec<_>) = verb.partition(|word| !word.starts_with('-'));
+    let words = words.into_iter().chain(first).chain(path).chain(flags);
+    format!("`{}`", shell_quoted(&words.collect::<Vec<_>>()))
 }

@@ -38,10 +38,8 @@ pub struct LocalArgs {
 }
 
 pub fn run(args: &LocalArgs, ctx: &Context) -> anyhow::Result<()> {
-    let mut submission = args.work.submission(ctx)?;
-    let _held = submission.hold()?;
-    // Another process may have gone on with it before it was held.
-    submission.rounds = Submission::read(&submission.path)?.rounds;
+    let jobs = usize::from(args.jobs);
+    let (mut submission, _held) = args.work.submission(threads_of_each(jobs), ctx)?;
     super::slurm::check_idle(&submission)?;
     let units = submission.open_units();
     if !units.is_empty() {
@@ -50,7 +48,7 @@ pub fn run(args: &LocalArgs, ctx: &Context) -> anyhow::Result<()> {
             per_task: 1,
             slurm: None,
         })?;
-        run_all(&submission, &units, usize::from(args.jobs), ctx)?;
+        run_all(&submission, &units, jobs, ctx)?;
     }
     merge(&mut submission, ctx)
 }
@@ -123,6 +121,12 @@ fn run_all(
     Ok(())
 }
 
+/// With how many threads each of the processes computes, unless that was said.
+fn threads_of_each(jobs: usize) -> Option<usize> {
+    let cores = available_parallelism().map_or(1, usize::from);
+    (std::env::var_os("RAYON_NUM_THREADS").is_none()).then_some((cores / jobs).max(1))
+}
+
 /// A process for one unit, in a group of its own: Ctrl-C reaches it through us alone.
 fn start(submission: &Submission, unit: usize, jobs: usize) -> anyhow::Result<Child> {
     let path = submission.log_path(unit);
@@ -135,9 +139,8 @@ fn start(submission: &Submission, unit: usize, jobs: usize) -> anyhow::Result<Ch
     let log = log.map_err(unwritten)?;
     let errors = log.try_clone().map_err(unwritten)?;
     let mut command = Command::new(std::env::current_exe()?);
-    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
-        let cores = available_parallelism().map_or(1, usize::from);
-        command.args(["--threads", &(cores / jobs).max(1).to_string()]);
+    if let Some(threads) = threads_of_each(jobs) {
+        command.args(["--threads", &threads.to_string()]);
     }
     command.args(["submit", "unit"]).arg(&submission.path);
     command.arg(unit.to_string());
@@ -161,16 +164,14 @@ fn ending(submission: &Submission, unit: usize, status: ExitStatus, began: Insta
     if status.success() {
         return format!("finished, {took}");
     }
-    let log = submission.log_path(unit);
-    let why = super::status::unfinished(submission, unit).unwrap_or_else(|| status.to_string());
-    let why = if status.code().is_none() {
-        status.to_string()
-    } else {
-        why
+    // A process that a signal ended could not write that down.
+    let why = match (status.code(), submission.record(unit)) {
+        (Some(_), Some(record)) => record.to_string(),
+        _ => status.to_string(),
     };
     format!(
         "{}, after {took}; its log: {}",
         visible(&why),
-        visible(&log.display().to_string())
+        visible(&submission.log_path(unit).display().to_string())
     )
 }

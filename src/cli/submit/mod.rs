@@ -15,6 +15,7 @@ mod tests;
 mod unit;
 mod work;
 
+use candlewick::BUILD;
 use clap::{Args, Subcommand};
 
 use super::Context;
@@ -44,6 +45,12 @@ enum Command {
 }
 
 pub fn run(args: &SubmitArgs, ctx: &Context) -> anyhow::Result<()> {
+    if matches!(args.command, Command::Local(_) | Command::Slurm(_)) && BUILD.ends_with("(debug)") {
+        ctx.warn(
+            "this is a debug build, and parts of two debug builds of one version are not told apart; build with `--release` for \
+             numbers that count",
+        );
+    }
     match &args.command {
         Command::Local(args) => local::run(args, ctx),
         Command::Slurm(args) => slurm::run(args, ctx),

@@ -199,7 +199,7 @@ first=$(((SLURM_ARRAY_TASK_ID - 1) * per_task))
 stopped=
 woken=
 trap '[ -n "$stopped" ] || kill -INT "$work"; stopped=1; woken=1' USR1
-{program} --threads "${{SLURM_CPUS_PER_TASK:-1}}" submit unit {folder} "${{units[@]:first:per_task}}" &
+{program} --threads "${{SLURM_CPUS_PER_TASK:-1}}" submit unit --time-limit {folder} "${{units[@]:first:per_task}}" &
 work=$!
 code=0
 # A signal ends the wait, not the work.

@@ -11,7 +11,7 @@ use clap::Args;
 
 use super::folder::{Round, Submission, write_text};
 use super::script::{SlurmOptions, Template, scripts};
-use super::work::WorkArgs;
+use super::work::{MINUTES, WorkArgs};
 use crate::cli::Context;
 
 /// Slurm's own default of MaxArraySize.
@@ -44,9 +44,9 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     let given = args.options.template.as_deref();
     let given = given.map(Template::read).transpose()?;
-    let mut submission = args.work.submission(ctx)?;
-    let _held = submission.hold()?;
-    submission.rounds = Submission::read(&submission.path)?.rounds;
+    // The scripts compute with one thread where no number of cores is asked for.
+    let threads = args.options.cpus.map_or(1, usize::from);
+    let (mut submission, _held) = args.work.submission(Some(threads), ctx)?;
     check_idle(&submission)?;
     submission.slurm = args.options.or(&submission.slurm);
     if let Some(template) = &mut submission.slurm.template {
@@ -67,7 +67,7 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
         return Ok(());
     }
     let round = Round {
-        per_task: per_task(&submission, &units, args.work.minutes()),
+        per_task: per_task(&submission, &units),
         units,
         slurm: Some((String::new(), None)),
     };
@@ -117,7 +117,7 @@ pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
 }
 
 /// How many units a task runs: as many as take about the wanted time, and so many that an array can hold all tasks.
-fn per_task(submission: &Submission, units: &[usize], minutes: f64) -> usize {
+fn per_task(submission: &Submission, units: &[usize]) -> usize {
     let all = submission.units();
     let seconds = |unit: &usize| {
         let job = &submission.jobs[all[unit - 1].job];
@@ -126,6 +126,7 @@ fn per_task(submission: &Submission, units: &[usize], minutes: f64) -> usize {
     let known: Option<Vec<f64>> = units.iter().map(seconds).collect();
     let wanted = known.map_or(1, |known| {
         let mean = known.iter().sum::<f64>() / known.len() as f64;
+        let minutes = submission.minutes.unwrap_or(MINUTES);
         (60.0 * minutes / mean.max(0.01)).floor() as usize
     });
     // Indices go from 1 to one less than the size.
@@ -266,34 +267,51 @@ pub fn check_idle(submission: &Submission) -> Result<(), Error> {
     )))
 }
 
-/// How the tasks of a job ended, as far as Slurm remembers: by index, `FAILED, exit 3`.
+/// How the tasks of a job ended, by index: `FAILED, exit 3`. Slurm itself remembers for some minutes; its accounting, where a
+/// cluster has one, for good.
 pub fn endings(job: &str) -> BTreeMap<usize, String> {
     let told = ask("scontrol", &["show", "job", job, "-o"]).unwrap_or_default();
-    let mut endings = BTreeMap::new();
-    for line in told.lines() {
-        let field = |name: &str| {
-            let mut words = line.split(' ');
-            words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-        };
-        let (Some(index), Some(state)) = (
-            field("ArrayTaskId").and_then(|index| index.parse().ok()),
-            field("JobState"),
-        ) else {
-            continue;
-        };
-        if ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING"].contains(&state) {
-            continue;
-        }
-        let exit = field("ExitCode").unwrap_or_default();
-        let (code, signal) = exit.split_once(':').unwrap_or((exit, "0"));
-        let how = match (code, signal) {
-            ("0", "0") => state.to_string(),
-            (code, "0") => format!("{state}, exit {code}"),
-            (_, signal) => format!("{state}, signal {signal}"),
-        };
-        endings.insert(index, visible(&how));
+    let known: BTreeMap<usize, String> = told.lines().filter_map(ending).collect();
+    if !known.is_empty() || told.contains("JobState=") {
+        return known;
     }
-    endings
+    let columns = "--format=JobID,State,ExitCode";
+    let told = ask("sacct", &["-j", job, "-X", "-n", "-P", columns]).unwrap_or_default();
+    told.lines().filter_map(accounted).collect()
+}
+
+/// From a line of `scontrol`.
+fn ending(line: &str) -> Option<(usize, String)> {
+    let field = |name: &str| {
+        let mut words = line.split(' ');
+        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    };
+    let index = field("ArrayTaskId")?.parse().ok()?;
+    let how = ended(field("JobState")?, field("ExitCode").unwrap_or_default())?;
+    Some((index, how))
+}
+
+/// From a line of `sacct`: `12_3|FAILED|3:0`, `12_4|CANCELLED by 1000|0:15`.
+fn accounted(line: &str) -> Option<(usize, String)> {
+    let [job, state, exit] = line.trim().split('|').collect::<Vec<_>>()[..] else {
+        return None;
+    };
+    let index = job.split_once('_')?.1.parse().ok()?;
+    Some((index, ended(state.split(' ').next()?, exit)?))
+}
+
+/// A state and an exit code (`code:signal`) of Slurm, for a person; nothing of a task that has not ended.
+fn ended(state: &str, exit: &str) -> Option<String> {
+    if ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING"].contains(&state) {
+        return None;
+    }
+    let (code, signal) = exit.split_once(':').unwrap_or((exit, "0"));
+    let how = match (code, signal) {
+        ("0" | "", "0") => state.to_string(),
+        (code, "0") => format!("{state}, exit {code}"),
+        (_, signal) => format!("{state}, signal {signal}"),
+    };
+    Some(visible(&how))
 }
 
 /// Takes jobs out of the queue.
@@ -301,4 +319,26 @@ pub fn endings(job: &str) -> BTreeMap<usize, String> {
 /// [`Error::Invalid`] with what Slurm says.
 pub fn cancel(jobs: &[&str]) -> Result<(), Error> {
     ask("scancel", jobs).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_tasks_ended_is_read_from_both_programs() {
+        let line = "JobId=14 ArrayJobId=12 ArrayTaskId=3 JobState=FAILED Reason=None ExitCode=3:0";
+        assert_eq!(ending(line), Some((3, "FAILED, exit 3".into())));
+        assert_eq!(ending(&line.replace("FAILED", "RUNNING")), None);
+        for (line, how) in [
+            ("12_3|FAILED|3:0", Some("FAILED, exit 3")),
+            ("12_3|CANCELLED by 1000|0:15", Some("CANCELLED, signal 15")),
+            ("12_3|COMPLETED|0:0", Some("COMPLETED")),
+            ("12_3|PENDING|0:0", None),
+            ("12_[4-9]|TIMEOUT|0:0", None),
+            ("12|TIMEOUT", None),
+        ] {
+            assert_eq!(accounted(line), how.map(|how| (3, how.into())), "{line}");
+        }
+    }
 }

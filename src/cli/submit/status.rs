@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use candlewick::text::{Align, aligned, duration, visible};
 use clap::Args;
 
-use super::folder::{Part, Record, Submission, Unit, owner};
+use super::folder::{Part, Record, Submission, Unit};
 use super::slurm::{Task, endings, queue};
 
 /// Say of a submission which units wait, run, are finished and have failed, with their times.
@@ -129,7 +129,7 @@ impl Known {
 
     fn is_idle(&self) -> bool {
         let mut units = self.submission.units().into_iter();
-        let runs = |unit: Unit| owner(&self.submission.lock_path(unit.number)).is_some();
+        let runs = |unit: Unit| self.submission.worker(unit.number).is_some();
         self.queue.is_empty() && !self.is_held && !units.any(runs)
     }
 
@@ -175,9 +175,13 @@ impl Known {
                 ..state(name, task.place.clone())
             };
         }
-        let is_running = owner(&self.submission.lock_path(unit.number)).is_some();
-        if is_running {
-            return state("running", String::new());
+        if let Some(owner) = self.submission.worker(unit.number) {
+            let about = if owner.is_here() {
+                String::new()
+            } else {
+                owner.to_string()
+            };
+            return state("running", about);
         }
         let record = self.submission.record(unit.number);
         if let (Some(why), false) = (foreign, matches!(record, Some(Record::Failed(_)))) {
@@ -187,26 +191,14 @@ impl Known {
             .ending(unit)
             .map_or(String::new(), |how| format!("Slurm: {how}"));
         match record {
-            Some(Record::Failed(why)) => state("failed", why),
-            Some(Record::Stale(why)) => state("stale", why),
-            Some(Record::Interrupted) => state("stopped", slurm),
+            Some(record) if !record.why().is_empty() => state(record.state(), record.why().into()),
             Some(Record::Running) if slurm.is_empty() => {
-                state("killed", "it ended without a word".into())
+                state(Record::Running.state(), "it ended without a word".into())
             }
-            Some(Record::Running) => state("killed", slurm),
+            Some(record) => state(record.state(), slurm),
             None if self.is_held => state("waiting", String::new()),
             None if !slurm.is_empty() => state("failed", slurm),
             None => state("not begun", String::new()),
         }
-    }
-}
-
-/// Why a unit is not finished, as it wrote down itself.
-pub fn unfinished(submission: &Submission, unit: usize) -> Option<String> {
-    match submission.record(unit)? {
-        Record::Failed(why) => Some(format!("failed: {why}")),
-        Record::Interrupted => Some("stopped".into()),
-        Record::Running => None,
-        Record::Stale(why) => Some(why),
     }
 }

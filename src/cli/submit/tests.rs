@@ -97,7 +97,15 @@ fn a_task_runs_its_units_in_a_folder_of_any_name() {
         let round = round(units, per_task);
         let (code, told) = run(&submission, &round, &Template::default(), "exit 3", "");
         assert_eq!(code, Some(3));
-        let wanted = ["candle wick", "--threads", "3", "submit", "unit", &path];
+        let wanted = [
+            "candle wick",
+            "--threads",
+            "3",
+            "submit",
+            "unit",
+            "--time-limit",
+            &path,
+        ];
         assert_eq!(told, [&wanted, mine].concat());
     }
 }

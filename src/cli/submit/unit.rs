@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use candlewick::Error;
 use candlewick::run::Progress as _;
+use candlewick::scores::Lock;
 use candlewick::scores::parts::folder_of;
 use candlewick::text::{duration, visible};
 use clap::Args;
 
-use super::folder::{Record, Submission, Unit, hold};
+use super::folder::{Record, Submission, Unit};
 use crate::cli::plan::{Desk, Stage, first_line, said};
 use crate::cli::{Context, dispatch, parse_again};
 
@@ -29,6 +30,10 @@ pub struct UnitArgs {
     /// Numbers of units, as `candlewick submit status` lists them.
     #[arg(required = true, value_name = "N")]
     pub units: Vec<usize>,
+    /// Ctrl-C comes from a scheduler, just before a time limit: a unit that no part of was finished within it has failed, because it
+    /// would get no further the next time. The scripts say so.
+    #[arg(long)]
+    pub time_limit: bool,
 }
 
 pub fn run(args: &UnitArgs, ctx: &Context) -> anyhow::Result<()> {
@@ -46,6 +51,8 @@ pub fn run(args: &UnitArgs, ctx: &Context) -> anyhow::Result<()> {
         })?);
     }
     submission.enter()?;
+    // From here on a stop is asked for, and no end.
+    let progress = ctx.progress();
     // The model is loaded once for units that follow each other.
     let desk = Arc::new(Desk::new(Stage::Measure, true));
     let mut failed = Vec::new();
@@ -55,7 +62,8 @@ pub fn run(args: &UnitArgs, ctx: &Context) -> anyhow::Result<()> {
         let began = Instant::now();
         let name = &submission.jobs[unit.job].name;
         let line = format!("unit {}, {} {}", unit.number, visible(name), unit.shard);
-        match one(&submission, unit, &desk, got_further, ctx) {
+        let had_its_time = args.time_limit && !got_further;
+        match one(&submission, unit, &desk, had_its_time, ctx) {
             Ok(()) => {
                 got_further = true;
                 let took = duration(began.elapsed().as_secs_f64());
@@ -67,7 +75,7 @@ pub fn run(args: &UnitArgs, ctx: &Context) -> anyhow::Result<()> {
                 }
                 ctx.warn(&format!("{line}: {}", visible(&said(&error))));
                 failed.push(unit.number.to_string());
-                if ctx.progress().cancelled() {
+                if progress.cancelled() {
                     // Those that have not begun did not fail.
                     break;
                 }
@@ -87,17 +95,18 @@ fn one(
     submission: &Submission,
     unit: Unit,
     desk: &Arc<Desk>,
-    got_further: bool,
+    had_its_time: bool,
     ctx: &Context,
 ) -> anyhow::Result<()> {
     let job = &submission.jobs[unit.job];
     if submission.is_done(job) {
         return Ok(());
     }
-    let Some(_lock) = hold(&submission.lock_path(unit.number))? else {
-        return Err(submission
-            .refuse("another process is at work on this unit; wait for it".into())
-            .into());
+    let Some(_lock) = Lock::take(&submission.lock_path(unit.number))? else {
+        let owner = submission.worker(unit.number).unwrap_or_default();
+        let n = unit.number;
+        let busy = format!("{owner} is at work on unit {n}; wait for it");
+        return Err(submission.refuse(busy).into());
     };
     let part = submission.part_path(unit);
     let kept = finished_parts(&part);
@@ -107,14 +116,14 @@ fn one(
         return Ok(());
     };
     let is_interrupted = matches!(error.downcast_ref(), Some(Error::Interrupted { .. }));
-    // Under Slurm a stop is the time limit: one that no part fits into would be met again and again.
-    let had_its_time = std::env::var_os("SLURM_ARRAY_TASK_ID").is_some() && !got_further;
+    // A time limit that no part fits into would be met again and again.
     let error = if is_interrupted && had_its_time && finished_parts(&part) <= kept {
         submission
             .refuse(format!(
-                "unit {} was stopped before a part of it was finished, so trying again would get no further; give it more time, or cut the \
-                 work into more `--shards`",
-                unit.number
+                "its time limit came before a part of unit {} was finished, so trying again would get no further; {} with more `--time` \
+                 does, or more `--shards` and `--replace`",
+                unit.number,
+                submission.resubmission()
             ))
             .into()
     } else {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
-use candlewick::scores::check_out;
+use candlewick::scores::{Lock, check_out};
 use candlewick::text::visible;
 use candlewick::{BUILD, Error};
 use clap::Args;
@@ -19,7 +20,7 @@ use crate::cli::plan::{
 use crate::cli::{Context, asked, dispatch, parse_again};
 
 /// How long a shard is to take where nobody says.
-const MINUTES: f64 = 10.0;
+pub const MINUTES: f64 = 10.0;
 
 /// What is submitted, and how it is cut.
 #[derive(Debug, Args)]
@@ -33,7 +34,8 @@ pub struct WorkArgs {
     /// Cut each run into so many shards.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub shards: Option<u32>,
-    /// Cut each run into shards that take about so long, as `--dry-run` estimates it here [default: 10].
+    /// Cut each run into shards that take about so long, as a dry run on this machine estimates it for the threads that one is to
+    /// have [default: 10].
     #[arg(long, value_name = "MINUTES", value_parser = minutes, conflicts_with = "shards")]
     pub minutes_per_shard: Option<f64>,
     /// The folder of the submission [default: the name of the results, with `.submission`].
@@ -48,16 +50,17 @@ pub struct WorkArgs {
 }
 
 impl WorkArgs {
-    pub fn minutes(&self) -> f64 {
-        self.minutes_per_shard.unwrap_or(MINUTES)
-    }
-
-    /// The submission that is asked for, with its folder made.
+    /// The submission that is asked for, with its folder made, and held. A unit of it will compute with so many threads, or
+    /// with as many as this process.
     /// # Errors
-    /// What is wrong with the command or the plan; a folder of other work.
-    pub fn submission(&self, ctx: &Context) -> anyhow::Result<Submission> {
+    /// What is wrong with the command or the plan; a folder of other work, or that another process holds.
+    pub fn submission(
+        &self,
+        threads: Option<usize>,
+        ctx: &Context,
+    ) -> anyhow::Result<(Submission, Lock)> {
         let Some(work) = &self.work else {
-            return self.of_command(ctx);
+            return self.of_command(threads, ctx);
         };
         if work.is_dir() {
             let refused = [
@@ -74,9 +77,9 @@ impl WorkArgs {
                 ))
                 .into());
             }
-            let submission = Submission::read(work)?;
+            let (submission, lock) = Submission::held(work)?;
             submission.check_build()?;
-            return Ok(submission);
+            return Ok((submission, lock));
         }
         if !is_plan(&work.to_string_lossy()) {
             return Err(Error::Missing {
@@ -85,10 +88,15 @@ impl WorkArgs {
             }
             .into());
         }
-        self.of_plan(work, ctx)
+        self.of_plan(work, threads, ctx)
     }
 
-    fn of_plan(&self, path: &Path, ctx: &Context) -> anyhow::Result<Submission> {
+    fn of_plan(
+        &self,
+        path: &Path,
+        threads: Option<usize>,
+        ctx: &Context,
+    ) -> anyhow::Result<(Submission, Lock)> {
         let plan = PlanFile::read(path)?;
         let runs = expand(&plan, path)?;
         let states = stale(&runs, path, self.replace_stale)?;
@@ -117,7 +125,7 @@ impl WorkArgs {
         let open: Vec<usize> = (0..runs.len())
             .filter(|&i| states[i] != State::Finished)
             .collect();
-        self.settle(submission, &runs, &open, &folder, ctx)
+        self.settle(submission, &runs, &open, &folder, threads, ctx)
             .map_err(|error| match error.downcast::<Error>() {
                 Ok(Error::Invalid(reason)) => Error::BadPlan {
                     path: path.to_path_buf(),
@@ -129,7 +137,11 @@ impl WorkArgs {
             })
     }
 
-    fn of_command(&self, ctx: &Context) -> anyhow::Result<Submission> {
+    fn of_command(
+        &self,
+        threads: Option<usize>,
+        ctx: &Context,
+    ) -> anyhow::Result<(Submission, Lock)> {
         let words = match self.command.first().map(String::as_str) {
             Some("candlewick") => &self.command[1..],
             _ => &self.command[..],
@@ -190,7 +202,7 @@ impl WorkArgs {
             ..Submission::default()
         };
         let open: &[usize] = if is_open { &[0] } else { &[] };
-        self.settle(submission, &[run], open, &folder, ctx)
+        self.settle(submission, &[run], open, &folder, threads, ctx)
     }
 
     /// Checks what is to be measured, cuts it, and makes the folder.
@@ -200,8 +212,9 @@ impl WorkArgs {
         runs: &[Run],
         open: &[usize],
         folder: &Path,
+        threads: Option<usize>,
         ctx: &Context,
-    ) -> anyhow::Result<Submission> {
+    ) -> anyhow::Result<(Submission, Lock)> {
         let failed = impossible(runs, open, ctx)?;
         if let Some((&first, error)) = failed.iter().next() {
             let which = match runs.len() {
@@ -219,32 +232,29 @@ impl WorkArgs {
             path: ".".into(),
             source,
         })?;
+        submission.minutes = self.minutes_per_shard;
+        let held = Submission::held_if_there(folder)?;
+        let there = held.as_ref().map(|(there, _)| there);
         let shards = match self.shards {
             Some(shards) => BTreeMap::from_iter(open.iter().map(|&i| (i, (shards as usize, None)))),
-            None => self.estimated(&submission, folder, runs, open, ctx)?,
+            None => self.estimated(&submission, there, runs, open, threads, ctx)?,
         };
         for (i, (shards, seconds)) in shards {
             let job = &mut submission.jobs[i];
             (job.shards, job.seconds) = (shards, seconds);
         }
-        // What is finished is cut as it was, so that the same work is seen to be the same.
-        if let Ok(there) = Submission::read(folder) {
+        if let Some(there) = there {
+            // What is finished is cut as it was, so that the same work is seen to be the same.
             for i in (0..runs.len()).filter(|i| !open.contains(i)) {
-                let job = &mut submission.jobs[i];
-                let same = |other: &&Job| other.command == job.command && other.out == job.out;
-                if let Some(other) = there.jobs.iter().find(same) {
-                    job.shards = other.shards;
+                if let Some(other) = there.same_job(&submission.jobs[i]) {
+                    submission.jobs[i].shards = other.shards;
                 }
             }
-        }
-        if let Ok(there) = Submission::read(folder) {
-            // Nothing is replaced under the hands of those who work on it.
-            drop(there.hold()?);
             if self.replace {
-                check_idle(&there)?;
+                check_idle(there)?;
             }
         }
-        Ok(submission.create(folder, self.replace)?)
+        Ok(submission.create(folder, held, self.replace)?)
     }
 
     /// Shards of each run and the seconds of all of them: as they were, where the same work was submitted before, else from the
@@ -252,34 +262,46 @@ impl WorkArgs {
     fn estimated(
         &self,
         submission: &Submission,
-        folder: &Path,
+        there: Option<&Submission>,
         runs: &[Run],
         open: &[usize],
+        threads: Option<usize>,
         ctx: &Context,
     ) -> anyhow::Result<BTreeMap<usize, (usize, Option<f64>)>> {
-        let there = Submission::read(folder).ok();
-        let known = |i: usize| {
-            let job = &submission.jobs[i];
-            let mut jobs = there.as_ref()?.jobs.iter();
-            let other = jobs.find(|other| other.command == job.command && other.out == job.out)?;
-            Some((other.shards, other.seconds))
-        };
+        let there = there.filter(|there| {
+            self.minutes_per_shard.is_none() || self.minutes_per_shard == there.minutes
+        });
+        let minutes = self.minutes_per_shard.unwrap_or(MINUTES);
         let mut shards = BTreeMap::new();
         let desk = Arc::new(Desk::new(Stage::Cost, true));
         for &i in open {
-            if let Some(known) = known(i).filter(|_| self.minutes_per_shard.is_none()) {
-                shards.insert(i, known);
+            if let Some(other) = there.and_then(|there| there.same_job(&submission.jobs[i])) {
+                shards.insert(i, (other.shards, other.seconds));
                 continue;
             }
-            dispatch(&runs[i].parsed, &at_desk(&runs[i], &desk, ctx))?;
+            let estimate = || dispatch(&runs[i].parsed, &at_desk(&runs[i], &desk, ctx));
+            match threads {
+                Some(threads) => computing_with(threads, estimate)?,
+                None => estimate()?,
+            }
             let plan = desk.plan.lock().expect("no run panicked with it").take();
             let plan = plan.unwrap_or_default();
-            let wanted = (plan.seconds / (60.0 * self.minutes())).ceil() as usize;
+            let wanted = (plan.seconds / (60.0 * minutes)).ceil() as usize;
             let count = wanted.clamp(1, plan.units.max(1));
             shards.insert(i, (count, Some(plan.seconds)));
         }
         Ok(shards)
     }
+}
+
+/// Does something with so many threads, or as many as this machine has cores if these are fewer.
+fn computing_with(
+    threads: usize,
+    what: impl FnOnce() -> anyhow::Result<()> + Send,
+) -> anyhow::Result<()> {
+    let cores = available_parallelism().map_or(1, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(cores));
+    pool.build()?.install(what)
 }
 
 /// Flags of a measuring command that a submission has in another place, or that act on what is printed.
