@@ -22,6 +22,7 @@ mod new;
 mod open;
 mod patch;
 mod path;
+mod picture;
 mod plan;
 mod progress;
 mod report;

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::plot::{
-    HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, pdf, png, strongest, svg,
+    HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, strongest, svg,
 };
-use candlewick::scores::{Conditions, Scores, SortKeys, write_out, write_whole};
+use candlewick::scores::{Conditions, Scores, SortKeys, write_out};
 use candlewick::text::{duration, shell_quoted, visible};
-use clap::{ArgGroup, Args};
+use clap::Args;
 
 use super::Context;
 use super::args::{OutputArgs, PrintArgs};
+use super::picture::PictureArgs;
 
 /// Rows that are listed where `--top` says nothing.
 const ROWS: usize = 20;
@@ -24,8 +25,10 @@ const ROWS: usize = 20;
 /// brackets; a comma between two comparisons is an `and`. A value is a number, a range `3-5`, or text, in quotes if it has spaces;
 /// several with commas between are any of them. A hook goes by its short name too. No comparison holds for a row that has no
 /// value in the column. `--sort` and `--columns` list the rows in place of the picture.
+///
+/// `--svg`, `--png` and `--pdf` draw what the table is of: a grid for each hook, attention patterns, a curve of circuits by their
+/// size, bars. `candlewick circuit show` draws a circuit's graph.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("picture").multiple(true)))]
 #[command(after_help = "\
 Examples:
   candlewick show scores.parquet --top 5
@@ -34,7 +37,8 @@ Examples:
   candlewick show scores.parquet --where 'score > 0.5' --csv --columns layer,head,pos,score
   candlewick show scores.parquet --sort layer,-score --top 20
   candlewick show scores.parquet --panel resid_pre --svg picture.svg
-  candlewick show scores.parquet --png picture.png --pdf picture.pdf --width 240 --mark-significant")]
+  candlewick show scores.parquet --png picture.png --pdf picture.pdf --width 240 --mark-significant
+  candlewick show scores.parquet --panel resid_pre --svg a.svg --palette orange-purple --scale-to 1 --y-title token")]
 pub struct ShowArgs {
     /// A file that `--out` wrote.
     pub file: PathBuf,
@@ -49,27 +53,46 @@ pub struct ShowArgs {
     /// Only these columns, in this order.
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', conflicts_with_all = ["panel", "scale"])]
     pub columns: Vec<String>,
-    /// Also draw the picture into this file.
-    #[arg(long, value_name = "FILE", group = "picture")]
-    pub svg: Option<PathBuf>,
-    /// The same as an image of pixels.
-    #[arg(long, value_name = "FILE", group = "picture")]
-    pub png: Option<PathBuf>,
-    /// The same as a page of its own size, for a paper.
-    #[arg(long, value_name = "FILE", group = "picture")]
-    pub pdf: Option<PathBuf>,
-    /// Width of the drawn picture in points, 72 an inch [default: what its labels need].
-    #[arg(long, value_name = "POINTS", requires = "picture")]
-    pub width: Option<f64>,
-    /// Pixels an inch of `--png`.
-    #[arg(long, value_name = "N", default_value_t = 200.0, requires = "png")]
-    pub dpi: f32,
+    #[command(flatten)]
+    pub picture: PictureArgs,
+    /// The value of the picture's strongest colour, or the end of its bars' axis, so that several share a scale [default: the largest].
+    #[arg(
+        long,
+        value_name = "VALUE",
+        requires = "picture",
+        help_heading = "Picture"
+    )]
+    pub scale_to: Option<f64>,
+    /// What stands along the axis from left to right [default: what it is].
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "picture",
+        help_heading = "Picture"
+    )]
+    pub x_title: Option<String>,
+    /// The same along the other axis.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "picture",
+        help_heading = "Picture"
+    )]
+    pub y_title: Option<String>,
     /// A dot in each cell of the drawn picture whose 95% interval excludes 0.
-    #[arg(long, requires = "picture")]
+    #[arg(long, requires = "picture", help_heading = "Picture")]
     pub mark_significant: bool,
 }
 
 pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
+    let is_of_circuits = |ending: &std::ffi::OsStr| ending == "toml" || ending == "json";
+    if args.file.extension().is_some_and(is_of_circuits) && args.file.is_file() {
+        return Err(Error::invalid(format!(
+            "`{}` is no table of scores; a circuit is shown and drawn by `candlewick circuit show`",
+            args.file.display()
+        ))
+        .into());
+    }
     let mut scores = Scores::read_parquet(&args.file)?;
     let n_rows = scores.table.height();
     for conditions in &args.conditions {
@@ -134,48 +157,20 @@ fn columns(args: &ShowArgs) -> Vec<String> {
 
 /// The pictures that are asked for.
 fn draw(scores: &Scores, args: &ShowArgs) -> anyhow::Result<()> {
-    if args.svg.is_none() && args.png.is_none() && args.pdf.is_none() {
+    if !args.picture.is_wanted() {
         return Ok(());
     }
-    for (path, ending) in [(&args.svg, "svg"), (&args.png, "png"), (&args.pdf, "pdf")] {
-        let Some(path) = path else { continue };
-        // A picture never takes the place of results.
-        if path
-            .extension()
-            .is_none_or(|other| !other.eq_ignore_ascii_case(ending))
-        {
-            return Err(Error::invalid(format!(
-                "`{}` is to be a picture: end its name in `.{ending}`",
-                path.display()
-            ))
-            .into());
-        }
-    }
+    args.picture.check()?;
     let options = SvgOptions {
+        look: args.picture.look(),
         scale: args.print.scale,
+        reach: args.scale_to,
         panel: args.print.panel.clone(),
+        x_title: args.x_title.clone(),
+        y_title: args.y_title.clone(),
         mark_significant: args.mark_significant,
-        width: args.width,
     };
-    let picture = svg(scores, &options)?;
-    let write = |path: &PathBuf, bytes: &[u8]| {
-        write_whole(path, |file| {
-            file.write_all(bytes).map_err(|source| Error::Write {
-                path: path.clone(),
-                source,
-            })
-        })
-    };
-    if let Some(path) = &args.svg {
-        write(path, picture.as_bytes())?;
-    }
-    if let Some(path) = &args.png {
-        write(path, &png(&picture, args.dpi)?)?;
-    }
-    if let Some(path) = &args.pdf {
-        write(path, &pdf(&picture)?)?;
-    }
-    Ok(())
+    Ok(args.picture.write(&svg(scores, &options)?)?)
 }
 
 /// All rows in the order asked for, with the columns asked for; with `--csv` or `--json` the first `--top`.

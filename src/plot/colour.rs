@@ -1,11 +1,25 @@
-//! Diverging colours. Red is more and blue is less, a pair that colour-blind readers can tell apart.
+//! Colours of values. Red is more and blue is less, a pair that colour-blind readers can tell apart; a drawn picture may have others.
 //!
 //! A file has a white background, and nothing is white there. A terminal's background is not known: nothing is no block at
 //! all, and the blocks have one luminance, half way between black and white, so that they stand out equally on a dark and on
 //! a light background and blue as much as red. How strong an effect is shows in how far the block is from grey.
 
-/// Stops on white from -1 to 1 in equal steps.
-const ON_WHITE: [[u8; 3]; 7] = [
+/// The colours of a drawn picture, on white; all can be told apart by colour-blind readers. The diverging ones are ColorBrewer's
+/// RdBu and PuOr (Harrower and Brewer 2003), the sequential one is matplotlib's viridis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Palette {
+    /// Blue below 0, red above.
+    #[default]
+    RedBlue,
+    /// Purple below 0, orange above.
+    OrangePurple,
+    /// From dark at 0 to yellow, for values of one sign.
+    Viridis,
+}
+
+/// Stops from -1 to 1 in equal steps.
+const RED_BLUE: [[u8; 3]; 7] = [
     [33, 102, 172],
     [103, 169, 207],
     [209, 229, 240],
@@ -14,6 +28,60 @@ const ON_WHITE: [[u8; 3]; 7] = [
     [239, 138, 98],
     [178, 24, 43],
 ];
+const ORANGE_PURPLE: [[u8; 3]; 7] = [
+    [84, 39, 136],
+    [153, 142, 195],
+    [216, 218, 235],
+    [247, 247, 247],
+    [254, 224, 182],
+    [241, 163, 64],
+    [179, 88, 6],
+];
+/// Stops from 0 to 1.
+const VIRIDIS: [[u8; 3]; 7] = [
+    [68, 1, 84],
+    [68, 58, 131],
+    [49, 104, 142],
+    [33, 145, 140],
+    [53, 183, 121],
+    [144, 215, 67],
+    [253, 231, 37],
+];
+
+impl Palette {
+    /// The colour of a value between -1 and 1; values outside are clipped.
+    pub(super) fn at(self, value: f64) -> [u8; 3] {
+        let diverging = (value.clamp(-1.0, 1.0) + 1.0) / 2.0;
+        match self {
+            Palette::RedBlue => between(&RED_BLUE, diverging),
+            Palette::OrangePurple => between(&ORANGE_PURPLE, diverging),
+            Palette::Viridis => between(&VIRIDIS, value.abs()),
+        }
+    }
+
+    /// Of a line, a bar or a mark, which are above or below 0 and no more.
+    pub(super) fn of_sign(self, value: f64) -> [u8; 3] {
+        match self {
+            // Its ends are too bright or all too like black.
+            Palette::Viridis => VIRIDIS[2],
+            _ => self.at(0.85 * value.signum()),
+        }
+    }
+
+    /// Whether values above and below 0 look the same.
+    pub(super) fn is_sequential(self) -> bool {
+        self == Palette::Viridis
+    }
+
+    /// What its colours say of lines.
+    pub(super) fn signs(self) -> &'static str {
+        match self {
+            Palette::RedBlue => "red is above 0, blue below",
+            Palette::OrangePurple => "orange is above 0, purple below",
+            Palette::Viridis => "one colour for both signs",
+        }
+    }
+}
 
 /// Stops of a terminal's blocks from [`LEAST_BLOCK`] to 1 in equal steps: relative luminance 0.18, mixed in linear light.
 const REDS: [[u8; 3]; 4] = [[141, 110, 110], [178, 93, 92], [202, 75, 73], [227, 41, 36]];
@@ -44,11 +112,6 @@ pub(super) enum Paint {
         fill: [u8; 3],
         number: [u8; 3],
     },
-}
-
-/// The colour of a value between -1 and 1 on white; values outside are clipped.
-pub(super) fn on_white(value: f64) -> [u8; 3] {
-    between(&ON_WHITE, (value.clamp(-1.0, 1.0) + 1.0) / 2.0)
 }
 
 /// The look of a value between -1 and 1 on a terminal with 24-bit colours; values outside are clipped.
@@ -147,11 +210,28 @@ mod tests {
 
     #[test]
     fn on_white_the_scale_is_blue_white_red_and_clips() {
-        assert_eq!(on_white(-1.0), [33, 102, 172]);
-        assert_eq!(on_white(0.0), [247, 247, 247]);
-        assert_eq!(on_white(3.0), [178, 24, 43]);
+        let at = |value| Palette::RedBlue.at(value);
+        assert_eq!(at(-1.0), [33, 102, 172]);
+        assert_eq!(at(0.0), [247, 247, 247]);
+        assert_eq!(at(3.0), [178, 24, 43]);
         // Half way between the last two stops.
-        assert_eq!(on_white(5.0 / 6.0), [209, 81, 71]);
+        assert_eq!(at(5.0 / 6.0), [209, 81, 71]);
+    }
+
+    #[test]
+    fn stronger_values_stand_out_more_in_every_palette() {
+        for palette in [Palette::RedBlue, Palette::OrangePurple] {
+            for sign in [-1.0, 1.0] {
+                let light = |step: i32| luminance(palette.at(sign * f64::from(step) / 20.0));
+                assert!(
+                    (0..20).all(|step| light(step + 1) < light(step)),
+                    "{palette:?}"
+                );
+            }
+        }
+        let light = |step: i32| luminance(Palette::Viridis.at(f64::from(step) / 20.0));
+        assert!((0..20).all(|step| light(step + 1) > light(step)));
+        assert_eq!(Palette::Viridis.at(-0.5), Palette::Viridis.at(0.5));
     }
 
     #[test]

@@ -67,13 +67,16 @@ pub fn pdf(svg: &str) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plot::{SvgOptions, svg, test_scores};
+    use crate::plot::{Look, SvgOptions, svg, test_scores};
 
     #[test]
     fn a_picture_is_drawn_with_its_own_font() {
         let scores = test_scores(&["<a>", "\u{e9}t\u{e9}", "&"], 3);
         let options = |width| SvgOptions {
-            width,
+            look: Look {
+                width,
+                ..Look::default()
+            },
             ..SvgOptions::default()
         };
         let picture = svg(&scores, &options(None)).unwrap();

@@ -4,6 +4,7 @@
 mod circuit;
 mod colour;
 mod columns;
+mod curves;
 mod facts;
 mod heatmap;
 #[cfg(feature = "images")]
@@ -18,6 +19,7 @@ mod svg;
 mod views;
 
 pub use circuit::{circuit, circuit_facts};
+pub use colour::Palette;
 pub use facts::facts;
 pub use heatmap::{Color, HeatmapOptions, heatmap};
 #[cfg(feature = "images")]
@@ -26,7 +28,7 @@ pub use panel::{Label, Panel, chosen_panels, panels};
 pub use ranked::{listed, strongest};
 pub use report::{NamedScores, circuit_table, report, runs_page};
 pub use scale::ScaleOf;
-pub use svg::{Distributions, SvgOptions, circuit_svg, svg};
+pub use svg::{Distributions, Look, SvgOptions, circuit_svg, svg};
 pub use views::{PageOptions, page};
 
 /// Scores of `layers` layers by one position a token, counting up to -1; no normalised values.

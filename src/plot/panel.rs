@@ -291,10 +291,10 @@ fn pattern_panels(component: &str, points: &[Point]) -> Vec<Panel> {
             .or_default()
             .push(point.clone());
     }
+    // The first position sees itself alone, which says nothing of a head.
     let strength = |points: &[Point]| {
-        points
-            .iter()
-            .fold(0.0, |most: f64, p| most.max(p.value.abs()))
+        let points = points.iter().filter(|p| p.pos != Some(0));
+        points.fold(0.0, |most: f64, p| most.max(p.value.abs()))
     };
     let mut heads: Vec<_> = heads.into_iter().collect();
     heads.sort_by(|(_, a), (_, b)| strength(b).total_cmp(&strength(a)));
@@ -304,7 +304,13 @@ fn pattern_panels(component: &str, points: &[Point]) -> Vec<Panel> {
         .into_iter()
         .map(|((layer, head), points)| {
             let title = format!("{component} of a{}.h{}", number(layer), number(head));
-            draw(title, ("query", "key"), &points, by_place, by_key)
+            let mut panel = draw(title, ("query", "key"), &points, by_place, by_key);
+            // A key is a position like a query.
+            for key in &mut panel.columns {
+                let as_query = panel.rows.iter().find(|query| query.name == key.name);
+                key.role = as_query.and_then(|query| query.role.clone());
+            }
+            panel
         })
         .collect()
 }

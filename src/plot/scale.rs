@@ -73,7 +73,7 @@ impl Scale {
     pub fn caption(self, is_normalised: bool, about: &Provenance) -> String {
         let metric = visible(&about.metric);
         let unit = match visible(&about.unit) {
-            unit if unit.is_empty() => unit,
+            unit if unit.is_empty() || unit == metric => String::new(),
             unit => format!(" ({unit})"),
         };
         if is_normalised {

@@ -1,7 +1,8 @@
-//! The same grids as SVG, self-contained: no script, no font, no link, and every text escaped. A table without grids (edges,
-//! neurons) is drawn as bars of its strongest rows.
+//! The same grids as SVG, self-contained: no script, no font, no link, and every text escaped. Circuits by their size are curves;
+//! another table without grids (edges, neurons) is drawn as bars of its strongest rows.
 
 mod bars;
+mod curve;
 mod distributions;
 mod graph;
 mod grid;
@@ -10,6 +11,7 @@ mod page;
 mod tests;
 
 use bars::draw_bars;
+use curve::draw_curves;
 pub use distributions::Distributions;
 pub use graph::circuit_svg;
 use grid::draw_panels;
@@ -17,7 +19,9 @@ pub(super) use grid::panel_svg;
 pub(super) use page::escape;
 use page::{BOLD, EDGE, Page};
 
-use super::panel::{chosen_panels, panels};
+use super::colour::Palette;
+use super::curves::curves;
+use super::panel::{Panel, chosen_panels, panels};
 use super::scale::ScaleOf;
 use crate::error::{Error, Result};
 use crate::scores::{Provenance, Scores};
@@ -25,54 +29,130 @@ use crate::text::{cut, visible, width};
 
 const LONGEST_TITLE: usize = 100;
 
-/// How to draw a file.
+/// How a picture looks, whatever it is of.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct SvgOptions {
-    pub scale: ScaleOf,
-    /// Only the grids whose title begins so.
-    pub panel: Option<String>,
-    /// A dot in each cell whose 95% interval excludes 0.
-    pub mark_significant: bool,
+pub struct Look {
+    pub palette: Palette,
+    /// What stands over it [default: model, method and task].
+    pub title: Option<String>,
     /// Of the whole picture, in points; as large as its labels need otherwise.
     pub width: Option<f64>,
 }
 
-/// Draws the table as one SVG image: a grid for each component, with axes, a colour scale with its unit and a tooltip a cell; or
-/// bars with intervals, where rows are edges or neurons.
+impl Look {
+    fn check(&self) -> Result<()> {
+        match self.width {
+            Some(width) if !(10.0..=10_000.0).contains(&width) => {
+                Err(Error::invalid("a picture is 10 to 10,000 points wide"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A page with the title on it.
+    fn page(&self, title: &str) -> Page {
+        let mut page = Page::of(self.palette);
+        let own = self.title.as_deref().map(visible);
+        let title = cut(own.as_deref().unwrap_or(title), LONGEST_TITLE);
+        if !title.is_empty() {
+            page.text(EDGE, 22.0, "font-weight='bold'", &title);
+            page.reach(EDGE + BOLD * width(&title) as f64, 30.0);
+        }
+        page
+    }
+}
+
+/// How to draw a file.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SvgOptions {
+    pub look: Look,
+    pub scale: ScaleOf,
+    /// The value of the strongest colour, or at the end of bars' axis [default: the largest], so that pictures can share a scale.
+    pub reach: Option<f64>,
+    /// The titles of the axes [default: what they are].
+    pub x_title: Option<String>,
+    pub y_title: Option<String>,
+    /// Only the grids whose title begins so.
+    pub panel: Option<String>,
+    /// A dot in each cell whose 95% interval excludes 0.
+    pub mark_significant: bool,
+}
+
+/// Draws the table as one SVG image: a grid for each component, with axes, a colour scale with its unit and a tooltip a cell; a curve,
+/// where rows are circuits by their size; or bars with intervals, where they are edges or neurons.
 /// # Errors
-/// [`Error::Invalid`](crate::Error::Invalid) if there is nothing to draw, or [`SvgOptions::panel`] names no grid.
+/// [`Error::Invalid`](crate::Error::Invalid) if there is nothing to draw, [`SvgOptions::panel`] names no grid, or an option does not go
+/// with what is drawn.
 pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
+    options.look.check()?;
+    if options
+        .reach
+        .is_some_and(|reach| !(reach.is_finite() && reach > 0.0))
+    {
+        return Err(Error::invalid("a scale goes up to a number above 0"));
+    }
     let mut panels = panels(scores);
     if let Some(name) = &options.panel {
         panels = chosen_panels(panels, name)?;
     }
-    let about = &scores.provenance;
-    let mut page = Page::default();
-    let heading = title(about);
-    page.text(EDGE, 22.0, "font-weight='bold'", &heading);
-    page.reach(EDGE + BOLD * width(&heading) as f64, 30.0);
-    let marked = if options.mark_significant {
-        significant(scores)
-    } else {
-        Vec::new()
-    };
-    if options.mark_significant && (panels.is_empty() || marked.is_empty()) {
+    let mut page = options.look.page(&title(&scores.provenance));
+    if panels.is_empty() && options.mark_significant {
+        return Err(nothing_to_mark());
+    }
+    if !panels.is_empty() {
+        let marked = match options.mark_significant {
+            true => significant(scores),
+            false => Vec::new(),
+        };
+        if options.mark_significant && marked.is_empty() {
+            return Err(nothing_to_mark());
+        }
+        entitle(&mut panels, options)?;
+        draw_panels(&mut page, &panels, &scores.provenance, options, &marked)?;
+        return Ok(page.finish(options.look.width));
+    }
+    let curves = curves(scores);
+    if curves.is_empty() {
+        draw_bars(&mut page, scores, options)?;
+    } else if options.reach.is_some() {
         return Err(Error::invalid(
-            "there is nothing to mark: dots are drawn in the cells of grids whose rows have intervals (bars draw theirs)",
+            "the axes of a curve of circuits are shares already, and its scale is always the same",
         ));
-    }
-    if panels.is_empty() {
-        draw_bars(&mut page, scores)?;
     } else {
-        draw_panels(&mut page, &panels, about, options.scale, &marked);
+        draw_curves(&mut page, &curves, options);
     }
-    if options
-        .width
-        .is_some_and(|width| !(10.0..=10_000.0).contains(&width))
-    {
-        return Err(Error::invalid("a picture is 10 to 10,000 points wide"));
+    Ok(page.finish(options.look.width))
+}
+
+/// Gives the axes the titles that were asked for.
+fn entitle(panels: &mut [Panel], options: &SvgOptions) -> Result<()> {
+    let is_own = |panel: &Panel| {
+        options.x_title.is_some() && panel.axes.1 != panels[0].axes.1
+            || options.y_title.is_some() && panel.axes.0 != panels[0].axes.0
+    };
+    if let Some(other) = panels.iter().find(|panel| is_own(panel)) {
+        return Err(Error::invalid(format!(
+            "the axes of `{}` and `{}` are not the same, and one title would be wrong on one of them; choose a grid with `--panel`",
+            panels[0].title, other.title
+        )));
     }
-    Ok(page.finish(options.width))
+    for panel in panels {
+        for (own, title) in [
+            (&mut panel.axes.0, &options.y_title),
+            (&mut panel.axes.1, &options.x_title),
+        ] {
+            if let Some(title) = title {
+                *own = visible(title);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn nothing_to_mark() -> Error {
+    Error::invalid(
+        "there is nothing to mark: dots are drawn in the cells of grids whose rows have intervals (bars and curves draw theirs)",
+    )
 }
 
 /// For each row of the table whether its 95% interval excludes 0.

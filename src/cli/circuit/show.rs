@@ -7,12 +7,14 @@ use candlewick::text::{Align, aligned};
 use clap::Args;
 
 use super::files;
+use crate::cli::picture::PictureArgs;
 
 /// Show a circuit: where it comes from, what was claimed and measured, and its nodes by layer with what each reads.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick circuit show circuit.toml --top 3
-  candlewick circuit show published/ioi")]
+  candlewick circuit show published/ioi
+  candlewick circuit show published/ioi --png ioi.png --pdf ioi.pdf --width 400 --title IOI")]
 pub struct ShowArgs {
     /// The circuit: a file, or one of this program.
     #[arg(value_name = "CIRCUIT")]
@@ -20,10 +22,17 @@ pub struct ShowArgs {
     /// How many sources of a reader are named, the strongest first [default: 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub top: Option<u16>,
+    #[command(flatten)]
+    pub picture: PictureArgs,
 }
 
 pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let circuit = files::open(&args.file, None)?;
+    if args.picture.is_wanted() {
+        args.picture.check()?;
+        let drawn = plot::circuit_svg(&circuit, &args.picture.look())?;
+        args.picture.write(&drawn)?;
+    }
     let mut out = io::stdout().lock();
     let facts = plot::circuit_facts(&circuit);
     if !facts.is_empty() {

@@ -8,7 +8,7 @@ pub use progress::{CellProgress, is_cell};
 use super::circuit::circuit_facts;
 use super::panel::Panel;
 use super::ranked::suggested_columns;
-use super::svg::{Distributions, SvgOptions, circuit_svg, escape, panel_svg, svg};
+use super::svg::{Distributions, Look, SvgOptions, circuit_svg, escape, panel_svg, svg};
 use super::views::listed;
 use crate::circuit::Circuit;
 use crate::methods::FoundCircuit;
@@ -72,7 +72,7 @@ impl Show for Panel {
 impl Show for Circuit {
     fn to_html(&self) -> String {
         let facts = circuit_facts(self).into_iter().map(IntoIterator::into_iter);
-        table(std::iter::empty(), facts) + &circuit_svg(self)
+        table(std::iter::empty(), facts) + &circuit_svg(self, &Look::default()).unwrap_or_default()
     }
 }
 

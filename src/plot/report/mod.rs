@@ -8,7 +8,6 @@
 
 mod attention;
 mod circuit;
-mod curve;
 mod figures;
 mod graph;
 mod rows;
@@ -19,6 +18,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::curves::{self, Curve, curves};
 use super::facts::facts;
 use super::svg::escape;
 use super::views::{PageOptions, page};
@@ -197,7 +197,7 @@ fn section(at: usize, result: &NamedScores) -> Result<Value> {
         "prompts": about.prompts.iter().take(PROMPTS).map(prompt).collect::<Vec<_>>(),
         "n_prompts": about.prompts.len(),
         "grids": grids,
-        "curves": curve::curves(&whole, &rows),
+        "curves": curves(&whole).iter().map(|curve| curve_json(curve, &rows)).collect::<Vec<_>>(),
         "attention": patterns,
         "tokens": figures::token_grids(&whole, &rows),
         "bars": figures::bars(scores, &rows),
@@ -205,6 +205,17 @@ fn section(at: usize, result: &NamedScores) -> Result<Value> {
         "text": page(scores, &PageOptions { list_width: Some(WIDTH), ..PageOptions::default() })?,
         "table": rows.json(&whole),
     }))
+}
+
+/// `{name, points: [share, faithfulness, low, high, place of its row]}`
+fn curve_json(curve: &Curve, rows: &Rows) -> Value {
+    let point = |point: &curves::Point| {
+        let (low, high) = point.interval.unzip();
+        let place = rows.place(point.row);
+        json!([point.share, point.faithfulness, low, high, place])
+    };
+    let points: Vec<Value> = curve.points.iter().map(point).collect();
+    json!({ "name": visible(&curve.name), "points": points })
 }
 
 fn prompt(pair: &PromptTokens) -> Value {

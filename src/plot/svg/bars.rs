@@ -1,5 +1,6 @@
 //! The strongest rows of a table without grids, as bars with their intervals.
 
+use super::SvgOptions;
 use super::page::{EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
 use crate::error::{Error, Result};
 use crate::plot::columns::Columns;
@@ -13,7 +14,12 @@ const BARS: usize = 30;
 const BAR: f64 = 320.0;
 
 /// The strongest rows as bars with their intervals.
-pub(super) fn draw_bars(page: &mut Page, scores: &Scores) -> Result<()> {
+pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) -> Result<()> {
+    if options.y_title.is_some() {
+        return Err(Error::invalid(
+            "bars have names and no second axis; leave its title out",
+        ));
+    }
     let columns_of_all = Columns::of(scores);
     let rows = strongest(scores, BARS);
     let columns = Columns::of(&rows);
@@ -46,6 +52,18 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores) -> Result<()> {
         least = least.min(score).min(low);
         most = most.max(score).max(high);
     }
+    if let Some(reach) = options.reach {
+        let longest = most.max(-least);
+        if longest > reach {
+            return Err(Error::invalid(format!(
+                "the bars and their intervals reach {}, and would not fit a scale up to {}",
+                number(longest),
+                number(reach)
+            )));
+        }
+        least = if least < 0.0 { -reach } else { 0.0 };
+        most = if most > 0.0 { reach } else { 0.0 };
+    }
     let span = if most > least { most - least } else { 1.0 };
     let labels: Vec<String> = order
         .iter()
@@ -70,7 +88,7 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores) -> Result<()> {
         let (score, interval) = ends(row);
         page.text(left - 8.0, y + 13.0, "text-anchor='end'", label);
         let (from, to) = (at(score.min(0.0)), at(score.max(0.0)));
-        let fill = format!("fill='{}'", hex(0.75 * score.signum()));
+        let fill = format!("fill='{}'", hex(page.palette.of_sign(score)));
         let tip = format!("{label}: {}", number(score));
         page.rectangle(
             [from, y + 3.0, (to - from).max(0.5), ROW - 6.0],
@@ -91,7 +109,19 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores) -> Result<()> {
         "text-anchor='middle' fill='#555'",
         "0",
     );
+    if options.reach.is_some() {
+        for end in [least, most].into_iter().filter(|end| *end != 0.0) {
+            page.line((at(end), bottom), (at(end), bottom + 4.0));
+            let look = "text-anchor='middle' fill='#555'";
+            page.text(at(end), bottom + 14.0, look, &number(end));
+        }
+    }
     page.reach(left + BAR + 10.0 + 10.0 * GLYPH, bottom + 16.0);
+    if let Some(title) = &options.x_title {
+        let (middle, look) = (left + BAR / 2.0, "text-anchor='middle' fill='#555'");
+        page.text(middle, bottom + 32.0, look, &visible(title));
+        page.reach(middle + GLYPH * width(title) as f64 / 2.0, bottom + 34.0);
+    }
     Ok(())
 }
 

@@ -171,7 +171,10 @@ fn draw_group(page: &mut Page, name: &str, values: &[f64], middle: f64, at: &imp
     for (index, (_, &value)) in drawn.enumerate() {
         // Marks of close values stand beside each other.
         let beside = [0.0, -7.0, 6.0, -3.0, 9.0, 3.0, -10.0][index % 7];
-        let look = format!("fill='{}' fill-opacity='0.6'", hex(0.85 * value.signum()));
+        let look = format!(
+            "fill='{}' fill-opacity='0.6'",
+            hex(page.palette.of_sign(value))
+        );
         let tip = format!("{name}: {}", number(value));
         page.circle((at(value), middle + beside), 2.6, &look, &tip);
     }
@@ -179,7 +182,7 @@ fn draw_group(page: &mut Page, name: &str, values: &[f64], middle: f64, at: &imp
 }
 
 /// Round numbers on an axis, four to nine.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64) -> Vec<f64> {
     let rough = (high - low) / 8.0;
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0]
@@ -193,7 +196,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
 }
 
 /// A tick without the noise of its binary form.
-fn short(tick: f64) -> String {
+pub(super) fn short(tick: f64) -> String {
     match tick.abs() {
         0.0 => "0".to_string(),
         size if (1e-3..1e5).contains(&size) => {

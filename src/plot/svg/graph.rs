@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::Look;
 use super::page::{EDGE, GLYPH, Page, hex};
 use crate::circuit::Circuit;
+use crate::error::Result;
 use crate::hooks::{Edge, Letter, Node};
+use crate::plot::colour::Palette;
 use crate::plot::scale::number;
 use crate::text::{visible, width};
 
@@ -21,15 +24,23 @@ const ENTRY: f64 = 15.0;
 /// The column of the MLPs stands apart, so that the stream from one to the next does not cross the heads.
 const APART: f64 = 34.0;
 const TOP: f64 = 14.0;
+/// Room for a title.
+const TITLE: f64 = 26.0;
 const GREY: &str = "#888888";
 
-/// Draws a circuit as one SVG image with a tooltip a node and an edge.
-pub fn circuit_svg(circuit: &Circuit) -> String {
+/// Draws a circuit as one SVG image with a tooltip a node and an edge; without a title, unless one is given.
+/// # Errors
+/// [`Error::Invalid`](crate::Error::Invalid) for a width that no picture has.
+pub fn circuit_svg(circuit: &Circuit, look: &Look) -> Result<String> {
+    look.check()?;
     let nodes = circuit.edges.nodes();
-    let places = places(&nodes, circuit.graph().parallel);
+    let mut places = places(&nodes, circuit.graph().parallel);
+    if look.title.is_some() {
+        places.values_mut().for_each(|place| place.1 += TITLE);
+    }
     let right = places.values().map(|place| place.0).fold(0.0, f64::max) + NODE.0 / 2.0;
     let bottom = places.values().map(|place| place.1).fold(0.0, f64::max) + NODE.1;
-    let mut page = Page::default();
+    let mut page = look.page("");
     page.reach(right, bottom);
 
     let size = |edge: &Edge| circuit.scores.get(edge).map_or(0.0, |score| score.abs());
@@ -53,12 +64,13 @@ pub fn circuit_svg(circuit: &Circuit) -> String {
         let middle = "text-anchor='middle' font-size='11' pointer-events='none'";
         page.text(x, y + 4.0, middle, &node.to_string());
     }
-    for (row, line) in legend(circuit, n_all, edges.len(), most).iter().enumerate() {
+    let legend = legend(circuit, n_all, edges.len(), most, look.palette);
+    for (row, line) in legend.iter().enumerate() {
         let y = bottom + 22.0 + 16.0 * row as f64;
         page.text(EDGE, y, "fill='#555'", line);
         page.reach(EDGE + GLYPH * width(line) as f64, y);
     }
-    page.finish(None)
+    Ok(page.finish(look.width))
 }
 
 /// The middle of each node, by its name.
@@ -140,7 +152,7 @@ fn draw_edge(
         _ => 0.3,
     };
     let colour = match score {
-        Some(score) if score != 0.0 => hex(0.85 * score.signum()),
+        Some(score) if score != 0.0 => hex(page.palette.of_sign(score)),
         _ => GREY.to_string(),
     };
     let look = format!(
@@ -171,7 +183,13 @@ fn said_of(circuit: &Circuit, node: Node) -> String {
 }
 
 /// What the lines mean.
-fn legend(circuit: &Circuit, n_all: usize, n_drawn: usize, most: f64) -> Vec<String> {
+fn legend(
+    circuit: &Circuit,
+    n_all: usize,
+    n_drawn: usize,
+    most: f64,
+    palette: Palette,
+) -> Vec<String> {
     let n_nodes = circuit.edges.nodes().len();
     let mut lines = vec![match n_drawn < n_all {
         true => format!("the {n_drawn} strongest of {n_all} edges, {n_nodes} nodes"),
@@ -180,9 +198,10 @@ fn legend(circuit: &Circuit, n_all: usize, n_drawn: usize, most: f64) -> Vec<Str
     let of = |text: &Option<String>| text.as_deref().map_or("score".to_string(), visible);
     if most > 0.0 {
         lines.push(format!(
-            "width: size of score (the widest is {} {}); red is above 0, blue below",
+            "width: size of score (the widest is {} {}); {}",
             number(most),
-            of(&circuit.about.metric)
+            of(&circuit.about.metric),
+            palette.signs()
         ));
     }
     lines.push("into a head: queries on the left, keys in the middle, values on the right".into());
@@ -204,7 +223,7 @@ mod tests {
 
     #[test]
     fn every_edge_and_node_is_drawn_and_hostile_classes_are_text() {
-        let drawn = circuit_svg(&circuit("</title><script>"));
+        let drawn = circuit_svg(&circuit("</title><script>"), &Look::default()).unwrap();
         assert_eq!(drawn.matches("<path").count(), 5);
         assert_eq!(drawn.matches("rx='5'").count(), 4);
         assert!(

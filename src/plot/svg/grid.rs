@@ -1,6 +1,8 @@
 //! Grids, from left to right as far as the page is wide, then below.
 
+use super::SvgOptions;
 use super::page::{BOLD, EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
+use crate::error::{Error, Result};
 use crate::plot::panel::{Label, Panel};
 use crate::plot::scale::{Scale, ScaleOf, number};
 use crate::scores::Provenance;
@@ -18,13 +20,29 @@ pub(super) fn draw_panels(
     page: &mut Page,
     panels: &[Panel],
     about: &Provenance,
-    scale: ScaleOf,
+    options: &SvgOptions,
     marked: &[bool],
-) {
-    let shared = Scale::of_run(panels);
+) -> Result<()> {
+    let to_reach = |scale: Scale| Scale {
+        reach: options.reach.unwrap_or(scale.reach),
+        ..scale
+    };
+    let scale = options.scale;
+    let shared = to_reach(Scale::of_run(panels));
     let own = |panel: &Panel| match scale {
         ScaleOf::Run => shared,
-        ScaleOf::Panel => Scale::of_panel(panel),
+        ScaleOf::Panel => to_reach(Scale::of_panel(panel)),
+    };
+    if page.palette.is_sequential() {
+        check_one_sign(panels)?;
+    }
+    let is_below = page.palette.is_sequential() && values(panels).any(|value| value < 0.0);
+    let caption = |panel: &Panel, scale: Scale| {
+        let mut caption = scale.caption(panel.is_normalised, about);
+        if values(panels).any(|value| value.abs() > scale.reach * (1.0 + 1e-9)) {
+            caption += "; what is stronger has the colour of the end";
+        }
+        caption
     };
     let (mut x, mut y, mut below) = (EDGE, 40.0, 40.0f64);
     for panel in panels {
@@ -36,14 +54,8 @@ pub(super) fn draw_panels(
         frame.draw(page, panel, scale_of_panel, marked, x, y);
         let mut bottom = y + frame.height();
         if scale == ScaleOf::Panel {
-            colour_bar(
-                page,
-                scale_of_panel,
-                panel.is_normalised,
-                about,
-                x,
-                bottom + 6.0,
-            );
+            let caption = caption(panel, scale_of_panel);
+            colour_bar(page, scale_of_panel, is_below, &caption, (x, bottom + 6.0));
             bottom += 40.0;
         }
         page.reach(x + frame.width(), bottom);
@@ -58,22 +70,34 @@ pub(super) fn draw_panels(
         page.reach(EDGE + 14.0 + GLYPH * width(says) as f64, below);
     }
     if scale == ScaleOf::Run {
-        colour_bar(
-            page,
-            shared,
-            panels[0].is_normalised,
-            about,
-            EDGE,
-            below + 14.0,
-        );
+        let caption = caption(&panels[0], shared);
+        colour_bar(page, shared, is_below, &caption, (EDGE, below + 14.0));
     }
+    Ok(())
+}
+
+fn values(panels: &[Panel]) -> impl Iterator<Item = f64> {
+    let values = panels.iter().flat_map(|panel| &panel.values);
+    values.flatten().flatten().copied()
+}
+
+/// A palette from 0 up says nothing of signs.
+fn check_one_sign(panels: &[Panel]) -> Result<()> {
+    let has = |is: fn(&f64) -> bool| values(panels).any(|value| is(&value));
+    if has(|value| *value > 0.0) && has(|value| *value < 0.0) {
+        return Err(Error::invalid(
+            "`viridis` is for values of one sign, and these lie on both sides of 0; take `red-blue` or `orange-purple`",
+        ));
+    }
+    Ok(())
 }
 
 /// What a dot in a cell says.
 const EXCLUDES_ZERO: &str = "the 95% interval excludes 0";
 
 fn mark(page: &mut Page, x: f64, y: f64) {
-    page.circle((x, y), 1.9, "fill='#111'", EXCLUDES_ZERO);
+    let look = "fill='#111' stroke='white' stroke-width='0.7'";
+    page.circle((x, y), 2.1, look, EXCLUDES_ZERO);
 }
 
 /// One grid that is no part of a table.
@@ -83,7 +107,7 @@ pub(in crate::plot) fn panel_svg(panel: &Panel) -> String {
     let mut page = Page::default();
     frame.draw(&mut page, panel, scale, &[], EDGE, EDGE);
     let below = EDGE + frame.height();
-    colour_scale(&mut page, scale, EDGE, below + 14.0);
+    colour_scale(&mut page, scale, false, EDGE, below + 14.0);
     page.reach(EDGE + frame.width(), below + 50.0);
     page.finish(None)
 }
@@ -93,8 +117,8 @@ struct Frame {
     title: f64,
     /// Room for number, token and role beside a row.
     beside: [f64; 3],
-    /// Room over the grid for labels that are turned, where they do not fit a cell.
-    over: f64,
+    /// The same over a column, where its label is turned because it does not fit a cell.
+    over: [f64; 3],
     is_turned: bool,
     grid: (f64, f64),
 }
@@ -112,12 +136,17 @@ impl Frame {
             widest(&panel.rows, &|label| part(&label.token)),
             widest(&panel.rows, &|label| part(&label.role)),
         ];
-        let names = widest(&panel.columns, &|label| cut(&label.name, LONGEST_LABEL));
-        let is_turned = names > CELL - 2.0;
+        let over = [
+            widest(&panel.columns, &|label| cut(&label.name, LONGEST_LABEL)),
+            widest(&panel.columns, &|label| part(&label.token)),
+            widest(&panel.columns, &|label| part(&label.role)),
+        ];
+        let is_turned = over[0] > CELL - 2.0 || over[1] + over[2] > 0.0;
+        let over = over.map(spaced);
         Frame {
             title: BOLD * width(&panel.title) as f64,
             beside: beside.map(spaced),
-            over: if is_turned { names + 8.0 } else { 16.0 },
+            over,
             is_turned,
             grid: (
                 CELL * panel.columns.len() as f64,
@@ -131,7 +160,11 @@ impl Frame {
     }
 
     fn top(&self) -> f64 {
-        36.0 + self.over
+        36.0 + if self.is_turned {
+            self.over.iter().sum()
+        } else {
+            16.0
+        }
     }
 
     fn width(&self) -> f64 {
@@ -159,12 +192,10 @@ impl Frame {
         page.text(mid_x, mid_y, &turned, &panel.axes.0);
         for (index, label) in panel.columns.iter().enumerate() {
             let middle = left + CELL * (index as f64 + 0.5);
-            let name = cut(&label.name, LONGEST_LABEL);
             if self.is_turned {
-                let (x, y) = (middle + 4.0, top - 5.0);
-                let turned = format!("transform='rotate(-90 {x:.1} {y:.1})'");
-                page.text(x, y, &turned, &name);
+                self.draw_turned(page, label, middle + 4.0, top - 5.0);
             } else {
+                let name = cut(&label.name, LONGEST_LABEL);
                 page.text(middle, top - 5.0, "text-anchor='middle'", &name);
             }
         }
@@ -173,7 +204,7 @@ impl Frame {
             for (c, value) in panel.values[r].iter().enumerate() {
                 let Some(value) = value else { continue };
                 let fill = if value.is_finite() {
-                    hex(value / scale.reach)
+                    hex(page.palette.at(value / scale.reach))
                 } else {
                     "#999999".into()
                 };
@@ -187,6 +218,23 @@ impl Frame {
         }
         let outline = [left, top, self.grid.0, self.grid.1];
         page.rectangle(outline, "fill='none' stroke='#999'", None);
+    }
+
+    /// Name, token and role of a column, from below to above.
+    fn draw_turned(&self, page: &mut Page, label: &Label, x: f64, y: f64) {
+        let parts = [
+            (Some(&label.name), ""),
+            (label.token.as_ref(), ""),
+            (label.role.as_ref(), " fill='#555'"),
+        ];
+        let mut y = y;
+        for ((part, look), room) in parts.into_iter().zip(self.over) {
+            if let Some(part) = part {
+                let turned = format!("transform='rotate(-90 {x:.1} {y:.1})'{look}");
+                page.text(x, y, &turned, &cut(part, LONGEST_LABEL));
+            }
+            y -= room;
+        }
     }
 
     fn draw_row_label(&self, page: &mut Page, label: &Label, x: f64, y: f64) {
@@ -229,32 +277,38 @@ fn tooltip(panel: &Panel, row: usize, column: usize, value: f64) -> String {
 }
 
 /// The colour scale from its lowest to its highest value, with what they are.
-fn colour_bar(
-    page: &mut Page,
-    scale: Scale,
-    is_normalised: bool,
-    about: &Provenance,
-    x: f64,
-    y: f64,
-) {
-    let right = colour_scale(page, scale, x, y);
-    let caption = scale.caption(is_normalised, about);
-    page.text(right + 12.0, y + 11.0, "", &caption);
-    page.reach(right + 12.0 + GLYPH * width(&caption) as f64, y + 30.0);
+fn colour_bar(page: &mut Page, scale: Scale, is_below: bool, caption: &str, (x, y): (f64, f64)) {
+    let right = colour_scale(page, scale, is_below, x, y);
+    page.text(right + 12.0, y + 11.0, "", caption);
+    page.reach(right + 12.0 + GLYPH * width(caption) as f64, y + 30.0);
 }
 
-/// The colours and the values at both ends and in the middle. Gives where it ends.
-fn colour_scale(page: &mut Page, scale: Scale, x: f64, y: f64) -> f64 {
+/// The colours and the values at both ends and in the middle; from 0 on where the palette is sequential, downwards if `is_below`.
+/// Gives where it ends.
+fn colour_scale(page: &mut Page, scale: Scale, is_below: bool, x: f64, y: f64) -> f64 {
     const STEPS: usize = 41;
     const STEP: f64 = 6.0;
     let length = STEP * STEPS as f64;
-    for step in 0..STEPS {
-        let value = step as f64 / (STEPS - 1) as f64 * 2.0 - 1.0;
+    let sign = if is_below { -1.0 } else { 1.0 };
+    let at = |part: f64| match page.palette.is_sequential() {
+        true => sign * part,
+        false => part * 2.0 - 1.0,
+    };
+    let (colours, ends): (Vec<[u8; 3]>, _) = (
+        (0..STEPS)
+            .map(|step| page.palette.at(at(step as f64 / (STEPS - 1) as f64)))
+            .collect(),
+        [0.0, 0.5, 1.0].map(at),
+    );
+    for (step, colour) in colours.into_iter().enumerate() {
         let place = [x + STEP * step as f64, y, STEP + 0.5, 12.0];
-        page.rectangle(place, &format!("fill='{}'", hex(value)), None);
+        page.rectangle(place, &format!("fill='{}'", hex(colour)), None);
     }
-    for (part, anchor) in [(0.0, "start"), (0.5, "middle"), (1.0, "end")] {
-        let value = (part * 2.0 - 1.0) * scale.reach;
+    for (part, (end, anchor)) in [0.0, 0.5, 1.0]
+        .into_iter()
+        .zip(ends.into_iter().zip(["start", "middle", "end"]))
+    {
+        let value = end * scale.reach;
         let anchor = format!("text-anchor='{anchor}'");
         page.text(x + part * length, y + 26.0, &anchor, &number(value));
     }

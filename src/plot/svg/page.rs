@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::plot::colour::on_white;
+use crate::plot::colour::Palette;
 
 pub(super) const ROW: f64 = 18.0;
 /// Room for one character of a label, and of a bold title.
@@ -17,12 +17,20 @@ const INFALLIBLE: &str = "a String takes all";
 /// An image while it grows.
 #[derive(Default)]
 pub(super) struct Page {
+    pub palette: Palette,
     body: String,
     right: f64,
     bottom: f64,
 }
 
 impl Page {
+    pub fn of(palette: Palette) -> Page {
+        Page {
+            palette,
+            ..Page::default()
+        }
+    }
+
     pub fn text(&mut self, x: f64, y: f64, attributes: &str, content: &str) {
         write!(
             self.body,
@@ -64,10 +72,19 @@ impl Page {
         .expect(INFALLIBLE);
     }
 
+    /// What a closed path holds.
+    pub fn area(&mut self, path: &str, attributes: &str) {
+        write!(self.body, "<path d='{path}Z' {attributes}/>").expect(INFALLIBLE);
+    }
+
     pub fn line(&mut self, from: (f64, f64), to: (f64, f64)) {
+        self.stroke(from, to, "#333");
+    }
+
+    pub fn stroke(&mut self, from: (f64, f64), to: (f64, f64), colour: &str) {
         write!(
             self.body,
-            "<line x1='{:.1}' y1='{:.1}' x2='{:.1}' y2='{:.1}' stroke='#333'/>",
+            "<line x1='{:.1}' y1='{:.1}' x2='{:.1}' y2='{:.1}' stroke='{colour}'/>",
             from.0, from.1, to.0, to.1
         )
         .expect(INFALLIBLE);
@@ -96,8 +113,7 @@ impl Page {
     }
 }
 
-pub(super) fn hex(part: f64) -> String {
-    let [r, g, b] = on_white(part);
+pub(super) fn hex([r, g, b]: [u8; 3]) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 

@@ -1,32 +1,41 @@
 //! Faithfulness by size: circuits whose names are a series and a share of all edges, such as `signed 0.01`.
 
-use serde_json::{Value, json};
-
-use super::rows::Rows;
-use crate::plot::columns::Columns;
+use super::columns::Columns;
 use crate::scores::Scores;
-use crate::text::visible;
 
 /// Fewer points are no curve.
 const LEAST_POINTS: usize = 3;
 
-/// Series of `[share, faithfulness, low, high, row]`, shares ascending; nothing if the table has none, or keeps pairs apart.
-pub(super) fn curves(whole: &Scores, rows: &Rows) -> Vec<Value> {
-    let columns = Columns::of(whole);
+/// Circuits of one name, their shares of all edges ascending.
+pub(super) struct Curve {
+    pub name: String,
+    pub points: Vec<Point>,
+}
+
+/// One circuit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Point {
+    pub share: f64,
+    pub faithfulness: f64,
+    pub interval: Option<(f64, f64)>,
+    /// Its row in the table.
+    pub row: usize,
+}
+
+/// The curves of a table; nothing if it has none, or keeps pairs apart.
+pub(super) fn curves(scores: &Scores) -> Vec<Curve> {
+    let columns = Columns::of(scores);
     if !columns.is_averaged() {
         return Vec::new();
     }
     let floats = |name: &str| {
-        whole
+        scores
             .floats(name)
             .unwrap_or_else(|| vec![None; columns.height])
     };
     let (low, high) = (floats("normalised_low"), floats("normalised_high"));
-    let mut series: Vec<(&str, Vec<(f64, Value)>)> = Vec::new();
-    for row in rows
-        .kept()
-        .filter(|&row| columns.component[row] == Some("circuit"))
-    {
+    let mut curves: Vec<Curve> = Vec::new();
+    for row in (0..columns.height).filter(|&row| columns.component[row] == Some("circuit")) {
         let Some((name, share)) = columns.src[row].and_then(|src| src.rsplit_once(' ')) else {
             continue;
         };
@@ -34,22 +43,29 @@ pub(super) fn curves(whole: &Scores, rows: &Rows) -> Vec<Value> {
             .parse::<f64>()
             .ok()
             .filter(|share| *share > 0.0 && *share <= 1.0);
-        let (Some(share), Some(height)) = (share, columns.normalised[row]) else {
+        let faithfulness = columns.normalised[row].filter(|share| share.is_finite());
+        let (Some(share), Some(faithfulness)) = (share, faithfulness) else {
             continue;
         };
-        let point = json!([share, height, low[row], high[row], rows.place(row)]);
-        match series.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, points)) => points.push((share, point)),
-            None => series.push((name, vec![(share, point)])),
+        let point = Point {
+            share,
+            faithfulness,
+            interval: low[row].zip(high[row]),
+            row,
+        };
+        match curves.iter_mut().find(|known| known.name == name) {
+            Some(known) => known.points.push(point),
+            None => curves.push(Curve {
+                name: name.to_string(),
+                points: vec![point],
+            }),
         }
     }
-    series.retain(|(_, points)| points.len() >= LEAST_POINTS);
-    let one = |(name, mut points): (&str, Vec<(f64, Value)>)| {
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let points: Vec<Value> = points.into_iter().map(|(_, point)| point).collect();
-        json!({ "name": visible(name), "points": points })
-    };
-    series.into_iter().map(one).collect()
+    curves.retain(|curve| curve.points.len() >= LEAST_POINTS);
+    for curve in &mut curves {
+        curve.points.sort_by(|a, b| a.share.total_cmp(&b.share));
+    }
+    curves
 }
 
 #[cfg(test)]
@@ -91,16 +107,12 @@ mod tests {
             Provenance::default(),
         )
         .unwrap();
-        let curves = curves(&scores, &Rows::of(&scores));
+        let curves = curves(&scores);
         assert_eq!(curves.len(), 1);
-        assert_eq!(curves[0]["name"], "signed");
-        assert_eq!(
-            curves[0]["points"],
-            json!([
-                [0.1, 0.25, null, null, 1],
-                [0.5, 0.5, null, null, 0],
-                [1.0, 1.0, null, null, 2]
-            ])
-        );
+        assert_eq!(curves[0].name, "signed");
+        let points: Vec<(f64, f64, usize)> = (curves[0].points.iter())
+            .map(|point| (point.share, point.faithfulness, point.row))
+            .collect();
+        assert_eq!(points, [(0.1, 0.25, 1), (0.5, 0.5, 0), (1.0, 1.0, 2)]);
     }
 }

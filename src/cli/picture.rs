@@ -1,0 +1,98 @@
+//! Pictures into files: the flags of every command that draws.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use candlewick::Error;
+use candlewick::plot::{Look, Palette, pdf, png};
+use candlewick::scores::write_whole;
+use clap::{ArgGroup, Args};
+
+/// Where pictures go, and how they look.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Picture", group(ArgGroup::new("picture").multiple(true)))]
+pub struct PictureArgs {
+    /// Also draw the picture into this file.
+    #[arg(long, value_name = "FILE", group = "picture")]
+    pub svg: Option<PathBuf>,
+    /// The same as an image of pixels.
+    #[arg(long, value_name = "FILE", group = "picture")]
+    pub png: Option<PathBuf>,
+    /// The same as a page of its own size, for a paper.
+    #[arg(long, value_name = "FILE", group = "picture")]
+    pub pdf: Option<PathBuf>,
+    /// Width of the drawn picture in points, 72 an inch [default: what its labels need].
+    #[arg(long, value_name = "POINTS", requires = "picture")]
+    pub width: Option<f64>,
+    /// Pixels an inch of `--png`.
+    #[arg(long, value_name = "N", default_value_t = 200.0, requires = "png")]
+    pub dpi: f32,
+    /// Its colours; colour-blind readers can tell each apart.
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "red-blue",
+        requires = "picture"
+    )]
+    pub palette: Palette,
+    /// What stands over it.
+    #[arg(long, value_name = "TEXT", requires = "picture")]
+    pub title: Option<String>,
+}
+
+impl PictureArgs {
+    pub fn is_wanted(&self) -> bool {
+        self.svg.is_some() || self.png.is_some() || self.pdf.is_some()
+    }
+
+    pub fn look(&self) -> Look {
+        Look {
+            palette: self.palette,
+            title: self.title.clone(),
+            width: self.width,
+        }
+    }
+
+    /// Refuses a name that is no picture's: a picture never takes the place of results.
+    /// # Errors
+    /// [`Error::Invalid`] naming the file.
+    pub fn check(&self) -> Result<(), Error> {
+        for (path, ending) in [(&self.svg, "svg"), (&self.png, "png"), (&self.pdf, "pdf")] {
+            let Some(path) = path else { continue };
+            if path
+                .extension()
+                .is_none_or(|other| !other.eq_ignore_ascii_case(ending))
+            {
+                return Err(Error::invalid(format!(
+                    "`{}` is to be a picture: end its name in `.{ending}`",
+                    path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a drawn SVG into every file that was asked for.
+    /// # Errors
+    /// Those of drawing and of writing.
+    pub fn write(&self, picture: &str) -> Result<(), Error> {
+        let write = |path: &PathBuf, bytes: &[u8]| {
+            write_whole(path, |file| {
+                file.write_all(bytes).map_err(|source| Error::Write {
+                    path: path.clone(),
+                    source,
+                })
+            })
+        };
+        if let Some(path) = &self.svg {
+            write(path, picture.as_bytes())?;
+        }
+        if let Some(path) = &self.png {
+            write(path, &png(picture, self.dpi)?)?;
+        }
+        if let Some(path) = &self.pdf {
+            write(path, &pdf(picture)?)?;
+        }
+        Ok(())
+    }
+}
