@@ -31,4 +31,4 @@ pub use helps::Helps;
 pub use json::ScoredGraph;
 pub use select::{Ranking, Rule, Selected, Selection, select, select_from};
 pub use stability::{PairScores, Resampling, Stability, consistent, stability};
-pub use table::Agreement;
+pub use table::EdgeAgreement;

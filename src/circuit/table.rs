@@ -6,17 +6,12 @@ use std::fmt;
 use super::{Graph, Helps, ScoredGraph};
 use crate::error::{Error, Result};
 use crate::hooks::Edge;
-use crate::scores::Scores;
-use crate::scores::statistics::{correlation, rank_correlation};
+use crate::scores::{Agreement, Scores};
 
 /// How well two graphs agree, over the edges that both have a score of.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Agreement {
-    pub edges: usize,
-    /// Pearson's; `None` if one side does not vary.
-    pub correlation: Option<f64>,
-    /// Spearman's.
-    pub rank_correlation: Option<f64>,
+pub struct EdgeAgreement {
+    pub scores: Agreement,
     /// The edge whose scores differ most, and by how much.
     pub largest: Option<(Edge, f64)>,
 }
@@ -56,7 +51,7 @@ impl ScoredGraph {
     }
 
     /// How well the scores agree with another graph's.
-    pub fn agreement(&self, other: &ScoredGraph) -> Agreement {
+    pub fn agreement(&self, other: &ScoredGraph) -> EdgeAgreement {
         let mut pairs = Vec::new();
         let mut largest: Option<(Edge, f64)> = None;
         for (edge, score, _) in self.edges() {
@@ -69,27 +64,23 @@ impl ScoredGraph {
                 largest = Some((edge, gap));
             }
         }
-        Agreement {
-            edges: pairs.len(),
-            correlation: correlation(&pairs),
-            rank_correlation: rank_correlation(&pairs),
+        EdgeAgreement {
+            scores: Agreement::of(&pairs),
             largest,
         }
     }
 }
 
-impl fmt::Display for Agreement {
+impl fmt::Display for EdgeAgreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((edge, gap)) = &self.largest else {
             return f.write_str("no edge has a score in both");
         };
-        let number = |x: Option<f64>| x.map_or("undefined".into(), |x| format!("{x:.4}"));
         write!(
             f,
-            "{} edges have a score in both: correlation {}, rank correlation {}, largest difference {gap:.3e} ({edge})",
-            self.edges,
-            number(self.correlation),
-            number(self.rank_correlation)
+            "{} edges have a score in both; {}; the largest difference is {gap:.3e} ({edge})",
+            self.scores.n,
+            self.scores.line("score")
         )
     }
 }
@@ -180,15 +171,18 @@ mod tests {
             }
         }
         let found = ours.agreement(&theirs);
-        assert_eq!((found.edges, found.rank_correlation), (3, Some(1.0)));
+        assert_eq!(
+            (found.scores.n, found.scores.rank_correlation),
+            (3, Some(1.0))
+        );
         assert_eq!(found.largest, Some((edge("m0->logits"), 3.0)));
         // Deviations -1, 0, 1 against -13/6, 2/6, 11/6: 4 / sqrt(2 * 294/36).
         let expected = 4.0 / (2.0f64 * 294.0 / 36.0).sqrt();
-        assert!((found.correlation.expect("both vary") - expected).abs() < 1e-12);
+        assert!((found.scores.correlation.expect("both vary") - expected).abs() < 1e-12);
         assert!(
             found
                 .to_string()
-                .ends_with("largest difference 3.000e0 (m0->logits)")
+                .ends_with("the largest difference is 3.000e0 (m0->logits)")
         );
     }
 }

@@ -5,27 +5,33 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use candlewick::Error;
+use candlewick::circuit::{Graph, ScoredGraph};
+use candlewick::model::ModelSpec;
 use candlewick::scores::{ComparedBy, Scores, check_out, compare, write_out};
 use candlewick::text::visible;
 use clap::Args;
 
 use super::Context;
 use super::args::PrintArgs;
+use super::circuit;
+use super::session::{COMMON, Mode};
 use super::show::print;
 
-/// Compare results: two models, revisions, tasks or methods, joined on what was changed or read.
+/// Compare results: two models, revisions, tasks or methods, joined on what was changed or read; or circuits.
 ///
 /// The first file is compared with each other one: how many rows both have, correlation and rank correlation, how many of the
 /// strongest rows are shared, and the difference of each row with its interval. Scores are compared where both measure one metric in
 /// one direction, else `normalised`. Rows for each pair (`--per-example`) give paired differences, whose intervals are narrower.
-/// Circuits have a comparison of their own, `candlewick circuit compare`.
+/// A table of edges is also compared with scores in the field's JSON. Circuits are compared by the edges and nodes that they share, as
+/// by `candlewick circuit compare`, which also says how well scores find a circuit.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   candlewick compare scores.parquet scores.parquet
-  candlewick compare scores.parquet scores.parquet --by normalised --out differences.parquet")]
+  candlewick compare scores.parquet scores.parquet --by normalised --out differences.parquet
+  candlewick compare published/ioi published/greater_than")]
 pub struct CompareArgs {
-    /// The result that the others are compared with.
+    /// The result that the others are compared with, or a circuit.
     pub first: PathBuf,
     /// One or more others.
     #[arg(required = true)]
@@ -44,6 +50,17 @@ pub struct CompareArgs {
 }
 
 pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
+    let names = || std::iter::once(&args.first).chain(&args.others);
+    if !names().any(|name| has_ending(name, "parquet")) {
+        return compare_circuits(args, ctx);
+    }
+    if let Some(circuit) = names().find(|name| has_ending(name, "toml")) {
+        return Err(Error::invalid(format!(
+            "`{}` is a circuit, and scores are beside it: `candlewick circuit compare CIRCUIT --scores TABLE` says how well they find it",
+            circuit.display()
+        ))
+        .into());
+    }
     let for_people = !(args.print.csv || args.print.json);
     if args.others.len() > 1 && (args.out.is_some() || !for_people) {
         return Err(Error::invalid(
@@ -57,6 +74,10 @@ pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
     let first = Scores::read_parquet(&args.first)?;
     let mut stdout = BufWriter::new(io::stdout().lock());
     for (i, path) in args.others.iter().enumerate() {
+        if has_ending(path, "json") {
+            writeln!(stdout, "{}", with_json(&first, path)?)?;
+            continue;
+        }
         let other = Scores::read_parquet(path)?;
         let mut found = compare(&first, &other, args.by)?;
         for warning in doubts(&first, &other) {
@@ -90,6 +111,46 @@ pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
         }
     }
     stdout.flush().context("stdout")
+}
+
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension()
+        .is_some_and(|own| own.eq_ignore_ascii_case(ending))
+}
+
+/// No name is of a table: circuits, from files or of this program.
+fn compare_circuits(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
+    let acts = ["first", "others", "csv", "quiet", "color", "threads"];
+    Mode {
+        idle: COMMON.to_vec(),
+        ..Mode::new("circuits", &acts)
+    }
+    .check(&ctx.typed)?;
+    let names = std::iter::once(&args.first).chain(&args.others);
+    let circuits = circuit::compare::CompareArgs {
+        circuits: names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect(),
+        scores: Vec::new(),
+        roc: None,
+        csv: args.print.csv,
+    };
+    circuit::compare::run(&circuits)
+}
+
+/// How far a table of edges agrees with the field's JSON of the same model.
+fn with_json(table: &Scores, path: &Path) -> anyhow::Result<String> {
+    let spec: ModelSpec = serde_json::from_value(table.provenance.spec.clone()).map_err(|_| {
+        Error::invalid("the table does not say what its model is; measure it again")
+    })?;
+    let graph = Graph::new(&spec);
+    let ours = ScoredGraph::from_scores(table, graph)?;
+    let theirs = ScoredGraph::read(path, graph)?;
+    Ok(format!(
+        "{}: {}",
+        visible(&path.display().to_string()),
+        ours.agreement(&theirs)
+    ))
 }
 
 /// Both files, and in what they differ.

@@ -38,7 +38,7 @@ Examples:
   candlewick show scores.parquet --sort layer,-score --top 20
   candlewick show scores.parquet --panel resid_pre --svg picture.svg
   candlewick show scores.parquet --png picture.png --pdf picture.pdf --width 240 --mark-significant
-  candlewick show scores.parquet --panel resid_pre --svg a.svg --palette orange-purple --scale-to 1 --y-title token")]
+  candlewick show scores.parquet --svg a.svg --palette orange-purple --scale-to 1")]
 pub struct ShowArgs {
     /// A file that `--out` wrote.
     pub file: PathBuf,

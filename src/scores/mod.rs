@@ -7,6 +7,7 @@
 //! own ([`Scores::sides`]).
 //! Left out on purpose: any drawing (`crate::plot` does that).
 
+mod agreement;
 mod assemble;
 mod cell;
 mod column;
@@ -37,6 +38,7 @@ use polars::prelude::DataFrame;
 use crate::error::Result;
 pub use crate::text::{visible, width as visible_width};
 
+pub use agreement::Agreement;
 pub use cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
 pub use column::{Column, ColumnType};
 pub use compare::{Compared, ComparedBy, compare};

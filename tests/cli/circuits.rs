@@ -211,3 +211,46 @@ fn circuits_are_pruned_and_held_against_tasks() {
         check_failure(&args, 1, says);
     }
 }
+
+#[test]
+fn compare_is_of_tables_of_circuits_and_of_edges_with_their_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_candlewick"))
+            .args(args.split(' '))
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    // One command and another say the same of circuits.
+    let (_, of_circuits, _) = run("circuit compare published/ioi published/greater_than");
+    let (is_fine, of_any, _) = run("compare published/ioi published/greater_than");
+    assert!(
+        is_fine && of_any == of_circuits && of_any.contains("iou"),
+        "{of_any}"
+    );
+    let (is_fine, _, stderr) = run("compare published/ioi published/ioi --json");
+    assert!(
+        !is_fine && stderr.contains("`--json` does nothing with circuits"),
+        "{stderr}"
+    );
+    // A table of edges against the field's JSON of itself.
+    assert!(run("attribute --method eap --n-pairs 2 --graph eap.json --out eap.parquet").0);
+    let (is_fine, stdout, stderr) = run("compare eap.parquet eap.json");
+    let says = "edges have a score in both; correlation of score 1.000, rank correlation 1.000; of the 10 strongest of each 10 are shared";
+    assert!(is_fine && stdout.contains(says), "{stdout}{stderr}");
+    let (is_fine, stdout, _) =
+        run("attribute --method eap --n-pairs 2 --compare eap.json --out b.parquet");
+    assert!(is_fine && stdout.contains(says), "{stdout}");
+    std::fs::write(folder.path().join("c.toml"), "").unwrap();
+    let (is_fine, _, stderr) = run("compare eap.parquet c.toml");
+    assert!(
+        !is_fine && stderr.contains("candlewick circuit compare"),
+        "{stderr}"
+    );
+}

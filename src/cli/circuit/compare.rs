@@ -10,7 +10,6 @@ use candlewick::text::{Align, aligned, visible};
 use clap::Args;
 
 use super::files::{open_all, open_scores};
-use crate::cli::Context;
 
 /// Say how alike circuits are, and how well scores find one.
 ///
@@ -39,7 +38,7 @@ pub struct CompareArgs {
     pub csv: bool,
 }
 
-pub fn run(args: &CompareArgs, _: &Context) -> anyhow::Result<()> {
+pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
     let mut circuits: Vec<(String, Circuit)> = Vec::new();
     for name in &args.circuits {
         let graph = circuits.first().map(|(_, circuit)| *circuit.graph());

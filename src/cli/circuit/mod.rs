@@ -1,7 +1,7 @@
 //! `candlewick circuit`: which edges do the task together, how sure that is, and a picture of them.
 
 mod acdc;
-mod compare;
+pub mod compare;
 mod convert;
 mod cross;
 mod eval;
@@ -56,7 +56,7 @@ pub fn run(args: &CircuitArgs, ctx: &Context) -> anyhow::Result<()> {
         Command::Prune(args) => prune::run(args, ctx),
         Command::Eval(args) => eval::run(args, ctx),
         Command::Show(args) => show::run(args),
-        Command::Compare(args) => compare::run(args, ctx),
+        Command::Compare(args) => compare::run(args),
         Command::Cross(args) => cross::run(args, ctx),
         Command::Convert(args) => convert::run(args, ctx),
     }
