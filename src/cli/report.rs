@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candlewick::Error;
 use candlewick::circuit::Circuit;
 use candlewick::plot::{NamedScores, circuit_table, report};
-use candlewick::scores::{Scores, check_writable, write_whole};
+use candlewick::scores::{Conditions, Scores, check_writable, write_whole};
 use clap::Args;
 
 use super::Context;
@@ -23,11 +23,15 @@ const OURS: &str = "<meta name=\"generator\" content=\"candlewick ";
 #[command(after_help = "\
 Examples:
   candlewick report scores.parquet
-  candlewick report scores.parquet --out pages.html --force")]
+  candlewick report scores.parquet --out pages.html --force
+  candlewick report scores.parquet --where 'component = resid_pre and layer > 1' --out late.html")]
 pub struct ReportArgs {
     /// Files that `--out` wrote, and circuits (`.toml`, or the `.json` of EAP-IG and MIB).
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// Only rows for which all of these hold, as in `candlewick show`; every file has to have such rows.
+    #[arg(long = "where", value_name = "CONDITIONS")]
+    pub conditions: Vec<Conditions>,
     /// Where the page goes.
     #[arg(long, short, value_name = "FILE", default_value = "report.html")]
     pub out: PathBuf,
@@ -38,7 +42,14 @@ pub struct ReportArgs {
 
 pub fn run(args: &ReportArgs, ctx: &Context) -> anyhow::Result<()> {
     check_page(&args.out, args.force)?;
-    let read = |path: &PathBuf| Ok((path.display().to_string(), read(path)?));
+    let read = |path: &PathBuf| {
+        let scores = chosen(read(path)?, &args.conditions);
+        let scores = scores.map_err(|error| match args.files.len() {
+            1 => error,
+            _ => Error::invalid(format!("{}: {error}", path.display())),
+        })?;
+        Ok((path.display().to_string(), scores))
+    };
     let results: Vec<(String, Scores)> =
         args.files.iter().map(read).collect::<Result<_, Error>>()?;
     for (name, scores) in &results {
@@ -69,6 +80,22 @@ fn read(path: &Path) -> Result<Scores, Error> {
         Some("toml" | "json") => circuit_table(&Circuit::read(path)?),
         _ => Scores::read_parquet(path),
     }
+}
+
+/// The rows that are asked for, which the page says.
+fn chosen(mut scores: Scores, conditions: &[Conditions]) -> Result<Scores, Error> {
+    let rows =
+        |scores: &Scores| -> Result<usize, Error> { Ok(scores.with_sides()?.table.height()) };
+    for conditions in conditions {
+        let n_all = rows(&scores)?;
+        scores = scores.matching(conditions)?;
+        let note = format!(
+            "only rows with `{conditions}`: {} of {n_all}",
+            rows(&scores)?
+        );
+        scores.provenance.notes.push(note);
+    }
+    Ok(scores)
 }
 
 /// Checks, before anything is read, that a page may go to `path`: what is no report is replaced only by force.

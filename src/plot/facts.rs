@@ -13,8 +13,9 @@ pub fn facts(scores: &Scores, of: usize) -> Vec<(&'static str, String)> {
     } else {
         format!("the {base} run is changed")
     };
-    // Some methods look at no metric of a run.
-    let runs = match (p.mean_clean.is_nan(), is_direct) {
+    // Some methods look at no metric of a run, and what they measure is nothing in both.
+    let has_none = p.mean_clean.is_nan() || p.mean_clean == 0.0 && p.mean_corrupted == 0.0;
+    let runs = match (has_none, is_direct) {
         (true, _) => String::new(),
         (false, true) => format!(": clean {:.4}", p.mean_clean),
         (false, false) => format!(

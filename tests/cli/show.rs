@@ -162,3 +162,24 @@ fn show_says_what_a_file_is_and_how_to_make_it_again() {
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[0]["layer"], 3);
 }
+
+#[test]
+fn a_report_of_chosen_rows_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("scores.parquet");
+    scores().write_parquet(&file).unwrap();
+    let (file, page) = (file.to_str().unwrap(), folder.path().join("page.html"));
+    let report = ["report", file, "--out", page.to_str().unwrap(), "--where"];
+    let output = candlewick(&[&report[..], &["layer > 1"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let written = fs::read_to_string(&page).unwrap();
+    // As JSON that no parser of markup finds an end in.
+    let said = "only rows with `layer \\u003e 1`: 6 of 12";
+    assert!(written.contains(said), "the page says which rows it has");
+    let several = ["report", file, file, "--out", page.to_str().unwrap()];
+    check_failure(
+        &[&several[..], &["--where", "layer = 9"]].concat(),
+        1,
+        "scores.parquet: no row of 12 matches",
+    );
+}

@@ -226,6 +226,9 @@ fn name(columns: &Columns, row: usize) -> String {
         return format!("{src} → {dst}");
     }
     let component = text(&columns.component).unwrap_or_default();
+    if let (Some(src), "circuit" | "set") = (text(&columns.src), component.as_str()) {
+        return src;
+    }
     let mut parts = vec![component.replace("attn.", "").replace("hook_", "")];
     parts.extend(match (columns.layer[row], columns.head[row]) {
         (Some(layer), Some(head)) => Some(format!("a{layer}.h{head}")),

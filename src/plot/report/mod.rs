@@ -132,8 +132,7 @@ fn inert_json(data: &Value) -> String {
 
 /// What a reader should know who compares results on one page.
 fn notices(results: &[NamedScores]) -> Vec<String> {
-    let differing = |what: &str, of: fn(&Scores) -> String| {
-        let mut names: Vec<String> = results.iter().map(|result| of(result.scores)).collect();
+    let differing = |what: &str, mut names: Vec<String>| {
         names.sort();
         names.dedup();
         (names.len() > 1).then(|| {
@@ -144,12 +143,25 @@ fn notices(results: &[NamedScores]) -> Vec<String> {
             )
         })
     };
-    let models = differing("models", |scores| {
-        let model = &scores.provenance.model;
+    let models = || results.iter().map(|result| &result.scores.provenance.model);
+    // The file of a circuit knows no weights: that is no other model.
+    let is_known = |id: &str| {
+        let mut same = models().filter(|model| model.id == id);
+        same.any(|model| !model.weight_hash.get().is_empty())
+    };
+    let names = models().filter_map(|model| {
         let hash: String = model.weight_hash.get().chars().take(12).collect();
-        visible(&format!("{} (weights {hash})", model.id))
+        match hash.is_empty() {
+            true if is_known(&model.id) => None,
+            true => Some(visible(&model.id)),
+            false => Some(visible(&format!("{} (weights {hash})", model.id))),
+        }
     });
-    let metrics = differing("metrics", |scores| visible(&scores.provenance.metric));
+    let metrics = results
+        .iter()
+        .map(|result| &result.scores.provenance.metric);
+    let models = differing("models", names.collect());
+    let metrics = differing("metrics", metrics.map(|metric| visible(metric)).collect());
     models.into_iter().chain(metrics).collect()
 }
 
@@ -266,6 +278,10 @@ mod tests {
             said[0].starts_with("These are results of 2 models"),
             "{said:?}"
         );
+        // A circuit's file says whose it is, and no weights.
+        let mut hashed = one.clone();
+        hashed.provenance.model.weight_hash = "ab".repeat(32).into();
+        assert_eq!(notices(&[named(&one), named(&hashed)]), [""; 0]);
     }
 
     #[test]

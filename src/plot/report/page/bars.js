@@ -11,10 +11,10 @@ function barChart(bars, result, details, reveal) {
     if (n > 0) rows.push({ label: `${n} others together`, score: bars.others, low: null, high: null, place: null, kind: "rest" });
     rows.push({ label: `sum = ${result.metric}`, score: bars.sum, low: null, high: null, place: null, kind: "total" });
   }
-  const labels = rows.map((row) => cut(row.label, 34));
+  // On a narrow screen labels and bars are short rather than out of sight.
+  const labels = rows.map((row) => cut(row.label, innerWidth < 600 ? 26 : 34));
   const left = Math.max(...labels.map((label) => widthOf(label))) + 12;
-  // On a narrow screen bars are short rather than out of sight.
-  const length = Math.max(90, Math.min(LONGEST_BAR, innerWidth - left - 120));
+  const length = Math.max(70, Math.min(LONGEST_BAR, innerWidth - left - 120));
   const ends = rows.flatMap((row) => [row.score, row.low ?? row.score, row.high ?? row.score]);
   const [least, most] = [Math.min(0, ...ends), Math.max(0, ...ends)];
   const span = most - least || 1;

@@ -15,14 +15,15 @@ function promptList(result) {
   return html("details", {}, html("summary", {}, `prompts (${n})`), scroller("the prompts", html("table", {}, html("thead", {}, head), html("tbody", {}, rows)), true));
 }
 
-function resultSection(result) {
+/** A section; where it is the only one, its name is the page's. */
+function resultSection(result, _, all) {
   const table = tableOf(result.table);
   const details = rowDetails(table);
   const rows = rowTable(result, table);
   const warnings = result.facts.filter(([name]) => name === "warning").map(([, text]) => text);
   const part = (title, content) => [html("h3", {}, title), content];
   return html("section", { class: "result", id: result.id, "aria-label": result.name },
-    html("h2", {}, html("bdi", {}, result.name)),
+    all.length > 1 ? html("h2", {}, html("bdi", {}, result.name)) : null,
     factList(result),
     result.command ? html("pre", { class: "command", tabindex: 0, "aria-label": "the command that makes it again" }, result.command) : null,
     result.folder ? html("p", { class: "dim" }, "made in ", html("bdi", {}, result.folder)) : null,
@@ -35,7 +36,8 @@ function resultSection(result) {
     result.attention.length > 0 ? part("Attention", attentionViewer(result)) : null,
     result.graph ? part("Edges", edgeGraph(result, rows.reveal)) : null,
     result.tokens.length > 0 ? part("Tokens", tokenGrid(result, rows.reveal)) : null,
-    result.bars.length > 0 && result.attention.length === 0 ? part(result.bars[0].sum === null ? "Strongest" : "What adds up", barCharts(result, details, rows.reveal)) : null,
+    // A curve has every circuit already.
+    result.bars.length > 0 && result.attention.length === 0 && result.curves.length === 0 ? part(result.bars[0].sum === null ? "Strongest" : "What adds up", barCharts(result, details, rows.reveal)) : null,
     result.text ? html("details", {}, html("summary", {}, "as a terminal shows it"), html("pre", { tabindex: 0 }, result.text)) : null,
     part("Rows", rows.element),
   );
