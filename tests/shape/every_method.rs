@@ -37,6 +37,18 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         ("toy", Box::new(StreamLength)),
         ("patch", Box::new(sites("resid_pre,z"))),
         ("patch:pos", Box::new(sites("resid_pre:pos"))),
+        (
+            "patch from another model",
+            Box::new(PatchConfig {
+                source: PatchSource::Same,
+                direction: Direction::Ablate,
+                source_model: Some(
+                    SourceModel::open("embedded", &LoadOptions::default())
+                        .expect("it is in the library"),
+                ),
+                ..sites("resid_pre,z")
+            }),
+        ),
         ("ablate zero", Box::new(ablate(PatchSource::Zero))),
         ("ablate mean-role", Box::new(ablate(PatchSource::MeanRole))),
         (
