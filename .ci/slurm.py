@@ -240,10 +240,10 @@ fi
 
     # One process is killed without a word.
     wait("unit 2", (submission / "units" / "2.json").exists)
-    [killed] = processes("submit", "unit", submission, 2)
+    [killed] = processes("unit", "--time-limit", submission, 2)
     os.kill(killed, signal.SIGKILL)
     # One is told that its time is over, by the signal that Slurm sends before the limit: it goes back into the queue.
-    [told] = wait("unit 4", lambda: processes("submit", "unit", submission, 4))
+    [told] = wait("unit 4", lambda: processes("unit", "--time-limit", submission, 4))
     parts = submission / "parts"
     wait("a finished part of unit 4", lambda: list(parts.glob("*.shard-4-of-8.parquet.parts/*/part-*")), 60)
     # It is held until the signal has gone out, so that it does not end before.
@@ -255,7 +255,7 @@ fi
     asking.wait()
     os.kill(told, signal.SIGCONT)
     # One loses its node.
-    node = wait("unit 5", lambda: processes("submit", "unit", submission, 5)
+    node = wait("unit 5", lambda: processes("unit", "--time-limit", submission, 5)
                 and re.search(rf"^{job} 5 RUNNING (n\d)", in_queue(), re.M))[1]
     tell("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     wait("unit 5 to leave its node", lambda: not re.search(rf"^{job} 5 RUNNING {node}", in_queue(), re.M))
