@@ -15,14 +15,16 @@ use candlewick::methods::attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
 };
 use candlewick::methods::tokens::{Baseline, TokenConfig, TokenMethod};
-use candlewick::methods::{EdgeConfig, Method, PatchConfig, PatchSource, parse_sites};
+use candlewick::methods::{
+    EdgeConfig, Method, PatchConfig, PatchSource, Removal, RemovalConfig, Summary, parse_sites,
+};
 use candlewick::model::ModelSpec;
 use candlewick::nn::rules::Rules;
 use candlewick::scores::{Direction, Scores, check_writable};
 use candlewick::spec::Mlp;
 use clap::Args;
 
-pub use choices::{MethodChoice, SourceChoice};
+pub use choices::{MethodChoice, PlayersChoice, SourceChoice};
 
 use choices::Scored;
 use scoring::STEPS;
@@ -37,6 +39,8 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// `relp-edges`; and `exact-edges`, which patches each edge for real.
 /// Tokens of the prompt: `grad-x-input`, `saliency-l1`, `saliency-l2`, `smooth-grad`, `ig`, `expected-gradients`, `lrp`, `attn-lrp`,
 /// `alti-logit`, `alti-rollout`.
+/// What happens without parts of the prompt or the model (`--players`, `--removal`): `leave-one-out`, `include-one`, `shapley`, `kernel-shap`,
+/// `lime`, `sobol`; of up to 12 parts all coalitions are run.
 ///
 /// Nodes and edges say what the corrupted value would do in the clean run (noise), where `candlewick patch` denoises unless
 /// told otherwise. Estimates are first order and can be far off, even in sign, where attention saturates: `--verify 20` patches
@@ -52,7 +56,10 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick attribute --method eap --source mean --per-example --n-pairs 4 -o mean.parquet
   candlewick attribute --method exact-edges --edges 'input->a0.h2<v>,m3->logits' -o e.parquet
   candlewick attribute --method attn-lrp --verify 4 -o lrp.parquet
-  candlewick attribute --method ig --baseline pair --steps 20 -o tokens.parquet")]
+  candlewick attribute --method ig --baseline pair --steps 20 -o tokens.parquet
+  candlewick attribute --method shapley --removal zero --n-pairs 2 -o shapley.parquet
+  candlewick attribute --method kernel-shap --players heads --n-pairs 4 -o heads.parquet
+  candlewick attribute --method sobol --players roles --removal delete -o roles.parquet")]
 pub struct AttributeArgs {
     /// How effects are estimated.
     #[arg(long, default_value = "atp")]
@@ -78,9 +85,17 @@ pub struct AttributeArgs {
     /// `ig` from the baseline to the prompt [default: midpoint; ceap: trapezoid; ig: Gauss-Legendre].
     #[arg(long)]
     pub step_rule: Option<StepRule>,
-    /// With `smooth-grad` and `expected-gradients`: draws for each prompt [default: 50; expected-gradients: 200].
+    /// Draws for each prompt [default: 50; expected-gradients: 200; with more than 12 parts that are removed, shapley: 100 orders and their
+    /// reverses, kernel-shap: 1024 coalitions and their complements, lime: 1024, sobol: 128].
     #[arg(long, value_name = "N")]
     pub draws: Option<usize>,
+    /// Removals: the parts that are there or not.
+    #[arg(long, default_value = "tokens")]
+    pub players: PlayersChoice,
+    /// Removals: what becomes of a part that is not there: pair (its value in the corrupted run), zero, mean (over the corrupted prompts,
+    /// per position); of tokens and roles also delete, or another token in their place, as in `token:<pad>`.
+    #[arg(long, default_value = "pair")]
+    pub removal: Removal,
     /// Nodes and edges: backward rules, one of gradient, relp, relp-frozen-pattern, attn-lrp, cp-lrp [default: the method's].
     #[arg(long, value_name = "NAME", value_parser = parse_rules)]
     pub rules: Option<Rules>,
@@ -128,6 +143,7 @@ impl Ask for AttributeArgs {
             Scored::Edges => &["source", "rules", "by_position", "graph", "compare"],
             Scored::ExactEdges => &["source", "edges", "graph", "compare"],
             Scored::Tokens => &[],
+            Scored::Removal => &["players", "removal"],
         });
         acts.extend_from_slice(match self.method {
             MethodChoice::AtpStar if verifies => &["no_qk_fix", "no_grad_drop", "bound_draws"],
@@ -138,7 +154,12 @@ impl Ask for AttributeArgs {
             MethodChoice::EapIgActivations => &["steps", "step_rule", "every_edge"],
             MethodChoice::Conductance => &["steps"],
             MethodChoice::Ig => &["steps", "step_rule", "baseline"],
-            MethodChoice::SmoothGrad | MethodChoice::ExpectedGradients => &["draws"],
+            MethodChoice::SmoothGrad
+            | MethodChoice::ExpectedGradients
+            | MethodChoice::Shapley
+            | MethodChoice::KernelShap
+            | MethodChoice::Lime
+            | MethodChoice::Sobol => &["draws"],
             _ => &[],
         });
         let mode = Mode::new(format!("`--method {}`", self.method.name()), &acts);
@@ -158,6 +179,10 @@ impl Ask for AttributeArgs {
                 "step_rule",
                 "it goes by the trapezoid rule; leave it out, or take `layer-ig`",
             ),
+            _ if self.method.scored() == Scored::Removal => mode.instead(
+                "source",
+                "say what becomes of a part that is not there with `--removal pair|zero|mean|delete|token:...`",
+            ),
             // It mixes tokens and knows no metric, which only what it is held against has.
             MethodChoice::AltiRollout if !verifies => mode.idle(&["metric"]),
             _ => mode,
@@ -174,6 +199,7 @@ impl Ask for AttributeArgs {
                 reference: self.source.reference()?,
             }),
             Scored::Tokens => Box::new(TokenConfig::new(self.tokens()?)),
+            Scored::Removal => Box::new(self.removal()?),
         })
     }
 
@@ -275,6 +301,18 @@ impl AttributeArgs {
         config.rules = self.rules.clone().unwrap_or(config.rules);
         config.by_position = self.by_position;
         Ok(config)
+    }
+
+    fn removal(&self) -> anyhow::Result<RemovalConfig> {
+        let mut summary: Summary = self.method.name().parse()?;
+        if let Some(draws) = self.draws {
+            summary = summary.with_draws(draws)?;
+        }
+        Ok(RemovalConfig {
+            players: self.players.into(),
+            removal: self.removal.clone(),
+            ..RemovalConfig::new(summary)
+        })
     }
 
     fn tokens(&self) -> anyhow::Result<TokenMethod> {

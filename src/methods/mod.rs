@@ -20,6 +20,7 @@ pub mod method;
 pub mod path_patching;
 mod record;
 mod reference;
+pub mod removal;
 pub mod scaling;
 pub mod self_repair;
 mod sites;
@@ -61,6 +62,7 @@ pub use path_patching::{
     NodePath, NodePathConfig, Over, PathConfig, PathSet, Receiver, ReceiverChoice, Receivers,
     Senders, path_patching,
 };
+pub use removal::{Players, Removal, RemovalConfig, Summary};
 pub use scaling::{ScalingConfig, scaling};
 pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};
 pub use sites::{Along, Sites, parse_sites};

@@ -135,6 +135,14 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         ("alti-logit", tokens(TokenMethod::AltiLogit)),
         ("alti-rollout", tokens(TokenMethod::AltiRollout)),
         (
+            "shapley",
+            removal(Summary::Shapley { draws: 2 }, Players::Tokens),
+        ),
+        (
+            "kernel-shap",
+            removal(Summary::KernelShap { draws: 40 }, Players::Heads),
+        ),
+        (
             "ablate scale:0.49",
             Box::new(ablate(PatchSource::Scale(0.49))),
         ),
@@ -237,6 +245,14 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             }),
         ),
     ]
+}
+
+fn removal(summary: Summary, players: Players) -> Box<dyn Method> {
+    Box::new(RemovalConfig {
+        players,
+        removal: Removal::Zero,
+        ..RemovalConfig::new(summary)
+    })
 }
 
 fn tokens(method: TokenMethod) -> Box<dyn Method> {

@@ -7,6 +7,7 @@ mod mixing;
 #[path = "../models/mod.rs"]
 mod models;
 mod relevance;
+mod removal;
 
 use candle_core::Tensor;
 use candlewick::methods::tokens::{Baseline, Completeness, Quadrature, TokenConfig, TokenMethod};

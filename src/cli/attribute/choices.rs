@@ -1,5 +1,6 @@
 //! What `candlewick attribute` lets one choose, and what is scored by each choice.
 
+use candlewick::methods::Players;
 use clap::ValueEnum;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,6 +41,42 @@ pub enum MethodChoice {
     AttnLrp,
     AltiLogit,
     AltiRollout,
+    /// What is lost without a part.
+    LeaveOneOut,
+    /// What a part does alone.
+    IncludeOne,
+    /// Shapley values.
+    Shapley,
+    /// Shapley values, as a weighted fit.
+    KernelShap,
+    /// A linear model near the whole prompt.
+    Lime,
+    /// Total Sobol indices: shares of the variance.
+    Sobol,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlayersChoice {
+    /// The tokens of the prompt.
+    Tokens,
+    /// The spans that are roles of the task.
+    Roles,
+    Heads,
+    Mlps,
+    /// Heads and MLPs.
+    Components,
+}
+
+impl From<PlayersChoice> for Players {
+    fn from(choice: PlayersChoice) -> Self {
+        match choice {
+            PlayersChoice::Tokens => Players::Tokens,
+            PlayersChoice::Roles => Players::Roles,
+            PlayersChoice::Heads => Players::Heads,
+            PlayersChoice::Mlps => Players::Mlps,
+            PlayersChoice::Components => Players::Components,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,6 +97,7 @@ pub enum Scored {
     Edges,
     ExactEdges,
     Tokens,
+    Removal,
 }
 
 impl MethodChoice {
@@ -92,6 +130,12 @@ impl MethodChoice {
             | MethodChoice::AttnLrp
             | MethodChoice::AltiLogit
             | MethodChoice::AltiRollout => Scored::Tokens,
+            MethodChoice::LeaveOneOut
+            | MethodChoice::IncludeOne
+            | MethodChoice::Shapley
+            | MethodChoice::KernelShap
+            | MethodChoice::Lime
+            | MethodChoice::Sobol => Scored::Removal,
         }
     }
 }

@@ -67,9 +67,9 @@ impl MethodChoice {
                 };
                 Box::new(self.nodes(patch, steps))
             }
-            Scored::Tokens => {
+            Scored::Tokens | Scored::Removal => {
                 return Err(Error::invalid(format!(
-                    "`{}` scores tokens, and a circuit is made of edges or nodes; take an edge method such as `eap-ig`, or a node method \
+                    "`{}` shares a metric out over tokens or parts, and a circuit is made of edges or nodes; take an edge method such as `eap-ig`, or a node method \
                      such as `atp`",
                     self.name()
                 ))

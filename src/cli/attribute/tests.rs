@@ -81,7 +81,7 @@ fn a_flag_acts_with_a_method_or_is_refused() {
     let edge = "m0->logits".parse().expect("an edge");
     graph.set_score(&edge, 0.25).expect("an edge of the model");
     graph.write(theirs.as_ref()).expect("writes");
-    let own: [(&str, &[&str]); 16] = [
+    let own: [(&str, &[&str]); 18] = [
         ("sites", &["--sites", "resid_pre"]),
         ("direction", &["--direction", "denoise"]),
         ("source", &["--source", "zero"]),
@@ -98,6 +98,8 @@ fn a_flag_acts_with_a_method_or_is_refused() {
         ("bound_draws", &["--bound-draws", "16"]),
         ("graph", &["--graph", &written]),
         ("compare", &["--compare", &theirs]),
+        ("players", &["--players", "heads"]),
+        ("removal", &["--removal", "zero"]),
     ];
     let command = Only::command();
     let all: BTreeSet<&str> = (command.get_arguments())
@@ -135,6 +137,7 @@ fn a_flag_that_does_nothing_names_what_does() {
     for (words, remedy) in [
         (["--method=ig", "--source=zero"], "--baseline zero"),
         (["--method=smooth-grad", "--steps=3"], "--draws"),
+        (["--method=shapley", "--source=zero"], "--removal"),
         (["--method=atp-star", "--bound-draws=16"], "--verify K"),
         (["--method=conductance", "--step-rule=left"], "layer-ig"),
         (

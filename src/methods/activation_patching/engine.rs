@@ -59,6 +59,13 @@ pub(in crate::methods) struct Contrast {
     pub op: Op,
 }
 
+impl Contrast {
+    /// How the model does on a clean prompt.
+    pub fn judged(&self, prompt: usize) -> Judgement {
+        self.judged[prompt]
+    }
+}
+
 impl<'a> Patching<'a> {
     pub(in crate::methods) fn new(
         on: Subject<'a>,

@@ -268,7 +268,7 @@ impl Points {
 }
 
 /// Passes on points of embedding space as the cells that they are a part of.
-pub(super) struct InCells<'a> {
+pub(in crate::methods) struct InCells<'a> {
     inner: &'a dyn Progress,
     /// Of a prompt.
     cells: u64,

@@ -9,7 +9,7 @@
 //! which promise a sum show all of it.
 //!
 //! The methods, their papers and what we read into them stand in their files. Left out on purpose: methods that remove
-//! tokens (occlusion, Shapley values), which the sweep engine does exactly.
+//! tokens (leave-one-out, Shapley values), which are [`super::removal`].
 
 mod alti;
 mod batch;
@@ -24,7 +24,8 @@ mod relevance;
 use serde_json::{Value, json};
 
 pub use alti::{Alti, alti};
-use batch::{Batch, InCells, Shares};
+pub(super) use batch::InCells;
+use batch::{Batch, Shares};
 use cells::{Cells, EMBED};
 pub use config::{Prompts, TokenConfig};
 use gradient::Reading;
