@@ -32,8 +32,18 @@ pub struct NodeNote {
     /// Where it acts: roles of the task, or positions counted from 0, or from the end below 0. Empty: everywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub positions: Vec<String>,
+    /// Which dimensions of the stream it writes in the circuit. Empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dims: Vec<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
+}
+
+impl NodeNote {
+    /// Whether it says more than a score.
+    pub fn says_more(&self) -> bool {
+        self.class.is_some() || !self.positions.is_empty() || !self.dims.is_empty()
+    }
 }
 
 /// Where a circuit comes from.
@@ -179,11 +189,9 @@ impl Circuit {
         match CircuitFormat::of(path)? {
             CircuitFormat::Toml => self.write_toml(path),
             CircuitFormat::Json => {
-                let says_more =
-                    |note: &NodeNote| note.class.is_some() || !note.positions.is_empty();
-                if let Some((node, _)) = self.nodes.iter().find(|(_, note)| says_more(note)) {
+                if let Some((node, _)) = self.nodes.iter().find(|(_, note)| note.says_more()) {
                     return Err(Error::invalid(format!(
-                        "`{node}` has a class or positions, which a JSON file cannot hold; end the name in `.toml`"
+                        "`{node}` has a class, positions or dimensions, which a JSON file cannot hold; end the name in `.toml`"
                     )));
                 }
                 self.to_scored()?.write(path)

@@ -10,7 +10,7 @@
 //! | `.csv` | edges and scores | yes | yes |
 //! | `.txt` | edges by AutoCircuit's names, and scores | yes | yes |
 //!
-//! A format that cannot hold the classes and positions of nodes refuses a circuit that has them. Lists (`.csv`, `.txt`) do not
+//! A format that cannot hold notes of nodes (class, positions, dimensions) refuses a circuit that has them. Lists (`.csv`, `.txt`) do not
 //! say of which model they are: reading one takes the graph from elsewhere. Names of edges are ours or AutoCircuit's
 //! everywhere. A folder of JSON files, one for each share of edges, is what MIB takes as one method's circuits
 //! ([`read_folder`]).
@@ -87,7 +87,7 @@ impl Format {
         }
     }
 
-    /// Whether classes and positions of nodes have a place in it.
+    /// Whether classes, positions and dimensions of nodes have a place in it.
     fn holds_notes(self) -> bool {
         match self {
             Format::Toml | Format::Dot | Format::GraphMl | Format::NodeList => true,
@@ -137,16 +137,15 @@ pub fn parse(text: &str, format: Format, like: Option<&Graph>) -> Result<Circuit
 
 /// Writes a circuit in the format that the ending of the name says, whole or not at all.
 /// # Errors
-/// Those of [`Format::of`]; [`Error::Invalid`] for classes or positions of nodes where the format has no place for them, and for
+/// Those of [`Format::of`]; [`Error::Invalid`] for notes of nodes where the format has no place for them, and for
 /// characters that it cannot hold; [`Error::Write`].
 pub fn write(circuit: &Circuit, path: &Path) -> Result<()> {
     let format = Format::of(path)?;
-    let says_more = |note: &super::NodeNote| note.class.is_some() || !note.positions.is_empty();
     if !format.holds_notes()
-        && let Some((node, _)) = circuit.nodes.iter().find(|(_, note)| says_more(note))
+        && let Some((node, _)) = circuit.nodes.iter().find(|(_, note)| note.says_more())
     {
         return Err(Error::invalid(format!(
-            "`{node}` has a class or positions, which a {} cannot hold; end the name in `.toml`, `.dot`, `.graphml` or `.nodes.csv`",
+            "`{node}` has a class, positions or dimensions, which a {} cannot hold; end the name in `.toml`, `.dot`, `.graphml` or `.nodes.csv`",
             format.name()
         )));
     }
@@ -205,6 +204,7 @@ mod tests {
                 NodeNote {
                     class: Some("a \"mover\" <of> names & \\ more\\".into()),
                     positions: vec!["END".into(), "-2".into()],
+                    dims: vec![0, 3],
                     score: Some(0.5),
                 },
             ),
@@ -254,7 +254,7 @@ mod tests {
         for name in ["c.json", "c.csv", "c.txt"] {
             let message = write(&whole(), &at(name)).expect_err(name).to_string();
             assert!(
-                message.contains("`a1.h0` has a class or positions"),
+                message.contains("`a1.h0` has a class, positions or dimensions"),
                 "{message}"
             );
             assert!(!at(name).exists());

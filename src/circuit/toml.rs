@@ -17,7 +17,7 @@
 //!
 //! [nodes."a1.h2"]
 //! class = "name mover"
-//! positions = ["END"]
+//! positions = ["END"]         # acts there alone
 //!
 //! [edges]
 //! "input->a1.h2<v>" = -0.25   # its score
@@ -306,7 +306,7 @@ mod tests {
         let json = folder.path().join("circuit.json");
         let message = circuit.write(&json).expect_err("positions").to_string();
         assert!(
-            message.contains("`a1.h0` has a class or positions"),
+            message.contains("`a1.h0` has a class, positions or dimensions"),
             "{message}"
         );
         let mut plain = Circuit {

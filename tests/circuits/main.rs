@@ -5,6 +5,7 @@ mod acdc;
 mod known;
 #[path = "../models/mod.rs"]
 mod models;
+mod parts;
 mod prune;
 mod soft;
 

@@ -119,7 +119,7 @@ fn what_cannot_be_compared_or_converted_is_refused_in_one_line() {
         ),
         (
             &["convert", "published/ioi", &to_csv],
-            "has a class or positions",
+            "has a class, positions or dimensions",
         ),
         (&["convert", "published/ioi", &to_png], "end the name in"),
         (&["convert", "published/ioi", &there], "stays as it is"),

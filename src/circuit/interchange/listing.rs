@@ -6,7 +6,7 @@ use super::names;
 use crate::circuit::{About, Circuit, EdgeSet, Graph, NodeNote};
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Node};
-use crate::text::clipped;
+use crate::text::{clipped, shortened};
 
 pub(super) type Attributes = BTreeMap<String, String>;
 
@@ -67,11 +67,15 @@ impl Listing {
             {
                 return Err(Error::invalid(format!(
                     "the position `{}` of `{node}` is more than one word, which only `.toml` can hold",
-                    crate::text::shortened(position)
+                    shortened(position)
                 )));
             }
             if !note.positions.is_empty() {
                 attributes.insert("positions".into(), note.positions.join(" "));
+            }
+            if !note.dims.is_empty() {
+                let dims: Vec<String> = note.dims.iter().map(usize::to_string).collect();
+                attributes.insert("dims".into(), dims.join(" "));
             }
             if let Some(score) = note.score {
                 attributes.insert("score".into(), number(score)?);
@@ -120,6 +124,7 @@ impl Listing {
                 positions: (attributes.get("positions"))
                     .map(|text| text.split_whitespace().map(String::from).collect())
                     .unwrap_or_default(),
+                dims: dims(attributes, &node)?,
                 score: score(attributes, &node)?,
             };
             if circuit.nodes.insert(node, note).is_some() {
@@ -181,6 +186,20 @@ fn finite(text: &str, of: &dyn std::fmt::Display) -> Result<f64, String> {
             clipped(&of.to_string(), 80)
         )),
     }
+}
+
+/// The dimensions that a node writes in the circuit.
+fn dims(attributes: &Attributes, node: &Node) -> Result<Vec<usize>, String> {
+    let of = attributes.get("dims").map_or("", String::as_str);
+    let dim = |text: &str| {
+        text.parse().map_err(|_| {
+            format!(
+                "the dimensions of `{node}` are no numbers: `{}`",
+                shortened(text)
+            )
+        })
+    };
+    of.split_whitespace().map(dim).collect()
 }
 
 fn score(attributes: &Attributes, of: &dyn std::fmt::Display) -> Result<Option<f64>, String> {

@@ -1,4 +1,4 @@
-//! Circuits as lists: CSV with a line for each edge (`src,dst,score`) or for each node (`node,class,positions,score`), and
+//! Circuits as lists: CSV with a line for each edge (`src,dst,score`) or for each node (`node,class,positions,dims,score`), and
 //! plain text with AutoCircuit's name of an edge in each line, a score after a tab.
 
 use super::listing::{Attributes, Listing};
@@ -29,11 +29,11 @@ pub(super) fn nodes(circuit: &Circuit) -> Result<String> {
     let rows = Listing::of(circuit)?.nodes.into_iter();
     let rows = rows.filter(|(name, _)| name != "input" && name != "logits");
     let rows = rows.map(|(name, mut attributes)| {
-        let rest = ["class", "positions", "score"].map(|of| attributes.remove(of));
+        let rest = ["class", "positions", "dims", "score"].map(|of| attributes.remove(of));
         let rest = rest.map(Option::unwrap_or_default);
         [vec![name], rest.to_vec()].concat()
     });
-    written(&["node", "class", "positions", "score"], rows)
+    written(&["node", "class", "positions", "dims", "score"], rows)
 }
 
 fn written(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<String> {
@@ -64,7 +64,7 @@ pub(super) fn parse(text: &str) -> Result<Listing, String> {
             "its first line names neither the columns `src` and `dst` of edges nor the column `node` of nodes".into(),
         );
     }
-    let named: Vec<(&str, usize)> = ["letter", "score", "class", "positions"]
+    let named: Vec<(&str, usize)> = ["letter", "score", "class", "positions", "dims"]
         .into_iter()
         .filter_map(|name| Some((name, column(name)?)))
         .collect();

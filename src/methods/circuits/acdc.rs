@@ -13,6 +13,8 @@
 //! [`Graph`], which has no separate node for a head's queries, keys and values. Left out on purpose: chains that cross
 //! destinations.
 
+use std::sync::Arc;
+
 use super::evaluation::check_evaluated;
 use super::ground::{Ground, matrix};
 use super::masked::{Masked, State};
@@ -198,6 +200,7 @@ impl Search<'_> {
         let mut sums = vec![0.0; circuits.len()];
         let mut states: Vec<Vec<State>> = circuits.iter().map(|_| Vec::new()).collect();
         let mut pairs = 0;
+        let whole = Arc::default();
         for (batch, (masked, ground)) in self.masked.iter().zip(self.grounds).enumerate() {
             let mut answers = Vec::new();
             for (i, edges) in circuits.iter().enumerate() {
@@ -205,7 +208,7 @@ impl Search<'_> {
                     0 => from.get(batch),
                     _ => states[i - 1].get(batch),
                 };
-                let state = masked.run(edges, before)?;
+                let state = masked.run(edges, &whole, before)?;
                 answers.extend_from_slice(&state.answers);
                 states[i].push(state);
             }

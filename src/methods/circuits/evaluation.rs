@@ -19,19 +19,23 @@
 //! Sources: Hanna, Pezzelle and Belinkov 2024, "Have Faith in Faithfulness" (arXiv 2403.17806), for the measure; Conmy et al. 2023
 //! (arXiv 2304.14997) for replacing edges in the run itself; Miller, Chughtai and Saunders 2024 (arXiv 2407.08734) for how much the
 //! choices matter. Where a norm stands on attention's output, a head's output is its share of the normed sum under the scale of
-//! its own run, and the share of an output bias is in no edge. Left out on purpose: circuits of single neurons.
+//! its own run, and the share of an output bias is in no edge. Nodes may be in a circuit at some positions or in some dimensions
+//! of the stream alone ([`Parts`]), as in Wang et al. 2022 (arXiv 2211.00593) and MIB (Mueller et al. 2025, arXiv 2504.13151).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::ground::{Ground, matrix, values};
+use super::limits::Limits;
 use super::masked::Masked;
-use super::plain;
-use crate::circuit::{EdgeSet, Graph};
+use super::plain::{self, CircuitMode};
+use crate::circuit::{EdgeSet, Graph, Part, Parts};
 use crate::error::{Error, Result};
+use crate::hooks::Node;
 use crate::methods::exact_edges::Reference;
 use crate::methods::exact_edges::runs::{Means, bytes_of_pair, reference_means};
 use crate::methods::measure::{Watch, check, measure};
@@ -39,21 +43,10 @@ use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Un
 use crate::metric::Metric;
 use crate::nn::host::is_host;
 use crate::run::Progress;
+use crate::run::rows::Rows;
 use crate::scores::{Cell, Direction, ExampleScores, Scores, ScoresMeta};
 use crate::spec::ModelSpec;
-use crate::task::Task;
-
-/// What is changed to see what a circuit does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CircuitMode {
-    /// In the clean run, all edges outside of the circuit are put at the reference.
-    #[default]
-    Complement,
-    /// In the corrupted run, the edges of the circuit are given what their sources write in the clean run. A circuit with gaps
-    /// still does something here.
-    Edge,
-}
+use crate::task::{Pair, Task};
 
 /// A circuit, with what its row is called.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +56,8 @@ pub struct NamedCircuit {
     pub class: Option<String>,
     /// Taken as they are: [`EdgeSet::pruned`] drops dead ends.
     pub edges: EdgeSet,
+    /// Nodes of which only a part is in the circuit ([`crate::circuit::Circuit::parts`]).
+    pub parts: Parts,
 }
 
 impl NamedCircuit {
@@ -71,7 +66,14 @@ impl NamedCircuit {
             name: name.into(),
             class: None,
             edges,
+            parts: Parts::new(),
         }
+    }
+
+    /// With only these parts of some of its nodes.
+    pub fn in_parts(mut self, parts: &Parts) -> Self {
+        self.parts = parts.clone();
+        self
     }
 
     pub fn of_class(mut self, class: &str) -> Self {
@@ -175,13 +177,19 @@ pub fn circuit_values_plain(on: Subject<'_>, config: &CircuitEval) -> Result<Vec
     for batch in on.task.batches(running.batch) {
         let ground = Ground::new(on, config.metric(on.task), config.reference, &batch, &means)?;
         let plainly = Plainly::new(on, config, &ground)?;
-        for NamedCircuit { edges, .. } in &config.circuits {
-            for (&pair, value) in batch.iter().zip(plainly.values(edges)?) {
+        for circuit in &config.circuits {
+            for (&pair, value) in batch.iter().zip(plainly.values(circuit, &batch)?) {
                 found[pair].push(value);
             }
         }
     }
     Ok(found)
+}
+
+/// The parts of a circuit's nodes in the rows of a batch.
+fn limits(on: Subject<'_>, circuit: &NamedCircuit, rows: &Rows, batch: &[usize]) -> Result<Limits> {
+    let pairs: Vec<&Pair> = batch.iter().map(|&pair| &on.task.pairs()[pair]).collect();
+    Limits::new(&circuit.parts, circuit.edges.graph(), rows, &pairs)
 }
 
 /// Circuits one by one, each by one whole forward pass.
@@ -207,12 +215,21 @@ impl<'a> Plainly<'a> {
         })
     }
 
-    fn values(&self, edges: &EdgeSet) -> Result<Vec<f64>> {
+    fn values(&self, circuit: &NamedCircuit, batch: &[usize]) -> Result<Vec<f64>> {
+        let edges = &circuit.edges;
         let (prompts, swapped) = match self.mode {
             CircuitMode::Complement => (&self.ground.clean_prompts, &plain::complement(edges)?),
             CircuitMode::Edge => (&self.ground.corrupted_prompts, edges),
         };
-        let walked = plain::walk(self.on.model, prompts, swapped, &self.values, false)?;
+        let examples: Vec<usize> = (0..prompts.len()).collect();
+        let rows = Rows::whole_as(&examples, prompts[0].len());
+        let swap = plain::Swap {
+            edges: swapped,
+            mode: self.mode,
+            limits: &limits(self.on, circuit, &rows, batch)?,
+            values: &self.values,
+        };
+        let walked = plain::walk(self.on.model, prompts, swap, false)?;
         self.ground.metric(self.on.model, &walked.answers)
     }
 }
@@ -235,7 +252,10 @@ impl Method for CircuitEval {
     }
 
     fn settings(&self) -> Value {
-        let circuit = |NamedCircuit { name, edges, .. }: &NamedCircuit| {
+        let circuit = |circuit: &NamedCircuit| {
+            let NamedCircuit {
+                name, edges, parts, ..
+            } = circuit;
             let mut hash = Sha256::new();
             for (row, column) in edges.places() {
                 hash.update((row as u64).to_le_bytes());
@@ -247,7 +267,18 @@ impl Method for CircuitEval {
                 .take(8)
                 .map(|byte| format!("{byte:02x}"))
                 .collect();
-            json!({ "name": name, "edges": edges.len(), "hash": hex })
+            let mut said = json!({ "name": name, "edges": edges.len(), "hash": hex });
+            if !parts.is_empty() {
+                let part = |(node, part): (&Node, &Part)| {
+                    let positions = part.positions.to_string();
+                    (
+                        node.to_string(),
+                        json!({ "positions": positions, "dims": part.dims }),
+                    )
+                };
+                said["parts"] = parts.iter().map(part).collect();
+            }
+            said
         };
         let circuits: Vec<Value> = self.circuits.iter().map(circuit).collect();
         json!({ "mode": self.mode, "reference": self.reference, "circuits": circuits })
@@ -262,13 +293,22 @@ impl Method for CircuitEval {
         }
     }
 
-    fn check(&self, spec: &ModelSpec, _: &Task) -> Result<()> {
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         let graph = Graph::new(spec);
         if self.circuits.is_empty() {
             return Err(Error::invalid("there is no circuit to evaluate; give one"));
         }
         let mut names = std::collections::HashSet::new();
-        for NamedCircuit { name, edges, .. } in &self.circuits {
+        for NamedCircuit {
+            name, edges, parts, ..
+        } in &self.circuits
+        {
+            for (&node, part) in parts {
+                graph.row(node)?;
+                for pair in task.pairs() {
+                    part.positions.resolve(pair.clean.len(), &pair.roles)?;
+                }
+            }
             graph.check_same(edges.graph())?;
             if !names.insert(name) {
                 return Err(Error::invalid(format!(
@@ -388,20 +428,20 @@ impl Prepared for Evaluating<'_> {
         if self.is_fast() {
             let masked = Masked::new(model, &ground)?;
             let mut before = None;
-            for NamedCircuit { edges, .. } in circuits {
-                let state = masked.run(edges, before.as_ref())?;
+            for circuit in circuits {
+                let limits = limits(self.on, circuit, &ground.rows, &unit.items)?;
+                let state = masked.run(&circuit.edges, &Arc::new(limits), before.as_ref())?;
                 let answers = matrix(state.answers.clone(), model.spec.d_model)?;
                 keep(ground.metric(model, &answers)?)?;
                 before = Some(state);
             }
         } else {
             let plainly = Plainly::new(self.on, self.config, &ground)?;
-            for NamedCircuit { edges, .. } in circuits {
-                keep(plainly.values(edges)?)?;
+            for circuit in circuits {
+                keep(plainly.values(circuit, &unit.items)?)?;
             }
         }
-        let cells: std::sync::Arc<[u32]> =
-            (unit.cells.start as u32..unit.cells.end as u32).collect();
+        let cells: Arc<[u32]> = (unit.cells.start as u32..unit.cells.end as u32).collect();
         let example = |(i, values): (usize, Vec<f64>)| {
             let (clean, empty) = (ground.clean[i], ground.empty[i]);
             let mut one = unmeasured(self.on.task, unit.items[i], clean, empty);

@@ -3,7 +3,8 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::plain;
+use super::limits::Limits;
+use super::plain::{self, CircuitMode};
 use crate::circuit::{EdgeSet, Graph};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln, Node};
@@ -129,8 +130,13 @@ impl Ground {
             Reference::Zero | Reference::Mean => {
                 let graph = Graph::new(&model.spec);
                 let values = values(model, &at_reference)?;
-                let walked =
-                    plain::walk(model, &clean_prompts, &EdgeSet::full(graph), &values, true)?;
+                let nothing_kept = plain::Swap {
+                    edges: &EdgeSet::full(graph),
+                    mode: CircuitMode::Complement,
+                    limits: &Limits::default(),
+                    values: &values,
+                };
+                let walked = plain::walk(model, &clean_prompts, nothing_kept, true)?;
                 let seen = |hook: Hook| {
                     let t = walked.seen.packed(hook)?;
                     Ok(match hook.kind {

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::ground::{Ground, input_change, matrix};
+use super::limits::Limits;
 use super::streams::{At, Delta, Written};
 use super::writes;
 use crate::circuit::{EdgeSet, Graph};
@@ -47,6 +48,7 @@ pub(super) struct Masked<'a> {
 /// What came of a circuit: the next one takes over what it shares with it.
 pub(super) struct State {
     edges: EdgeSet,
+    limits: Arc<Limits>,
     /// Whether a source was looked at; what does not reach the logits was not.
     known: Vec<bool>,
     written: Written,
@@ -81,16 +83,23 @@ impl<'a> Masked<'a> {
     }
 
     /// Runs a circuit, taking over from another one what is the same in both.
-    pub fn run(&self, edges: &EdgeSet, from: Option<&State>) -> Result<State> {
+    pub fn run(
+        &self,
+        edges: &EdgeSet,
+        limits: &Arc<Limits>,
+        from: Option<&State>,
+    ) -> Result<State> {
+        let from = from.filter(|from| from.limits == *limits);
         let n_layers = self.graph.n_layers;
         let mut state = State {
             edges: edges.clone(),
+            limits: limits.clone(),
             known: self.needed(edges),
             written: Written::new(self.graph.n_src(), self.n_rows * self.graph.d_model),
             shifts: vec![None; n_layers],
             answers: Vec::new(),
         };
-        state.written.of[0] = self.input.clone();
+        state.wrote(0, self.input.clone(), At::Every(self.n_rows));
         state.written.add_to_total(0);
         for layer in 0..n_layers {
             self.attention(layer, &mut state, from)?;
@@ -204,7 +213,7 @@ impl<'a> Masked<'a> {
             false => (taken, seeing) = seeing.into_iter().partition(|row| same(row)),
         }
         for row in idle {
-            state.written.of[row] = self.idle(row)?;
+            state.wrote(row, self.idle(row)?, At::Every(self.n_rows));
         }
         if let Some(from) = from {
             for row in taken {
@@ -226,7 +235,7 @@ impl<'a> Masked<'a> {
             self.at(layer),
         )?;
         for (row, delta) in seeing.into_iter().zip(deltas) {
-            state.written.of[row] = Some(Arc::new(delta));
+            state.wrote(row, Some(Arc::new(delta)), self.at(layer));
         }
         state.shifts[layer] = shift.map(Arc::new);
         Ok(())
@@ -256,8 +265,8 @@ impl<'a> Masked<'a> {
             return Ok(());
         }
         let (sources, shifts) = (state.sources(column), state.shifts_before(before));
-        state.written.of[row] = if sources.is_empty() && shifts.is_empty() {
-            self.idle(row)?
+        if sources.is_empty() && shifts.is_empty() {
+            state.wrote(row, self.idle(row)?, At::Every(self.n_rows));
         } else {
             let (ground, at, d) = (
                 &self.ground.layers[layer],
@@ -274,8 +283,9 @@ impl<'a> Masked<'a> {
             data.iter_mut()
                 .zip(&reference)
                 .for_each(|(own, at)| *own -= at);
-            Some(Arc::new(self.delta(layer, data)))
-        };
+            let delta = self.delta(layer, data);
+            state.wrote(row, Some(Arc::new(delta)), at);
+        }
         Ok(())
     }
 
@@ -312,6 +322,18 @@ impl<'a> Masked<'a> {
 }
 
 impl State {
+    /// Takes in what a source writes otherwise, as far as it is in the circuit.
+    fn wrote(&mut self, row: usize, delta: Option<Arc<Delta>>, at: At<'_>) {
+        self.written.of[row] = match delta {
+            Some(delta) if self.limits.has(row) => {
+                let (mut data, at_answers) = (delta.data.clone(), delta.at_answers);
+                self.limits.keep(row, at, &mut data);
+                Some(Arc::new(Delta { data, at_answers }))
+            }
+            delta => delta,
+        };
+    }
+
     /// The kept sources of a column that write something.
     fn sources(&self, column: usize) -> Vec<usize> {
         let mut sources = self.edges.sources(column);

@@ -5,6 +5,7 @@ mod curve;
 mod evaluation;
 mod find;
 mod ground;
+mod limits;
 mod masked;
 mod plain;
 mod prune;
@@ -17,8 +18,9 @@ mod writes;
 
 pub use acdc::{AcdcCircuit, AcdcConfig, acdc};
 pub use curve::{CurvePoint, FRACTIONS, cmd, cpr, curve};
-pub use evaluation::{CircuitEval, CircuitMode, NamedCircuit, circuit_values_plain};
+pub use evaluation::{CircuitEval, NamedCircuit, circuit_values_plain};
 pub use find::{FindConfig, FindRule, FindSize, FoundCircuit, find_circuit};
+pub use plain::CircuitMode;
 pub use prune::{PruneConfig, PrunedCircuit, prune_circuit};
 pub use quality::{QualityConfig, quality_circuits, quality_lines};
 pub use scored::Level;

@@ -3,15 +3,30 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::limits::Limits;
+use super::streams::At;
 use crate::circuit::EdgeSet;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Letter, Ln, Node};
 use crate::methods::exact_edges::deltas::head_write;
 use crate::model::Model;
+use crate::nn::host::{tensor, to_host};
 use crate::nn::rope;
 use crate::run::Cache;
 use crate::run::forward::{self, Stream, Tap};
 use crate::run::rows::{Rows, regather};
+
+/// What is changed to see what a circuit does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CircuitMode {
+    /// In the clean run, all edges outside of the circuit are put at the reference.
+    #[default]
+    Complement,
+    /// In the corrupted run, the edges of the circuit are given what their sources write in the clean run. A circuit with gaps
+    /// still does something here.
+    Edge,
+}
 
 /// What one whole forward pass with masks gives.
 pub(super) struct Walked {
@@ -21,15 +36,24 @@ pub(super) struct Walked {
     pub seen: Cache,
 }
 
-/// Runs `prompts` so that every reader sees, for each edge of `swapped`, what `values` has of its source instead of what the
-/// source writes in this run.
-/// # Shapes
-/// `values`: for each row of the graph `[batch * pos, d_model]`, f32 on the host.
+/// What readers see instead of what a source writes in the run.
+pub(super) struct Swap<'a> {
+    /// The edges that are about a circuit's sources in whole or in part: in `Complement` those outside of the circuit, in `Edge`
+    /// those inside.
+    pub edges: &'a EdgeSet,
+    pub mode: CircuitMode,
+    pub limits: &'a Limits,
+    /// For each row of the graph `[batch * pos, d_model]`, f32 on the host.
+    pub values: &'a [Tensor],
+}
+
+/// Runs `prompts` so that every reader sees, for each swapped edge, its source's value instead of what the source writes in this
+/// run. Of a source that is in the circuit in part, the other edges are swapped in the rest (`Complement`), or these in the part
+/// alone (`Edge`).
 pub(super) fn walk(
     model: &Model,
     prompts: &[Vec<u32>],
-    swapped: &EdgeSet,
-    values: &[Tensor],
+    swap: Swap<'_>,
     keep: bool,
 ) -> Result<Walked> {
     let length = prompts[0].len();
@@ -37,9 +61,9 @@ pub(super) fn walk(
     let rows = Rows::whole_as(&examples, length);
     let mut tap = MaskTap {
         model,
-        swapped,
-        values,
-        corrections: Vec::with_capacity(values.len()),
+        corrections: Vec::with_capacity(swap.values.len()),
+        others: Vec::with_capacity(swap.values.len()),
+        swap,
         z: None,
         seen: keep.then(|| Cache::new(&model.spec, prompts.len(), length)),
     };
@@ -60,10 +84,10 @@ pub(super) fn walk(
 
 struct MaskTap<'a> {
     model: &'a Model,
-    swapped: &'a EdgeSet,
-    values: &'a [Tensor],
-    /// For each source so far, by row, its value less what it writes in this run.
+    swap: Swap<'a>,
+    /// For each source so far, by row, its value less what it writes in this run: where its edge is swapped, and where not.
     corrections: Vec<Tensor>,
+    others: Vec<Option<Tensor>>,
     /// z of the layer, and the scale of its post-norm where there is one.
     z: Option<(Tensor, Option<Tensor>)>,
     seen: Option<Cache>,
@@ -71,17 +95,43 @@ struct MaskTap<'a> {
 
 impl MaskTap<'_> {
     fn wrote(&mut self, own: &Tensor) -> Result<()> {
-        let value = &self.values[self.corrections.len()];
-        self.corrections.push((value - plain(own)?)?);
+        let row = self.corrections.len();
+        let whole = (&self.swap.values[row] - plain(own)?)?;
+        if !self.swap.limits.has(row) {
+            self.corrections.push(whole);
+            self.others.push(None);
+            return Ok(());
+        }
+        let mut part = to_host(&whole)?;
+        let n_rows = whole.dim(0)?;
+        self.swap.limits.keep(row, At::Every(n_rows), &mut part);
+        let part = tensor(part, whole.dims())?;
+        match self.swap.mode {
+            CircuitMode::Complement => {
+                self.others.push(Some((&whole - part)?));
+                self.corrections.push(whole);
+            }
+            CircuitMode::Edge => {
+                self.others.push(None);
+                self.corrections.push(part);
+            }
+        }
         Ok(())
     }
 
     /// What a reader's stream must be corrected by; `None` where nothing is swapped.
     fn correction(&self, reader: Node, letter: Option<Letter>) -> Result<Option<Tensor>> {
-        let column = self.swapped.graph().column(reader, letter)?;
+        let graph = self.swap.edges.graph();
+        let column = graph.column(reader, letter)?;
         let mut sum: Option<Tensor> = None;
-        for row in self.swapped.sources(column) {
-            let own = &self.corrections[row];
+        for row in 0..graph.n_sources(column) {
+            let own = match self.swap.edges.has(row, column) {
+                true => &self.corrections[row],
+                false => match &self.others[row] {
+                    Some(rest) => rest,
+                    None => continue,
+                },
+            };
             sum = Some(match sum {
                 Some(sum) => (sum + own)?,
                 None => own.clone(),

@@ -1,0 +1,67 @@
+//! Sources that are in a circuit in part: at some positions, in some dimensions of the stream.
+
+use std::collections::BTreeMap;
+
+use super::streams::At;
+use crate::circuit::{Graph, Parts};
+use crate::error::Result;
+use crate::run::rows::Rows;
+use crate::task::Pair;
+
+/// What of each source's write the circuit has, for the rows of a batch; sources without an entry are whole in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Limits(BTreeMap<usize, Limit>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Limit {
+    /// By row of the batch.
+    rows: Vec<bool>,
+    dims: Option<Vec<bool>>,
+}
+
+impl Limits {
+    /// # Errors
+    /// Positions and roles that a prompt does not have, nodes that the model does not have.
+    pub fn new(parts: &Parts, graph: &Graph, rows: &Rows, pairs: &[&Pair]) -> Result<Self> {
+        let mut limits = BTreeMap::new();
+        for (&node, part) in parts {
+            let mut at_rows = Vec::with_capacity(rows.total);
+            for segment in &rows.segments {
+                let pair = pairs[segment.example];
+                let kept = part.positions.resolve(pair.clean.len(), &pair.roles)?;
+                let is_kept = |pos: &u32| kept.binary_search(&(*pos as usize)).is_ok();
+                at_rows.extend(segment.positions.iter().map(is_kept));
+            }
+            let dims = part.dims.as_ref().map(|dims| {
+                let mut kept = vec![false; graph.d_model];
+                dims.iter().for_each(|&dim| kept[dim] = true);
+                kept
+            });
+            let rows = at_rows;
+            limits.insert(graph.row(node)?, Limit { rows, dims });
+        }
+        Ok(Limits(limits))
+    }
+
+    pub fn has(&self, source: usize) -> bool {
+        self.0.contains_key(&source)
+    }
+
+    /// Leaves of what a source writes otherwise what is in the circuit.
+    /// # Shapes
+    /// `change [at, d_model]`
+    pub fn keep(&self, source: usize, at: At<'_>, change: &mut [f32]) {
+        let Some(Limit { rows, dims }) = self.0.get(&source) else {
+            return;
+        };
+        let width = change.len() / at.len().max(1);
+        for (i, row) in change.chunks_exact_mut(width.max(1)).enumerate() {
+            if !rows[at.row(i)] {
+                row.fill(0.0);
+            } else if let Some(dims) = dims {
+                let dims = row.iter_mut().zip(dims);
+                dims.filter(|(_, kept)| !**kept).for_each(|(x, _)| *x = 0.0);
+            }
+        }
+    }
+}
