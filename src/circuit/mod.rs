@@ -30,7 +30,7 @@ pub use edge_set::{EdgeSet, Pruning};
 pub use graph::Graph;
 pub use helps::Helps;
 pub use json::ScoredGraph;
-pub use part::{Part, Parts};
+pub use part::{Part, Parts, Piece, PieceScores};
 pub use select::{Ranking, Rule, Selected, Selection, select, select_from};
 pub use stability::{PairScores, Resampling, Stability, consistent, stability};
 pub use table::EdgeAgreement;

@@ -207,7 +207,7 @@ impl Ord for Candidate {
     }
 }
 
-fn rank(score: f64, ranking: Ranking) -> f64 {
+pub(super) fn rank(score: f64, ranking: Ranking) -> f64 {
     match ranking {
         Ranking::Absolute => score.abs(),
         Ranking::Signed(Helps::Positive) => score,

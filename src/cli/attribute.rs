@@ -27,6 +27,7 @@ use clap::Args;
 pub use choices::{MethodChoice, PlayersChoice, SourceChoice};
 
 use choices::Scored;
+pub use scoring::By;
 use scoring::STEPS;
 
 use super::patch::{DirectionChoice, direction_of};

@@ -4,18 +4,23 @@ use std::collections::BTreeMap;
 
 use candlewick::circuit::{EdgeSet, Graph, Part, Parts, Pruning};
 use candlewick::hooks::{Node, Pos, Positions};
+use candlewick::methods::Method;
+use candlewick::methods::attribution::{
+    DimAttributionConfig, EdgeAttributionConfig, EdgePath, GradientPath,
+};
 use candlewick::methods::{
     CircuitEval, CircuitMode, NamedCircuit, PatchConfig, Reference, SiteSet, Subject,
     circuit_values_plain,
 };
 use candlewick::methods::{Running, Watch, measurements};
 use candlewick::metric::Metric;
-use candlewick::scores::{Cell, Direction};
+use candlewick::scores::{Cell, Direction, ExampleScores};
 use candlewick::spec::NormPlacement;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::models::every_kind;
+use crate::models::made::affine;
 use crate::models::task::task;
 use crate::{REFERENCES, near, random, values};
 
@@ -183,6 +188,89 @@ fn in_the_corrupted_run_a_part_is_given_and_the_rest_is_not() {
         for (clean, corrupted, found) in values(&model, &task, &config) {
             near(found[0], clean, &model.spec.family);
             near(found[1], corrupted, &model.spec.family);
+        }
+    }
+}
+
+#[test]
+fn dimensions_of_an_affine_model_are_estimated_exactly() {
+    let (model, task) = (affine(2), task());
+    let graph = Graph::new(&model.spec);
+    let on = Subject {
+        model: &model,
+        task: &task,
+    };
+    let dims = DimAttributionConfig::along(GradientPath::Base);
+    let estimated = measurements(on, &dims, &Running::default(), &Watch::default());
+    let estimated = estimated.expect("it estimates");
+    for cell in (0..estimated.cells.len()).step_by(37) {
+        let node: Node = estimated.cells[cell]
+            .src
+            .as_ref()
+            .expect("a node")
+            .parse()
+            .expect("its name");
+        let out = estimated.cells[cell].neuron.expect("a dimension") as usize;
+        let part = Part {
+            positions: Positions::All,
+            dims: Some((0..graph.d_model).filter(|dim| *dim != out).collect()),
+        };
+        let rest =
+            NamedCircuit::new("rest", EdgeSet::full(graph)).in_parts(&Parts::from([(node, part)]));
+        let config = CircuitEval {
+            circuits: vec![rest],
+            ..CircuitEval::of([])
+        };
+        for (example, (_, _, exact)) in estimated
+            .examples
+            .iter()
+            .zip(values(&model, &task, &config))
+        {
+            near(example.values[cell], exact[0], &format!("{node} {out}"));
+        }
+    }
+}
+
+#[test]
+fn dimensions_of_a_node_sum_to_its_edges() {
+    for model in every_kind() {
+        let (task, graph) = (task(), Graph::new(&model.spec));
+        let on = Subject {
+            model: &model,
+            task: &task,
+        };
+        for path in [
+            GradientPath::Base,
+            GradientPath::Ends,
+            GradientPath::inputs(3),
+        ] {
+            let of = |method: &dyn Method| {
+                let found = measurements(on, method, &Running::default(), &Watch::default());
+                found.expect("it estimates")
+            };
+            let dims = of(&DimAttributionConfig::along(path));
+            let edges = of(&EdgeAttributionConfig::along(EdgePath::Along(path)));
+            for (by_dim, by_edge) in dims.examples.iter().zip(&edges.examples) {
+                let sums = |cells: &[Cell], example: &ExampleScores| {
+                    let mut sums = BTreeMap::<Node, f64>::new();
+                    for (cell, value) in cells.iter().zip(&example.values) {
+                        let node = cell
+                            .src
+                            .as_ref()
+                            .expect("a source")
+                            .parse()
+                            .expect("its name");
+                        *sums.entry(node).or_default() += value - example.clean;
+                    }
+                    sums
+                };
+                let (dims, edges) = (sums(&dims.cells, by_dim), sums(&edges.cells, by_edge));
+                assert_eq!(dims.len(), graph.n_src());
+                for (node, sum) in dims {
+                    let what = format!("{} {path} {node}", model.spec.family);
+                    near(sum, edges[&node], &what);
+                }
+            }
         }
     }
 }

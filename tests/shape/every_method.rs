@@ -5,6 +5,7 @@ use std::path::Path;
 use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::hooks::Positions;
 use candlewick::methods::Plan;
+use candlewick::methods::attribution::{DimAttributionConfig, GradientPath};
 use candlewick::methods::tokens::{Baseline, Quadrature, ReferenceSet};
 use candlewick::model::Model;
 use candlewick::prelude::*;
@@ -105,6 +106,10 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             Box::new(EdgeAttributionConfig::eap_ig_activations(1)),
         ),
         ("relp-edges", Box::new(EdgeAttributionConfig::relp())),
+        (
+            "nap-ig-dims",
+            Box::new(DimAttributionConfig::along(GradientPath::inputs(2))),
+        ),
         (
             "exact-edges",
             Box::new(

@@ -2,9 +2,12 @@
 
 use candlewick::Error;
 use candlewick::hooks::Kind;
-use candlewick::methods::attribution::{EdgeAttributionConfig, NodeAttributionConfig};
+use candlewick::methods::attribution::{
+    DimAttributionConfig, EdgeAttributionConfig, GradientPath, NodeAttributionConfig,
+};
 use candlewick::methods::{Along, EdgeConfig, Method, PatchConfig, PatchSource, Reference, Sites};
 use candlewick::scores::Direction;
+use clap::ValueEnum;
 
 use super::choices::{MethodChoice, Scored, SourceChoice};
 
@@ -27,6 +30,17 @@ impl SourceChoice {
     }
 }
 
+/// How nodes are taken apart before a circuit is chosen of their pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// A node at each position; prompts of one template and length.
+    Pos,
+    /// A node at each role of the task, and at all other positions.
+    Role,
+    /// Each dimension of what a node writes to the stream (MIB's neurons).
+    Dim,
+}
+
 impl MethodChoice {
     /// The method with its own settings, for scores of every edge, or of every head and MLP, that circuits are chosen by.
     /// # Errors
@@ -36,9 +50,25 @@ impl MethodChoice {
         steps: Option<usize>,
         source: SourceChoice,
         has_mlp: bool,
+        by: Option<By>,
     ) -> anyhow::Result<Box<dyn Method>> {
         let reference = source.reference()?;
         let steps = steps.unwrap_or(STEPS);
+        match (by, self) {
+            (Some(By::Dim), _) => {
+                return Ok(Box::new(DimAttributionConfig::along(
+                    self.path_of_dims(reference, steps)?,
+                )));
+            }
+            (Some(By::Pos | By::Role), _) if !self.scores_nodes() => {
+                return Err(Error::invalid(format!(
+                    "`{}` does not score nodes at positions; take a node method with it, such as `--method atp`",
+                    self.name()
+                ))
+                .into());
+            }
+            _ => {}
+        }
         Ok(match self.scored() {
             Scored::Edges => Box::new(EdgeAttributionConfig {
                 reference,
@@ -52,7 +82,11 @@ impl MethodChoice {
                 let kinds = [Some(Kind::Z), has_mlp.then_some(Kind::MlpOut)];
                 let whole = |kind| Sites {
                     kind,
-                    along: Some(Along::All),
+                    along: Some(match by {
+                        Some(By::Pos) => Along::Pos,
+                        Some(By::Role) => Along::Role,
+                        Some(By::Dim) | None => Along::All,
+                    }),
                 };
                 let sites: Vec<Sites> = kinds.into_iter().flatten().map(whole).collect();
                 let (source, direction) = match reference {
@@ -81,6 +115,28 @@ impl MethodChoice {
     /// Whether it scores heads and MLPs, and no edges.
     pub fn scores_nodes(self) -> bool {
         self.scored() == Scored::Nodes
+    }
+
+    /// Where the gradients of single dimensions are taken.
+    fn path_of_dims(self, reference: Reference, steps: usize) -> anyhow::Result<GradientPath> {
+        if reference != Reference::Pair {
+            return Err(Error::invalid(
+                "dimensions are scored from one run of the pair to the other; leave `--source` out with `--by dim`",
+            )
+            .into());
+        }
+        Ok(match self {
+            MethodChoice::Eap | MethodChoice::Atp => GradientPath::Base,
+            MethodChoice::EapIg | MethodChoice::LayerIg => GradientPath::inputs(steps),
+            MethodChoice::CleanCorrupted => GradientPath::Ends,
+            _ => {
+                return Err(Error::invalid(format!(
+                    "`{}` does not score single dimensions; `--by dim` goes with `eap`, `eap-ig` and `clean-corrupted`",
+                    self.name()
+                ))
+                .into());
+            }
+        })
     }
 
     /// Whether it goes by points of an integral.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use candlewick::Error;
-use candlewick::circuit::{Graph, Pruning, Rule, ScoredGraph, Selection};
+use candlewick::circuit::{Circuit, Graph, Part, Parts, Pruning, Rule, ScoredGraph, Selection};
+use candlewick::hooks::Positions;
 use candlewick::methods::circuits::{
     FRACTIONS, QualityConfig, cmd, cpr, curve, quality_circuits, quality_lines,
 };
@@ -51,6 +52,9 @@ pub struct EvalArgs {
     /// What edges outside of the circuit carry.
     #[arg(long, default_value = "pair")]
     pub source: SourceChoice,
+    /// Take nodes whole, where the file says at which positions or in which dimensions they act.
+    #[arg(long, conflicts_with = "curve")]
+    pub whole_nodes: bool,
     #[command(flatten)]
     pub common: CommonArgs,
     /// What is said of the circuit before its metric.
@@ -76,7 +80,7 @@ impl Ask for EvalArgs {
     }
 
     fn mode(&self) -> Mode {
-        let mut acts = vec!["file", "curve", "full", "mode", "source"];
+        let mut acts = vec!["file", "curve", "full", "mode", "source", "whole_nodes"];
         if self.full {
             acts.extend(["all", "scores"]);
         }
@@ -172,6 +176,13 @@ impl EvalArgs {
             .into());
         }
         circuit.edges = circuit.edges.pruned(Pruning::Fixpoint);
+        if self.whole_nodes {
+            for note in circuit.nodes.values_mut() {
+                note.positions.clear();
+                note.dims.clear();
+            }
+        }
+        let parts = circuit.parts()?;
         let dropped = before - circuit.edges.len();
         notes.push(match dropped {
             0 => format!("{before} of {} edges", graph.n_edges()),
@@ -181,8 +192,13 @@ impl EvalArgs {
                 graph.n_edges()
             ),
         });
+        if !parts.is_empty() {
+            notes.push(in_parts(&circuit, &parts)?);
+        }
         if !self.full {
-            return Ok(vec![NamedCircuit::new("circuit", circuit.edges)]);
+            return Ok(vec![
+                NamedCircuit::new("circuit", circuit.edges).in_parts(&parts),
+            ]);
         }
         let scored: Option<ScoredGraph> = match &self.scores {
             Some(path) => Some(read_scores(path, Some(graph))?.0),
@@ -194,6 +210,29 @@ impl EvalArgs {
         };
         Ok(quality_circuits(&circuit, scored.as_ref(), &config)?)
     }
+}
+
+/// Which of its nodes act in part.
+fn in_parts(circuit: &Circuit, parts: &Parts) -> anyhow::Result<String> {
+    let count = |is: &dyn Fn(&Part) -> bool| parts.values().filter(|part| is(part)).count();
+    let at_positions = count(&|part| part.positions != Positions::All);
+    let in_dims = count(&|part| part.dims.is_some());
+    let mut said = Vec::new();
+    if at_positions > 0 {
+        said.push(format!("{at_positions} at their positions alone"));
+    }
+    if in_dims > 0 {
+        said.push(format!(
+            "{in_dims} in some dimensions alone (by share of dimensions it has {:.1} edges)",
+            circuit.weighted_edges()?
+        ));
+    }
+    Ok(format!(
+        "of its {} nodes {} act in part: {} (`--whole-nodes` takes them whole)",
+        circuit.edges.nodes().len(),
+        parts.len(),
+        said.join(", ")
+    ))
 }
 
 /// The two areas of a curve's table.

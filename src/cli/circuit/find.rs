@@ -4,7 +4,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use candlewick::Error;
-use candlewick::circuit::{About, Circuit, Graph, Pruning, Ranking, Rule, Selection, select};
+use candlewick::circuit::{
+    About, Circuit, CircuitFormat, Graph, Pruning, Ranking, Rule, Selection, select,
+};
 use candlewick::methods::circuits::{
     FindConfig, FindRule, FindSize, FoundCircuit, Level, find_circuit,
 };
@@ -19,7 +21,7 @@ use clap::{Args, ValueEnum};
 use super::{counts, destination, faithfulness_said, pairs, read_scores};
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs, memory};
-use crate::cli::attribute::{MethodChoice, SourceChoice};
+use crate::cli::attribute::{By, MethodChoice, SourceChoice};
 use crate::cli::open::{load_options, open_task, read_weights};
 use crate::cli::session::{Mode, print_plan};
 
@@ -33,11 +35,16 @@ use crate::cli::session::{Mode, print_plan};
   candlewick circuit find
   candlewick circuit find --until 0.7 --n-pairs 32 --out small.toml
   candlewick circuit find --method eap --select topn --n 30 --n-pairs 16 --out thirty.json
-  candlewick circuit find --method atp --until 0.9 --n-pairs 16 --out nodes.toml")]
+  candlewick circuit find --method atp --until 0.9 --n-pairs 16 --out nodes.toml
+  candlewick circuit find --method atp --by role --n 30 --n-pairs 16 --out roles.toml
+  candlewick circuit find --by dim --n 400 --n-pairs 16 --out dims.toml")]
 pub struct FindArgs {
     /// How edges or nodes are scored: any edge or node method of `candlewick attribute`.
     #[arg(long, default_value = "eap-ig", conflicts_with = "scores")]
     pub method: MethodChoice,
+    /// Choose pieces of nodes, each by a score of its own, in place of edges or whole nodes; all edges between them are in.
+    #[arg(long, value_name = "PIECES", conflicts_with = "scores")]
+    pub by: Option<By>,
     /// Points of an integral [default: 5].
     #[arg(long, value_name = "N", conflicts_with = "scores")]
     pub steps: Option<usize>,
@@ -132,7 +139,7 @@ impl FindArgs {
             }
             "`--scores`".to_string()
         } else {
-            acts.extend(["method", "source", "until", "draws"]);
+            acts.extend(["method", "by", "source", "until", "draws"]);
             if self.method.has_steps() {
                 acts.push("steps");
             }
@@ -302,11 +309,26 @@ fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
     ctx.warn_of(&task);
     let method = args
         .method
-        .scoring(args.steps, args.source, spec.mlp != Mlp::None)?;
+        .scoring(args.steps, args.source, spec.mlp != Mlp::None, args.by)?;
     let method: &dyn Method = &*method;
     check(method, &spec, &task)?;
     let rule = args.rule()?;
-    if args.method.scores_nodes() && matches!(rule, FindRule::Consistent(_) | FindRule::Ratio(_)) {
+    if args.by == Some(By::Pos) && task.batches(usize::MAX).len() > 1 {
+        return Err(Error::invalid(
+            "positions of several templates or lengths do not align; take `--by role`, or one template (`--template 0`)",
+        )
+        .into());
+    }
+    if args.by == Some(By::Role) && task.roles().is_empty() {
+        return Err(Error::invalid(format!(
+            "task `{}` has no roles; take `--by pos`, or name slots in its file",
+            task.name
+        ))
+        .into());
+    }
+    if (args.method.scores_nodes() || args.by.is_some())
+        && matches!(rule, FindRule::Consistent(_) | FindRule::Ratio(_))
+    {
         return Err(Error::invalid(
             "nodes are chosen by the best scores alone; leave `--select` out, or take an edge method",
         )
@@ -320,6 +342,13 @@ fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
         draws: args.draws as usize,
     };
     config.check(&task)?;
+    if args.by.is_some() && CircuitFormat::of(out).is_ok_and(|format| format == CircuitFormat::Json)
+    {
+        return Err(Error::invalid(
+            "a JSON file has no place for parts of nodes; end the name in `.toml`",
+        )
+        .into());
+    }
     let running = Running {
         memory: args.memory,
         ..Running::default()
@@ -371,6 +400,8 @@ fn print(found: &FoundCircuit, ctx: &Context) -> anyhow::Result<()> {
     let of = match found.level {
         Level::Edges => "edges",
         Level::Nodes => "nodes",
+        Level::Positions => "nodes at positions",
+        Level::Dims => "dimensions of nodes",
     };
     writeln!(
         out,

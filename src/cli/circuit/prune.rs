@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::methods::circuits::{
-    FoundCircuit, Level, PruneConfig, PrunedCircuit, prune_circuit,
+    FoundCircuit, Gates, PruneConfig, PrunedCircuit, prune_circuit,
 };
 use candlewick::methods::{Running, Subject, Watch};
 use candlewick::metric::Metric;
@@ -81,10 +81,10 @@ pub fn run(args: &PruneArgs, ctx: &Context) -> anyhow::Result<()> {
     let task = open_task(&args.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?;
     ctx.warn_of(&task);
     let config = PruneConfig {
-        level: if args.nodes {
-            Level::Nodes
+        gates: if args.nodes {
+            Gates::Nodes
         } else {
-            Level::Edges
+            Gates::Edges
         },
         n: args.n as usize,
         metric: match &args.task.metric {
@@ -119,9 +119,9 @@ pub fn run(args: &PruneArgs, ctx: &Context) -> anyhow::Result<()> {
 
 fn print(found: &PrunedCircuit, config: &PruneConfig, ctx: &Context) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    let of = match config.level {
-        Level::Edges => "edges",
-        Level::Nodes => "nodes",
+    let of = match config.gates {
+        Gates::Edges => "edges",
+        Gates::Nodes => "nodes",
     };
     writeln!(out, "{}", plot::circuit(&found.circuit, None))?;
     writeln!(

@@ -8,6 +8,7 @@
 //! Sources: Nanda 2023 (attribution patching); Syed et al. 2023 (EAP); Hanna et al. 2024, arXiv 2403.17806 (EAP-IG); Kramár et al.
 //! 2024, arXiv 2403.00745 (AtP*); Jafari et al. 2025 (RelP); Wu et al. 2026, arXiv 2606.16920 (CEAP).
 
+mod dims;
 mod edges;
 mod inner;
 mod nodes;
@@ -18,6 +19,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use dims::DimAttributionConfig;
 pub use edges::{EdgeAttributionConfig, EdgePath};
 pub use nodes::NodeAttributionConfig;
 

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::ground::{Ground, matrix, values};
-use super::limits::Limits;
+use super::limits::{Limits, positions};
 use super::masked::Masked;
 use super::plain::{self, CircuitMode};
 use crate::circuit::{EdgeSet, Graph, Part, Parts};
@@ -133,14 +133,15 @@ pub(super) fn check_evaluated(on: Subject<'_>, metric: Metric, reference: Refere
 /// One circuit with all other edges at the reference; and, against pairs, given its clean values in the corrupted run.
 pub(super) fn in_both_modes(
     on: Subject<'_>,
-    edges: &EdgeSet,
+    circuit: &NamedCircuit,
     reference: Reference,
     running: &Running,
     watch: &Watch<'_>,
 ) -> Result<(Scores, Option<Scores>)> {
     let eval = CircuitEval {
+        circuits: vec![circuit.clone()],
         reference,
-        ..CircuitEval::of([("circuit", edges.clone())])
+        ..CircuitEval::of([])
     };
     let running = Running {
         shard: None,
@@ -306,7 +307,7 @@ impl Method for CircuitEval {
             for (&node, part) in parts {
                 graph.row(node)?;
                 for pair in task.pairs() {
-                    part.positions.resolve(pair.clean.len(), &pair.roles)?;
+                    positions(part, pair)?;
                 }
             }
             graph.check_same(edges.graph())?;

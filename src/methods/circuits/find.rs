@@ -7,14 +7,14 @@ use super::evaluation::{CircuitEval, NamedCircuit, in_both_modes};
 use super::scored::{Level, Scored, scored};
 use super::split::split;
 use crate::circuit::{
-    About, Circuit, EdgeSet, Graph, Helps, Pruning, Ranking, Resampling, Rule, ScoredGraph,
-    Selected, Selection, Stability, consistent, select, stability,
+    About, Circuit, Graph, Helps, Parts, PieceScores, Pruning, Ranking, Resampling, Rule,
+    ScoredGraph, Selected, Selection, Stability, consistent, select, stability,
 };
 use crate::error::{Error, Result};
 use crate::methods::exact_edges::Reference;
 use crate::methods::measure::{Watch, check, measure, measurements};
 use crate::methods::method::{Method, Running, Subject};
-use crate::scores::Scores;
+use crate::scores::{Cell, Scores};
 use crate::task::Task;
 
 /// With fewer pairs than this the parts are too small to tell much.
@@ -42,7 +42,7 @@ pub enum FindRule {
 pub enum FindSize {
     /// The smallest whose faithfulness reaches this.
     Until(f64),
-    /// So many edges, or nodes where the method scores nodes, before dead ends are dropped.
+    /// So many edges, or nodes (or their pieces) where the method scores these, before dead ends are dropped.
     N(usize),
     /// All that score so much or more.
     Threshold(f64),
@@ -79,7 +79,7 @@ pub struct FoundCircuit {
     pub circuit: Circuit,
     /// All scores, of which the circuit's are a part.
     pub scored: ScoredGraph,
-    /// Whether edges or nodes were scored, and counted by `requested`.
+    /// What was scored, and is counted by `requested`.
     pub level: Level,
     /// `None` for a threshold.
     pub requested: Option<usize>,
@@ -130,6 +130,7 @@ pub fn find_circuit(
         seed: on.task.seed,
     };
     let scores = scored(&measured, header.direction, scoring.task, graph)?;
+    let mut pieces = None;
     let (scored, level) = match (&scores, config.rule) {
         (Scored::Edges(scores), FindRule::Consistent(share)) => {
             let kept = consistent(scores, share, resampling)?;
@@ -139,7 +140,17 @@ pub fn find_circuit(
         (Scored::Nodes(scored), FindRule::TopN | FindRule::Greedy) => {
             (scored.clone(), Level::Nodes)
         }
-        (Scored::Nodes(_), FindRule::Consistent(_) | FindRule::Ratio(_)) => {
+        (Scored::Pieces(scores), FindRule::TopN | FindRule::Greedy) => {
+            pieces = Some(scores);
+            let mut scored = ScoredGraph::new(graph);
+            for node in (0..graph.n_src()).map_while(|row| graph.source(row)) {
+                if let Some(sum) = scores.of_node(node) {
+                    scored.set_node_score(node, sum)?;
+                }
+            }
+            (scored, level_of(&measured.cells))
+        }
+        (Scored::Nodes(_) | Scored::Pieces(_), FindRule::Consistent(_) | FindRule::Ratio(_)) => {
             return Err(Error::invalid(
                 "nodes are chosen by the best scores alone; leave the rule out, or take an edge method",
             ));
@@ -150,6 +161,7 @@ pub fn find_circuit(
         sizing,
         config,
         scored: &scored,
+        pieces,
         level,
         selection: Selection {
             rule: Rule::TopN(1),
@@ -174,20 +186,24 @@ pub fn find_circuit(
         rule,
         ..finding.selection
     };
-    let Selected {
-        edges,
-        requested,
-        chosen,
-    } = select(&scored, &selection)?;
+    let (
+        Selected {
+            edges,
+            requested,
+            chosen,
+        },
+        pieces,
+    ) = finding.choose(rule)?;
     if edges.is_empty() {
         return Err(Error::invalid(format!(
             "of the edges that were chosen ({chosen}) nothing is left once dead ends are dropped: no path of them leads from `input` to \
              `logits`; ask for more edges, or choose them from the logits (`greedy`)"
         )));
     }
-    let sized = finding.table(sizing, &[NamedCircuit::new("circuit", edges.clone())])?;
+    let named = NamedCircuit::new("circuit", edges.clone()).in_parts(&pieces);
+    let sized = finding.table(sizing, std::slice::from_ref(&named))?;
     let (reported, reported_edges) =
-        in_both_modes(reporting, &edges, config.reference, running, watch)?;
+        in_both_modes(reporting, &named, config.reference, running, watch)?;
     let stability = match &scores {
         Scored::Edges(scores) if scores.len() > 1 => {
             Some(stability(scores, &selection, resampling)?)
@@ -203,13 +219,20 @@ pub fn find_circuit(
         ));
     }
     warnings.extend(reported.warnings().iter().cloned());
-    let mut circuit = Circuit::new(edges).scored_by(&scored)?;
+    let mut circuit = Circuit::new(edges).scored_by(&scored)?.in_parts(&pieces);
     circuit.about = About {
         model: Some(on.model.origin.id.clone()),
         task: Some(on.task.name.clone()),
         metric: Some(reported.provenance.metric.clone()),
         method: Some(header.method),
-        selection: Some(config.named()),
+        selection: Some(match pieces.is_empty() {
+            true => config.named(),
+            false => FindConfig {
+                rule: FindRule::TopN,
+                ..*config
+            }
+            .named(),
+        }),
         requested,
         seed: Some(on.task.seed),
         ..About::default()
@@ -285,10 +308,19 @@ impl FindConfig {
     }
 }
 
+fn level_of(cells: &[Cell]) -> Level {
+    match cells.first().is_some_and(|cell| cell.neuron.is_some()) {
+        true => Level::Dims,
+        false => Level::Positions,
+    }
+}
+
 struct Finding<'a> {
     sizing: Subject<'a>,
     config: &'a FindConfig,
     scored: &'a ScoredGraph,
+    /// Where nodes are scored in pieces.
+    pieces: Option<&'a PieceScores>,
     level: Level,
     selection: Selection,
     running: &'a Running,
@@ -298,11 +330,29 @@ struct Finding<'a> {
 impl Finding<'_> {
     fn rule(&self, n: usize) -> Rule {
         match (self.level, self.config.rule) {
-            (Level::Nodes, _) => Rule::TopNodes(n),
+            (Level::Nodes | Level::Positions | Level::Dims, _) => Rule::TopNodes(n),
             (_, FindRule::TopN | FindRule::Consistent(_)) => Rule::TopN(n),
             (_, FindRule::Greedy) => Rule::Greedy(n),
             (_, FindRule::Ratio(helpful)) => Rule::Ratio { n, helpful },
         }
+    }
+
+    /// What a rule chooses, and of which nodes only a part.
+    fn choose(&self, rule: Rule) -> Result<(Selected, Parts)> {
+        let selection = Selection {
+            rule,
+            ..self.selection
+        };
+        let Some(pieces) = self.pieces else {
+            return Ok((select(self.scored, &selection)?, Parts::new()));
+        };
+        let (n, threshold) = match rule {
+            Rule::Threshold(threshold) => (pieces.len(), Some(threshold)),
+            Rule::TopN(n) | Rule::Greedy(n) | Rule::TopNodes(n) | Rule::Ratio { n, .. } => {
+                (n, None)
+            }
+        };
+        pieces.select(n, threshold, selection.ranking, selection.pruning)
     }
 
     fn table(&self, on: Subject<'_>, circuits: &[NamedCircuit]) -> Result<Scores> {
@@ -322,18 +372,11 @@ impl Finding<'_> {
 
     /// The faithfulness of sizes on the pairs that choose among them.
     fn faithfulness(&self, sizes: &[usize]) -> Result<Vec<(usize, usize, f64)>> {
-        let edges = |n: &usize| -> Result<EdgeSet> {
-            let selection = Selection {
-                rule: self.rule(*n),
-                ..self.selection
-            };
-            Ok(select(self.scored, &selection)?.edges)
+        let circuit = |n: &usize| -> Result<NamedCircuit> {
+            let (selected, parts) = self.choose(self.rule(*n))?;
+            Ok(NamedCircuit::new(n.to_string(), selected.edges).in_parts(&parts))
         };
-        let sets = sizes.iter().map(edges).collect::<Result<Vec<_>>>()?;
-        let named = sizes.iter().zip(&sets);
-        let named: Vec<NamedCircuit> = named
-            .map(|(n, edges)| NamedCircuit::new(n.to_string(), edges.clone()))
-            .collect();
+        let named = sizes.iter().map(circuit).collect::<Result<Vec<_>>>()?;
         let table = self.table(self.sizing, &named)?;
         let Some(found) = table.floats("normalised") else {
             return Err(Error::invalid(format!(
@@ -348,9 +391,9 @@ impl Finding<'_> {
         let found = found.into_iter().map(|value| value.unwrap_or(f64::NAN));
         Ok(sizes
             .iter()
-            .zip(&sets)
+            .zip(&named)
             .zip(found)
-            .map(|((&n, set), f)| (n, set.len(), f))
+            .map(|((&n, circuit), f)| (n, circuit.edges.len(), f))
             .collect())
     }
 
@@ -363,6 +406,7 @@ impl Finding<'_> {
                 .filter(|(_, score, _)| score.is_some())
                 .count(),
             Level::Nodes => self.scored.graph().n_src(),
+            Level::Positions | Level::Dims => self.pieces.map_or(0, PieceScores::len),
         };
         let mut sizes = vec![1];
         while *sizes.last().expect("one at least") < most {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::streams::At;
-use crate::circuit::{Graph, Parts};
+use crate::circuit::{Graph, Part, Parts};
 use crate::error::Result;
+use crate::methods::sites::{OTHER, roles_with_other};
 use crate::run::rows::Rows;
 use crate::task::Pair;
 
@@ -19,6 +20,16 @@ struct Limit {
     dims: Option<Vec<bool>>,
 }
 
+/// The positions of a pair at which a node is in a circuit.
+/// # Errors
+/// Positions and roles that its prompts do not have.
+pub(super) fn positions(part: &Part, pair: &Pair) -> Result<Vec<usize>> {
+    let length = pair.clean.len();
+    let mut roles = roles_with_other(&pair.roles, length);
+    roles.entry(OTHER.into()).or_default();
+    part.positions.resolve(length, &roles)
+}
+
 impl Limits {
     /// # Errors
     /// Positions and roles that a prompt does not have, nodes that the model does not have.
@@ -28,7 +39,7 @@ impl Limits {
             let mut at_rows = Vec::with_capacity(rows.total);
             for segment in &rows.segments {
                 let pair = pairs[segment.example];
-                let kept = part.positions.resolve(pair.clean.len(), &pair.roles)?;
+                let kept = positions(part, pair)?;
                 let is_kept = |pos: &u32| kept.binary_search(&(*pos as usize)).is_ok();
                 at_rows.extend(segment.positions.iter().map(is_kept));
             }

@@ -21,7 +21,7 @@ pub use curve::{CurvePoint, FRACTIONS, cmd, cpr, curve};
 pub use evaluation::{CircuitEval, NamedCircuit, circuit_values_plain};
 pub use find::{FindConfig, FindRule, FindSize, FoundCircuit, find_circuit};
 pub use plain::CircuitMode;
-pub use prune::{PruneConfig, PrunedCircuit, prune_circuit};
+pub use prune::{Gates, PruneConfig, PrunedCircuit, prune_circuit};
 pub use quality::{QualityConfig, quality_circuits, quality_lines};
 pub use scored::Level;
 pub use soft::{MaskGradient, mask_gradient};

@@ -14,9 +14,8 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::evaluation::{check_evaluated, in_both_modes};
+use super::evaluation::{NamedCircuit, check_evaluated, in_both_modes};
 use super::ground::Ground;
-use super::scored::Level;
 use super::soft::{Candidates, Soft};
 use super::split::split;
 use crate::circuit::{About, Circuit, EdgeSet, Graph, Helps, Pruning, ScoredGraph};
@@ -35,11 +34,19 @@ const FALLING: f64 = 0.6;
 /// The share of the gates that are open in the first step.
 const OPEN: f64 = 0.95;
 
+/// What a gate opens and closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gates {
+    Edges,
+    /// Nodes with all their edges.
+    Nodes,
+}
+
 /// What is left, and how it is trained.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PruneConfig {
     /// Gates on edges, or on nodes with all their edges.
-    pub level: Level,
+    pub gates: Gates,
     /// Edges or nodes that are left, before dead ends are dropped.
     pub n: usize,
     /// What is kept low: a divergence from the clean run, or how far a metric of the task is from that of the clean run, squared.
@@ -58,7 +65,7 @@ impl PruneConfig {
     /// `n` edges, by the divergence from the clean run, against the pair's corrupted run.
     pub fn edges(n: usize) -> Self {
         PruneConfig {
-            level: Level::Edges,
+            gates: Gates::Edges,
             n,
             metric: Metric::Kl,
             reference: Reference::Pair,
@@ -71,7 +78,7 @@ impl PruneConfig {
     /// `n` nodes (heads and MLPs).
     pub fn nodes(n: usize) -> Self {
         PruneConfig {
-            level: Level::Nodes,
+            gates: Gates::Nodes,
             ..PruneConfig::edges(n)
         }
     }
@@ -109,7 +116,7 @@ pub fn prune_circuit(
     check_evaluated(on, config.metric, config.reference)?;
     config.check(candidates, on.task)?;
     let candidates = &candidates.pruned(Pruning::Fixpoint);
-    let gates = config.gates(candidates);
+    let gates = config.candidates(candidates);
     let n = on.task.pairs().len();
     let parts = split(on.task, [n / 2, n - n / 2])?;
     let [training, reporting] = [0, 1].map(|part| Subject {
@@ -125,8 +132,8 @@ pub fn prune_circuit(
         .iter()
         .for_each(|&gate| is_left[gate] = true);
     let mut scored = ScoredGraph::new(graph).with_helps(Helps::Positive);
-    let chosen = match config.level {
-        Level::Edges => {
+    let chosen = match config.gates {
+        Gates::Edges => {
             let mut left = EdgeSet::empty(graph);
             for (gate, (row, column)) in candidates.places().enumerate() {
                 let edge = graph.edge(row, column).expect("a place of the set");
@@ -137,7 +144,7 @@ pub fn prune_circuit(
             }
             left
         }
-        Level::Nodes => {
+        Gates::Nodes => {
             let mut nodes: Vec<Node> = candidates.edges().map(|edge| edge.src).collect();
             nodes.dedup();
             nodes.retain(|&node| node != Node::Input);
@@ -156,10 +163,15 @@ pub fn prune_circuit(
             config.n
         )));
     }
-    let (reported, reported_edges) =
-        in_both_modes(reporting, &edges, config.reference, running, watch)?;
+    let (reported, reported_edges) = in_both_modes(
+        reporting,
+        &NamedCircuit::new("circuit", edges.clone()),
+        config.reference,
+        running,
+        watch,
+    )?;
     let mut circuit = Circuit::new(edges);
-    if config.level == Level::Edges {
+    if config.gates == Gates::Edges {
         circuit = circuit.scored_by(&scored)?;
     }
     circuit.about = About {
@@ -183,16 +195,16 @@ pub fn prune_circuit(
 
 impl PruneConfig {
     fn name(&self) -> &'static str {
-        match self.level {
-            Level::Edges => "edge-pruning",
-            Level::Nodes => "subnetwork-probing",
+        match self.gates {
+            Gates::Edges => "edge-pruning",
+            Gates::Nodes => "subnetwork-probing",
         }
     }
 
-    fn gates(&self, candidates: &EdgeSet) -> Candidates {
-        match self.level {
-            Level::Edges => Candidates::edges(candidates),
-            Level::Nodes => Candidates::nodes(candidates),
+    fn candidates(&self, candidates: &EdgeSet) -> Candidates {
+        match self.gates {
+            Gates::Edges => Candidates::edges(candidates),
+            Gates::Nodes => Candidates::nodes(candidates),
         }
     }
 
@@ -206,10 +218,12 @@ impl PruneConfig {
                 "pruning trains on half of the pairs and reports on the other half, and there is 1 pair; take more with `--n-pairs`",
             ));
         }
-        let n_gates = self.gates(&candidates.pruned(Pruning::Fixpoint)).n_masks;
-        let what = match self.level {
-            Level::Edges => "edges",
-            Level::Nodes => "nodes",
+        let n_gates = self
+            .candidates(&candidates.pruned(Pruning::Fixpoint))
+            .n_masks;
+        let what = match self.gates {
+            Gates::Edges => "edges",
+            Gates::Nodes => "nodes",
         };
         if self.n == 0 || self.n >= n_gates {
             return Err(Error::invalid(format!(
@@ -257,7 +271,7 @@ fn train(
         .map(|ground| Soft::new(on.model, ground, candidates));
     let soft: Vec<Soft<'_>> = soft.collect::<Result<_>>()?;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut gates = Gates::new(candidates.n_masks);
+    let mut gates = Training::new(candidates.n_masks);
     let mut order: Vec<usize> = Vec::new();
     watch.progress.start(config.name(), config.steps as u64);
     for step in 0..config.steps {
@@ -299,7 +313,7 @@ const TEMPERATURE: f64 = 2.0 / 3.0;
 const STRETCH: f64 = 0.1;
 
 /// Hard concrete gates, and Adam's memory of them.
-struct Gates {
+struct Training {
     log_odds: Vec<f64>,
     mean: Vec<f64>,
     square: Vec<f64>,
@@ -312,9 +326,9 @@ struct Drawn {
     slope: f64,
 }
 
-impl Gates {
+impl Training {
     fn new(n: usize) -> Self {
-        Gates {
+        Training {
             log_odds: vec![0.0; n],
             mean: vec![0.0; n],
             square: vec![0.0; n],
@@ -390,7 +404,7 @@ mod tests {
 
     #[test]
     fn gates_are_held_open_in_number_and_drawn_as_often() {
-        let mut gates = Gates::new(400);
+        let mut gates = Training::new(400);
         gates
             .log_odds
             .iter_mut()
@@ -416,15 +430,15 @@ mod tests {
 
     #[test]
     fn a_mask_moves_with_its_gate_as_its_slope_says() {
-        let mut gates = Gates::new(60);
+        let mut gates = Training::new(60);
         gates
             .log_odds
             .iter_mut()
             .enumerate()
             .for_each(|(i, own)| *own = i as f64 / 15.0 - 2.0);
-        let of = |gates: &Gates| gates.draw(&mut ChaCha8Rng::seed_from_u64(2));
+        let of = |gates: &Training| gates.draw(&mut ChaCha8Rng::seed_from_u64(2));
         let slopes: Vec<f64> = of(&gates).iter().map(|drawn| drawn.slope).collect();
-        let masks = |by: f64, gates: &mut Gates| -> Vec<f64> {
+        let masks = |by: f64, gates: &mut Training| -> Vec<f64> {
             gates.log_odds.iter_mut().for_each(|own| *own += by);
             of(gates).iter().map(|drawn| drawn.mask).collect()
         };
@@ -436,7 +450,7 @@ mod tests {
 
     #[test]
     fn gates_that_help_stay_open() {
-        let mut gates = Gates::new(10);
+        let mut gates = Training::new(10);
         for _ in 0..100 {
             gates.hold_open(3.0);
             let slopes: Vec<f64> = (0..10)

@@ -14,7 +14,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::evaluation::NamedCircuit;
-use crate::circuit::{Circuit, EdgeSet, Pruning, Rule, ScoredGraph, Selection, select};
+use crate::circuit::{
+    Circuit, EdgeSet, Part, Parts, Pruning, Rule, ScoredGraph, Selection, select,
+};
 use crate::error::Result;
 use crate::hooks::{Edge, Node};
 use crate::scores::Scores;
@@ -56,7 +58,9 @@ pub fn quality_circuits(
     let (edges, graph) = (&circuit.edges, *circuit.graph());
     let full = EdgeSet::full(graph);
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut all = vec![NamedCircuit::new(SELF, edges.clone()).of_class(SELF)];
+    let parts = circuit.parts()?;
+    let own = |name: &str, edges: EdgeSet| NamedCircuit::new(name, edges).in_parts(&parts);
+    let mut all = vec![own(SELF, edges.clone()).of_class(SELF)];
 
     let size = |edge: &Edge| circuit.scores.get(edge).map_or(0.0, |score| score.abs());
     let mut weakest: Vec<Edge> = edges.edges().collect();
@@ -69,12 +73,14 @@ pub fn quality_circuits(
     }
     for edge in &tried {
         let rest = without(edges, edge)?.pruned(Pruning::Fixpoint);
-        all.push(NamedCircuit::new(format!("without {edge}"), rest).of_class(WITHOUT));
+        all.push(own(&format!("without {edge}"), rest).of_class(WITHOUT));
     }
 
     for i in 1..=RANDOM {
         let random = random_circuit(&full, edges.len(), &mut rng)?;
-        all.push(NamedCircuit::new(format!("random {i}"), random).of_class(CONTROL));
+        let parts = random_parts(&parts, edges, &random, &mut rng);
+        let random = NamedCircuit::new(format!("random {i}"), random).in_parts(&parts);
+        all.push(random.of_class(CONTROL));
     }
 
     let nodes: Vec<Node> = edges
@@ -85,9 +91,7 @@ pub fn quality_circuits(
     for (name, out) in knocked_out(circuit, &nodes, &mut rng) {
         let rest = |of: &EdgeSet| of.clone().minus(&leaving(&full, &out)?);
         let in_circuit = rest(edges)?.pruned(Pruning::Fixpoint);
-        all.push(
-            NamedCircuit::new(format!("circuit without {name}"), in_circuit).of_class(KNOCKED),
-        );
+        all.push(own(&format!("circuit without {name}"), in_circuit).of_class(KNOCKED));
         all.push(
             NamedCircuit::new(format!("model without {name}"), rest(&full)?)
                 .of_class(MODEL_KNOCKED),
@@ -187,6 +191,32 @@ fn random_circuit(full: &EdgeSet, size: usize, rng: &mut ChaCha8Rng) -> Result<E
         }
         n = (n + n / 20 + 1).min(full.len());
     }
+}
+
+/// The parts of a circuit's nodes dealt out among those of a random one, dimensions drawn anew.
+fn random_parts(parts: &Parts, own: &EdgeSet, random: &EdgeSet, rng: &mut ChaCha8Rng) -> Parts {
+    let writes = |node: &Node| *node != Node::Logits;
+    let mut dealt: Vec<Option<&Part>> = (own.nodes().iter().filter(|node| writes(node)))
+        .map(|node| parts.get(node))
+        .collect();
+    dealt.shuffle(rng);
+    let d_model = own.graph().d_model;
+    let nodes = random.nodes().into_iter().filter(writes);
+    let part = |(node, part): (Node, Option<&Part>)| {
+        let mut part = part?.clone();
+        if let Some(dims) = &mut part.dims {
+            let mut drawn: Vec<usize> = (0..d_model).collect();
+            drawn.shuffle(rng);
+            drawn.truncate(dims.len());
+            drawn.sort_unstable();
+            *dims = drawn;
+        }
+        Some((node, part))
+    };
+    nodes
+        .zip(dealt.into_iter().cycle())
+        .filter_map(part)
+        .collect()
 }
 
 /// Nodes by the sum of the sizes of the scores of their edges out, the greatest first.
