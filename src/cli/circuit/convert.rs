@@ -14,7 +14,7 @@ use crate::cli::Context;
 ///
 /// `.toml` holds all of it; `.json` is EAP-IG's and MIB's; `.dot` is Graphviz's, and `dot -Tsvg` draws it; `.graphml` is read
 /// by networkx, Gephi and yEd; `.csv` lists edges, `.nodes.csv` nodes, `.txt` edges by AutoCircuit's names. A format that has
-/// no place for the classes and positions of nodes refuses a circuit that has them, unless `--without-notes` leaves them out. A
+/// no place for the classes, positions and dimensions of nodes refuses a circuit that has them, unless `--without-notes` leaves them out. A
 /// list does not say of which model it is: `--like` does. From scores (`.json`) into a name without an ending, a folder is made
 /// of circuits of 0.1% to 100% of the edges, as MIB takes them.
 #[derive(Debug, Args)]
@@ -33,7 +33,7 @@ pub struct ConvertArgs {
     /// A circuit of the same model, for lists, which do not say of which model they are.
     #[arg(long, value_name = "CIRCUIT")]
     pub like: Option<String>,
-    /// Leave out the classes and positions of nodes, for formats that have no place for them.
+    /// Leave out the classes, positions and dimensions of nodes, for formats that have no place for them.
     #[arg(long)]
     pub without_notes: bool,
     /// Replace a file that is there.

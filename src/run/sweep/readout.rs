@@ -1,6 +1,7 @@
 //! What is asked of a sweep: variants, and how their logits become numbers.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::hooks::Edit;
@@ -103,8 +104,7 @@ pub(crate) fn read(
     examples: &[usize],
     readout: &Readout,
 ) -> Result<Vec<f64>> {
-    let mut values = Vec::with_capacity(examples.len());
-    let mut value = |example: usize, logits: &[f32]| -> Result<()> {
+    let value = |example: usize, logits: &[f32]| -> Result<f64> {
         if logits
             .iter()
             .any(|logit| logit.is_nan() || *logit == f32::INFINITY)
@@ -118,12 +118,8 @@ pub(crate) fn read(
             .reference
             .as_ref()
             .map(|logits| logits[example].as_slice());
-        values.push(
-            readout
-                .metric
-                .value(logits, &readout.targets[example], reference)?,
-        );
-        Ok(())
+        let metric = readout.metric;
+        metric.value(logits, &readout.targets[example], reference)
     };
     match readout.metric.reads() {
         Reads::Answers => {
@@ -132,29 +128,26 @@ pub(crate) fn read(
                 .map(|&example| readout.targets[example].columns())
                 .collect();
             let columns: Vec<&[u32]> = wanted.iter().map(Vec::as_slice).collect();
-            for (&example, logits) in
-                examples
-                    .iter()
-                    .zip(unembed_columns(&model.spec, &model.weights, x, &columns)?)
-            {
-                value(example, &logits)?;
-            }
+            let logits = unembed_columns(&model.spec, &model.weights, x, &columns)?;
+            let rows = examples.iter().zip(logits);
+            rows.map(|(&example, logits)| value(example, &logits))
+                .collect()
         }
         Reads::Vocabulary => {
+            let mut values = Vec::with_capacity(examples.len());
             // A few rows at a time: the vocabulary is wide.
             for (chunk, examples) in examples.chunks(64).enumerate() {
-                let logits = to_host(&unembed(
-                    &model.spec,
-                    &model.weights,
-                    &x.narrow(0, chunk * 64, examples.len())?,
-                )?)?;
-                for (&example, logits) in
-                    examples.iter().zip(logits.chunks_exact(model.spec.d_vocab))
-                {
-                    value(example, logits)?;
-                }
+                let x = x.narrow(0, chunk * 64, examples.len())?;
+                let logits = to_host(&unembed(&model.spec, &model.weights, &x)?)?;
+                let rows = examples
+                    .par_iter()
+                    .zip(logits.par_chunks_exact(model.spec.d_vocab));
+                let found: Result<Vec<f64>> = rows
+                    .map(|(&example, logits)| value(example, logits))
+                    .collect();
+                values.extend(found?);
             }
+            Ok(values)
         }
     }
-    Ok(values)
 }
