@@ -6,6 +6,7 @@ mod curve;
 mod distributions;
 mod graph;
 mod grid;
+mod look;
 mod page;
 #[cfg(test)]
 mod tests;
@@ -16,67 +17,15 @@ pub use distributions::Distributions;
 pub use graph::circuit_svg;
 use grid::draw_panels;
 pub(super) use grid::panel_svg;
+use look::LONGEST_TITLE;
+pub use look::{Look, SvgOptions};
 pub(super) use page::escape;
-use page::{BOLD, EDGE, Page};
 
-use super::colour::Palette;
 use super::curves::curves;
 use super::panel::{Panel, chosen_panels, panels};
-use super::scale::ScaleOf;
 use crate::error::{Error, Result};
 use crate::scores::{Provenance, Scores};
-use crate::text::{cut, visible, width};
-
-const LONGEST_TITLE: usize = 100;
-
-/// How a picture looks, whatever it is of.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Look {
-    pub palette: Palette,
-    /// What stands over it [default: model, method and task].
-    pub title: Option<String>,
-    /// Of the whole picture, in points; as large as its labels need otherwise.
-    pub width: Option<f64>,
-}
-
-impl Look {
-    fn check(&self) -> Result<()> {
-        match self.width {
-            Some(width) if !(10.0..=10_000.0).contains(&width) => {
-                Err(Error::invalid("a picture is 10 to 10,000 points wide"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A page with the title on it.
-    fn page(&self, title: &str) -> Page {
-        let mut page = Page::of(self.palette);
-        let own = self.title.as_deref().map(visible);
-        let title = cut(own.as_deref().unwrap_or(title), LONGEST_TITLE);
-        if !title.is_empty() {
-            page.text(EDGE, 22.0, "font-weight='bold'", &title);
-            page.reach(EDGE + BOLD * width(&title) as f64, 30.0);
-        }
-        page
-    }
-}
-
-/// How to draw a file.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct SvgOptions {
-    pub look: Look,
-    pub scale: ScaleOf,
-    /// The value of the strongest colour, or at the end of bars' axis [default: the largest], so that pictures can share a scale.
-    pub reach: Option<f64>,
-    /// The titles of the axes [default: what they are].
-    pub x_title: Option<String>,
-    pub y_title: Option<String>,
-    /// Only the grids whose title begins so.
-    pub panel: Option<String>,
-    /// A dot in each cell whose 95% interval excludes 0.
-    pub mark_significant: bool,
-}
+use crate::text::{cut, visible};
 
 /// Draws the table as one SVG image: a grid for each component, with axes, a colour scale with its unit and a tooltip a cell; a curve,
 /// where rows are circuits by their size; or bars with intervals, where they are edges or neurons.

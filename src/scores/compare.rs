@@ -4,14 +4,15 @@
 //! hold a row for each pair, differences are taken pair by pair and their interval is a bootstrap over pairs; of means the interval is
 //! that of two independent estimates, which is too wide where both are of the same pairs.
 
+mod by;
 mod cells;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
-use std::fmt;
 
+pub use by::ComparedBy;
 use cells::{Measured, cells, example_of, labels};
 use table::table;
 
@@ -19,25 +20,6 @@ use super::agreement::Agreement;
 use super::provenance::Provenance;
 use super::{Column, Scores};
 use crate::error::{Error, Result};
-
-/// Which number is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-pub enum ComparedBy {
-    /// In the metric's own unit.
-    Score,
-    /// As shares of the gap between the two runs, whatever the metric and the direction.
-    Normalised,
-}
-
-impl fmt::Display for ComparedBy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ComparedBy::Score => "score",
-            ComparedBy::Normalised => "normalised",
-        })
-    }
-}
 
 /// Two results, joined.
 #[derive(Debug, Clone, PartialEq)]

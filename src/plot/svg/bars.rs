@@ -1,6 +1,6 @@
 //! The strongest rows of a table without grids, as bars with their intervals.
 
-use super::SvgOptions;
+use super::look::SvgOptions;
 use super::page::{EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
 use crate::error::{Error, Result};
 use crate::plot::columns::Columns;

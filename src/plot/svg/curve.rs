@@ -1,7 +1,7 @@
 //! Faithfulness by the share of all edges, with intervals.
 
-use super::SvgOptions;
 use super::distributions::{short, ticks};
+use super::look::SvgOptions;
 use super::page::{EDGE, GLYPH, Page, hex};
 use crate::plot::colour::Palette;
 use crate::plot::curves::{Curve, Point};

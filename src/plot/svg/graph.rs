@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::Look;
+use super::look::Look;
 use super::page::{EDGE, GLYPH, Page, hex};
 use crate::circuit::Circuit;
 use crate::error::Result;

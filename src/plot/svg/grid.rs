@@ -1,6 +1,6 @@
 //! Grids, from left to right as far as the page is wide, then below.
 
-use super::SvgOptions;
+use super::look::SvgOptions;
 use super::page::{BOLD, EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
 use crate::error::{Error, Result};
 use crate::plot::panel::{Label, Panel};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::plot::test_scores;
+use crate::plot::{Palette, test_scores};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
 
 fn drawn(scores: &Scores) -> String {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::ComparedBy;
+use super::by::ComparedBy;
 use crate::error::{Error, Result};
 use crate::scores::{Column, Scores};
 

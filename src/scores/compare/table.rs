@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use polars::prelude::{Column as Filled, DataFrame, IntoColumn, NewChunkedArray, StringChunked};
 
-use super::ComparedBy;
+use super::by::ComparedBy;
 use super::cells::{CELL, Measured};
 use crate::error::Result;
 use crate::scores::interval::Bootstrap;
