@@ -560,7 +560,23 @@ fn circuits_that_cannot_be_found() {
     find(&["--n", "0"], &["ask for one edge or more"]);
     find(&["--until", "1.5"], &["at most 1"]);
     find(&["--until", "nan"], &["at most 1"]);
-    find(&["--method", "lrp"], &["scores tokens", "`eap-ig`"]);
+    find(&["--method", "lrp"], &["over tokens or parts", "`eap-ig`"]);
+    find(
+        &["--by", "role"],
+        &["does not score nodes at positions", "`--method atp`"],
+    );
+    find(
+        &["--by", "dim", "--method", "ceap"],
+        &["single dimensions", "`eap-ig`"],
+    );
+    find(
+        &["--by", "dim", "--out", "parts.json"],
+        &["no place for parts of nodes", "`.toml`"],
+    );
+    find(
+        &["--by", "dim", "--source", "zero"],
+        &["leave `--source` out"],
+    );
     find(
         &["--method", "eap", "--steps", "3"],
         &["`--steps` does nothing", "integrate"],
