@@ -20,7 +20,7 @@ use crate::{cpu, wall};
 const PAIRS: usize = 8;
 const TIMES: usize = 5;
 /// How many edges of the random model it leaves is printed; `CANDLEWICK_BENCH_THRESHOLD` sets another.
-const THRESHOLD: f64 = 0.0004;
+const THRESHOLD: f64 = 0.005;
 
 /// Evaluations of circuits of several sizes, and of a curve.
 pub fn evaluations(model: &Model, tokenizer: &Tokenizer) -> Result<()> {

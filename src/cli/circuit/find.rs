@@ -327,7 +327,8 @@ fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
         .into());
     }
     if (args.method.scores_nodes() || args.by.is_some())
-        && matches!(rule, FindRule::Consistent(_) | FindRule::Ratio(_))
+        && (args.select == Some(SelectChoice::Greedy)
+            || matches!(rule, FindRule::Consistent(_) | FindRule::Ratio(_)))
     {
         return Err(Error::invalid(
             "nodes are chosen by the best scores alone; leave `--select` out, or take an edge method",
