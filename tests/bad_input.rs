@@ -574,6 +574,18 @@ fn circuits_that_cannot_be_found() {
         &["no place for parts of nodes", "`.toml`"],
     );
     find(
+        &["--by", "dim", "--draws", "9"],
+        &["`--draws` does nothing"],
+    );
+    let draws = |method: &str, draws: &str, says: &str| {
+        let heads = ["attribute", "--players", "heads", "--method", method];
+        bench.refuses(&[&heads[..], &["--draws", draws]].concat(), &[says]);
+    };
+    draws("shapley", "18446744073709551615", "at most 100000 draws");
+    draws("kernel-shap", "15", "takes 34 or more");
+    draws("lime", "2", "takes 34 or more");
+    draws("sobol", "2", "takes 16 or more");
+    find(
         &["--by", "dim", "--source", "zero"],
         &["leave `--source` out"],
     );

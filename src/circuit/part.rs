@@ -1,6 +1,6 @@
 //! `Part`: at which positions, and in which dimensions of the stream, what a node writes is in a circuit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::select::rank;
 use super::{Circuit, EdgeSet, Graph, NodeNote, Pruning, Ranking, Selected};
@@ -20,18 +20,28 @@ pub struct Part {
 pub type Parts = BTreeMap<Node, Part>;
 
 impl Circuit {
-    /// Which of its nodes are in it in part, as its notes say.
+    /// Which of the nodes that write in it are in it in part, as its notes say.
     /// # Errors
     /// [`Error::Invalid`] naming the node, for what is no position or role and for dimensions that the stream does not have.
     pub fn parts(&self) -> Result<Parts> {
         let mut parts = Parts::new();
-        for (&node, note) in &self.nodes {
+        let writes: BTreeSet<Node> = self.edges.edges().map(|edge| edge.src).collect();
+        let noted = self.nodes.iter().filter(|(node, _)| writes.contains(node));
+        for (&node, note) in noted {
             let part = Part::of(note, node, self.graph())?;
             if part != Part::default() {
                 parts.insert(node, part);
             }
         }
         Ok(parts)
+    }
+
+    /// Takes its nodes whole, whatever its notes say.
+    pub fn in_whole_nodes(&mut self) {
+        for note in self.nodes.values_mut() {
+            note.positions.clear();
+            note.dims.clear();
+        }
     }
 
     /// How many edges it has, each counted by the share of its source's dimensions that are in the circuit.
@@ -52,7 +62,8 @@ impl Part {
         let bad = |what: String| Err(Error::invalid(format!("`{node}` of the circuit: {what}")));
         let mut positions = Vec::with_capacity(note.positions.len());
         for text in &note.positions {
-            let is_number = text.parse::<i64>().is_ok();
+            let digits = text.strip_prefix('-').unwrap_or(text);
+            let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
             let pos = match is_number || text.starts_with('@') {
                 true => text.parse::<Pos>(),
                 false => format!("@{text}").parse::<Pos>(),
@@ -178,8 +189,7 @@ impl PieceScores {
                 dims.sort_unstable();
             }
         });
-        let scored: std::collections::HashSet<Node> =
-            self.scores.iter().map(|(node, ..)| *node).collect();
+        let scored: BTreeSet<Node> = self.scores.iter().map(|(node, ..)| *node).collect();
         let whole = (0..self.graph.n_src()).filter_map(|row| self.graph.source(row));
         let whole = whole.filter(|node| !scored.contains(node));
         let nodes: Vec<Node> = parts.keys().copied().chain(whole).collect();

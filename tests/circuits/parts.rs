@@ -21,7 +21,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::models::every_kind;
 use crate::models::made::affine;
-use crate::models::task::task;
+use crate::models::task::{changed, task};
 use crate::{REFERENCES, near, random, values};
 
 fn at(positions: &[Pos]) -> Positions {
@@ -273,6 +273,36 @@ fn dimensions_of_a_node_sum_to_its_edges() {
             }
         }
     }
+}
+
+#[test]
+fn a_role_that_other_pairs_have_is_no_position_of_this_one() {
+    let model = every_kind().remove(0);
+    let (whole, graph) = (task(), Graph::new(&model.spec));
+    let mut first = true;
+    let lacking = changed(&whole, |pair| {
+        if std::mem::take(&mut first) {
+            pair.roles.remove("S2");
+        }
+    });
+    let head = Node::Head { layer: 0, head: 0 };
+    let part = Part {
+        positions: at(&[Pos::Role("S2".into())]),
+        dims: None,
+    };
+    let others: Vec<_> = graph.edges().filter(|edge| edge.src != head).collect();
+    let without = EdgeSet::of(graph, &others).expect("edges of the graph");
+    let config = CircuitEval {
+        circuits: vec![
+            NamedCircuit::new("at S2", EdgeSet::full(graph)).in_parts(&Parts::from([(head, part)])),
+            NamedCircuit::new("without", without),
+        ],
+        ..CircuitEval::of([])
+    };
+    let (_, _, of_lacking) = values(&model, &lacking, &config).remove(0);
+    near(of_lacking[0], of_lacking[1], "a pair without the role");
+    let (_, _, of_whole) = values(&model, &whole, &config).remove(0);
+    assert!((of_whole[0] - of_whole[1]).abs() > 1e-6, "the role acts");
 }
 
 #[test]

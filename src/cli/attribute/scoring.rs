@@ -131,7 +131,7 @@ impl MethodChoice {
             MethodChoice::CleanCorrupted => GradientPath::Ends,
             _ => {
                 return Err(Error::invalid(format!(
-                    "`{}` does not score single dimensions; `--by dim` goes with `eap`, `eap-ig` and `clean-corrupted`",
+                    "`{}` does not score single dimensions; `--by dim` goes with `eap` (or `atp`, the same here), `eap-ig` (or `layer-ig`) and `clean-corrupted`",
                     self.name()
                 ))
                 .into());

@@ -44,6 +44,9 @@ pub struct CrossArgs {
     pub source: SourceChoice,
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Take nodes whole, where a file says at which positions or in which dimensions they act.
+    #[arg(long)]
+    pub whole_nodes: bool,
     /// A row for each circuit and task as CSV, with intervals and the number of pairs.
     #[arg(long)]
     pub csv: bool,
@@ -63,10 +66,15 @@ pub fn run(args: &CrossArgs, ctx: &Context) -> anyhow::Result<()> {
         ..CircuitEval::of([])
     };
     for name in &args.circuits {
-        let circuit = files::open(name, Some(&graph))?;
+        let mut circuit = files::open(name, Some(&graph))?;
         circuit.check_fits(&graph)?;
-        let edges = circuit.edges.pruned(Pruning::Fixpoint);
-        config.circuits.push(NamedCircuit::new(name, edges));
+        circuit.edges = circuit.edges.pruned(Pruning::Fixpoint);
+        if args.whole_nodes {
+            circuit.in_whole_nodes();
+        }
+        let parts = circuit.parts()?;
+        let named = NamedCircuit::new(name, circuit.edges);
+        config.circuits.push(named.in_parts(&parts));
     }
     let expanded = ExpandOptions {
         n_pairs: args.n_pairs.map(|n| n as usize),

@@ -177,10 +177,7 @@ impl EvalArgs {
         }
         circuit.edges = circuit.edges.pruned(Pruning::Fixpoint);
         if self.whole_nodes {
-            for note in circuit.nodes.values_mut() {
-                note.positions.clear();
-                note.dims.clear();
-            }
+            circuit.in_whole_nodes();
         }
         let parts = circuit.parts()?;
         let dropped = before - circuit.edges.len();

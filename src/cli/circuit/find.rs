@@ -139,7 +139,10 @@ impl FindArgs {
             }
             "`--scores`".to_string()
         } else {
-            acts.extend(["method", "by", "source", "until", "draws"]);
+            acts.extend(["method", "by", "source", "until"]);
+            if self.by.is_none() && !self.method.scores_nodes() {
+                acts.push("draws");
+            }
             if self.method.has_steps() {
                 acts.push("steps");
             }
@@ -174,6 +177,10 @@ impl FindArgs {
             .instead(
                 "share",
                 "it is for `--select consistent` and `--select ratio`",
+            )
+            .instead(
+                "draws",
+                "only of edges is it asked how stable their choice is",
             )
             .instead(
                 "steps",

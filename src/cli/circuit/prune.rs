@@ -75,6 +75,9 @@ pub fn run(args: &PruneArgs, ctx: &Context) -> anyhow::Result<()> {
         Some(name) => {
             let circuit = files::open(name, Some(&graph))?;
             circuit.check_fits(&graph)?;
+            if !circuit.parts()?.is_empty() {
+                ctx.warn("nodes that are in the circuit in part are candidates whole");
+            }
             circuit.edges
         }
     };

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::ground::{Ground, matrix, values};
-use super::limits::{Limits, positions};
+use super::limits::{Limits, positions, roles_of};
 use super::masked::Masked;
 use super::plain::{self, CircuitMode};
 use crate::circuit::{EdgeSet, Graph, Part, Parts};
@@ -190,7 +190,12 @@ pub fn circuit_values_plain(on: Subject<'_>, config: &CircuitEval) -> Result<Vec
 /// The parts of a circuit's nodes in the rows of a batch.
 fn limits(on: Subject<'_>, circuit: &NamedCircuit, rows: &Rows, batch: &[usize]) -> Result<Limits> {
     let pairs: Vec<&Pair> = batch.iter().map(|&pair| &on.task.pairs()[pair]).collect();
-    Limits::new(&circuit.parts, circuit.edges.graph(), rows, &pairs)
+    Limits::new(
+        &circuit.parts,
+        circuit.edges.graph(),
+        rows,
+        (on.task, &pairs),
+    )
 }
 
 /// Circuits one by one, each by one whole forward pass.
@@ -299,6 +304,7 @@ impl Method for CircuitEval {
         if self.circuits.is_empty() {
             return Err(Error::invalid("there is no circuit to evaluate; give one"));
         }
+        let roles = roles_of(task.pairs());
         let mut names = std::collections::HashSet::new();
         for NamedCircuit {
             name, edges, parts, ..
@@ -307,7 +313,11 @@ impl Method for CircuitEval {
             for (&node, part) in parts {
                 graph.row(node)?;
                 for pair in task.pairs() {
-                    positions(part, pair)?;
+                    positions(part, pair, &roles).map_err(|error| {
+                        Error::invalid(format!(
+                            "`{node}` of the circuit: {error}; take the nodes whole (`--whole-nodes`), or the task that it was found on"
+                        ))
+                    })?;
                 }
             }
             graph.check_same(edges.graph())?;

@@ -225,9 +225,10 @@ pub fn find_circuit(
         task: Some(on.task.name.clone()),
         metric: Some(reported.provenance.metric.clone()),
         method: Some(header.method),
-        selection: Some(match pieces.is_empty() {
-            true => config.named(),
-            false => FindConfig {
+        // Nodes and their pieces are taken best first, whatever leads where.
+        selection: Some(match level {
+            Level::Edges => config.named(),
+            _ => FindConfig {
                 rule: FindRule::TopN,
                 ..*config
             }

@@ -1,13 +1,13 @@
 //! Sources that are in a circuit in part: at some positions, in some dimensions of the stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::streams::At;
 use crate::circuit::{Graph, Part, Parts};
 use crate::error::Result;
 use crate::methods::sites::{OTHER, roles_with_other};
 use crate::run::rows::Rows;
-use crate::task::Pair;
+use crate::task::{Pair, Task};
 
 /// What of each source's write the circuit has, for the rows of a batch; sources without an entry are whole in it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,26 +20,48 @@ struct Limit {
     dims: Option<Vec<bool>>,
 }
 
-/// The positions of a pair at which a node is in a circuit.
+/// The positions of a pair at which a node is in a circuit; none at a role that only other pairs have (`of_others`).
 /// # Errors
-/// Positions and roles that its prompts do not have.
-pub(super) fn positions(part: &Part, pair: &Pair) -> Result<Vec<usize>> {
+/// Positions that its prompts do not have, and roles that no pair has.
+pub(super) fn positions(
+    part: &Part,
+    pair: &Pair,
+    of_others: &BTreeSet<&String>,
+) -> Result<Vec<usize>> {
     let length = pair.clean.len();
     let mut roles = roles_with_other(&pair.roles, length);
     roles.entry(OTHER.into()).or_default();
+    for &role in of_others {
+        roles.entry(role.clone()).or_default();
+    }
     part.positions.resolve(length, &roles)
+}
+
+/// The roles that any of some pairs has.
+pub(super) fn roles_of<'p>(pairs: impl IntoIterator<Item = &'p Pair>) -> BTreeSet<&'p String> {
+    let roles = pairs.into_iter().flat_map(|pair| pair.roles.keys());
+    roles.collect()
 }
 
 impl Limits {
     /// # Errors
     /// Positions and roles that a prompt does not have, nodes that the model does not have.
-    pub fn new(parts: &Parts, graph: &Graph, rows: &Rows, pairs: &[&Pair]) -> Result<Self> {
+    pub fn new(
+        parts: &Parts,
+        graph: &Graph,
+        rows: &Rows,
+        (task, pairs): (&Task, &[&Pair]),
+    ) -> Result<Self> {
+        if parts.is_empty() {
+            return Ok(Limits::default());
+        }
+        let roles = roles_of(task.pairs());
         let mut limits = BTreeMap::new();
         for (&node, part) in parts {
             let mut at_rows = Vec::with_capacity(rows.total);
             for segment in &rows.segments {
                 let pair = pairs[segment.example];
-                let kept = positions(part, pair)?;
+                let kept = positions(part, pair, &roles)?;
                 let is_kept = |pos: &u32| kept.binary_search(&(*pos as usize)).is_ok();
                 at_rows.extend(segment.positions.iter().map(is_kept));
             }

@@ -149,6 +149,9 @@ pub enum Summary {
     Sobol { draws: usize },
 }
 
+/// More draws than anybody would wait for.
+const MOST_DRAWS: usize = 100_000;
+
 /// So many players have all their coalitions measured.
 pub const EXACT: usize = 12;
 
@@ -213,6 +216,24 @@ impl Summary {
         self.draws().is_some() && players > EXACT
     }
 
+    /// Refuses draws that say little of so many players: a fit that follows them all would seem to have no error.
+    /// # Errors
+    /// [`Error::Invalid`] with how many to take.
+    pub(super) fn check_players(self, players: usize) -> Result<()> {
+        let least = match self {
+            Summary::KernelShap { .. } | Summary::Lime { .. } => 2 * (players + 1),
+            Summary::Sobol { .. } => 16,
+            _ => return Ok(()),
+        };
+        match self.draws() {
+            Some(draws) if self.samples(players) && draws < least => Err(Error::invalid(format!(
+                "{draws} draws say little of {players} players; `{}` takes {least} or more (`--draws`)",
+                self.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether shares add up to `v(all) - v(none)`.
     pub fn is_efficient(self) -> bool {
         matches!(self, Summary::Shapley { .. } | Summary::KernelShap { .. })
@@ -222,6 +243,12 @@ impl Summary {
         if self.draws().is_some_and(|draws| draws < 2) {
             return Err(Error::invalid(format!(
                 "`{}` takes at least 2 draws, which a standard error needs",
+                self.name()
+            )));
+        }
+        if self.draws().is_some_and(|draws| draws > MOST_DRAWS) {
+            return Err(Error::invalid(format!(
+                "`{}` takes at most {MOST_DRAWS} draws; its error falls with their root",
                 self.name()
             )));
         }

@@ -100,6 +100,9 @@ pub fn fit(
     let found = factor.solve(&right);
     let meat = together.map(|together| {
         let mut meat = vec![vec![0.0; columns]; columns];
+        // A fit follows what it is fitted to: the residuals of few draws are too small by so much.
+        let drawn = rows.len().div_ceil(together) as f64;
+        let followed = drawn / (drawn - columns as f64).max(1.0);
         for drawn in rows.chunks(together) {
             let mut pull = vec![0.0; columns];
             for row in drawn {
@@ -107,7 +110,7 @@ pub fn fit(
                 let residual = sum.target(row) - dot(&x, &found);
                 add(&mut pull, &x, row.weight * residual);
             }
-            add_outer(&mut meat, &pull, 1.0);
+            add_outer(&mut meat, &pull, followed);
         }
         meat
     });
@@ -208,16 +211,13 @@ mod tests {
 
     #[test]
     fn the_error_of_a_mean_is_the_textbook_one() {
-        // One player, there in two rows (values 2 and 4) and away in two (1 and 1): the difference of means is 2, and without the
-        // correction for few rows its variance 1 / 2.
+        // One player, there in two rows (values 2 and 4) and away in two (1 and 1): the difference of means is 2, and its
+        // variance 2 / 2 + 0 / 2.
         let rows: Vec<Row> = [(true, 2.0), (true, 4.0), (false, 1.0), (false, 1.0)]
             .map(|(there, value)| Row::new(vec![there], 1.0, |_| value))
             .into();
         let share = fit(1, &rows, Sum::Free, 0.0, Some(1)).unwrap()[0];
         assert!((share.value - 2.0).abs() < 1e-12, "{share:?}");
-        assert!(
-            (share.error.unwrap() - 0.5_f64.sqrt()).abs() < 1e-12,
-            "{share:?}"
-        );
+        assert!((share.error.unwrap() - 1.0).abs() < 1e-12, "{share:?}");
     }
 }

@@ -11,7 +11,7 @@
 //! add up to `v(all) - v(none)`.
 //!
 //! Sources: Covert, Lundberg and Lee 2021, "Explaining by removing"; Shapley 1953; Lundberg and Lee 2017 (KernelSHAP); Mitchell
-//! et al. 2022 (antithetic orders); Ribeiro et al. 2016 (LIME; the kernel is that of its tables); Sobol 2001 and Jansen 1999 (total
+//! et al. 2022 (antithetic orders); Ribeiro et al. 2016 (LIME; its kernel over the share that is removed); Sobol 2001 and Jansen 1999 (total
 //! indices). Left out on purpose: text masks by super-pixels or sentences, which the roles of a task can say.
 
 mod coalitions;
@@ -19,6 +19,7 @@ mod config;
 mod fit;
 mod prompts;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -213,6 +214,11 @@ impl<'a> Removing<'a> {
             n_shares,
             filler,
         };
+        for pair in task.pairs() {
+            config
+                .summary
+                .check_players(removing.players(pair).0.len())?;
+        }
         let samples = |pair| config.summary.samples(removing.players(pair).0.len());
         if task.pairs().iter().any(samples) {
             cells.extend(removing.cells.iter().map(|cell| Cell {
@@ -268,18 +274,20 @@ impl<'a> Removing<'a> {
         }
     }
 
-    /// The positions of the prompt that nobody of a coalition has.
+    /// The positions that players have, but nobody of a coalition: spans may overlap.
     fn absent_positions(players: &[Player], coalition: &[bool]) -> Vec<usize> {
-        let mut positions: Vec<usize> = (players.iter().zip(coalition))
-            .filter(|(_, is_there)| !**is_there)
-            .flat_map(|(player, _)| match &player.part {
-                Piece::Positions(positions) => positions.clone(),
-                Piece::Node(_) => Vec::new(),
-            })
-            .collect();
-        positions.sort_unstable();
-        positions.dedup();
-        positions
+        let of = |there: bool| -> BTreeSet<usize> {
+            let players = players.iter().zip(coalition);
+            let positions = players.filter(|(_, is_there)| **is_there == there);
+            positions
+                .flat_map(|(player, _)| match &player.part {
+                    Piece::Positions(positions) => positions.as_slice(),
+                    Piece::Node(_) => &[],
+                })
+                .copied()
+                .collect()
+        };
+        of(false).difference(&of(true)).copied().collect()
     }
 
     /// The sites where a coalition is changed.
