@@ -195,6 +195,9 @@ fn random_circuit(full: &EdgeSet, size: usize, rng: &mut ChaCha8Rng) -> Result<E
 
 /// The parts of a circuit's nodes dealt out among those of a random one, dimensions drawn anew.
 fn random_parts(parts: &Parts, own: &EdgeSet, random: &EdgeSet, rng: &mut ChaCha8Rng) -> Parts {
+    if parts.is_empty() {
+        return Parts::new();
+    }
     let writes = |node: &Node| *node != Node::Logits;
     let mut dealt: Vec<Option<&Part>> = (own.nodes().iter().filter(|node| writes(node)))
         .map(|node| parts.get(node))
