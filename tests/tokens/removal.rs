@@ -253,7 +253,7 @@ fn sampled_shares_have_errors_and_add_up() {
             let sum = completeness(&rough)[0];
             assert!(sum.delta.abs() < SUMS * sum.total.abs().max(1.0), "{sum:?}");
         }
-        let sobol = measured(Summary::Sobol { draws: 8 });
+        let sobol = measured(Summary::Sobol { draws: 16 });
         assert!(sobol.examples[0].values.iter().all(|&share| share >= 0.0));
     }
 }
