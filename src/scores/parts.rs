@@ -4,7 +4,7 @@
 //! for that file, named after the hash of its plan: other settings are other work, and never in the way. `plan.json` says
 //! what the work is, and each finished unit (some examples, some of their cells) is one `part-00012.parquet`, written beside
 //! its place and renamed into it. A part carries a hash of its measurements; one that does not match is measured again. One
-//! process at a time holds `lock` ([`super::lock`]).
+//! process at a time holds `lock`.
 //!
 //! A shard's result is a file of the same format, one part that holds all units of the shard ([`write_shard`]).
 
