@@ -137,7 +137,7 @@ fn models_that_are_none() {
     );
     bench.refuses(
         &["hooks", "--revision", "v1"],
-        &["--revision v1", "is for hub models"],
+        &["a revision (`v1`)", "is for hub models"],
     );
 }
 
@@ -638,4 +638,27 @@ fn circuits_that_cannot_be_found() {
         &["--scores", &scores, "--n", "3", "--select", "consistent"],
         &["scores of each pair"],
     );
+}
+
+#[test]
+fn plans_bring_the_models_of_their_values_and_name_what_lacks() {
+    let bench = Bench::new();
+    let plan = |method: &str| {
+        bench.file(
+            "plan.toml",
+            &format!(
+                "models = [\"embedded\"]\ntasks = [\"embedded\"]\n[methods]\nheads = \"{method}\"\n"
+            ),
+        )
+    };
+    let lacking = plan("patch --sites z --source-revision r");
+    bench.refuses(
+        &["run", &lacking],
+        &["`heads`", "--source-model", "were not provided"],
+    );
+    // Where there is no network, that it was looked for is all that can be seen.
+    let other = plan("patch --sites z --source-model nope/none");
+    let output = bench.run(&["fetch", &other]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.ends_with("error: not fetched: nope/none\n"), "{said}");
 }

@@ -139,11 +139,13 @@ impl PieceScores {
         self.scores.is_empty()
     }
 
-    /// The sum of a node's scores; `None` without any.
-    pub fn of_node(&self, node: Node) -> Option<f64> {
-        let own = self.scores.iter().filter(|(of, ..)| *of == node);
-        own.map(|(.., score)| *score)
-            .reduce(|sum, score| sum + score)
+    /// The sum of each node's scores.
+    pub fn of_nodes(&self) -> BTreeMap<Node, f64> {
+        let mut sums = BTreeMap::new();
+        for (node, _, score) in &self.scores {
+            *sums.entry(*node).or_default() += score;
+        }
+        sums
     }
 
     /// The best `n` pieces, or with a threshold all that rank there or above, and every edge between the nodes that have one of
@@ -265,7 +267,7 @@ mod tests {
         assert!(!selected.edges.nodes().contains(&node("m0")));
         let (_, parts) = select(usize::MAX, Some(0.6));
         assert_eq!(parts.len(), 1);
-        assert_eq!(scores.of_node(node("a0.h1")), Some(-1.0));
+        assert_eq!(scores.of_nodes()[&node("a0.h1")], -1.0);
     }
 
     #[test]

@@ -139,10 +139,10 @@ pub struct PrintArgs {
     #[arg(long, value_name = "N")]
     pub top: Option<usize>,
     /// Only the grids whose name begins so, such as `resid_pre`.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["csv", "json"])]
     pub panel: Option<String>,
     /// Whether the grids of a picture share one scale.
-    #[arg(long, value_name = "WHOSE", default_value = "run")]
+    #[arg(long, value_name = "WHOSE", default_value = "run", conflicts_with_all = ["csv", "json"])]
     pub scale: ScaleOf,
 }
 

@@ -12,7 +12,7 @@ use clap::{ArgGroup, Args};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Picture", group(ArgGroup::new("picture").multiple(true)))]
 pub struct PictureArgs {
-    /// Also draw the picture into this file.
+    /// Also draw the picture into this file; it takes the place of a picture that is there.
     #[arg(long, value_name = "FILE", group = "picture")]
     pub svg: Option<PathBuf>,
     /// The same as an image of pixels.
@@ -84,15 +84,19 @@ impl PictureArgs {
                 })
             })
         };
+        // All are made before the first is written.
+        let mut pictures = Vec::new();
         if let Some(path) = &self.svg {
-            write(path, picture.as_bytes())?;
+            pictures.push((path, picture.as_bytes().to_vec()));
         }
         if let Some(path) = &self.png {
-            write(path, &png(picture, self.dpi)?)?;
+            pictures.push((path, png(picture, self.dpi)?));
         }
         if let Some(path) = &self.pdf {
-            write(path, &pdf(picture)?)?;
+            pictures.push((path, pdf(picture)?));
         }
-        Ok(())
+        pictures
+            .iter()
+            .try_for_each(|(path, bytes)| write(path, bytes))
     }
 }

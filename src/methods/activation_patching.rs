@@ -189,9 +189,17 @@ impl PatchConfig {
 
     fn check_direction(&self) -> Result<()> {
         let ablates = self.source != PatchSource::Pair;
+        if self.source == PatchSource::Same
+            && matches!(self.direction, Direction::Denoise | Direction::Noise)
+        {
+            return Err(Error::invalid(
+                "another model's values on the same prompt are an ablation of the clean run, which has no direction: leave it out, or patch the \
+                 other model's runs of the pair in (`--source pair`)",
+            ));
+        }
         if ablates != (self.direction == Direction::Ablate) || self.direction == Direction::Direct {
             return Err(Error::invalid(
-                "another model's values on the same prompt, zero, mean, resample, a factor and blocked attention are ablations of the clean run (direction `ablate`, with a \
+                "zero, mean, resample, a factor and blocked attention are ablations of the clean run (direction `ablate`, with a \
                  source such as `--source zero`); the pair's other run is patched in by `denoise` or `noise`",
             ));
         }

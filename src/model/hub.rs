@@ -42,7 +42,7 @@ pub fn locate_with(
     let is_local = id == EMBEDDED || path.exists();
     if let (true, Some(revision)) = (is_local, &options.revision) {
         return Err(Error::invalid(format!(
-            "`--revision {}` is for hub models, and `{id}` is none; leave it out",
+            "a revision (`{}`) is for hub models, and `{id}` is none; leave it out",
             shortened(revision)
         )));
     }

@@ -4,6 +4,8 @@
 //! all, and the blocks have one luminance, half way between black and white, so that they stand out equally on a dark and on
 //! a light background and blue as much as red. How strong an effect is shows in how far the block is from grey.
 
+use crate::error::{Error, Result};
+
 /// The colours of a drawn picture, on white; all can be told apart by colour-blind readers. The diverging ones are ColorBrewer's
 /// RdBu and PuOr (Harrower and Brewer 2003), the sequential one is matplotlib's viridis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,12 +75,29 @@ impl Palette {
         self == Palette::Viridis
     }
 
+    /// Refuses values on both sides of 0 where their signs would look the same.
+    /// # Errors
+    /// [`Error::Invalid`] naming palettes that tell them apart.
+    pub(super) fn check(self, values: impl IntoIterator<Item = f64>) -> Result<()> {
+        let (mut above, mut below) = (false, false);
+        for value in values {
+            above |= value > 0.0;
+            below |= value < 0.0;
+        }
+        match self.is_sequential() && above && below {
+            true => Err(Error::invalid(
+                "`viridis` is for values of one sign, and these lie on both sides of 0; take `red-blue` or `orange-purple`",
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// What its colours say of lines.
     pub(super) fn signs(self) -> &'static str {
         match self {
             Palette::RedBlue => "red is above 0, blue below",
             Palette::OrangePurple => "orange is above 0, purple below",
-            Palette::Viridis => "one colour for both signs",
+            Palette::Viridis => "all of one sign",
         }
     }
 }

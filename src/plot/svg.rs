@@ -23,6 +23,7 @@ pub(super) use page::escape;
 
 use super::curves::curves;
 use super::panel::{Panel, chosen_panels, panels};
+use super::scale::ScaleOf;
 use crate::error::{Error, Result};
 use crate::scores::{Provenance, Scores};
 use crate::text::{cut, visible};
@@ -60,12 +61,17 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
         draw_panels(&mut page, &panels, &scores.provenance, options, &marked)?;
         return Ok(page.finish(options.look.width));
     }
+    if options.scale == ScaleOf::Panel {
+        return Err(Error::invalid(
+            "only grids have scales of their own; leave `--scale` out",
+        ));
+    }
     let curves = curves(scores);
     if curves.is_empty() {
         draw_bars(&mut page, scores, options)?;
     } else if options.reach.is_some() {
         return Err(Error::invalid(
-            "the axes of a curve of circuits are shares already, and its scale is always the same",
+            "the axes of a curve of circuits are shares already; leave `--scale-to` out",
         ));
     } else {
         draw_curves(&mut page, &curves, options);

@@ -204,7 +204,15 @@ fn problem(command: &[String]) -> Option<String> {
 /// What clap says, without its advice.
 pub fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
+    let mut lines = text.lines();
+    let mut line = lines.next().unwrap_or_default().to_string();
+    if line.ends_with(':') {
+        // What it is about stands below, a line each.
+        let named = lines.take_while(|line| line.starts_with("  "));
+        line += &named
+            .map(|line| format!(" {}", line.trim()))
+            .collect::<String>();
+    }
     visible(line.trim_start_matches("error: "))
 }
 

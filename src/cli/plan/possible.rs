@@ -13,7 +13,7 @@ use candlewick::text::visible;
 use super::run::{at_desk, said};
 use super::{Desk, PlanFile, Run, Stage, expand};
 use crate::cli::open::load_options;
-use crate::cli::{Context, asked, dispatch};
+use crate::cli::{Command, Context, asked, dispatch};
 
 /// Looks for everything that can be wrong without weights, and gives the runs that cannot be done, with the reason.
 pub fn check(
@@ -127,16 +127,21 @@ pub fn prove(path: &Path, ctx: &Context) -> anyhow::Result<()> {
     .into())
 }
 
-/// The models of a plan, each revision once.
+/// The models of a plan, those that values are taken from among them, each revision once.
 /// # Errors
 /// Those of reading it.
 pub fn models(path: &Path) -> Result<Vec<(String, Option<String>)>, Error> {
     let plan = PlanFile::read(path)?;
     let mut models = Vec::new();
     for run in expand(&plan, path)? {
-        let model = (run.model, run.revision);
-        if !models.contains(&model) {
-            models.push(model);
+        let of_values = match run.parsed {
+            Command::Patch(args) => args.source_model.map(|model| (model, args.source_revision)),
+            _ => None,
+        };
+        for model in std::iter::once((run.model, run.revision)).chain(of_values) {
+            if !models.contains(&model) {
+                models.push(model);
+            }
         }
     }
     Ok(models)

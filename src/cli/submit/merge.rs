@@ -108,7 +108,11 @@ pub fn merge(submission: &mut Submission, ctx: &Context) -> anyhow::Result<()> {
         match &submission.plan {
             Some((_, results)) => writeln!(
                 out,
-                "all {tables} tables are there: {}",
+                "{}: {}",
+                match tables {
+                    1 => "the table is there".to_string(),
+                    _ => format!("all {tables} tables are there"),
+                },
                 visible(&results.display().to_string())
             )?,
             None => writeln!(

@@ -40,7 +40,11 @@ pub struct SlurmArgs {
 pub fn run(args: &SlurmArgs, ctx: &Context) -> anyhow::Result<()> {
     if args.run {
         // Before anything is measured or written.
-        ask("sbatch", &["--version"])?;
+        ask("sbatch", &["--version"]).map_err(|error| {
+            Error::invalid(format!(
+                "{error}; nothing was written or submitted: without `--run` the scripts are written, to be submitted later"
+            ))
+        })?;
     }
     let given = args.options.template.as_deref();
     let given = given.map(Template::read).transpose()?;

@@ -14,7 +14,7 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::GradientPath;
-use super::runs::{Runs, Setting, check_metric};
+use super::runs::{Gradients, Runs, Setting, check_metric};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln, Node};
@@ -28,8 +28,6 @@ use crate::metric::Metric;
 use crate::nn::host::{on_host, to_host};
 use crate::nn::rules::Rules;
 use crate::run::Progress;
-use crate::run::backward::Probe;
-use crate::run::rows::Rows;
 use crate::scores::{Cell, ExampleScores, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
@@ -153,13 +151,18 @@ impl Prepared for Attributing<'_> {
 
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let runs = Runs::record(&self.setting, &unit.items, &BTreeMap::new(), &[])?;
+        // What nodes write stands at these hooks, heads together.
+        let layers = 0..self.setting.model.spec.n_layers;
+        let of_layers = layers
+            .flat_map(|layer| [Kind::AttnOut, Kind::MlpOut].map(|kind| Hook::at(kind, layer)));
+        let written: Vec<Hook> = of_layers.chain([Hook::global(Kind::Embed)]).collect();
         let mut mean = HashMap::<Hook, Vec<f32>>::new();
         for (point, share) in self.config.path.points(true) {
             let tape = runs.at(point, &[])?;
-            let mut gradients = Gradients::default();
+            let mut gradients = Gradients::at(written.iter().copied());
             runs.descend(&tape, &Rules::gradient(), &mut gradients)?;
-            for (hook, gradient) in gradients.0 {
-                let gradient = to_host(&gradient)?;
+            for (hook, gradient) in gradients.kept {
+                let gradient = to_host(&on_host(&gradient)?)?;
                 let sum = mean
                     .entry(hook)
                     .or_insert_with(|| vec![0.0; gradient.len()]);
@@ -196,7 +199,7 @@ impl Attributing<'_> {
                 Node::Head { layer, head } => {
                     let of_layer = match share.take() {
                         Some((of, share)) if of == layer => share,
-                        _ => share_of_heads(runs, layer)?,
+                        _ => runs.delta_of_heads(layer)?,
                     };
                     let own = of_layer.narrow(1, head, 1)?.squeeze(1)?.contiguous()?;
                     share = Some((layer, of_layer));
@@ -233,38 +236,5 @@ impl Attributing<'_> {
             }
         }
         Ok(found)
-    }
-}
-
-/// How the heads' z differ, each run's divided by the scale of its own norm on what attention writes, where there is one.
-fn share_of_heads(runs: &Runs<'_>, layer: usize) -> Result<Tensor> {
-    let (z, scale) = (
-        Hook::at(Kind::Z, layer),
-        Hook::at(Kind::Scale(Ln::OnePost), layer),
-    );
-    if scale.kind.absent(&runs.model.spec).is_some() {
-        return runs.delta(z);
-    }
-    let over =
-        |z: Tensor, scale: Tensor| -> Result<Tensor> { Ok(z.broadcast_div(&scale.unsqueeze(1)?)?) };
-    let base = over(runs.base_values(z)?, runs.base_values(scale)?)?;
-    let other = over(runs.other_values(z)?, runs.other_values(scale)?)?;
-    Ok((other - base)?)
-}
-
-/// The gradients at what the branches write, f32 on the host.
-#[derive(Default)]
-struct Gradients(HashMap<Hook, Tensor>);
-
-impl Probe for Gradients {
-    fn wants(&self, hook: Hook) -> bool {
-        matches!(hook.kind, Kind::Embed | Kind::AttnOut | Kind::MlpOut)
-    }
-
-    fn at(&mut self, hook: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
-        if self.wants(hook) {
-            self.0.insert(hook, on_host(gradient)?);
-        }
-        Ok(())
     }
 }

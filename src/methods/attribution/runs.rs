@@ -1,12 +1,12 @@
 //! The two runs of some pairs: the one that is changed, recorded for backward passes, and what is put in its place.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
+use crate::hooks::{Edit, Hook, Kind, Ln, Op, Site, Value};
 use crate::methods::PatchSource;
 use crate::methods::method::pairs_of;
 use crate::methods::reference::ReferenceSet;
@@ -276,6 +276,24 @@ impl<'a> Runs<'a> {
         tensor(finite.collect(), delta.shape())
     }
 
+    /// [`Runs::delta`] of what the heads of a layer write, as z over the scale of the norm on what attention writes, where there is
+    /// one: each run's over its own.
+    /// # Shapes
+    /// f32 on the host, `[rows, n_heads, d_head]`.
+    pub fn delta_of_heads(&self, layer: usize) -> Result<Tensor> {
+        let z = Hook::at(Kind::Z, layer);
+        let Some(scale) = post_scale(&self.model.spec, layer) else {
+            return self.delta(z);
+        };
+        let base = over(self.base_values(z)?, self.base_values(scale)?)?;
+        // Zeros stay zeros, whatever their scale.
+        let other = match self.puts_zeros() {
+            true => self.other_values(z)?,
+            false => over(self.other_values(z)?, self.other_values(scale)?)?,
+        };
+        Ok((other - base)?)
+    }
+
     /// The run whose embeddings stand at `point` on the line from the other run (0) to the base run (1).
     pub fn at(&self, point: f32, keep: &[Hook]) -> Result<Cow<'_, Tape>> {
         if point == 1.0 {
@@ -353,6 +371,43 @@ impl<'a> Runs<'a> {
     pub fn rows_of(&self, pair: usize) -> std::ops::Range<usize> {
         let segment = &self.rows.segments[pair];
         segment.start..segment.start + segment.positions.len()
+    }
+}
+
+/// The scale of the norm on what attention writes, where there is one.
+pub(super) fn post_scale(spec: &ModelSpec, layer: usize) -> Option<Hook> {
+    let kind = Kind::Scale(Ln::OnePost);
+    kind.absent(spec).is_none().then(|| Hook::at(kind, layer))
+}
+
+/// z over the scale of each row.
+pub(super) fn over(z: Tensor, scale: Tensor) -> Result<Tensor> {
+    Ok(z.broadcast_div(&scale.unsqueeze(1)?)?)
+}
+
+/// Keeps the gradients of some hooks.
+pub(super) struct Gradients {
+    wanted: HashSet<Hook>,
+    pub kept: HashMap<Hook, Tensor>,
+}
+
+impl Gradients {
+    pub fn at(hooks: impl IntoIterator<Item = Hook>) -> Self {
+        Gradients {
+            wanted: hooks.into_iter().collect(),
+            kept: HashMap::new(),
+        }
+    }
+}
+
+impl Probe for Gradients {
+    fn wants(&self, hook: Hook) -> bool {
+        self.wanted.contains(&hook)
+    }
+
+    fn at(&mut self, hook: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
+        self.kept.insert(hook, gradient.clone());
+        Ok(())
     }
 }
 

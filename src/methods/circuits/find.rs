@@ -143,10 +143,8 @@ pub fn find_circuit(
         (Scored::Pieces(scores), FindRule::TopN | FindRule::Greedy) => {
             pieces = Some(scores);
             let mut scored = ScoredGraph::new(graph);
-            for node in (0..graph.n_src()).map_while(|row| graph.source(row)) {
-                if let Some(sum) = scores.of_node(node) {
-                    scored.set_node_score(node, sum)?;
-                }
+            for (node, sum) in scores.of_nodes() {
+                scored.set_node_score(node, sum)?;
             }
             (scored, level_of(&measured.cells))
         }

@@ -34,6 +34,8 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) 
             "there is nothing to draw: no row of the table has a finite score",
         ));
     }
+    page.palette
+        .check(order.iter().filter_map(|&row| columns.score[row]))?;
     let floats = |name: &str| {
         rows.floats(name)
             .unwrap_or_else(|| vec![None; columns.height])
@@ -109,12 +111,12 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) 
         "text-anchor='middle' fill='#555'",
         "0",
     );
-    if options.reach.is_some() {
-        for end in [least, most].into_iter().filter(|end| *end != 0.0) {
-            page.line((at(end), bottom), (at(end), bottom + 4.0));
-            let look = "text-anchor='middle' fill='#555'";
-            page.text(at(end), bottom + 14.0, look, &number(end));
-        }
+    // Two numbers that would touch say less than one.
+    let is_apart = |end: &f64| (at(*end) - at(0.0)).abs() > 6.0 * GLYPH;
+    for end in [least, most].into_iter().filter(is_apart) {
+        page.line((at(end), bottom), (at(end), bottom + 4.0));
+        let look = "text-anchor='middle' fill='#555'";
+        page.text(at(end), bottom + 14.0, look, &number(end));
     }
     page.reach(left + BAR + 10.0 + 10.0 * GLYPH, bottom + 16.0);
     if let Some(title) = &options.x_title {

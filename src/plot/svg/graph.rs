@@ -30,9 +30,10 @@ const GREY: &str = "#888888";
 
 /// Draws a circuit as one SVG image with a tooltip a node and an edge; without a title, unless one is given.
 /// # Errors
-/// [`Error::Invalid`](crate::Error::Invalid) for a width that no picture has.
+/// [`Error::Invalid`](crate::Error::Invalid) for a width that no picture has, and for a palette without signs where scores have both.
 pub fn circuit_svg(circuit: &Circuit, look: &Look) -> Result<String> {
     look.check()?;
+    look.palette.check(circuit.scores.values().copied())?;
     let nodes = circuit.edges.nodes();
     let mut places = places(&nodes, circuit.graph().parallel);
     if look.title.is_some() {
@@ -235,6 +236,12 @@ mod tests {
             "{drawn}"
         );
         assert!(drawn.contains(">5 edges, 4 nodes<"), "{drawn}");
+        let no_signs = Look {
+            palette: Palette::Viridis,
+            ..Look::default()
+        };
+        let refused = circuit_svg(&circuit("mover"), &no_signs).unwrap_err();
+        assert!(refused.to_string().contains("both sides of 0"), "{refused}");
         // The one without a score is grey.
         assert_eq!(drawn.matches(GREY).count(), 1);
     }

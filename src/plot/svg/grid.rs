@@ -2,7 +2,7 @@
 
 use super::look::SvgOptions;
 use super::page::{BOLD, EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::plot::panel::{Label, Panel};
 use crate::plot::scale::{Scale, ScaleOf, number};
 use crate::scores::Provenance;
@@ -33,9 +33,7 @@ pub(super) fn draw_panels(
         ScaleOf::Run => shared,
         ScaleOf::Panel => to_reach(Scale::of_panel(panel)),
     };
-    if page.palette.is_sequential() {
-        check_one_sign(panels)?;
-    }
+    page.palette.check(values(panels))?;
     let is_below = page.palette.is_sequential() && values(panels).any(|value| value < 0.0);
     let caption = |panel: &Panel, scale: Scale| {
         let mut caption = scale.caption(panel.is_normalised, about);
@@ -79,17 +77,6 @@ pub(super) fn draw_panels(
 fn values(panels: &[Panel]) -> impl Iterator<Item = f64> {
     let values = panels.iter().flat_map(|panel| &panel.values);
     values.flatten().flatten().copied()
-}
-
-/// A palette from 0 up says nothing of signs.
-fn check_one_sign(panels: &[Panel]) -> Result<()> {
-    let has = |is: fn(&f64) -> bool| values(panels).any(|value| is(&value));
-    if has(|value| *value > 0.0) && has(|value| *value < 0.0) {
-        return Err(Error::invalid(
-            "`viridis` is for values of one sign, and these lie on both sides of 0; take `red-blue` or `orange-purple`",
-        ));
-    }
-    Ok(())
 }
 
 /// What a dot in a cell says.

@@ -7,9 +7,9 @@ use super::readers::{LayerSums, Sums, accumulate_into};
 use super::{EdgeAttributionConfig, read};
 use crate::circuit::Graph;
 use crate::error::Result;
-use crate::hooks::{Hook, Kind, Letter, Ln, Node};
+use crate::hooks::{Hook, Kind, Letter, Node};
 use crate::methods::attribution::GradientPath;
-use crate::methods::attribution::runs::{Runs, at_rows};
+use crate::methods::attribution::runs::{Runs, at_rows, over, post_scale};
 use crate::model::Model;
 use crate::nn::host::{host, on_host, to_host};
 use crate::nn::linear::{Right, View, product, small_product};
@@ -31,21 +31,7 @@ pub(super) struct Written {
 impl Written {
     /// What is put in place minus what was there.
     pub fn differently(runs: &Runs<'_>) -> Result<Self> {
-        let z = |layer: usize| -> Result<Tensor> {
-            let hook = Hook::at(Kind::Z, layer);
-            let (base, other) = (runs.base_values(hook)?, runs.other_values(hook)?);
-            let Some(scale) = post_scale(&runs.model.spec, layer) else {
-                return Ok((other - base)?);
-            };
-            let base = over(base, runs.base_values(scale)?)?;
-            // Zeros stay zeros, whatever their scale.
-            let other = if runs.puts_zeros() {
-                other
-            } else {
-                over(other, runs.other_values(scale)?)?
-            };
-            Ok((other - base)?)
-        };
+        let z = |layer| runs.delta_of_heads(layer);
         Written::made(&runs.model.spec, z, |hook| runs.delta(hook))
     }
 
@@ -95,16 +81,6 @@ impl Written {
             mlp: each(&self.mlp, &there.mlp),
         }
     }
-}
-
-/// The scale of the norm on what attention writes, where there is one.
-fn post_scale(spec: &ModelSpec, layer: usize) -> Option<Hook> {
-    let kind = Kind::Scale(Ln::OnePost);
-    kind.absent(spec).is_none().then(|| Hook::at(kind, layer))
-}
-
-fn over(z: Tensor, scale: Tensor) -> Result<Tensor> {
-    Ok(z.broadcast_div(&scale.unsqueeze(1)?)?)
 }
 
 /// The edges of one batch of pairs.

@@ -1,20 +1,18 @@
 //! The estimates of one batch: at a point, averaged along a line, with GradDrop, or as conductance.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use candle_core::Tensor;
 
 use super::super::GradientPath;
 use super::super::inner::{Inner, NodeProbe};
-use super::super::runs::{Runs, at_rows};
+use super::super::runs::{Gradients, Runs, at_rows};
 use super::config::NodeAttributionConfig;
 use super::places::{Estimates, Places};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind};
 use crate::nn::host::on_host;
-use crate::run::backward::Probe;
-use crate::run::rows::Rows;
 use crate::run::tape::Tape;
 use crate::scores::Direction;
 
@@ -130,10 +128,7 @@ fn conductance(
     for step in 0..=steps {
         let point = 1.0 - step as f32 / steps as f32;
         let tape = runs.at(point, hooks)?;
-        let mut gradients = Gradients {
-            wanted: hooks.iter().copied().collect(),
-            kept: HashMap::new(),
-        };
+        let mut gradients = Gradients::at(hooks.iter().copied());
         runs.descend(&tape, &config.rules, &mut gradients)?;
         if let Some((earlier, slopes)) = before.take() {
             for (&hook, cells) in &places.of_hook {
@@ -148,21 +143,4 @@ fn conductance(
         before = Some((tape, gradients.kept));
     }
     Ok(total)
-}
-
-/// Keeps the gradients of some hooks.
-struct Gradients {
-    wanted: HashSet<Hook>,
-    kept: HashMap<Hook, Tensor>,
-}
-
-impl Probe for Gradients {
-    fn wants(&self, hook: Hook) -> bool {
-        self.wanted.contains(&hook)
-    }
-
-    fn at(&mut self, hook: Hook, gradient: &Tensor, _: &Rows) -> Result<()> {
-        self.kept.insert(hook, gradient.clone());
-        Ok(())
-    }
 }
