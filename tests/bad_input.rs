@@ -646,7 +646,7 @@ fn plans_bring_the_models_of_their_values_and_name_what_lacks() {
     let plan = |method: &str| {
         bench.file(
             "plan.toml",
-            &format!(
+            format!(
                 "models = [\"embedded\"]\ntasks = [\"embedded\"]\n[methods]\nheads = \"{method}\"\n"
             ),
         )
