@@ -45,6 +45,7 @@ pub mod prelude;
 #[cfg(test)]
 mod rooms;
 pub mod run;
+pub mod sae;
 pub mod scores;
 pub mod spec;
 pub mod task;

@@ -7,13 +7,14 @@ use std::fs;
 use std::path::Path;
 
 /// From the ground up. Rooms on one line do not use each other either.
-const ROOMS: [&[&str]; 17] = [
+const ROOMS: [&[&str]; 18] = [
     &["error", "panics", "text"],
     &["parquet"],
     &["spec"],
     &["hooks"],
     &["nn"],
     &["model"],
+    &["sae"],
     &["metric"],
     &["task"],
     &["run"],

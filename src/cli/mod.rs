@@ -11,6 +11,7 @@ mod circuit;
 mod clean;
 mod compare;
 mod destination;
+mod feature;
 mod fetch;
 mod generate;
 mod heads;
@@ -125,6 +126,7 @@ enum Command {
     Ablate(ablate::AblateArgs),
     Path(path::PathArgs),
     Circuit(circuit::CircuitArgs),
+    Feature(feature::FeatureArgs),
     Generate(generate::GenerateArgs),
     Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
@@ -267,6 +269,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Attention(args) => attention::run(args, ctx),
         Command::Path(args) => path::run(args, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
+        Command::Feature(args) => feature::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
         Command::Scale(args) => session::run(args, &args.common, ctx),
         Command::Tokens(args) => tokens::run(args, ctx),

@@ -14,6 +14,7 @@ pub mod composition;
 pub mod exact_edges;
 mod gaussian;
 pub mod head_stats;
+mod latent_activations;
 pub mod logits;
 pub mod measure;
 pub mod method;
@@ -34,7 +35,8 @@ pub use activation_patching::{
 pub use activations::{ActivationsConfig, write_activations};
 pub use attention_patterns::AttentionConfig;
 pub use attribution::{
-    EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
+    EdgeAttributionConfig, EdgePath, GradientPath, LatentConfig, LatentEstimate,
+    NodeAttributionConfig, StepRule, parse_rules,
 };
 pub use choice::{ChosenHead, Heads, Layers};
 pub use circuits::{
@@ -47,6 +49,7 @@ pub use exact_edges::{
 };
 pub use gaussian::GaussianNoise;
 pub use head_stats::HeadConfig;
+pub use latent_activations::LatentActivationsConfig;
 pub use logits::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, LensPositions, Part, SourceConfig,
     TokenLensConfig, single_tokens,

@@ -44,7 +44,7 @@ columns! {
     Key "key" "The key's position, where single cells of an attention pattern are rows."
     Token "token" "The text of the token at `pos`, where all pairs of the row have the same one there."
     Role "role" "The role of the task that the row is about; of a row by position the roles there, joined by commas, where all its pairs agree."
-    Neuron "neuron" "The neuron of the MLP, from 0."
+    Neuron "neuron" "The neuron of the MLP, or the latent of a sparse autoencoder, from 0."
     Src "src" "Where an edge or a path begins (`a5.h1`, `m3`, `input`); for other methods, what is read."
     Dst "dst" "Where an edge or a path ends (`a9.h6<q>`, `logits`); for other methods, what is written."
     Target "target" "What a read-out watches, where one table watches several things: `answer`, `wrong`, a token."

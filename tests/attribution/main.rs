@@ -3,9 +3,11 @@
 mod atp_star;
 mod ceap;
 mod contract;
+mod dictionaries;
 mod edges;
 mod exactness;
 mod integrals;
+mod latents;
 #[path = "../models/mod.rs"]
 mod models;
 mod planted;

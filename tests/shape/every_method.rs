@@ -1,18 +1,25 @@
 //! Every method, at settings under which it is quick.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::hooks::Positions;
-use candlewick::methods::Plan;
 use candlewick::methods::attribution::{DimAttributionConfig, GradientPath};
 use candlewick::methods::tokens::{Baseline, Quadrature, ReferenceSet};
+use candlewick::methods::{Along, LatentActivationsConfig, LatentConfig, Plan};
 use candlewick::model::Model;
 use candlewick::prelude::*;
+use candlewick::sae::Sae;
 use candlewick::task::{Pair, Task};
 
 use crate::toy_method::StreamLength;
 use crate::{lab, mixed};
+
+/// The dictionary of the embedded model.
+fn sae() -> Arc<Sae> {
+    Arc::new(Sae::embedded().expect("it is in the library"))
+}
 
 /// A method of every kind, named.
 fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
@@ -86,6 +93,25 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "conductance",
             Box::new(NodeAttributionConfig::conductance(noise("mlp_out"), 2)),
+        ),
+        ("latent-atp", Box::new(LatentConfig::atp(sae()))),
+        (
+            "latent-ig by role",
+            Box::new(LatentConfig {
+                along: Along::Role,
+                ..LatentConfig::integrated(sae(), 2)
+            }),
+        ),
+        (
+            "latent_patching",
+            Box::new(LatentConfig {
+                latents: Some((0..20).collect()),
+                ..LatentConfig::exact(sae())
+            }),
+        ),
+        (
+            "latent_activations",
+            Box::new(LatentActivationsConfig::new(sae())),
         ),
         ("eap", Box::new(EdgeAttributionConfig::eap())),
         (

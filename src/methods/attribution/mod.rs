@@ -11,6 +11,7 @@
 mod dims;
 mod edges;
 mod inner;
+mod latents;
 mod nodes;
 mod qk_fix;
 mod runs;
@@ -21,6 +22,7 @@ use serde::Serialize;
 
 pub use dims::DimAttributionConfig;
 pub use edges::{EdgeAttributionConfig, EdgePath};
+pub use latents::{LatentConfig, LatentEstimate};
 pub use nodes::NodeAttributionConfig;
 
 use crate::error::{Error, Result};

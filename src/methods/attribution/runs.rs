@@ -319,14 +319,17 @@ impl<'a> Runs<'a> {
         self.with_values(hook, values, from, keep)
     }
 
-    fn with_values(
+    /// The run in which a hook has these values, of every position, and everything above runs freely; recorded from layer `from` on.
+    /// # Shapes
+    /// `values [batch, pos, ..]`, as the hook has them.
+    pub fn with_values(
         &self,
         hook: Hook,
         values: Vec<f32>,
         from: usize,
         keep: &[Hook],
     ) -> Result<Tape> {
-        let dims = (self.pairs.len(), self.rows.length, self.model.spec.d_model);
+        let dims = hook.shape(&self.model.spec, self.pairs.len(), self.rows.length);
         let values = Value::Tensor(tensor(values, dims)?);
         let edits = [Edit::new(Site::all(hook), Op::Replace(values))];
         let request = TapeRequest {

@@ -116,6 +116,11 @@ impl Extent {
         places(Along::Pos, self).into_iter().map(with).collect()
     }
 
+    /// The places along a hook's positions, as cells without a hook.
+    pub fn places(&self, along: Along) -> Vec<Cell> {
+        places(along, self)
+    }
+
     /// Whether a prompt has this cell.
     pub fn has(&self, cell: &Cell, pair: &Pair) -> bool {
         let in_group = |pos: i32| {

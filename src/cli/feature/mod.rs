@@ -1,0 +1,61 @@
+//! `candlewick feature`: latents of sparse autoencoders and transcoders, as what causes an answer.
+
+mod activations;
+mod attribute;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candlewick::hooks::Hook;
+use candlewick::sae::Sae;
+use clap::{Args, Subcommand};
+
+use super::{Context, session};
+
+/// Latents of a sparse autoencoder or a transcoder: which of them cause the answer.
+///
+/// A dictionary is a folder of SAELens (`cfg.json` beside `sae_weights.safetensors`; standard, top-k, batch-top-k, gated, JumpReLU, their
+/// transcoders), Gemma Scope's `params.npz`, or `embedded`, one of the embedded model's that is part of this program. What it does not
+/// explain, its error, stays in every run and has a row of its own.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  candlewick feature attribute
+  candlewick feature attribute --verify 10 --n-pairs 8
+  candlewick feature activations")]
+pub struct FeatureArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Attribute(attribute::AttributeArgs),
+    Activations(activations::ActivationsArgs),
+}
+
+pub fn run(args: &FeatureArgs, ctx: &Context) -> anyhow::Result<()> {
+    match &args.command {
+        Command::Attribute(args) => session::run(args, &args.common, ctx),
+        Command::Activations(args) => session::run(args, &args.common, ctx),
+    }
+}
+
+/// Which dictionary, and where it is attached.
+#[derive(Debug, Clone, Args)]
+pub struct SaeArgs {
+    /// A folder of SAELens, a `params.npz`, or `embedded`.
+    #[arg(long, value_name = "PATH", default_value = "embedded")]
+    pub sae: String,
+    /// The hook that it reads and writes, such as `blocks.20.hook_resid_post`, where its files do not say so or say something else.
+    #[arg(long, value_name = "HOOK")]
+    pub hook: Option<Hook>,
+}
+
+impl SaeArgs {
+    fn open(&self) -> anyhow::Result<Arc<Sae>> {
+        Ok(Arc::new(match self.sae.as_str() {
+            candlewick::model::EMBEDDED => Sae::embedded()?,
+            path => Sae::open(Path::new(path), self.hook)?,
+        }))
+    }
+}

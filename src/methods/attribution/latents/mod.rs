@@ -1,0 +1,553 @@
+//! Latents of a sparse autoencoder as what is patched: estimates from gradients, and the exact effects.
+//!
+//! Where the dictionary is attached, `x = decode(encode(x)) + error`, and nothing changes as long as nothing is edited. Patching a latent adds
+//! `(a' - a) W_dec[latent]` at its positions and leaves everything else there, the error with it, as it was; `a'` is the latent's value in
+//! the pair's other run, or 0. The error is a part of its own, with a row. What all latents and the error do together is what patching the
+//! whole hook does (with zeros: all but the decoder's bias).
+//!
+//! AtP is `<(a' - a) W_dec[latent], d metric / d x>`; integrated gradients average the gradient over the straight line of the hook's own
+//! value between both ends, so that the estimates of all latents and the error sum to the exact effect of the whole, up to the
+//! quadrature. The rows of a pair in which a latent is the same in both runs have effect 0, which is exact; latents that do nothing in any
+//! pair have no row.
+//!
+//! Sources: Marks et al. 2024, "Sparse Feature Circuits" (arXiv 2403.19647), where the error node is; Syed et al. 2023 (AtP). Left out on
+//! purpose: latents whose own gradients are taken through the encoder of another layer's (edges between latents).
+
+mod change;
+mod exact;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use change::{Change, changes};
+use exact::Patching;
+
+use super::runs::{Gradients, Runs, Setting, check_metric};
+use super::{GradientPath, StepRule};
+use crate::error::{Error, Result};
+use crate::methods::activation_patching::PatchSource;
+use crate::methods::choice::{Heads, Layers};
+use crate::methods::method::{
+    Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit, unmeasured,
+};
+use crate::methods::sites::{Along, Extent};
+use crate::metric::Metric;
+use crate::nn::host::{on_host, to_host};
+use crate::nn::rules::Rules;
+use crate::run::Progress;
+use crate::sae::{ERROR, LATENTS, Sae};
+use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
+use crate::spec::ModelSpec;
+use crate::task::{Pair, Task};
+
+/// How effects of latents are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum LatentEstimate {
+    /// The gradient at the run that is changed.
+    Atp,
+    /// The mean gradient over the line of the hook's value from one end to the other.
+    IntegratedGradients { steps: usize, rule: StepRule },
+    /// Every latent patched for real.
+    Exact,
+}
+
+/// Which latents, and what is put in their place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatentConfig {
+    pub sae: Arc<Sae>,
+    pub estimate: LatentEstimate,
+    /// The pair's other run ([`PatchSource::Pair`]) or nothing ([`PatchSource::Zero`]).
+    pub source: PatchSource,
+    /// `Denoise` or `Noise` with [`PatchSource::Pair`], else `Ablate`.
+    pub direction: Direction,
+    /// All positions together, each, or those of each role.
+    pub along: Along,
+    /// Only these latents [default: all].
+    pub latents: Option<Vec<usize>>,
+    /// Only these cells, where they are named.
+    pub only: Option<Vec<Cell>>,
+    /// [default: the task's]
+    pub metric: Option<Metric>,
+}
+
+impl LatentConfig {
+    /// AtP of all latents at all positions, the corrupted values in the clean run.
+    pub fn atp(sae: Arc<Sae>) -> Self {
+        LatentConfig {
+            sae,
+            estimate: LatentEstimate::Atp,
+            source: PatchSource::Pair,
+            direction: Direction::Noise,
+            along: Along::All,
+            latents: None,
+            only: None,
+            metric: None,
+        }
+    }
+
+    /// The same by integrated gradients, at midpoints.
+    pub fn integrated(sae: Arc<Sae>, steps: usize) -> Self {
+        LatentConfig {
+            estimate: LatentEstimate::IntegratedGradients {
+                steps,
+                rule: StepRule::Midpoint,
+            },
+            ..LatentConfig::atp(sae)
+        }
+    }
+
+    /// The exact effects.
+    pub fn exact(sae: Arc<Sae>) -> Self {
+        LatentConfig {
+            estimate: LatentEstimate::Exact,
+            ..LatentConfig::atp(sae)
+        }
+    }
+
+    fn metric(&self, task: &Task) -> Metric {
+        self.metric.unwrap_or(task.metric)
+    }
+
+    fn path(&self) -> GradientPath {
+        match self.estimate {
+            LatentEstimate::IntegratedGradients { steps, rule } => {
+                GradientPath::Inputs { steps, rule }
+            }
+            LatentEstimate::Atp | LatentEstimate::Exact => GradientPath::Base,
+        }
+    }
+
+    fn is_exact(&self) -> bool {
+        self.estimate == LatentEstimate::Exact
+    }
+}
+
+impl Method for LatentConfig {
+    fn header(&self, task: &Task) -> ScoresMeta {
+        let metric = self.metric(task);
+        let name = match self.estimate {
+            LatentEstimate::Atp => "latent-atp",
+            LatentEstimate::IntegratedGradients { .. } => "latent-ig",
+            LatentEstimate::Exact => "latent_patching",
+        };
+        ScoresMeta::new(name, metric, metric.unit(), self.direction, task.seed)
+    }
+
+    fn settings(&self) -> Value {
+        json!({
+            "sae": self.sae.settings(),
+            "estimate": self.estimate,
+            "source": self.source,
+            "along": self.along,
+            "latents": self.latents,
+        })
+    }
+
+    fn needs(&self, task: &Task) -> Needs {
+        Needs {
+            decoder: (!self.is_exact()).then_some("gradients"),
+            aligned: self.source == PatchSource::Pair,
+            metric: Some(self.metric(task)),
+            gradient: !self.is_exact(),
+            roles: self.along == Along::Role,
+        }
+    }
+
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.sae.check(spec)?;
+        let of_pair = matches!(self.direction, Direction::Denoise | Direction::Noise);
+        match self.source {
+            PatchSource::Pair if of_pair => {}
+            PatchSource::Zero if self.direction == Direction::Ablate => {}
+            PatchSource::Pair | PatchSource::Zero => {
+                return Err(Error::invalid(
+                    "latents of the pair's other run are put in by `denoise` or `noise`; taking latents away is `ablate`, of the clean run",
+                ));
+            }
+            source => {
+                return Err(Error::invalid(format!(
+                    "latents are set to the pair's other run (`pair`) or to zero, not to `{source}`"
+                )));
+            }
+        }
+        if self.along == Along::Cell {
+            return Err(Error::invalid(
+                "latents stand at positions; take them by `pos`, by `role`, or `all` together",
+            ));
+        }
+        let chosen = self.latents.iter().flatten();
+        for &latent in chosen.clone() {
+            self.sae.check_latent(latent)?;
+        }
+        if self.latents.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid(
+                "name at least one latent, or leave them out",
+            ));
+        }
+        self.path().check()?;
+        match self.estimate {
+            LatentEstimate::Exact => Ok(()),
+            LatentEstimate::Atp => check_metric(self.metric(task), self.direction, true),
+            LatentEstimate::IntegratedGradients { .. } => {
+                check_metric(self.metric(task), self.direction, false)
+            }
+        }
+    }
+
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
+        let sae = &self.sae;
+        let extent = Extent::new(on.task, &Layers::default(), &Heads::default());
+        let latents: Vec<usize> = match &self.latents {
+            None => (0..sae.d_sae).collect(),
+            Some(chosen) => {
+                let mut chosen = chosen.clone();
+                chosen.sort_unstable();
+                chosen.dedup();
+                chosen
+            }
+        };
+        let (hook, layer) = (sae.writes.kind.name(), sae.writes.layer);
+        let part = |place: &Cell, name: &str, latent: Option<usize>| Cell {
+            component: format!("{hook}.{name}"),
+            layer: layer.map(|layer| layer as u32),
+            neuron: latent.map(|latent| latent as u32),
+            ..place.clone()
+        };
+        let places = extent.places(self.along);
+        let mut all = Vec::with_capacity(places.len() * (latents.len() + 1));
+        for place in &places {
+            all.extend((latents.iter()).map(|&latent| part(place, LATENTS, Some(latent))));
+            all.push(part(place, ERROR, None));
+        }
+        let cells = match &self.only {
+            None => all,
+            Some(only) => all.into_iter().filter(|cell| only.contains(cell)).collect(),
+        };
+        // Where the parts of each place are, which is looked up for each position.
+        let mut at = HashMap::new();
+        for (index, cell) in cells.iter().enumerate() {
+            let place = Cell {
+                component: String::new(),
+                layer: None,
+                neuron: None,
+                ..cell.clone()
+            };
+            let place = places.iter().position(|known| *known == place);
+            at.insert((place.unwrap_or_default(), cell.neuron), index as u32);
+        }
+        let parts = Parts {
+            along: self.along,
+            extent,
+            places,
+            at,
+        };
+        if self.is_exact() {
+            let patching = Patching::new(on, self, cells, parts, running)?;
+            return Ok(Box::new(patching));
+        }
+        let mut hooks = vec![sae.reads, sae.writes];
+        hooks.dedup();
+        Ok(Box::new(Attributing {
+            config: self,
+            setting: Setting {
+                model: on.model,
+                task: on.task,
+                metric: self.metric(on.task),
+                direction: self.direction,
+                source: self.source,
+                hooks,
+                memory: running.memory_now(),
+            },
+            cells,
+            parts,
+        }))
+    }
+
+    fn exact(&self, cells: &[Cell]) -> Option<Exact> {
+        (!self.is_exact()).then(|| Exact {
+            method: Box::new(LatentConfig {
+                estimate: LatentEstimate::Exact,
+                only: Some(cells.to_vec()),
+                ..self.clone()
+            }),
+            sign: 1.0,
+            sizes: false,
+        })
+    }
+}
+
+/// Which cells the latents and the error of a position belong to.
+struct Parts {
+    along: Along,
+    extent: Extent,
+    places: Vec<Cell>,
+    /// The cell of each place and latent, or of its error.
+    at: HashMap<(usize, Option<u32>), u32>,
+}
+
+impl Parts {
+    /// The places that a position of a pair is in.
+    fn places_of(&self, pair: &Pair, pos: usize) -> Vec<usize> {
+        if self.along == Along::All {
+            return vec![0];
+        }
+        let roles = crate::methods::sites::roles_with_other(&pair.roles, pair.clean.len());
+        let is_here = |place: &Cell| match (&place.role, place.pos) {
+            (Some(role), _) => roles.get(role).is_some_and(|at| at.contains(&pos)),
+            (None, at) => at == Some(pos as i32) && self.extent.has(place, pair),
+        };
+        let places = self.places.iter().enumerate();
+        let here = places.filter(|(_, place)| is_here(place));
+        here.map(|(index, _)| index).collect()
+    }
+
+    /// The changes that belong to each cell, ascending: position, latent (or the error) and how much of it.
+    fn gather<'c>(&self, pair: &Pair, changes: &'c [Change]) -> BTreeMap<u32, Vec<Part<'c>>> {
+        let mut cells: BTreeMap<u32, Vec<Part<'c>>> = BTreeMap::new();
+        for (row, change) in changes.iter().enumerate() {
+            for place in self.places_of(pair, change.pos) {
+                for &(latent, amount) in &change.latents {
+                    if let Some(&cell) = self.at.get(&(place, Some(latent))) {
+                        cells.entry(cell).or_default().push(Part {
+                            row,
+                            pos: change.pos,
+                            what: What::Latent(latent, amount),
+                        });
+                    }
+                }
+                if let Some(&cell) = self.at.get(&(place, None)) {
+                    cells.entry(cell).or_default().push(Part {
+                        row,
+                        pos: change.pos,
+                        what: What::Error(&change.error),
+                    });
+                }
+            }
+        }
+        cells
+    }
+}
+
+/// What one cell changes at one position.
+struct Part<'a> {
+    /// Which of the pair's changes it is of.
+    row: usize,
+    pos: usize,
+    what: What<'a>,
+}
+
+enum What<'a> {
+    /// A latent, and the multiple of its decoder row that is added.
+    Latent(u32, f32),
+    Error(&'a [f32]),
+}
+
+impl What<'_> {
+    /// What is added to the hook.
+    fn add_to(&self, sae: &Sae, sum: &mut [f32]) {
+        match self {
+            What::Latent(latent, amount) => {
+                let direction = sae.direction(*latent as usize);
+                (sum.iter_mut().zip(direction)).for_each(|(sum, w)| *sum += amount * w);
+            }
+            What::Error(error) => (sum.iter_mut().zip(*error)).for_each(|(sum, e)| *sum += e),
+        }
+    }
+
+    /// Its product with a gradient.
+    fn along(&self, sae: &Sae, gradient: &[f32]) -> f64 {
+        let dot = |a: &[f32]| -> f64 {
+            let each = a.iter().zip(gradient);
+            each.map(|(a, g)| f64::from(*a) * f64::from(*g)).sum()
+        };
+        match self {
+            What::Latent(latent, amount) => {
+                f64::from(*amount) * dot(sae.direction(*latent as usize))
+            }
+            What::Error(error) => dot(error),
+        }
+    }
+}
+
+/// Cells in which some example's latent differs, in every example that has their place: what is not there is 0, exactly.
+fn fill(measured: &mut Measured, parts: &Parts, task: &Task, direction: Direction, all: bool) {
+    let mut moves = vec![all; measured.cells.len()];
+    let cells = measured.examples.iter().flat_map(|one| one.cells.iter());
+    cells.for_each(|&cell| moves[cell as usize] = true);
+    for example in &mut measured.examples {
+        let Some(pair) = task
+            .pairs()
+            .iter()
+            .find(|pair| pair.index == example.example)
+        else {
+            continue;
+        };
+        let base = example.base(direction);
+        let (mut cells, mut values) = (Vec::new(), Vec::new());
+        let of_example = std::mem::take(&mut example.values);
+        let mut own = example.cells.iter().zip(of_example).peekable();
+        for (index, cell) in measured.cells.iter().enumerate() {
+            let measured = own.next_if(|(at, _)| **at as usize == index);
+            match measured {
+                Some((_, value)) => values.push(value),
+                None if moves[index] && parts.extent.has(cell, pair) => values.push(base),
+                None => continue,
+            }
+            cells.push(index as u32);
+        }
+        example.cells = cells.into();
+        example.values = values;
+    }
+    measured.drop_unmeasured();
+}
+
+/// A note on how many latents are on; the facts were left by [`count`].
+fn noted(measured: &mut Measured, sae: &Sae) {
+    let of = |fact: &str| -> Option<f64> {
+        let facts = measured
+            .examples
+            .iter()
+            .filter_map(|one| one.facts.get(fact));
+        let facts: Vec<f64> = facts.copied().collect();
+        (!facts.is_empty()).then(|| facts.iter().sum::<f64>() / facts.len() as f64)
+    };
+    if let Some(on) = of("latents_on") {
+        measured.notes.push(format!(
+            "of {} latents {on:.1} are on at a position of the run that is changed, in the mean; those that are the same in both ends \
+             have no row",
+            sae.d_sae
+        ));
+    }
+}
+
+/// A checked run in progress.
+struct Attributing<'a> {
+    config: &'a LatentConfig,
+    setting: Setting<'a>,
+    cells: Vec<Cell>,
+    parts: Parts,
+}
+
+impl Prepared for Attributing<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        // Inputs of the latents of some rows, in both runs.
+        let sae = &self.config.sae;
+        self.setting.bytes(length, 4 * sae.d_out) + 8 * length.min(128) * sae.d_sae
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let points = self.config.path().points(true).len() as f64;
+        Ok(Cost::passes(unit.items.len() as f64 * (3.0 + 2.0 * points)))
+    }
+
+    fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let (config, sae) = (self.config, &*self.config.sae);
+        let runs = Runs::record(&self.setting, &unit.items, &BTreeMap::new(), &[])?;
+        let values = |hook| Ok::<_, Error>([runs.base_values(hook)?, runs.other_values(hook)?]);
+        let host = |values: [candle_core::Tensor; 2]| -> Result<[Vec<f32>; 2]> {
+            let [base, other] = values;
+            Ok([to_host(&base)?, to_host(&other)?])
+        };
+        let inputs = host(values(sae.reads)?)?;
+        let outputs = match sae.reads == sae.writes {
+            true => inputs.clone(),
+            false => host(values(sae.writes)?)?,
+        };
+        let positions: Vec<usize> = (runs.rows.segments.iter())
+            .flat_map(|segment| segment.positions.iter().map(|&pos| pos as usize))
+            .collect();
+        let zero = config.source == PatchSource::Zero;
+        let (changes, on) = changes(sae, &positions, &inputs, &outputs, zero);
+        let gradient = self.gradient(&runs, &outputs[0], &changes)?;
+        let mut examples = Vec::with_capacity(unit.items.len());
+        for (i, &item) in unit.items.iter().enumerate() {
+            let rows = runs.rows_of(i);
+            let of_pair = self.parts.gather(runs.pairs[i], &changes[rows.clone()]);
+            let mut one = unmeasured(self.setting.task, item, runs.clean[i], runs.corrupted[i]);
+            one.judged(runs.judged[i]);
+            one.tokens = self.setting.task.texts(&runs.base.prompts[i]);
+            let base = one.base(config.direction);
+            let effect = |parts: &Vec<Part<'_>>| -> f64 {
+                let each = parts.iter().map(|part| {
+                    let row = (rows.start + part.row) * sae.d_out;
+                    part.what.along(sae, &gradient[row..row + sae.d_out])
+                });
+                each.sum()
+            };
+            one.values = of_pair.values().map(|parts| base + effect(parts)).collect();
+            one.cells = of_pair.into_keys().collect();
+            one.facts.insert("latents_on".into(), mean(&on[rows]));
+            examples.push(one);
+        }
+        Ok(examples)
+    }
+
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        noted(measured, &self.config.sae);
+        fill(
+            measured,
+            &self.parts,
+            self.setting.task,
+            self.config.direction,
+            self.config.only.is_some() || self.config.latents.is_some(),
+        );
+        Ok(())
+    }
+}
+
+fn mean(counts: &[usize]) -> f64 {
+    counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64
+}
+
+impl Attributing<'_> {
+    /// The gradient at the hook that is written, averaged over the points of the path.
+    /// # Shapes
+    /// `base [rows, d_out]`; gives the same.
+    fn gradient(&self, runs: &Runs<'_>, base: &[f32], changes: &[Change]) -> Result<Vec<f32>> {
+        let sae = &*self.config.sae;
+        let clean_is_base = self.config.direction != Direction::Denoise;
+        let mut mean = vec![0.0; base.len()];
+        let mut delta = vec![0.0; base.len()];
+        for (change, delta) in changes.iter().zip(delta.chunks_exact_mut(sae.d_out)) {
+            change.add_to(sae, delta);
+        }
+        for (point, share) in self.config.path().points(clean_is_base) {
+            let mut gradients = Gradients::at([sae.writes]);
+            let tape = match point == 1.0 {
+                true => None,
+                false => {
+                    let mut values = to_host(runs.base.get(sae.writes)?)?;
+                    let rows = delta.chunks_exact(sae.d_out);
+                    for (delta, row) in rows.zip(runs.rows.in_whole()) {
+                        let row = row as usize * sae.d_out;
+                        let values = values[row..row + sae.d_out].iter_mut().zip(delta);
+                        values.for_each(|(value, delta)| *value += (1.0 - point) * delta);
+                    }
+                    let from = sae.writes.layer.unwrap_or(0);
+                    Some(runs.with_values(sae.writes, values, from, &[])?)
+                }
+            };
+            runs.descend(
+                tape.as_ref().unwrap_or(&runs.base),
+                &Rules::gradient(),
+                &mut gradients,
+            )?;
+            let gradient = gradients.kept.get(&sae.writes).ok_or_else(|| {
+                Error::invalid(format!(
+                    "no gradient arrives at `{}`: nothing there moves the metric",
+                    sae.writes
+                ))
+            })?;
+            let gradient = to_host(&on_host(gradient)?)?;
+            let sums = mean.iter_mut().zip(&gradient);
+            sums.for_each(|(sum, gradient)| *sum += share * gradient);
+        }
+        Ok(mean)
+    }
+}
