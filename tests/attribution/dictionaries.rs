@@ -106,7 +106,7 @@ fn broken_files_are_refused_in_one_line() {
                 &|text| text.replace("\"d_in\": 12", "\"d_in\": 13"),
                 &keep,
             ),
-            "[12, 20], not [13, 20]",
+            "[20, 12], not [20, 13]",
         ),
         (copy("nan", &same, &nan), "not finite"),
         (

@@ -232,9 +232,12 @@ fn exact_effects_are_those_of_plain_runs() {
                         };
                         let run = run(&model, std::slice::from_ref(&pair.clean), &request).unwrap();
                         let logits: Vec<Vec<f32>> = run.logits.unwrap().to_vec2().unwrap();
-                        let plain = Metric::LogitDiff
-                            .value(&logits[0], &pair.target, None)
-                            .unwrap();
+                        let target = &pair.target;
+                        let read: Vec<f32> = (target.answers.iter())
+                            .chain(&target.wrong)
+                            .map(|&token| logits[0][token as usize])
+                            .collect();
+                        let plain = Metric::LogitDiff.value(&read, target, None).unwrap();
                         assert!(
                             (plain - value).abs() < 2e-4 * plain.abs().max(1.0),
                             "{} {sae} {latent}: {plain} against {value}",

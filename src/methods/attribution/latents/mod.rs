@@ -529,8 +529,7 @@ impl Attributing<'_> {
                         let values = values[row..row + sae.d_out].iter_mut().zip(delta);
                         values.for_each(|(value, delta)| *value += (1.0 - point) * delta);
                     }
-                    let from = sae.writes.layer.unwrap_or(0);
-                    Some(runs.with_values(sae.writes, values, from, &[])?)
+                    Some(runs.with_values(sae.writes, values, 0, &[])?)
                 }
             };
             runs.descend(
