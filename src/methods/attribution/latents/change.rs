@@ -85,7 +85,8 @@ fn differences(own: &Latents, other: Option<&Latents>, row: usize) -> Vec<(u32, 
         let (latent, difference) = match (here.peek(), there.peek()) {
             (None, None) => return all,
             (Some(&&(a, own)), Some(&&(b, other))) if a == b => {
-                (here.next(), there.next());
+                here.next();
+                there.next();
                 (a, other - own)
             }
             (Some(&&(a, own)), b) if b.is_none_or(|b| a < b.0) => {

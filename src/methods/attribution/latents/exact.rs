@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 
 use super::change::changes;
-use super::{LatentConfig, Parts, fill, mean, noted};
+use super::config::LatentConfig;
+use super::parts::{Parts, fill, mean, noted};
 use crate::error::Result;
 use crate::hooks::{Axes, Edit, Op, Pos, Site, Value};
 use crate::methods::activation_patching::{self, PatchConfig, PatchSource, SiteSet};

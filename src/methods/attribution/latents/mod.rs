@@ -14,18 +14,20 @@
 //! purpose: latents whose own gradients are taken through the encoder of another layer's (edges between latents).
 
 mod change;
+mod config;
 mod exact;
+mod parts;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use change::{Change, changes};
+pub use config::{LatentConfig, LatentEstimate};
 use exact::Patching;
+use parts::{Part, Parts, fill, mean, noted};
 
 use super::runs::{Gradients, Runs, Setting, check_metric};
-use super::{GradientPath, StepRule};
 use crate::error::{Error, Result};
 use crate::methods::activation_patching::PatchSource;
 use crate::methods::choice::{Heads, Layers};
@@ -33,96 +35,13 @@ use crate::methods::method::{
     Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit, unmeasured,
 };
 use crate::methods::sites::{Along, Extent};
-use crate::metric::Metric;
 use crate::nn::host::{on_host, to_host};
 use crate::nn::rules::Rules;
 use crate::run::Progress;
-use crate::sae::{ERROR, LATENTS, Sae};
+use crate::sae::{ERROR, LATENTS};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
-use crate::task::{Pair, Task};
-
-/// How effects of latents are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub enum LatentEstimate {
-    /// The gradient at the run that is changed.
-    Atp,
-    /// The mean gradient over the line of the hook's value from one end to the other.
-    IntegratedGradients { steps: usize, rule: StepRule },
-    /// Every latent patched for real.
-    Exact,
-}
-
-/// Which latents, and what is put in their place.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LatentConfig {
-    pub sae: Arc<Sae>,
-    pub estimate: LatentEstimate,
-    /// The pair's other run ([`PatchSource::Pair`]) or nothing ([`PatchSource::Zero`]).
-    pub source: PatchSource,
-    /// `Denoise` or `Noise` with [`PatchSource::Pair`], else `Ablate`.
-    pub direction: Direction,
-    /// All positions together, each, or those of each role.
-    pub along: Along,
-    /// Only these latents [default: all].
-    pub latents: Option<Vec<usize>>,
-    /// Only these cells, where they are named.
-    pub only: Option<Vec<Cell>>,
-    /// [default: the task's]
-    pub metric: Option<Metric>,
-}
-
-impl LatentConfig {
-    /// AtP of all latents at all positions, the corrupted values in the clean run.
-    pub fn atp(sae: Arc<Sae>) -> Self {
-        LatentConfig {
-            sae,
-            estimate: LatentEstimate::Atp,
-            source: PatchSource::Pair,
-            direction: Direction::Noise,
-            along: Along::All,
-            latents: None,
-            only: None,
-            metric: None,
-        }
-    }
-
-    /// The same by integrated gradients, at midpoints.
-    pub fn integrated(sae: Arc<Sae>, steps: usize) -> Self {
-        LatentConfig {
-            estimate: LatentEstimate::IntegratedGradients {
-                steps,
-                rule: StepRule::Midpoint,
-            },
-            ..LatentConfig::atp(sae)
-        }
-    }
-
-    /// The exact effects.
-    pub fn exact(sae: Arc<Sae>) -> Self {
-        LatentConfig {
-            estimate: LatentEstimate::Exact,
-            ..LatentConfig::atp(sae)
-        }
-    }
-
-    fn metric(&self, task: &Task) -> Metric {
-        self.metric.unwrap_or(task.metric)
-    }
-
-    fn path(&self) -> GradientPath {
-        match self.estimate {
-            LatentEstimate::IntegratedGradients { steps, rule } => {
-                GradientPath::Inputs { steps, rule }
-            }
-            LatentEstimate::Atp | LatentEstimate::Exact => GradientPath::Base,
-        }
-    }
-
-    fn is_exact(&self) -> bool {
-        self.estimate == LatentEstimate::Exact
-    }
-}
+use crate::task::Task;
 
 impl Method for LatentConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
@@ -278,150 +197,6 @@ impl Method for LatentConfig {
     }
 }
 
-/// Which cells the latents and the error of a position belong to.
-struct Parts {
-    along: Along,
-    extent: Extent,
-    places: Vec<Cell>,
-    /// The cell of each place and latent, or of its error.
-    at: HashMap<(usize, Option<u32>), u32>,
-}
-
-impl Parts {
-    /// The places that a position of a pair is in.
-    fn places_of(&self, pair: &Pair, pos: usize) -> Vec<usize> {
-        if self.along == Along::All {
-            return vec![0];
-        }
-        let roles = crate::methods::sites::roles_with_other(&pair.roles, pair.clean.len());
-        let is_here = |place: &Cell| match (&place.role, place.pos) {
-            (Some(role), _) => roles.get(role).is_some_and(|at| at.contains(&pos)),
-            (None, at) => at == Some(pos as i32) && self.extent.has(place, pair),
-        };
-        let places = self.places.iter().enumerate();
-        let here = places.filter(|(_, place)| is_here(place));
-        here.map(|(index, _)| index).collect()
-    }
-
-    /// The changes that belong to each cell, ascending: position, latent (or the error) and how much of it.
-    fn gather<'c>(&self, pair: &Pair, changes: &'c [Change]) -> BTreeMap<u32, Vec<Part<'c>>> {
-        let mut cells: BTreeMap<u32, Vec<Part<'c>>> = BTreeMap::new();
-        for (row, change) in changes.iter().enumerate() {
-            for place in self.places_of(pair, change.pos) {
-                for &(latent, amount) in &change.latents {
-                    if let Some(&cell) = self.at.get(&(place, Some(latent))) {
-                        cells.entry(cell).or_default().push(Part {
-                            row,
-                            pos: change.pos,
-                            what: What::Latent(latent, amount),
-                        });
-                    }
-                }
-                if let Some(&cell) = self.at.get(&(place, None)) {
-                    cells.entry(cell).or_default().push(Part {
-                        row,
-                        pos: change.pos,
-                        what: What::Error(&change.error),
-                    });
-                }
-            }
-        }
-        cells
-    }
-}
-
-/// What one cell changes at one position.
-struct Part<'a> {
-    /// Which of the pair's changes it is of.
-    row: usize,
-    pos: usize,
-    what: What<'a>,
-}
-
-enum What<'a> {
-    /// A latent, and the multiple of its decoder row that is added.
-    Latent(u32, f32),
-    Error(&'a [f32]),
-}
-
-impl What<'_> {
-    /// What is added to the hook.
-    fn add_to(&self, sae: &Sae, sum: &mut [f32]) {
-        match self {
-            What::Latent(latent, amount) => {
-                let direction = sae.direction(*latent as usize);
-                (sum.iter_mut().zip(direction)).for_each(|(sum, w)| *sum += amount * w);
-            }
-            What::Error(error) => (sum.iter_mut().zip(*error)).for_each(|(sum, e)| *sum += e),
-        }
-    }
-
-    /// Its product with a gradient.
-    fn along(&self, sae: &Sae, gradient: &[f32]) -> f64 {
-        let dot = |a: &[f32]| -> f64 {
-            let each = a.iter().zip(gradient);
-            each.map(|(a, g)| f64::from(*a) * f64::from(*g)).sum()
-        };
-        match self {
-            What::Latent(latent, amount) => {
-                f64::from(*amount) * dot(sae.direction(*latent as usize))
-            }
-            What::Error(error) => dot(error),
-        }
-    }
-}
-
-/// Cells in which some example's latent differs, in every example that has their place: what is not there is 0, exactly.
-fn fill(measured: &mut Measured, parts: &Parts, task: &Task, direction: Direction, all: bool) {
-    let mut moves = vec![all; measured.cells.len()];
-    let cells = measured.examples.iter().flat_map(|one| one.cells.iter());
-    cells.for_each(|&cell| moves[cell as usize] = true);
-    for example in &mut measured.examples {
-        let Some(pair) = task
-            .pairs()
-            .iter()
-            .find(|pair| pair.index == example.example)
-        else {
-            continue;
-        };
-        let base = example.base(direction);
-        let (mut cells, mut values) = (Vec::new(), Vec::new());
-        let of_example = std::mem::take(&mut example.values);
-        let mut own = example.cells.iter().zip(of_example).peekable();
-        for (index, cell) in measured.cells.iter().enumerate() {
-            let measured = own.next_if(|(at, _)| **at as usize == index);
-            match measured {
-                Some((_, value)) => values.push(value),
-                None if moves[index] && parts.extent.has(cell, pair) => values.push(base),
-                None => continue,
-            }
-            cells.push(index as u32);
-        }
-        example.cells = cells.into();
-        example.values = values;
-    }
-    measured.drop_unmeasured();
-}
-
-/// A note on how many latents are on; the facts were left by [`count`].
-fn noted(measured: &mut Measured, sae: &Sae) {
-    let of = |fact: &str| -> Option<f64> {
-        let facts = measured
-            .examples
-            .iter()
-            .filter_map(|one| one.facts.get(fact));
-        let facts: Vec<f64> = facts.copied().collect();
-        (!facts.is_empty()).then(|| facts.iter().sum::<f64>() / facts.len() as f64)
-    };
-    if let Some(on) = of("latents_on") {
-        measured.notes.push(format!(
-            "of {} latents {on:.1} are on at a position of the run that is changed, in the mean; those that are the same in both ends \
-             have no row",
-            sae.d_sae
-        ));
-    }
-}
-
 /// A checked run in progress.
 struct Attributing<'a> {
     config: &'a LatentConfig,
@@ -499,10 +274,6 @@ impl Prepared for Attributing<'_> {
         );
         Ok(())
     }
-}
-
-fn mean(counts: &[usize]) -> f64 {
-    counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64
 }
 
 impl Attributing<'_> {
