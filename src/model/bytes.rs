@@ -50,6 +50,7 @@ impl Bytes<'_> {
             let advice = memmap2::UncheckedAdvice::DontNeed;
             // SAFETY: the map is of a file, private and never written to: the pages come back with the same bytes. Failure changes
             // nothing, so that it can be ignored.
+            #[allow(unsafe_code)]
             let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
         }
         #[cfg(not(unix))]
@@ -83,6 +84,7 @@ pub fn map(path: &Path) -> Result<Bytes<'static>> {
     }
     // SAFETY: the map is read-only and private to this process; every read of it is bounds-checked against its length.
     // Another process that truncates the file meanwhile would end us, as for every program that maps files.
+    #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file) }.map_err(read)?;
     check_not_a_stand_in(path, &map)?;
     Ok(Bytes::Mapped {

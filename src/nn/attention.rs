@@ -20,9 +20,9 @@ use rayon::prelude::*;
 pub use backward::{AttentionGradients, Forward, backward, softcap_slope};
 pub use composed::repeat;
 use composed::{composed_mix, composed_scores};
-use kernel::{Output, fill_scores, multiply, softmax_row};
+use kernel::{fill_scores, multiply, softmax_row};
 pub use shape::{KeysValues, SegmentPlace, Shape, Slopes};
-use task::{Gather, HeadTask, Queries, Scratch, head_tasks};
+use task::{Gather, HeadTask, Queries, Scratch, head_tasks, lines_of};
 
 use super::host::{host, is_host, simd, tensor};
 use crate::error::Result;
@@ -54,10 +54,11 @@ pub fn forward(
         shape,
     )?;
     let data = host(&q)?;
-    let z = Output::new(q.elem_count());
-    head_tasks(segments, shape)
-        .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, task| {
+    let mut z = vec![0.0; q.elem_count()];
+    let tasks = head_tasks(segments, shape);
+    let mut lines = lines_of(&mut z, shape.d_head, &tasks, segments, shape);
+    let shared = tasks.into_par_iter().zip(lines.tasks());
+    shared.for_each_init(Scratch::default, |scratch, (task, lines)| {
             simd(
                 #[inline(always)]
                 || {
@@ -82,16 +83,11 @@ pub fn forward(
                         softmax_row(&mut scores[i * width..(i + 1) * width], low, high);
                     }
                     multiply(block, scores, width, v, padded, queries.len(), task.keys);
-                    for i in 0..queries.len() {
-                        z.write(
-                            queries.offset(i),
-                            &block[i * padded..i * padded + shape.d_head],
-                        );
-                    }
+                    write_heads(lines, block, padded, &task, shape);
                 },
             )
         });
-    tensor(z.data, q.shape())
+    tensor(z, q.shape())
 }
 
 /// Query-key products after scale, soft-cap and mask.
@@ -114,10 +110,11 @@ pub fn scores(
         shape,
     )?;
     let data = host(&q)?;
-    let out = Output::new(q.dim(0)? * shape.n_heads * shape.length);
-    head_tasks(segments, shape)
-        .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, task| {
+    let mut out = vec![f32::NEG_INFINITY; q.dim(0)? * shape.n_heads * shape.length];
+    let tasks = head_tasks(segments, shape);
+    let mut lines = lines_of(&mut out, shape.length, &tasks, segments, shape);
+    let shared = tasks.into_par_iter().zip(lines.tasks());
+    shared.for_each_init(Scratch::default, |scratch, (task, lines)| {
             simd(
                 #[inline(always)]
                 || {
@@ -130,18 +127,18 @@ pub fn scores(
                         shape,
                     };
                     fill_scores(&mut scratch.scores, &queries, &scratch.kt, width, shape);
-                    let mut row = vec![f32::NEG_INFINITY; shape.length];
-                    for i in 0..queries.len() {
+                    let rows = lines
+                        .iter_mut()
+                        .flat_map(|line| line.chunks_exact_mut(shape.length));
+                    for (i, row) in rows.enumerate() {
                         let (low, high) = queries.visible(i);
-                        row.fill(f32::NEG_INFINITY);
                         row[low..high]
                             .copy_from_slice(&scratch.scores[i * width + low..i * width + high]);
-                        out.write(queries.offset(i) / shape.d_head * shape.length, &row);
                     }
                 },
             )
         });
-    tensor(out.data, (q.dim(0)?, shape.n_heads, shape.length))
+    tensor(out, (q.dim(0)?, shape.n_heads, shape.length))
 }
 
 /// Softmax over keys, in f32.
@@ -190,10 +187,11 @@ pub fn mix(
     )?;
     let data = host(&pattern)?;
     let rows = pattern.dim(0)?;
-    let z = Output::new(rows * shape.n_heads * shape.d_head);
-    head_tasks(segments, shape)
-        .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, task| {
+    let mut z = vec![0.0; rows * shape.n_heads * shape.d_head];
+    let tasks = head_tasks(segments, shape);
+    let mut lines = lines_of(&mut z, shape.d_head, &tasks, segments, shape);
+    let shared = tasks.into_par_iter().zip(lines.tasks());
+    shared.for_each_init(Scratch::default, |scratch, (task, lines)| {
             simd(
                 #[inline(always)]
                 || {
@@ -226,14 +224,26 @@ pub fn mix(
                         queries.len(),
                         shape.length,
                     );
-                    for i in 0..queries.len() {
-                        z.write(
-                            queries.offset(i),
-                            &scratch.z[i * padded..i * padded + shape.d_head],
-                        );
-                    }
+                    write_heads(lines, &scratch.z, padded, &task, shape);
                 },
             )
         });
-    tensor(z.data, (rows, shape.n_heads, shape.d_head))
+    tensor(z, (rows, shape.n_heads, shape.d_head))
+}
+
+/// Writes a task's z, `[rows, its heads, padded]`, without the padding.
+#[inline(always)]
+fn write_heads(
+    lines: &mut [&mut [f32]],
+    block: &[f32],
+    padded: usize,
+    task: &HeadTask,
+    shape: &Shape,
+) {
+    for (line, block) in lines.iter_mut().zip(block.chunks_exact(task.heads * padded)) {
+        let heads = line.chunks_exact_mut(shape.d_head);
+        for (z, padded) in heads.zip(block.chunks_exact(padded)) {
+            z.copy_from_slice(&padded[..shape.d_head]);
+        }
+    }
 }

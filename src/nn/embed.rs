@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::attention::softcap_slope;
-use super::host::{dot, host, is_host, on_host, room, simd, tensor, to_host};
+use super::host::{dot, host, is_host, on_host, simd, tensor, to_host};
 use super::linear::{Right, product};
 use super::matrix::{host_matrix, is_host_matrix};
 use super::norm;
@@ -58,7 +58,7 @@ pub fn times_unembedding(weights: &Weights, x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     let (n, d) = x.dims2()?;
     let vocab = w_u.dim(0)?;
-    let mut logits = room(n * vocab);
+    let mut logits = vec![0.0; n * vocab];
     let w_u = host_matrix(w_u)?;
     let sizes = [n, d, vocab];
     product(
@@ -142,7 +142,7 @@ pub fn unembed_backward(
         return on_host(&slopes.matmul(&w_u.to_dtype(DType::F32)?)?);
     }
     let d = w_u.dim(1)?;
-    let mut dx = room(n * d);
+    let mut dx = vec![0.0; n * d];
     let sizes = [n, vocab, d];
     let w_u = host_matrix(w_u)?;
     product(&mut dx, &slopes, w_u.numbers(), sizes, Right::InOut, false);

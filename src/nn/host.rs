@@ -79,17 +79,6 @@ pub fn tensor(data: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Te
     Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
 }
 
-/// Room for `len` values that a kernel is about to write in full.
-pub fn room(len: usize) -> Vec<f32> {
-    let mut data = Vec::with_capacity(len);
-    // SAFETY: every bit pattern is a valid f32, the capacity is there, and the kernels write each element before it is read.
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        data.set_len(len)
-    };
-    data
-}
-
 /// Any tensor's elements as f32 on the host, copied.
 pub fn to_host(t: &Tensor) -> Result<Vec<f32>> {
     Ok(t.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)

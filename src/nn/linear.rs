@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::host::{host, is_host, on_host, room, simd, tensor};
+use super::host::{host, is_host, on_host, simd, tensor};
 use super::matrix::{host_matrix, is_host_matrix};
 pub use super::product::{Right, View, product, small_product};
 use crate::error::Result;
@@ -20,7 +20,7 @@ pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     }
     let x = x.contiguous()?;
     let (rows, inner, outer) = (x.dim(0)?, w.dim(0)?, w.dim(1)?);
-    let mut y = room(rows * outer);
+    let mut y = vec![0.0; rows * outer];
     if let Some(b) = b {
         let b = host(b)?;
         y.chunks_exact_mut(outer)
@@ -49,7 +49,7 @@ pub fn backward(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     }
     let dy = dy.contiguous()?;
     let (rows, inner, outer) = (dy.dim(0)?, w.dim(0)?, w.dim(1)?);
-    let mut dx = room(rows * inner);
+    let mut dx = vec![0.0; rows * inner];
     let sizes = [rows, outer, inner];
     let w = host_matrix(w)?;
     product(
@@ -70,7 +70,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     let (a, b) = (a.contiguous()?, b.contiguous()?);
     let (x, y) = (host(&a)?, host(&b)?);
-    let mut sum = room(x.len());
+    let mut sum = vec![0.0; x.len()];
     simd(
         #[inline(always)]
         || {

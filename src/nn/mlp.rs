@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::host::{exp, host, host_rows, is_host, on_host, room, simd, tensor};
+use super::host::{exp, host, host_rows, is_host, on_host, simd, tensor};
 use super::rules::{ActivationRule, GateRule, Rules, ratio};
 use crate::error::Result;
 use crate::spec::Activation;
@@ -15,7 +15,7 @@ pub fn forward(pre: &Tensor, activation: Activation) -> Result<Tensor> {
     }
     let pre = pre.contiguous()?;
     let x = host(&pre)?;
-    let mut post = room(x.len());
+    let mut post = vec![0.0; x.len()];
     post.par_chunks_mut(BLOCK)
         .zip(x.par_chunks(BLOCK))
         .for_each(|(post, x)| match activation {
@@ -40,7 +40,7 @@ pub fn gated(both: &Tensor, activation: Activation) -> Result<Tensor> {
     }
     let both = both.contiguous()?;
     let x = host(&both)?;
-    let mut post = room(rows * half);
+    let mut post = vec![0.0; rows * half];
     post.par_chunks_mut(ROWS * half)
         .zip(x.par_chunks(ROWS * width))
         .for_each(|(post, x)| match activation {
@@ -62,7 +62,7 @@ pub fn backward(
     rules: &Rules,
 ) -> Result<Tensor> {
     let (dpost, pre) = (dpost.contiguous()?, on_host(pre)?);
-    let mut dpre = room(pre.elem_count());
+    let mut dpre = vec![0.0; pre.elem_count()];
     {
         let (dy, x) = (host(&dpost)?, host(&pre)?);
         dpre.par_chunks_mut(BLOCK)
@@ -101,7 +101,7 @@ pub fn gated_backward(
         GateRule::Half => [0.5, 0.5],
         GateRule::LinearOnly => [0.0, 1.0],
     };
-    let mut dboth = room(2 * rows * width);
+    let mut dboth = vec![0.0; 2 * rows * width];
     if rows > 0 {
         let dy = host(&dpost)?;
         let ((gate, apart), (linear, linear_apart)) = (host_rows(&gate)?, host_rows(&linear)?);

@@ -14,6 +14,7 @@ pub mod attention;
 pub mod embed;
 mod frequencies;
 pub mod host;
+mod lines;
 pub mod linear;
 pub mod matrix;
 pub mod mlp;

@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::host::{dot, fold, host, is_host, on_host, room, simd, tensor};
+use super::host::{dot, fold, host, is_host, on_host, simd, tensor};
 use super::rules::NormRule;
 use crate::error::Result;
 use crate::spec::{NormKind, NormWeights};
@@ -26,7 +26,7 @@ pub fn forward(x: &Tensor, w: &NormWeights, kind: NormKind, eps: f64) -> Result<
         return Ok(parts(x, w, kind, eps)?.y);
     }
     let x = x.contiguous()?;
-    let mut y = room(x.elem_count());
+    let mut y = vec![0.0; x.elem_count()];
     run(&host(&x)?, x.dim(D::Minus1)?, w, kind, eps, &mut y, None)?;
     tensor(y, x.shape())
 }
@@ -45,9 +45,9 @@ pub fn parts(x: &Tensor, w: &NormWeights, kind: NormKind, eps: f64) -> Result<Pa
     let x = x.contiguous()?;
     let d = x.dim(D::Minus1)?;
     let (mut y, mut normalized, mut scale) = (
-        room(x.elem_count()),
-        room(x.elem_count()),
-        room(x.elem_count() / d),
+        vec![0.0; x.elem_count()],
+        vec![0.0; x.elem_count()],
+        vec![0.0; x.elem_count() / d],
     );
     run(
         &host(&x)?,
@@ -112,7 +112,7 @@ pub fn backward(
     let (dy, normalized, scale) = (dy.contiguous()?, on_host(normalized)?, on_host(scale)?);
     let weight = on_host(&w.w)?;
     let d = dy.dim(D::Minus1)?;
-    let mut dx = room(dy.elem_count());
+    let mut dx = vec![0.0; dy.elem_count()];
     {
         let (dy, normalized) = (host(&dy)?, host(&normalized)?);
         let (scale, weight) = (host(&scale)?, host(&weight)?);

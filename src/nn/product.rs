@@ -1,11 +1,9 @@
 //! Matrix products of slices: small ones of views inside a parallel loop, large ones on all threads. A right side in 16 bits is widened
 //! a panel at a time, so that all arithmetic is in f32 and a weight is read once.
 
-use std::marker::PhantomData;
-
 use rayon::prelude::*;
 
-use super::host::room;
+use super::lines::Lines;
 use super::matrix::{Half, Numbers};
 
 /// A matrix inside a slice: where it begins, and how far apart its rows and columns are.
@@ -51,12 +49,25 @@ impl View {
 /// # Shapes
 /// `sizes = [rows, inner, columns]`.
 pub fn small_product(
+    y: (&mut [f32], View),
+    a: (&[f32], View),
+    b: (&[f32], View),
+    sizes: [usize; 3],
+    scale: f32,
+    accumulate: bool,
+) {
+    multiply(y, a, b, sizes, scale, accumulate, 1);
+}
+
+/// [`small_product`] on some threads.
+fn multiply(
     (y, y_view): (&mut [f32], View),
     (a, a_view): (&[f32], View),
     (b, b_view): (&[f32], View),
     [rows, inner, columns]: [usize; 3],
     scale: f32,
     accumulate: bool,
+    threads: usize,
 ) {
     if rows == 0 || columns == 0 {
         return;
@@ -67,7 +78,12 @@ pub fn small_product(
             && b_view.fits(inner, columns, b.len()),
         "views lie inside their slices"
     );
+    let parallelism = match threads {
+        1 => gemm::Parallelism::None,
+        _ => gemm::Parallelism::Rayon(threads),
+    };
     // SAFETY: the largest index of each view lies inside its slice, as asserted above, and `y` is borrowed mutably.
+    #[allow(unsafe_code)]
     unsafe {
         gemm::gemm(
             rows,
@@ -88,7 +104,7 @@ pub fn small_product(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }
@@ -123,121 +139,55 @@ pub fn product<'a>(
     if y.is_empty() {
         return;
     }
-    let whole = Columns::new(y, outer);
     match w {
         Numbers::F32(w) => {
             let threads = rayon::current_num_threads();
-            // SAFETY: these are all columns of `y`, which is borrowed mutably.
-            unsafe { whole.write(0, x, w, sizes, right, accumulate, threads) }
+            into_columns(y, [outer, 0], x, w, sizes, right, accumulate, threads);
         }
-        Numbers::Bf16(w) => widened(&whole, x, w, sizes, right, accumulate),
-        Numbers::F16(w) => widened(&whole, x, w, sizes, right, accumulate),
+        Numbers::Bf16(w) => widened(y, x, w, sizes, right, accumulate),
+        Numbers::F16(w) => widened(y, x, w, sizes, right, accumulate),
     }
 }
 
-/// A row-major result that several products fill, each some of its columns.
-struct Columns<'a> {
-    data: *mut f32,
-    rows: usize,
-    width: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: it is written through `write` alone, whose callers write different columns.
-unsafe impl Sync for Columns<'_> {}
-
-impl<'a> Columns<'a> {
-    fn new(y: &'a mut [f32], width: usize) -> Self {
-        Columns {
-            data: y.as_mut_ptr(),
-            rows: y.len() / width,
-            width,
-            borrowed: PhantomData,
-        }
+/// Writes `x @ w` into as many columns of `y` as `w` has, or adds it.
+/// # Shapes
+/// `y [rows, width]`, of which the columns from `first` on are written; `sizes = [rows, in, out]`.
+#[allow(clippy::too_many_arguments)]
+fn into_columns(
+    y: &mut [f32],
+    [width, first]: [usize; 2],
+    x: &[f32],
+    w: &[f32],
+    sizes: [usize; 3],
+    right: Right,
+    accumulate: bool,
+    threads: usize,
+) {
+    let [rows, inner, outer] = sizes;
+    let x = (x, View::rows(inner));
+    let w = match right {
+        Right::InOut => (w, View::rows(outer)),
+        Right::OutIn => (w, View::rows(inner).t()),
+    };
+    if right == Right::InOut || rows < TURNED_ROWS {
+        let columns = View::rows(width).from(first);
+        return multiply((y, columns), x, w, sizes, 1.0, accumulate, threads);
     }
-
-    /// Writes `x @ w` into as many columns as `w` has, from `first` on, or adds it.
-    /// # Safety
-    /// No other thread writes these columns meanwhile.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn write(
-        &self,
-        first: usize,
-        x: &[f32],
-        w: &[f32],
-        [rows, inner, outer]: [usize; 3],
-        right: Right,
-        accumulate: bool,
-        threads: usize,
-    ) {
-        assert!(
-            rows == self.rows
-                && first + outer <= self.width
-                && x.len() == rows * inner
-                && w.len() == inner * outer,
-            "matrices match their sizes"
-        );
-        let parallelism = match threads {
-            1 => gemm::Parallelism::None,
-            _ => gemm::Parallelism::Rayon(threads),
-        };
-        let (w_cs, w_rs) = match right {
-            Right::InOut => (1, outer as isize),
-            Right::OutIn => (inner as isize, 1),
-        };
-        let mut turned = Vec::new();
-        let is_turned = right == Right::OutIn && rows >= TURNED_ROWS;
-        let (y, y_cs, y_rs) = if is_turned {
-            turned = room(rows * outer); // [out, rows]
-            (turned.as_mut_ptr(), rows as isize, 1)
-        } else {
-            // SAFETY: the columns lie inside the slice, as asserted above.
-            (unsafe { self.data.add(first) }, 1, self.width as isize)
-        };
-        // SAFETY: the strides walk over slices of the sizes asserted above, and nobody else writes the columns, as the caller says.
-        unsafe {
-            gemm::gemm(
-                rows,
-                outer,
-                inner,
-                y,
-                y_cs,
-                y_rs,
-                accumulate && !is_turned,
-                x.as_ptr(),
-                1,
-                inner as isize,
-                w.as_ptr(),
-                w_cs,
-                w_rs,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
-        if !is_turned {
-            return;
-        }
-        let back = |block: usize| {
-            for row in block * TILE..rows.min((block + 1) * TILE) {
-                // SAFETY: as above; each row is written by one thread.
-                let line = unsafe {
-                    let start = self.data.add(row * self.width + first);
-                    std::slice::from_raw_parts_mut(start, outer)
-                };
-                for (y, column) in line.iter_mut().zip(turned.chunks_exact(rows)) {
-                    *y = column[row] + if accumulate { *y } else { 0.0 };
-                }
+    let mut turned = vec![0.0; rows * outer]; // [out, rows]
+    let view = View::rows(rows).t();
+    multiply((&mut turned, view), x, w, sizes, 1.0, false, threads);
+    let back = |(block, lines): (usize, &mut [f32])| {
+        for (i, line) in lines.chunks_exact_mut(width).enumerate() {
+            let row = block * TILE + i;
+            let line = &mut line[first..first + outer];
+            for (y, column) in line.iter_mut().zip(turned.chunks_exact(rows)) {
+                *y = column[row] + if accumulate { *y } else { 0.0 };
             }
-        };
-        let blocks = 0..rows.div_ceil(TILE);
-        match threads {
-            1 => blocks.for_each(back),
-            _ => blocks.into_par_iter().for_each(back),
         }
+    };
+    match threads {
+        1 => y.chunks_mut(TILE * width).enumerate().for_each(back),
+        _ => y.par_chunks_mut(TILE * width).enumerate().for_each(back),
     }
 }
 
@@ -260,7 +210,7 @@ const SHARED_COLUMNS: usize = 512;
 /// # Shapes
 /// `sizes = [rows, in, out]`; checked by the caller.
 fn widened<H: Half>(
-    y: &Columns,
+    y: &mut [f32],
     x: &[f32],
     w: &[H],
     sizes: [usize; 3],
@@ -286,22 +236,32 @@ fn widened<H: Half>(
                     widen_lines(part, w, i * at_once, first, width, sizes, right)
                 });
             let of_panel = [rows, inner, width];
-            // SAFETY: the columns lie inside `y`, which nobody else writes meanwhile.
-            unsafe { y.write(first, x, panel, of_panel, right, accumulate, threads) };
+            let columns = [outer, first];
+            into_columns(y, columns, x, panel, of_panel, right, accumulate, threads);
         }
         return;
     }
     let width = columns(OWN_PANEL, 16).min(outer.div_ceil(threads)).max(1);
-    let firsts: Vec<usize> = (0..outer).step_by(width).collect();
-    firsts.into_par_iter().for_each_init(
-        || vec![0.0; inner * width],
-        |panel, first| {
+    let mut lines = Lines::new(y, outer, width, [0..rows]);
+    let panels = lines.tasks().into_par_iter().enumerate();
+    panels.for_each_init(
+        || (vec![0.0; inner * width], vec![0.0; rows * width]),
+        |(panel, out), (i, lines)| {
+            let first = i * width;
             let width = width.min(outer - first);
             let panel = &mut panel[..inner * width];
             widen_lines(panel, w, 0, first, width, sizes, right);
-            let of_panel = [rows, inner, width];
-            // SAFETY: each panel has columns of its own inside `y`.
-            unsafe { y.write(first, x, panel, of_panel, right, accumulate, 1) };
+            let out = &mut out[..rows * width];
+            if accumulate {
+                for (out, line) in out.chunks_exact_mut(width).zip(&*lines) {
+                    out.copy_from_slice(line);
+                }
+            }
+            let (columns, of_panel) = ([width, 0], [rows, inner, width]);
+            into_columns(out, columns, x, panel, of_panel, right, accumulate, 1);
+            for (line, out) in lines.iter_mut().zip(out.chunks_exact(width)) {
+                line.copy_from_slice(out);
+            }
         },
     );
 }

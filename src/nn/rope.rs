@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::frequencies::Frequencies;
-use super::host::{host, is_host, room, simd, tensor};
+use super::host::{host, is_host, simd, tensor};
 use crate::error::Result;
 use crate::spec::{ModelSpec, Position, Rotary, RotaryBase, RotaryStyle};
 
@@ -118,7 +118,7 @@ fn turn(x: &Tensor, positions: &[u32], table: &Table, sense: f32) -> Result<Tens
     }
     let x = x.contiguous()?;
     let data = host(&x)?;
-    let mut out = room(data.len());
+    let mut out = vec![0.0; data.len()];
     let width = heads * d_head;
     const ROWS: usize = 32;
     let blocks = out

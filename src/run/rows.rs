@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::nn::host::{host, is_host, room, tensor};
+use crate::nn::host::{host, is_host, tensor};
 
 /// The tokens of one prompt, or of one variant of a prompt: some of its positions, in consecutive rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +138,7 @@ pub fn regather(own: &Tensor, from: &Rows, to: &Rows, whole: Option<&Tensor>) ->
     let own = own.contiguous()?;
     let (a, b) = (host(&own)?, host(whole)?);
     let in_whole = to.in_whole();
-    let mut out = room(to.total * width);
+    let mut out = vec![0.0; to.total * width];
     out.par_chunks_exact_mut(width)
         .zip(index)
         .zip(in_whole)

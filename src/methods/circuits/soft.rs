@@ -24,7 +24,7 @@ use crate::methods::exact_edges::runs::reference_means;
 use crate::methods::method::{Running, Subject};
 use crate::metric::Metric;
 use crate::model::Model;
-use crate::nn::host::{dot, host, room, simd, tensor, to_host};
+use crate::nn::host::{dot, host, simd, tensor, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::nn::rules::Rules;
 use crate::run::backward::Descent;
@@ -352,7 +352,7 @@ impl SoftTap<'_> {
         } else {
             &which[..]
         };
-        let mut out = room(rows * heads.len() * d);
+        let mut out = vec![0.0; rows * heads.len() * d];
         for (row, out) in out.chunks_exact_mut(heads.len() * d).enumerate() {
             for (out, &stream) in out.chunks_exact_mut(d).zip(heads) {
                 out.copy_from_slice(&streams[stream][row * d..][..d]);
@@ -603,7 +603,7 @@ impl Back<'_> {
                     *along = dot(at_bias, &bias);
                 }
             }
-            let mut by_scale = room(rows * heads * d);
+            let mut by_scale = vec![0.0; rows * heads * d];
             small_product(
                 (&mut by_scale, View::rows(heads * d)),
                 (&normalized, View::rows(d_model)),

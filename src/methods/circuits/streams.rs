@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::nn::host::{room, simd};
+use crate::nn::host::simd;
 
 /// What a source writes in a run, less what it writes at the reference.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Written {
             self.add_up();
         }
         let sums: Vec<Sum<'_>> = readers.iter().map(|sources| self.sum(sources)).collect();
-        let mut out = room(at.len() * readers.len() * d);
+        let mut out = vec![0.0; at.len() * readers.len() * d];
         let rows = out.par_chunks_exact_mut((readers.len() * d).max(1));
         rows.enumerate().with_min_len(2).for_each(|(i, out)| {
             simd(

@@ -7,7 +7,7 @@ use super::ground::Layer;
 use super::streams::{At, Delta};
 use crate::error::Result;
 use crate::model::Model;
-use crate::nn::host::{host, room, to_host};
+use crate::nn::host::{host, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::nn::{linear, norm};
 use crate::spec::NormKind;
@@ -82,7 +82,7 @@ pub(super) fn by_head(
 ) -> Result<Delta> {
     let spec = &model.spec;
     let (d, d_model) = (spec.d_head, spec.d_model);
-    let mut out = room(at.len() * d_model);
+    let mut out = vec![0.0; at.len() * d_model];
     small_product(
         (&mut out, View::rows(d_model)),
         (share, view),

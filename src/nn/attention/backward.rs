@@ -7,12 +7,13 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::kernel::{Output, softmax_row};
+use super::kernel::softmax_row;
 use super::shape::{KeysValues, SegmentPlace, Shape, visible};
 use super::task::Gather;
 use crate::error::Result;
 use crate::nn::host::{dot, host, on_host, simd, tensor};
 use crate::nn::linear::{View, small_product};
+use crate::nn::lines::Lines;
 use crate::nn::rules::{PatternRule, Rules, SoftcapRule};
 
 /// AttentionGradients at what attention reads. All f32 on the host.
@@ -76,18 +77,17 @@ pub fn backward(
     let given = given.as_ref().map(host).transpose()?;
     let (queries, rows) = (q.dim(0)?, own_k.dim(0)?);
     let width = shape.n_heads * shape.d_head;
-    let out = Outputs {
-        q: Output::new(queries * width),
-        k: Output::new(rows * width),
-        v: Output::new(rows * width),
-        pattern: [(); 2].map(|()| {
-            Output::new(if with_pattern {
-                queries * shape.n_heads * shape.length
-            } else {
-                0
-            })
-        }),
+    let of_pattern = if with_pattern {
+        queries * shape.n_heads * shape.length
+    } else {
+        0
     };
+    let (mut dq, mut dk, mut dv) = (
+        vec![0.0; queries * width],
+        vec![0.0; rows * width],
+        vec![0.0; rows * width],
+    );
+    let (mut pattern, mut slope) = (vec![0.0; of_pattern], vec![0.0; of_pattern]);
     {
         let (dz, q) = (host(&dz)?, host(&q)?);
         let walk = Walk {
@@ -104,36 +104,64 @@ pub fn backward(
         let tasks: Vec<(usize, usize)> = (0..segments.len())
             .flat_map(|segment| (0..shape.n_heads).map(move |head| (segment, head)))
             .collect();
+        // The lines of each (segment, head), in the order of `tasks`.
+        let of_queries = || {
+            let rows = |place: &SegmentPlace| {
+                place.query_start..place.query_start + place.query_positions.len()
+            };
+            segments.iter().map(rows)
+        };
+        let of_keys = || {
+            let rows = |place: &SegmentPlace| {
+                place.key_start..place.key_start + place.key_positions.len()
+            };
+            segments.iter().map(rows)
+        };
+        let (d, along) = (shape.d_head, shape.n_heads * shape.length);
+        let mut dq = Lines::new(&mut dq, width, d, of_queries());
+        let mut dk = Lines::new(&mut dk, width, d, of_keys());
+        let mut dv = Lines::new(&mut dv, width, d, of_keys());
+        let mut pattern = Lines::new(&mut pattern, along, shape.length, of_queries());
+        let mut slope = Lines::new(&mut slope, along, shape.length, of_queries());
         tasks
             .into_par_iter()
-            .for_each_init(Scratch::default, |scratch, (segment, head)| {
-                walk.head(segment, head, scratch, &out);
+            .zip(dq.tasks())
+            .zip(dk.tasks().into_par_iter().zip(dv.tasks()))
+            .zip(pattern.tasks().into_par_iter().zip(slope.tasks()))
+            .for_each_init(Scratch::default, |scratch, (((task, q), (k, v)), (pattern, slope))| {
+                let out = HeadLines {
+                    q,
+                    k,
+                    v,
+                    pattern,
+                    slope,
+                };
+                walk.head(task, scratch, out);
             });
     }
     let dims = |rows: usize| (rows, shape.n_heads, shape.d_head);
     let of_pattern = (queries, shape.n_heads, shape.length);
-    let [pattern, scores] = out.pattern;
     Ok(AttentionGradients {
-        q: tensor(out.q.data, dims(queries))?,
-        k: tensor(out.k.data, dims(rows))?,
-        v: tensor(out.v.data, dims(rows))?,
+        q: tensor(dq, dims(queries))?,
+        k: tensor(dk, dims(rows))?,
+        v: tensor(dv, dims(rows))?,
         pattern: if with_pattern {
-            Some([
-                tensor(pattern.data, of_pattern)?,
-                tensor(scores.data, of_pattern)?,
-            ])
+            Some([tensor(pattern, of_pattern)?, tensor(slope, of_pattern)?])
         } else {
             None
         },
     })
 }
 
-struct Outputs {
-    q: Output,
-    k: Output,
-    v: Output,
-    /// At the pattern and at the scores.
-    pattern: [Output; 2],
+/// The lines that one head of one segment writes, a line a row; those of pattern and scores where they are asked for.
+struct HeadLines<'t, 'a> {
+    q: &'t mut [&'a mut [f32]],
+    k: &'t mut [&'a mut [f32]],
+    v: &'t mut [&'a mut [f32]],
+    /// At the pattern.
+    pattern: &'t mut [&'a mut [f32]],
+    /// At the scores.
+    slope: &'t mut [&'a mut [f32]],
 }
 
 #[derive(Default)]
@@ -165,7 +193,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// One query head of one segment.
-    fn head(&self, index: usize, head: usize, scratch: &mut Scratch, out: &Outputs) {
+    fn head(&self, (index, head): (usize, usize), scratch: &mut Scratch, out: HeadLines) {
         let (shape, segment) = (self.shape, &self.segments[index]);
         let (d, width) = (shape.d_head, shape.n_heads * shape.d_head);
         let last = segment.query_positions.last();
@@ -218,16 +246,15 @@ impl Walk<'_> {
                 1.0,
                 false,
             );
-            let to_place = |i: usize| ((row + i) * shape.n_heads + head) * shape.length;
             if self.with_pattern {
-                self.write_visible(&out.pattern[0], slope, positions, keys, to_place);
+                self.write_visible(&mut out.pattern[first..], slope, positions, keys);
             }
             if self.rules.pattern == PatternRule::Frozen {
                 slope.fill(0.0);
             }
             through_softmax(slope, pattern, keys);
             if self.with_pattern {
-                self.write_visible(&out.pattern[1], slope, positions, keys, to_place);
+                self.write_visible(&mut out.slope[first..], slope, positions, keys);
             }
             self.through_softcap(scratch);
             let slope = &scratch.slope;
@@ -249,20 +276,14 @@ impl Walk<'_> {
                 factor,
                 true,
             );
-            for (i, dq) in scratch.dq.chunks_exact(d).take(n).enumerate() {
-                out.q.write((row + i) * width + head * d, dq);
-            }
-        }
-        if self.rules.pattern == PatternRule::Frozen && !self.with_pattern {
-            for i in 0..count {
-                out.q
-                    .fill((segment.query_start + i) * width + head * d, d, 0.0);
+            for (line, dq) in out.q[first..].iter_mut().zip(scratch.dq.chunks_exact(d)).take(n) {
+                line.copy_from_slice(dq);
             }
         }
         for (i, &pos) in segment.key_positions.iter().enumerate() {
-            let (from, to) = (pos as usize * d, (segment.key_start + i) * width + head * d);
-            out.k.write(to, &scratch.dk[from..from + d]);
-            out.v.write(to, &scratch.dv[from..from + d]);
+            let from = pos as usize * d;
+            out.k[i].copy_from_slice(&scratch.dk[from..from + d]);
+            out.v[i].copy_from_slice(&scratch.dv[from..from + d]);
         }
     }
 
@@ -329,19 +350,18 @@ impl Walk<'_> {
         }
     }
 
+    /// Writes what each query sees; the rest stays zero.
     fn write_visible(
         &self,
-        out: &Output,
+        lines: &mut [&mut [f32]],
         block: &[f32],
         positions: &[u32],
         keys: usize,
-        place: impl Fn(usize) -> usize,
     ) {
-        for (i, (&pos, row)) in positions.iter().zip(block.chunks_exact(keys)).enumerate() {
+        let rows = positions.iter().zip(block.chunks_exact(keys));
+        for (line, (&pos, row)) in lines.iter_mut().zip(rows) {
             let (low, high) = visible(self.shape, pos as usize);
-            let at = place(i);
-            out.fill(at, self.shape.length, 0.0);
-            out.write(at + low, &row[low..high]);
+            line[low..high].copy_from_slice(&row[low..high]);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The arithmetic of attention on the host: scores, softmax and products, and the buffer that tasks write to.
+//! The arithmetic of attention on the host: scores, softmax and products.
 
 use super::shape::Shape;
 use super::task::Queries;
-use crate::nn::host::{exp, fold, room};
+use crate::nn::host::{exp, fold};
 
 /// Scores of all queries of a task, scaled and capped, `[queries, width]`.
 #[inline(always)]
@@ -138,39 +138,4 @@ pub(super) fn softmax_row(row: &mut [f32], low: usize, high: usize) {
     }
     let inverse = 1.0 / fold(sums);
     row[low..high].iter_mut().for_each(|x| *x *= inverse);
-}
-
-/// A buffer whose disjoint parts are written by several tasks.
-pub(super) struct Output {
-    pub data: Vec<f32>,
-    /// Where `data` starts, taken while it was borrowed mutably: what the tasks write through.
-    start: *mut f32,
-}
-
-// SAFETY: tasks only `write`, each to places of its own, and `data` is read after all of them have ended.
-unsafe impl Sync for Output {}
-
-impl Output {
-    pub fn new(len: usize) -> Self {
-        let mut data = room(len);
-        let start = data.as_mut_ptr();
-        Output { data, start }
-    }
-
-    /// Sets `len` places to one value; as with [`Output::write`], no two tasks share a place.
-    pub fn fill(&self, at: usize, len: usize, value: f32) {
-        assert!(at + len <= self.data.len(), "inside the output");
-        // SAFETY: as in `write`.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len).fill(value) }
-    }
-
-    /// Tasks cover disjoint (row, head) pairs, so no two of them write the same place.
-    #[inline(always)]
-    pub fn write(&self, at: usize, values: &[f32]) {
-        assert!(at + values.len() <= self.data.len(), "inside the output");
-        // SAFETY: in bounds by the assertion; `head_tasks` gives each (row, head) to one task, and nobody reads before all have ended.
-        unsafe {
-            std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len());
-        }
-    }
 }

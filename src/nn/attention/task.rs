@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::shape::{SegmentPlace, Shape, visible};
 use crate::error::Result;
 use crate::nn::host::{Host, host};
+use crate::nn::lines::Lines;
 
 /// Some query rows of one segment, and the query heads that share one pair of key head and value head.
 #[derive(Debug, Clone)]
@@ -46,6 +47,22 @@ pub(super) fn head_tasks(segments: &[SegmentPlace<'_>], shape: &Shape) -> Vec<He
         }
     }
     tasks
+}
+
+/// The lines of `[query rows, n_heads, width]` that each task writes: its heads' of each of its rows.
+pub(super) fn lines_of<'a>(
+    out: &'a mut [f32],
+    width: usize,
+    tasks: &[HeadTask],
+    segments: &[SegmentPlace<'_>],
+    shape: &Shape,
+) -> Lines<'a> {
+    let heads = tasks.first().map_or(1, |task| task.heads);
+    let blocks = tasks.iter().filter(|task| task.head == 0).map(|task| {
+        let start = segments[task.segment].query_start;
+        start + task.rows.start..start + task.rows.end
+    });
+    Lines::new(out, shape.n_heads * width, heads * width, blocks)
 }
 
 #[derive(Default)]

@@ -12,7 +12,7 @@ use super::{Masked, State};
 use crate::error::Result;
 use crate::hooks::Letter;
 use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
-use crate::nn::host::{host, room, tensor, to_host};
+use crate::nn::host::{host, tensor, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::nn::norm;
 use crate::run::forward::rotated;
@@ -77,7 +77,7 @@ impl Masked<'_> {
         let v = next();
 
         let reference = to_host(&ground.q)?; // [rows, n_heads, d_head]
-        let mut queries = room(at.len() * heads.len() * d);
+        let mut queries = vec![0.0; at.len() * heads.len() * d];
         for (i, out) in queries.chunks_exact_mut(heads.len() * d).enumerate() {
             for (out, head) in out.chunks_exact_mut(d).zip(heads) {
                 let at_reference = (at.row(i) * spec.n_heads + head) * d;
@@ -90,7 +90,7 @@ impl Masked<'_> {
             let n_own = reference.dim(1)?;
             let group = spec.n_heads / n_own;
             let (all, n) = (host(reference)?, reference.dim(0)?);
-            let mut out = room(n * heads.len() * d);
+            let mut out = vec![0.0; n * heads.len() * d];
             for (i, out) in out.chunks_exact_mut(heads.len() * d).enumerate() {
                 for (out, head) in out.chunks_exact_mut(d).zip(heads) {
                     out.copy_from_slice(&all[(i * n_own + head / group) * d..][..d]);
@@ -207,7 +207,7 @@ impl Masked<'_> {
                 Letter::K => spec.n_heads + shared,
                 Letter::V => spec.n_heads + spec.n_kv_heads + shared,
             };
-            let mut y = room(at.len() * d);
+            let mut y = vec![0.0; at.len() * d];
             if let Some(b) = &b {
                 y.chunks_exact_mut(d)
                     .for_each(|row| row.copy_from_slice(&b[start..][..d]));
