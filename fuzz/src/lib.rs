@@ -2,8 +2,17 @@
 //!
 //! `fuzz_targets/` hands these to libFuzzer; `tests/fuzz_corpus.rs` of the library runs them over the corpus and its mutations.
 
-use candlewick::circuit::Graph;
+use std::fmt::{Debug, Display};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::LazyLock;
+
 use candlewick::circuit::interchange::{Format, parse};
+use candlewick::circuit::{Graph, ScoredGraph};
+use candlewick::hooks::{Edge, Edit, Hook, Kind, Node, Pos, Site};
+use candlewick::methods::{
+    Heads, Layers, PatchConfig, PatchSource, Removal, Sites, Summary, TokenMethod,
+};
 use candlewick::model::checkpoint::Checkpoint;
 use candlewick::model::families::{Description, from_config, from_gguf, transformer_lens};
 use candlewick::model::gguf::Gguf;
@@ -11,13 +20,15 @@ use candlewick::model::gguf_tokenizer;
 use candlewick::model::pickle::StateDict;
 use candlewick::model::safetensors::SafeTensors;
 use candlewick::model::{LoadOptions, ModelSpec, Tokenizer, load_parts};
-use candlewick::task::{ExpandOptions, TaskFile, expand};
+use candlewick::scores::{Conditions, Scores, Shard, SortKeys};
+use candlewick::task::{ExpandOptions, PromptExample, TaskFile, expand, from_pairs_file};
+use candlewick::Lab;
 
 /// A reader's name, and what feeds it bytes.
 pub type Reader = (&'static str, fn(&[u8]));
 
 /// Each reader by its name, which is also that of its folder of the corpus.
-pub const READERS: [Reader; 7] = [
+pub const READERS: [Reader; 13] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("pickle", pickle),
@@ -25,6 +36,12 @@ pub const READERS: [Reader; 7] = [
     ("tokenizer", tokenizer),
     ("task", task),
     ("circuit", circuit),
+    ("circuit_json", circuit_json),
+    ("pairs", pairs),
+    ("table", table),
+    ("conditions", conditions),
+    ("grammar", grammar),
+    ("chat", chat),
 ];
 
 /// Text to try a tokenizer on: words, a run of spaces, letters beyond ASCII, a character that is four bytes.
@@ -126,6 +143,15 @@ pub fn task(bytes: &[u8]) {
     let Ok(file) = TaskFile::parse(text, "x.toml") else {
         return;
     };
+    let options = ExpandOptions {
+        n_pairs: Some(4),
+        ..ExpandOptions::default()
+    };
+    let _ = expand(&file, &tokenizer_of_words(None), &options);
+}
+
+/// A tokenizer of few words, perhaps with a chat template.
+fn tokenizer_of_words(template: Option<&str>) -> Tokenizer {
     let words: serde_json::Map<String, serde_json::Value> = ["<s>", "<unk>", "Mary", "John", "the"]
         .into_iter()
         .enumerate()
@@ -135,29 +161,34 @@ pub fn task(bytes: &[u8]) {
         "version": "1.0", "added_tokens": [], "pre_tokenizer": { "type": "Whitespace" },
         "model": { "type": "WordLevel", "vocab": words, "unk_token": "<unk>" },
     });
-    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), None);
-    let options = ExpandOptions {
-        n_pairs: Some(4),
-        ..ExpandOptions::default()
-    };
-    let _ = expand(
-        &file,
-        &tokenizer.expect("a well-formed tokenizer"),
-        &options,
-    );
+    let config = template.map(|text| {
+        serde_json::json!({ "chat_template": text, "bos_token": "<s>" }).to_string()
+    });
+    let config = config.as_ref().map(String::as_bytes);
+    Tokenizer::from_bytes(json.to_string().as_bytes(), config).expect("a well-formed tokenizer")
 }
+
+/// A Jinja chat template.
+pub fn chat(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let _ = tokenizer_of_words(Some(text)).chat("Who?");
+}
+
+/// The graph of the model whose circuits are read.
+const LIKE: Graph = Graph {
+    n_layers: 2,
+    n_heads: 2,
+    d_model: 8,
+    has_mlp: true,
+    parallel: false,
+};
 
 /// A circuit in each of the formats that are text.
 pub fn circuit(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
-    };
-    let like = Graph {
-        n_layers: 2,
-        n_heads: 2,
-        d_model: 8,
-        has_mlp: true,
-        parallel: false,
     };
     for format in [
         Format::Toml,
@@ -167,9 +198,107 @@ pub fn circuit(bytes: &[u8]) {
         Format::EdgeList,
         Format::AutoCircuit,
     ] {
-        if let Ok(circuit) = parse(text, format, Some(&like)) {
+        if let Ok(circuit) = parse(text, format, Some(&LIKE)) {
             assert!(circuit.edges.len() <= circuit.graph().n_edges());
         }
+    }
+}
+
+/// The JSON of the field: of a model that is known, and by itself.
+pub fn circuit_json(bytes: &[u8]) {
+    let file = File::new(bytes, "json");
+    let _ = ScoredGraph::read_alone(&file.0);
+    if let Ok(scored) = ScoredGraph::read(&file.0, LIKE) {
+        assert_eq!(scored.matrix().len(), LIKE.n_src() * LIKE.n_dst());
+    }
+}
+
+/// The user's own pairs, in each format that is text.
+pub fn pairs(bytes: &[u8]) {
+    let tokenizer = tokenizer_of_words(None);
+    for ending in ["csv", "json", "jsonl"] {
+        let file = File::new(bytes, ending);
+        let _ = from_pairs_file(&file.0, &tokenizer, &ExpandOptions::default());
+    }
+}
+
+/// A parquet file, as a table of results and as pairs.
+pub fn table(bytes: &[u8]) {
+    let file = File::new(bytes, "parquet");
+    if let Ok(scores) = Scores::read_parquet(&file.0) {
+        let _ = scores.to_string();
+    }
+    let tokenizer = tokenizer_of_words(None);
+    let _ = from_pairs_file(&file.0, &tokenizer, &ExpandOptions::default());
+}
+
+/// Conditions on the rows of a table, and what to sort it by.
+pub fn conditions(bytes: &[u8]) {
+    static SCORES: LazyLock<Scores> = LazyLock::new(|| {
+        let lab = Lab::open("embedded", "embedded").expect("it is part of the library");
+        let heads = PatchConfig::sites("z").expect("a hook");
+        lab.first(2).measure(&heads).expect("it is measured")
+    });
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Ok(conditions) = text.parse::<Conditions>() {
+        assert_eq!(conditions.to_string(), text);
+        if let Ok(kept) = SCORES.matching(&conditions) {
+            assert!(kept.table.height() <= SCORES.table.height());
+        }
+    }
+    if let Ok(keys) = text.parse::<SortKeys>() {
+        let _ = SCORES.sorted(&keys);
+    }
+}
+
+/// What is typed: hooks, sites, edits, nodes, edges and choices of methods. What prints is read again as the same.
+pub fn grammar(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    reads_again::<Hook>(text);
+    reads_again::<Pos>(text);
+    reads_again::<Site>(text);
+    reads_again::<Node>(text);
+    reads_again::<Edge>(text);
+    let _ = (text.parse::<Kind>(), text.parse::<Edit>(), text.parse::<Sites>());
+    let _ = (text.parse::<Layers>(), text.parse::<Heads>());
+    let _ = (text.parse::<Shard>(), text.parse::<PromptExample>());
+    let _ = (text.parse::<TokenMethod>(), text.parse::<PatchSource>());
+    let _ = (text.parse::<Removal>(), text.parse::<Summary>());
+}
+
+fn reads_again<T: FromStr + Display + Debug + PartialEq>(text: &str)
+where
+    T::Err: Debug,
+{
+    if let Ok(value) = text.parse::<T>() {
+        let again = value.to_string().parse::<T>();
+        assert_eq!(again.expect("what prints can be read"), value, "{text}");
+    }
+}
+
+/// A file for readers that take a path; it goes with the value.
+struct File(PathBuf);
+
+impl File {
+    fn new(bytes: &[u8], ending: &str) -> Self {
+        let name = format!(
+            "candlewick-fuzz-{}-{:?}.{ending}",
+            std::process::id(),
+            std::thread::current().id()
+        );
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, bytes).expect("a place for temporary files");
+        File(path)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
