@@ -1,7 +1,10 @@
 //! The one error of the library. A message says what is wrong, the values seen, and what to do; it is one line.
 
+mod remedy;
+
 use std::path::PathBuf;
 
+pub use remedy::{Remedy, worded};
 use serde::{Deserialize, Serialize};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -27,9 +30,9 @@ pub enum Error {
     },
     #[error("`{}` does not say its format: end the name in `.parquet`, `.csv` or `.jsonl`", path.display())]
     NoFormat { path: PathBuf },
-    #[error("`{}` was not written by candlewick, and stays as it is; choose another name, or replace it with `--force`", path.display())]
+    #[error("`{}` was not written by candlewick, and stays as it is; choose another name, or replace it with `write_out::force`", path.display())]
     NotOurs { path: PathBuf },
-    #[error("`{}` holds other results ({made}); choose another name, or replace them with `--force`", path.display())]
+    #[error("`{}` holds other results ({made}); choose another name, or replace them with `write_out::force`", path.display())]
     OtherResults { path: PathBuf, made: String },
     #[error("`{}` is for other programs, and is not read back; make it again{made} with a name that ends in `.parquet`", path.display())]
     NotReadBack { path: PathBuf, made: String },
@@ -125,7 +128,7 @@ pub enum Error {
     NotFinite { name: String },
     #[error(
         "the logits of prompt {index} hold a NaN or an infinity (first seen at `{hook}`); \
-             if the model is run in f16 or bf16, try `--dtype f32`"
+             if the model is run in f16 or bf16, try `LoadOptions::dtype = f32`"
     )]
     NotFiniteLogits { index: usize, hook: String },
     #[error(
@@ -225,7 +228,7 @@ pub enum Error {
     },
     #[error(
         "the prompts have {prompt} tokens and {more} more were asked for, but the model has {limit} positions; \
-             generate at most {most} (`--max-tokens {most}`), or shorten the prompts"
+             generate at most {most} (`Request::max_tokens = {most}`), or shorten the prompts"
     )]
     NoRoom {
         prompt: usize,
@@ -242,7 +245,7 @@ pub enum Error {
 
     #[error(
         "the contributions to prompt {index} sum to {sum}, and its logit is {total}: something that writes to the stream is not counted; \
-             in half precision try `--dtype f32`, else please report the model"
+             in half precision try `LoadOptions::dtype = f32`, else please report the model"
     )]
     Incomplete { index: usize, sum: f64, total: f64 },
 
@@ -257,7 +260,7 @@ pub enum Error {
         "nothing was measured of {cell}: no pair of the task has it; leave it out, or take other places"
     )]
     NothingMeasured { cell: String },
-    #[error("{owner} is already at work on `{}`; wait for it, or choose another `--out`", folder.display())]
+    #[error("{owner} is already at work on `{}`; wait for it, or choose another `Watch::keeping`", folder.display())]
     Busy { folder: PathBuf, owner: String },
     #[error("interrupted; {kept}")]
     Interrupted { kept: String },
@@ -283,24 +286,18 @@ fn unwritten(source: &std::io::Error) -> String {
     }
 }
 
-/// What a user can do about an error, as a value, so that a front end can say it in its own words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Remedy {
-    /// Take a config key on, knowing that it does not change the function; results record it.
-    AcceptConfigKey(String),
-    /// Say which day a chat template is to print.
-    GiveDate,
-}
-
 impl Error {
-    /// What can be done, where it is something that a front end has a word for.
-    pub fn remedy(&self) -> Option<Remedy> {
-        match self {
+    /// What can be done, as values, so that a front end can say it in its own words: those that the message does not name, then those
+    /// that it names.
+    pub fn remedies(&self) -> Vec<Remedy> {
+        let unnamed = match self {
             Error::UnhandledConfig { key, .. } => Some(Remedy::AcceptConfigKey(key.clone())),
             Error::NoDate => Some(Remedy::GiveDate),
             _ => None,
-        }
+        };
+        let message = self.to_string();
+        let named = remedy::named(&message).map(|(_, remedy)| remedy);
+        unnamed.into_iter().chain(named).collect()
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {

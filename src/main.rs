@@ -84,8 +84,9 @@ fn with_causes(error: &anyhow::Error) -> String {
         }
         cause = error.source();
     }
-    if let Some(remedy) = error.downcast_ref::<Error>().and_then(Error::remedy) {
-        line = format!("{line}; {}", cli::worded(&remedy));
+    line = cli::worded(&line);
+    if let Some(error) = error.downcast_ref::<Error>() {
+        line = cli::with_remedies(line, error);
     }
     candlewick::text::one_line(&line)
 }

@@ -159,7 +159,7 @@ impl PairScores {
         };
         let Some(examples) = table.integers("example") else {
             return Err(Error::invalid(
-                "the table has only means over pairs, and stability is asked of scores of each pair; measure with `--per-example`",
+                "the table has only means over pairs, and stability is asked of scores of each pair; measure with `Running::detail = PerExample`",
             ));
         };
         let mut pairs: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
@@ -247,7 +247,7 @@ impl PairScores {
     fn check(&self, resampling: Resampling) -> Result<()> {
         if self.len() < 2 {
             return Err(Error::invalid(format!(
-                "stability needs at least 2 pairs to draw from, and there are {}; ask for more with `--n-pairs`",
+                "stability needs at least 2 pairs to draw from, and there are {}; ask for more with `ExpandOptions::n_pairs`",
                 self.len()
             )));
         }

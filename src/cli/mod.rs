@@ -33,12 +33,11 @@ mod shell;
 mod show;
 mod submit;
 mod tokens;
+mod worded;
 
 use std::io::IsTerminal;
 use std::sync::LazyLock;
 
-use candlewick::Error;
-use candlewick::error::Remedy;
 use candlewick::plot::Color;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -47,6 +46,7 @@ use args::ColorChoice;
 pub use destination::destination;
 pub use open::{load_options, open_task};
 use progress::Bar;
+pub use worded::{advised, with_remedies, worded};
 
 /// Exact, fast and loud mechanistic interpretability of transformers.
 #[derive(Debug, Parser)]
@@ -93,26 +93,6 @@ fn build() -> &'static str {
         )
     });
     &TEXT
-}
-
-/// What can be done about an error, in the words of the command line.
-pub fn worded(remedy: &Remedy) -> String {
-    match remedy {
-        Remedy::AcceptConfigKey(key) => format!(
-            "if you know that it does not, `--accept-config-key {}` loads the model all the same, and results record it",
-            candlewick::text::visible(key)
-        ),
-        Remedy::GiveDate => "`--date 2024-07-26`".to_string(),
-        _ => String::new(),
-    }
-}
-
-/// An error with what can be done about it.
-pub fn advised(error: &Error) -> String {
-    match error.remedy() {
-        Some(remedy) => format!("{error}; {}", worded(&remedy)),
-        None => error.to_string(),
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -184,7 +164,7 @@ impl Context {
     /// Says something doubtful on stderr.
     pub fn warn(&self, message: &str) {
         if !self.quiet {
-            eprintln!("warning: {message}");
+            eprintln!("warning: {}", worded(message));
         }
     }
 }
@@ -315,7 +295,10 @@ fn command() -> Vec<String> {
 fn set_threads(threads: usize) {
     for name in ["RAYON_NUM_THREADS", "POLARS_MAX_THREADS"] {
         // SAFETY: this is called before any other thread exists.
-        unsafe { std::env::set_var(name, threads.to_string()) };
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var(name, threads.to_string());
+        }
     }
 }
 

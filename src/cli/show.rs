@@ -12,7 +12,7 @@ use candlewick::scores::{Conditions, Scores, SortKeys, write_out};
 use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
-use super::Context;
+use super::{Context, worded};
 use super::args::{OutputArgs, PrintArgs};
 use super::picture::PictureArgs;
 
@@ -221,7 +221,7 @@ pub fn tell(scores: &Scores, out: &Path, output: &OutputArgs, ctx: &Context) -> 
     if !(output.print.csv || output.print.json) {
         writeln!(stdout)?;
         for note in &scores.provenance.notes {
-            writeln!(stdout, "{}", visible(note))?;
+            writeln!(stdout, "{}", worded(&visible(note)))?;
         }
         let (all, measuring) = (ctx.began.elapsed().as_secs_f64(), scores.provenance.seconds);
         writeln!(

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::Context;
 use super::args::{ModelArgs, TaskArgs};
-use super::{load_options, open_task};
+use super::{load_options, open_task, worded};
 
 /// Show how a task tokenises: pairs side by side, roles, answers, and which pairs were dropped and why.
 ///
@@ -43,7 +43,7 @@ pub fn run(args: &TokensArgs, ctx: &Context) -> anyhow::Result<()> {
         && !args.json
     {
         let shown = render_dropped(dropped, args.limit);
-        io::stdout().lock().write_all(shown.as_bytes())?;
+        io::stdout().lock().write_all(worded(&shown).as_bytes())?;
     }
     let task = task?;
     ctx.warn_of(&task);
@@ -52,5 +52,5 @@ pub fn run(args: &TokensArgs, ctx: &Context) -> anyhow::Result<()> {
     } else {
         render(&task, args.limit)
     };
-    Ok(io::stdout().lock().write_all(shown.as_bytes())?)
+    Ok(io::stdout().lock().write_all(worded(&shown).as_bytes())?)
 }

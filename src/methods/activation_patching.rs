@@ -194,13 +194,13 @@ impl PatchConfig {
         {
             return Err(Error::invalid(
                 "another model's values on the same prompt are an ablation of the clean run, which has no direction: leave it out, or patch the \
-                 other model's runs of the pair in (`--source pair`)",
+                 other model's runs of the pair in (`PatchConfig::source = pair`)",
             ));
         }
         if ablates != (self.direction == Direction::Ablate) || self.direction == Direction::Direct {
             return Err(Error::invalid(
                 "zero, mean, resample, a factor and blocked attention are ablations of the clean run (direction `ablate`, with a \
-                 source such as `--source zero`); the pair's other run is patched in by `denoise` or `noise`",
+                 source such as `PatchConfig::source = zero`); the pair's other run is patched in by `denoise` or `noise`",
             ));
         }
         Ok(())
@@ -211,7 +211,7 @@ impl PatchConfig {
             return match self.source {
                 PatchSource::Same => Err(Error::invalid(
                     "with the source `same` the values are those of another model on the same prompt; name it \
-                     (`candlewick patch --source-model`)",
+                     (`PatchConfig::source_model`)",
                 )),
                 _ => Ok(()),
             };
@@ -318,7 +318,7 @@ impl PatchConfig {
             None => task,
             Some(reference) => reference,
         };
-        let advice = "take means over all positions (`--source mean-all`), or another reference";
+        let advice = "take means over all positions (`PatchConfig::source = mean-all`), or another reference";
         let is_like = |pair: &&Pair| {
             let same = |other: &Pair| {
                 (other.template, other.clean.len()) == (pair.template, pair.clean.len())
@@ -330,7 +330,7 @@ impl PatchConfig {
                 None => Ok(()),
                 Some(pair) => Err(Error::invalid(format!(
                     "pair {} is of template {} and has {} tokens, and no prompt of the reference task `{}` is like that, so \
-                     positions do not align; take means by role (`--source mean-role`), or {advice}",
+                     positions do not align; take means by role (`PatchConfig::source = mean-role`), or {advice}",
                     pair.index,
                     pair.template,
                     pair.clean.len(),

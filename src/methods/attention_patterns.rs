@@ -82,7 +82,7 @@ impl Method for AttentionConfig {
         let n_heads = self.chosen(spec).count();
         if n_heads == 0 {
             return Err(Error::invalid(
-                "no head is both in `--layers` and in `--heads`; leave one of them out",
+                "no head is both in `AttentionConfig::layers` and in `AttentionConfig::heads`; leave one of them out",
             ));
         }
         let places = Extent::new(task, &self.layers, &self.heads).positions("");
@@ -93,7 +93,7 @@ impl Method for AttentionConfig {
         if n_cells > MOST_CELLS {
             return Err(Error::invalid(format!(
                 "the patterns of {n_heads} heads on these prompts are {n_cells} numbers, and a table takes {MOST_CELLS}; choose fewer heads \
-                 (`--layers`, `--heads`) or shorter prompts"
+                 (`AttentionConfig::layers`, `AttentionConfig::heads`) or shorter prompts"
             )));
         }
         Ok(())

@@ -74,14 +74,14 @@ impl Method for HeadConfig {
             .saturating_add(usize::from(tokenizer.adds_bos()));
         if repeated < 2 || length > spec.n_ctx || self.samples == 0 {
             return Err(Error::invalid(format!(
-                "{} sequences of {repeated} tokens twice need at least 1 and 2, and must fit the context of {} (`--repeat-length`, `--samples`)",
+                "{} sequences of {repeated} tokens twice need at least 1 and 2, and must fit the context of {} (`HeadConfig::repeat_length`, `HeadConfig::samples`)",
                 self.samples, spec.n_ctx
             )));
         }
         let ordinary = ordinary(tokenizer, spec).len();
         if ordinary < repeated {
             return Err(Error::invalid(format!(
-                "the vocabulary has {ordinary} ordinary tokens, and a sequence needs {repeated} different ones (`--repeat-length`)"
+                "the vocabulary has {ordinary} ordinary tokens, and a sequence needs {repeated} different ones (`HeadConfig::repeat_length`)"
             )));
         }
         for [layer, head] in self.heads()? {

@@ -173,7 +173,7 @@ fn lacking<'r>(roles: &[String], known: impl Iterator<Item = &'r Vec<String>>) -
     Error::UnknownRole {
         role: name(roles),
         known: format!(
-            "{} in the reference prompts; take means over all positions (`--source mean-all`), or another reference",
+            "{} in the reference prompts; take means over all positions (`PatchConfig::source = mean-all`), or another reference",
             known.join(", ")
         ),
     }

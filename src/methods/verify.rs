@@ -30,7 +30,7 @@ pub fn check(k: usize, n_cells: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(format!(
-        "`--verify {k}` cannot be done: there are {n_cells} cells with an exact twin; give a number from 1 to that"
+        "`Running::verify = {k}` cannot be done: there are {n_cells} cells with an exact twin; give a number from 1 to that"
     )))
 }
 
@@ -83,7 +83,7 @@ pub(super) fn check_method(
 ) -> Result<()> {
     if method.exact(&[]).is_none() {
         return Err(Error::invalid(format!(
-            "`--verify` holds estimates against exact effects, and `{name}` is no estimate of an effect that could be measured; leave it out"
+            "`Running::verify` holds estimates against exact effects, and `{name}` is no estimate of an effect that could be measured; leave it out"
         )));
     }
     if (1..LEAST_DRAWS).contains(&options.bound_draws) {

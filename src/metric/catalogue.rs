@@ -192,7 +192,7 @@ impl Metric {
         } else {
             Err(Error::NoGradient {
                 metric: self.to_string(),
-                reason: "it moves in steps; use `--metric logit_diff` or `log_prob`, or patch exactly (`candlewick patch`)".into(),
+                reason: "it moves in steps; use `ExpandOptions::metric = logit_diff` or `log_prob`, or patch exactly (`candlewick patch`)".into(),
             })
         }
     }

@@ -57,7 +57,7 @@ impl Metric {
         }
         if target.wrong.is_empty() && self.needs_wrong() {
             return Err(self.error(
-                "compares with a wrong answer, and this pair has none; fill the column `wrong`, or use `--metric log_prob`",
+                "compares with a wrong answer, and this pair has none; fill the column `wrong`, or use `ExpandOptions::metric = log_prob`",
             ));
         }
         let columns = target.columns();
@@ -85,7 +85,7 @@ impl Metric {
     fn check_finite(self, logits: &[f32]) -> Result<()> {
         match logits.iter().find(|l| !l.is_finite()) {
             Some(bad) => Err(self.error(format!(
-                "has no value, because a logit is {bad}; if the model is run in f16 or bf16, try `--dtype f32`"
+                "has no value, because a logit is {bad}; if the model is run in f16 or bf16, try `LoadOptions::dtype = f32`"
             ))),
             None => Ok(()),
         }

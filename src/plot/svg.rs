@@ -63,7 +63,7 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
     }
     if options.scale == ScaleOf::Panel {
         return Err(Error::invalid(
-            "only grids have scales of their own; leave `--scale` out",
+            "only grids have scales of their own; leave `SvgOptions::scale` out",
         ));
     }
     let curves = curves(scores);
@@ -71,7 +71,7 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
         draw_bars(&mut page, scores, options)?;
     } else if options.reach.is_some() {
         return Err(Error::invalid(
-            "the axes of a curve of circuits are shares already; leave `--scale-to` out",
+            "the axes of a curve of circuits are shares already; leave `SvgOptions::reach` out",
         ));
     } else {
         draw_curves(&mut page, &curves, options);
@@ -87,7 +87,7 @@ fn entitle(panels: &mut [Panel], options: &SvgOptions) -> Result<()> {
     };
     if let Some(other) = panels.iter().find(|panel| is_own(panel)) {
         return Err(Error::invalid(format!(
-            "the axes of `{}` and `{}` are not the same, and one title would be wrong on one of them; choose a grid with `--panel`",
+            "the axes of `{}` and `{}` are not the same, and one title would be wrong on one of them; choose a grid with `SvgOptions::panel`",
             panels[0].title, other.title
         )));
     }

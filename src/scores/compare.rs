@@ -50,7 +50,7 @@ pub fn compare(first: &Scores, second: &Scores, by: Option<ComparedBy>) -> Resul
     let is_paired = pairs(first).is_some() && pairs(second).is_some() && by == ComparedBy::Score;
     if pairs(first).is_some() != pairs(second).is_some() {
         return Err(Error::invalid(
-            "one of them has a row for each pair and the other has means; measure both with `--per-example` or both without",
+            "one of them has a row for each pair and the other has means; measure both with `Running::detail = PerExample` or both without",
         ));
     }
     if pairs(first).is_some() && by == ComparedBy::Normalised {
@@ -67,7 +67,7 @@ pub fn compare(first: &Scores, second: &Scores, by: Option<ComparedBy>) -> Resul
     };
     if is_paired && texts(a) != texts(b) {
         return Err(Error::invalid(
-            "rows of single pairs are compared pair by pair, and the two are of different prompts; compare means (without `--per-example`)",
+            "rows of single pairs are compared pair by pair, and the two are of different prompts; compare means (without `Running::detail = PerExample`)",
         ));
     }
     // What only one of the tables tells apart says which cell a row is in that one alone, as roles do in two tasks.

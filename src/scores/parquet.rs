@@ -193,7 +193,7 @@ pub(super) fn read_table(
     format: &'static str,
 ) -> Result<(DataFrame, String)> {
     if !path.exists() {
-        let hint = "`candlewick patch --out scores.parquet` makes one".to_string();
+        let hint = "`candlewick patch` makes one".to_string();
         return Err(Error::Missing {
             path: path.to_path_buf(),
             hint,

@@ -278,7 +278,7 @@ impl Task {
                 .map_err(|lacks| Error::BadMetric {
                     metric: metric.to_string(),
                     reason: format!(
-                        "needs {lacks}, and pair {} of task `{}` has none; add it, or choose `--metric kl`",
+                        "needs {lacks}, and pair {} of task `{}` has none; add it, or choose `ExpandOptions::metric = kl`",
                         pair.index, self.name
                     ),
                 })?;

@@ -322,7 +322,7 @@ impl TaskFile {
             return Err(bad(
                 name_or_path,
                 format!(
-                    "the file has {} bytes, at most {FILE_LIMIT} are read; give large data as `--pairs`",
+                    "the file has {} bytes, at most {FILE_LIMIT} are read; give large data as a table (`task::from_pairs_file`)",
                     metadata.len()
                 ),
             ));
@@ -330,7 +330,7 @@ impl TaskFile {
         // What has no length, such as a device or a pipe, may have no end.
         let bytes = read_at_most(path, FILE_LIMIT)?;
         let text = String::from_utf8(bytes)
-            .map_err(|_| bad(name_or_path, "the file is not UTF-8 text; a task is a TOML file (tables of pairs go with `--pairs`)"))?;
+            .map_err(|_| bad(name_or_path, "the file is not UTF-8 text; a task is a TOML file (tables of pairs go with `task::from_pairs_file`)"))?;
         Self::parse(&text, name_or_path)
     }
 

@@ -49,7 +49,7 @@ impl BosChoice {
             BosChoice::No => Ok(false),
             BosChoice::Yes if tokenizer.bos().is_some() => Ok(true),
             BosChoice::Yes => Err(Error::Tokenizer {
-                reason: "it has no BOS token to put in front; run without one (`--bos no`)".into(),
+                reason: "it has no BOS token to put in front; run without one (`ExpandOptions::bos = no`)".into(),
             }),
         }
     }

@@ -54,7 +54,7 @@ impl<'a> RepeatedTokensSource<'a> {
         if options.chat {
             return Err(bad(
                 &file.name,
-                "its prompts are random tokens, which no chat template can wrap; leave out `--chat-template`",
+                "its prompts are random tokens, which no chat template can wrap; leave out `ExpandOptions::chat`",
             ));
         }
         let tokens = usize::from(bos) + sizes.block + sizes.repeated;

@@ -131,7 +131,7 @@ fn pair(
     };
     if wrong.is_empty() && setting.needs_wrong {
         return Ok(Err(
-            "no wrong answer: the metric compares with one; fill it in, or use `--metric log_prob`"
+            "no wrong answer: the metric compares with one; fill it in, or use `ExpandOptions::metric = log_prob`"
                 .into(),
         ));
     }

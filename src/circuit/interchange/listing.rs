@@ -109,7 +109,7 @@ impl Listing {
             (None, Some(graph)) => *graph,
             (None, None) => {
                 return Err(
-                    "it does not say of which model it is; name a circuit of the same model beside it (`--like FILE`)"
+                    "it does not say of which model it is; name a circuit of the same model beside it (`interchange::like = FILE`)"
                         .into(),
                 );
             }

@@ -70,7 +70,7 @@ impl AblationConfig {
         let mut pairs = self.pairs.iter();
         if let Some(node) = pairs.find(|node| !matches!(node, Node::Head { .. })) {
             return Err(Error::invalid(format!(
-                "`{node}` is no head, and pairs are pairs of heads; ablate it with others by `--together`"
+                "`{node}` is no head, and pairs are pairs of heads; ablate it with others by `AblationConfig::sets`"
             )));
         }
         self.check_names()?;

@@ -16,7 +16,7 @@ pub(super) fn draw_donors(task: &Task, seed: u64) -> Result<Vec<usize>> {
             let pair = &task.pairs()[group[0]];
             return Err(Error::invalid(format!(
                 "resampling takes values from another pair of the same template and length, and pair {} (template {}, {} tokens) \
-                 has none; use more pairs (`--n-pairs`), or `--source mean`",
+                 has none; use more pairs (`ExpandOptions::n_pairs`), or `PatchConfig::source = mean`",
                 pair.index,
                 pair.template,
                 pair.clean.len()

@@ -206,13 +206,13 @@ impl Method for EdgeAttributionConfig {
         };
         if to_other_run && self.reference != Reference::Pair {
             return Err(Error::invalid(
-                "an integral over the inputs goes to the pair's other run; with zeros or means use `--method eap` or \
-                 `eap-ig-activations`",
+                "an integral over the inputs goes to the pair's other run; with zeros or means use `EdgePath::Along` or \
+                 `EdgePath::Activations`",
             ));
         }
         if self.by_position && task.batches(usize::MAX).len() > 1 {
             return Err(Error::invalid(
-                "scores by position need prompts of one template and one length; take one (`--template 0`)",
+                "scores by position need prompts of one template and one length; take one (`ExpandOptions::templates = 0`)",
             ));
         }
         Ok(())

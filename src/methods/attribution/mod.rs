@@ -103,7 +103,7 @@ impl GradientPath {
 }
 
 pub(super) fn no_steps() -> Error {
-    Error::invalid("integrated gradients need at least one step; use `--steps 5`")
+    Error::invalid("integrated gradients need at least one step; use `GradientPath::steps = 5`")
 }
 
 impl fmt::Display for GradientPath {

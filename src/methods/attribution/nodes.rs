@@ -74,7 +74,7 @@ impl Method for NodeAttributionConfig {
         for sites in &self.patch.sites {
             let reason = match sites.kind {
                 Kind::QInput | Kind::KInput | Kind::VInput => {
-                    "it has a tensor for each head; use an edge method, `--method eap`"
+                    "it has a tensor for each head; use an edge method, `EdgePath::Along`"
                 }
                 Kind::Result => "it is z seen through W_O, with the same effect; use `z`",
                 Kind::Scale(Ln::Final) | Kind::Normalized(Ln::Final) => {
@@ -106,7 +106,7 @@ impl Method for NodeAttributionConfig {
         if !other_is_a_run && (self.qk_fix || !at_base) {
             return Err(Error::invalid(
                 "the QK fix and integrals go from one run to the other run of the pair; with zeros or means use \
-                 `--method atp`, or leave `--source` out",
+                 `GradientPath::Base`, or leave `PatchConfig::source` out",
             ));
         }
         if (self.qk_fix || self.grad_drop) && !at_base {

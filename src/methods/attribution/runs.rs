@@ -44,8 +44,8 @@ pub(super) fn check_metric(metric: Metric, direction: Direction, at_base: bool) 
     if metric.needs_reference() && direction != Direction::Denoise && at_base {
         return Err(Error::NoGradient {
             metric: metric.to_string(),
-            reason: "it is smallest at the clean run, where its gradient is zero by construction; use `--method eap-ig` or \
-                     another integral, `--direction denoise`, `--metric logit_diff`, or patch exactly (`candlewick patch`)"
+            reason: "it is smallest at the clean run, where its gradient is zero by construction; use `GradientPath::Inputs` or \
+                     another integral, `PatchConfig::direction = denoise`, `ExpandOptions::metric = logit_diff`, or patch exactly (`candlewick patch`)"
                 .into(),
         });
     }

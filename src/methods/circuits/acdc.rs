@@ -140,8 +140,8 @@ fn longest_chain(on: Subject<'_>, running: &Running) -> Result<usize> {
     let wanted = runs + 2 * state;
     if wanted > room {
         return Err(Error::invalid(format!(
-            "the runs of {} pairs are held at once and take {} MB of memory, and there are {}; take fewer pairs (`--n-pairs`), or give \
-             more (`--memory`)",
+            "the runs of {} pairs are held at once and take {} MB of memory, and there are {}; take fewer pairs (`ExpandOptions::n_pairs`), or give \
+             more (`Running::memory`)",
             on.task.pairs().len(),
             wanted / 1_000_000 + 1,
             room / 1_000_000

@@ -124,7 +124,7 @@ pub(super) fn check_evaluated(on: Subject<'_>, metric: Metric, reference: Refere
     };
     if !is_host(&on.model.weights.w_e) {
         return Err(Error::invalid(
-            "edges are taken out one at a time in f32 on the CPU; leave `--dtype` and `--device` out",
+            "edges are taken out one at a time in f32 on the CPU; leave `LoadOptions::dtype` and `LoadOptions::device` out",
         ));
     }
     check(&config, &on.model.spec, on.task)
@@ -315,7 +315,7 @@ impl Method for CircuitEval {
                 for pair in task.pairs() {
                     positions(part, pair, &roles).map_err(|error| {
                         Error::invalid(format!(
-                            "`{node}` of the circuit: {error}; take the nodes whole (`--whole-nodes`), or the task that it was found on"
+                            "`{node}` of the circuit: {error}; take the nodes whole (`Circuit::in_whole_nodes`), or the task that it was found on"
                         ))
                     })?;
                 }

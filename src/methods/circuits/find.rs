@@ -212,7 +212,7 @@ pub fn find_circuit(
     let mut warnings = Vec::new();
     if on.task.pairs().len() < FEW_PAIRS {
         warnings.push(format!(
-            "{} pairs make parts of {}, {} and {}: too few to tell much; take more with `--n-pairs`",
+            "{} pairs make parts of {}, {} and {}: too few to tell much; take more with `ExpandOptions::n_pairs`",
             on.task.pairs().len(), parts[0], parts[1], parts[2]
         ));
     }
@@ -262,7 +262,7 @@ impl FindConfig {
         let n = task.pairs().len();
         if n < 3 {
             return Err(Error::invalid(format!(
-                "a circuit is scored, sized and reported on three parts of the pairs, and there {}; take {FEW_PAIRS} or more with `--n-pairs`",
+                "a circuit is scored, sized and reported on three parts of the pairs, and there {}; take {FEW_PAIRS} or more with `ExpandOptions::n_pairs`",
                 if n == 1 {
                     "is 1 pair".to_string()
                 } else {
@@ -380,7 +380,7 @@ impl Finding<'_> {
         let Some(found) = table.floats("normalised") else {
             return Err(Error::invalid(format!(
                 "no faithfulness can be given, so none can be reached: {}; take more pairs, another corruption or metric, or say how many \
-                 edges (`--n`)",
+                 edges (`FindConfig::size`)",
                 table
                     .warnings()
                     .first()

@@ -159,7 +159,7 @@ pub fn prune_circuit(
     let edges = chosen.pruned(Pruning::Fixpoint);
     if edges.is_empty() {
         return Err(Error::invalid(format!(
-            "of the {} that are left no path leads from `input` to `logits`; leave more, or train longer (`--steps`)",
+            "of the {} that are left no path leads from `input` to `logits`; leave more, or train longer (`PruneConfig::steps`)",
             config.n
         )));
     }
@@ -215,7 +215,7 @@ impl PruneConfig {
         self.metric.check_differentiable()?;
         if task.pairs().len() < 2 {
             return Err(Error::invalid(
-                "pruning trains on half of the pairs and reports on the other half, and there is 1 pair; take more with `--n-pairs`",
+                "pruning trains on half of the pairs and reports on the other half, and there is 1 pair; take more with `ExpandOptions::n_pairs`",
             ));
         }
         let n_gates = self

@@ -117,7 +117,7 @@ pub(crate) fn check_target(target: &DirectTarget, spec: &ModelSpec, task: &Task)
     if let DirectTarget::Tokens { for_, against } = target {
         if for_.is_empty() {
             return Err(Error::invalid(
-                "a target of tokens needs at least one token to be for (`--target`)",
+                "a target of tokens needs at least one token to be for (`DlaConfig::target`)",
             ));
         }
         check_tokens(for_, spec)?;
@@ -132,7 +132,7 @@ pub(crate) fn check_target(target: &DirectTarget, spec: &ModelSpec, task: &Task)
         return Err(Error::BadMetric {
             metric: target.name().into(),
             reason: format!(
-                "needs {lacks}, and pair {} of task `{}` has none; add it, or choose `--target centred` or tokens",
+                "needs {lacks}, and pair {} of task `{}` has none; add it, or choose `DlaConfig::target = centred` or tokens",
                 pair.index, task.name
             ),
         });

@@ -54,7 +54,7 @@ impl DirectTarget {
         match of_pairs {
             Some(target) if against.is_empty() => Ok(target),
             Some(_) => Err(Error::invalid(
-                "`--against` goes with tokens of your own in `--target`; a pair's own answers are compared with its wrong ones",
+                "`DirectTarget::against` goes with tokens of your own in `DlaConfig::target`; a pair's own answers are compared with its wrong ones",
             )),
             None => Ok(DirectTarget::Tokens {
                 for_: single_tokens(words, tokenizer)?,

@@ -104,7 +104,7 @@ impl Method for SourceConfig {
         }
         if self.subject.is_empty() || self.ratios.is_empty() {
             return Err(Error::invalid(
-                "classes of heads need the roles of the subject (`--subject ROLE`) and at least one cut-off",
+                "classes of heads need the roles of the subject (`SourceConfig::subject = ROLE`) and at least one cut-off",
             ));
         }
         if self.ratios.iter().any(|r| !r.is_finite() || *r <= 1.0)
@@ -331,7 +331,7 @@ impl Prepared for Classing<'_> {
         let pairs = self.on.task.pairs();
         if pairs.iter().any(|pair| pair.template != pairs[0].template) {
             measured.warnings.push(
-                "the pairs come from several templates: if these are several relations, take one at a time (`--template 0`), \
+                "the pairs come from several templates: if these are several relations, take one at a time (`ExpandOptions::templates = 0`), \
                  because the class of a head is that under one relation"
                     .into(),
             );

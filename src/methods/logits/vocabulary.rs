@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::nn::embed::{unembed, unembed_columns};
-use crate::nn::host::{exp, fold, host, is_host, room, simd, to_host};
+use crate::nn::host::{exp, fold, host, is_host, simd, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::nn::matrix::{Numbers, host_matrix, is_host_matrix};
 use crate::nn::norm;
@@ -152,7 +152,7 @@ pub(super) fn read(
         if !(distribution.entropy + cross).is_finite() {
             return Err(Error::BadMetric {
                 metric: "entropy".into(),
-                reason: "has no value, because a logit is not finite; if the model is run in f16 or bf16, try `--dtype f32`".into(),
+                reason: "has no value, because a logit is not finite; if the model is run in f16 or bf16, try `LoadOptions::dtype = f32`".into(),
             });
         }
         all.push(distribution);
@@ -261,7 +261,7 @@ fn tiles(model: &Model, normed: &Tensor, work: &Work<'_>) -> Result<Vec<Tile>> {
     };
     let tiles = (0..spec.d_vocab.div_ceil(TILE)).into_par_iter();
     Ok(tiles
-        .map_init(|| (room(rows * TILE), Vec::new()), one)
+        .map_init(|| (vec![0.0; rows * TILE], Vec::new()), one)
         .collect())
 }
 

@@ -129,7 +129,7 @@ pub fn read_shards(paths: &[PathBuf]) -> Result<Shards> {
         all.fragments.extend(fragments);
     }
     let Some(all) = all else {
-        return refuse("there is none; name the files that `--shard` wrote".into());
+        return refuse("there is none; name the files that `Running::shard` wrote".into());
     };
     let count = all.note.shard.count;
     let missing: Vec<String> = (1..=count)
@@ -138,7 +138,7 @@ pub fn read_shards(paths: &[PathBuf]) -> Result<Shards> {
         .collect();
     if !missing.is_empty() {
         return refuse(format!(
-            "shards {} are missing; run the same command with `--shard {}`",
+            "shards {} are missing; run the same command with `Running::shard = {}`",
             missing.join(", "),
             missing[0]
         ));

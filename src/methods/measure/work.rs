@@ -268,7 +268,7 @@ impl<'a> Work<'a> {
                 if reached < unit.cells.end {
                     return Err(Error::Shards {
                         reason: format!(
-                            "none of them has cell {reached} of pair {example}; were they made with different `--memory`, which cuts \
+                            "none of them has cell {reached} of pair {example}; were they made with different `Running::memory`, which cuts \
                              the work in other places?"
                         ),
                     });
@@ -309,7 +309,7 @@ pub(super) fn interrupted(error: Error, kept: impl Fn() -> Error) -> Error {
 
 pub(super) fn kept(keeps: bool, finished: usize, all: usize) -> String {
     if !keeps {
-        "nothing was kept: parts are kept beside a result file (`--out`)".into()
+        "nothing was kept: parts are kept beside a result file (`Watch::keeping`)".into()
     } else if finished == 0 {
         "no part was finished yet, so nothing is kept".into()
     } else {

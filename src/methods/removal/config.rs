@@ -227,7 +227,7 @@ impl Summary {
         };
         match self.draws() {
             Some(draws) if self.samples(players) && draws < least => Err(Error::invalid(format!(
-                "{draws} draws say little of {players} players; `{}` takes {least} or more (`--draws`)",
+                "{draws} draws say little of {players} players; `{}` takes {least} or more (`Summary::draws`)",
                 self.name()
             ))),
             _ => Ok(()),

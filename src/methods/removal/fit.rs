@@ -93,7 +93,7 @@ pub fn fit(
     (0..penalised).for_each(|i| normal[i][i] += ridge);
     let factor = Cholesky::new(&normal).ok_or_else(|| {
         Error::invalid(format!(
-            "{} coalitions do not tell {n} players apart; take more draws (`--draws`)",
+            "{} coalitions do not tell {n} players apart; take more draws (`Summary::draws`)",
             rows.len()
         ))
     })?;

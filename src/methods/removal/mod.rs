@@ -451,7 +451,7 @@ impl Prepared for Removing<'_> {
         let errors = match self.config.summary.samples(players) {
             true => "; the side table has the standard error of each share",
             false if self.config.summary.samples(EXACT + 1) => {
-                "; these are all that there are, and nothing was drawn (`--draws` is for games of more players)"
+                "; these are all that there are, and nothing was drawn (`Summary::draws` is for games of more players)"
             }
             false => "",
         };

@@ -239,7 +239,7 @@ pub(super) fn check_references(task: &Task, set: ReferenceSet) -> Result<()> {
         None => Ok(()),
         Some(pair) => Err(Error::invalid(format!(
             "expected gradients draw from the clean prompts of other pairs, and pair {} (template {}, {} tokens) has none beside \
-             it; use more pairs (`--n-pairs`), or the reference set `corrupted`",
+             it; use more pairs (`ExpandOptions::n_pairs`), or the reference set `corrupted`",
             pair.index,
             pair.template,
             pair.clean.len()

@@ -115,7 +115,7 @@ impl Method for TokenConfig {
             return Err(Error::NoGradient {
                 metric: metric.to_string(),
                 reason: format!(
-                    "at the clean prompt it is at its minimum, so `{}` would be zero everywhere; use `--metric log_prob`, \
+                    "at the clean prompt it is at its minimum, so `{}` would be zero everywhere; use `ExpandOptions::metric = log_prob`, \
                      explain the corrupted prompts, or integrate from a baseline (`ig`)",
                     self.method
                 ),
@@ -298,7 +298,7 @@ fn doubts(config: &TokenConfig, completeness: &[Completeness]) -> Option<String>
         TokenMethod::ExpectedGradients { .. } => {
             "the sum is only expected to agree; take more draws"
         }
-        _ => "this should not happen in f32; if the model is in f16 or bf16, try `--dtype f32`",
+        _ => "this should not happen in f32; if the model is in f16 or bf16, try `LoadOptions::dtype = f32`",
     };
     Some(format!(
         "the shares of {} of {} prompts miss what they should sum to by more than {:.0}% (worst: prompt {} has {:.4} of {:.4}); {remedy}",

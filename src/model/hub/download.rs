@@ -178,7 +178,7 @@ mod with_hub {
         let remedy = if reason.contains("401") || reason.contains("403") {
             "; it may be private, gated or misspelt: set HF_TOKEN to a token with access"
         } else if reason.contains("404") {
-            "; check the id and `--revision`"
+            "; check the id and `LoadOptions::revision`"
         } else if no_way.iter().any(|word| reason.contains(word)) {
             "; and there is no such path. If this machine has no network, run `candlewick fetch` on one that has, and copy its \
              cache or the model's folder"

@@ -34,7 +34,7 @@ impl Sampling {
         };
         if !(temperature.is_finite() && temperature > 0.0) {
             return Err(Error::invalid(format!(
-                "a temperature must be a number above 0, not {temperature}; leave `--temperature` out for the most probable token"
+                "a temperature must be a number above 0, not {temperature}; leave `Sampling::temperature` out for the most probable token"
             )));
         }
         if top_k == Some(0) {

@@ -60,7 +60,7 @@ pub(super) fn cells(
             "the results of `{}` have no `{by}`{}",
             scores.provenance.method,
             if by == ComparedBy::Normalised {
-                ": its method gives none, or the gap between the two runs could be zero; `--by score` compares scores, each in its own unit and direction"
+                ": its method gives none, or the gap between the two runs could be zero; `ComparedBy::Score` compares scores, each in its own unit and direction"
             } else {
                 ""
             }

@@ -92,7 +92,7 @@ fn what_cannot_be_compared_is_refused() {
         let error = compare(a, b, by).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     };
-    refused(&means, &pairs, None, "--per-example");
+    refused(&means, &pairs, None, "Running::detail");
     refused(
         &pairs,
         &pairs,

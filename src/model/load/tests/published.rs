@@ -213,7 +213,7 @@ fn what_nobody_knows_is_refused_by_name_until_the_user_takes_it_on() {
         let config = with(model_type, "something_new", 2.into());
         let error = from_config(&config).unwrap_err();
         let remedy = crate::error::Remedy::AcceptConfigKey("something_new".to_string());
-        assert_eq!(error.remedy(), Some(remedy), "{error}");
+        assert_eq!(error.remedies(), [remedy], "{error}");
         assert!(!error.to_string().contains("remove"), "{error}");
         let other = from_config_accepting(&config, &["something_old".to_string()]);
         assert!(other.is_err());
@@ -248,7 +248,7 @@ fn what_is_known_to_change_the_function_is_refused_without_advice_to_take_it_on(
     ] {
         let error = from_config(&with(model_type, key, value)).unwrap_err();
         assert!(matches!(error, Error::RefusedConfig { .. }), "{error}");
-        assert_eq!(error.remedy(), None);
+        assert_eq!(error.remedies(), []);
         assert!(error.to_string().contains(key), "{error}");
     }
 }
