@@ -1,8 +1,6 @@
 //! Parquet files from strangers. The footer and the header of every page that will be read are checked before anything is decoded,
 //! and polars is not trusted to refuse what it cannot read without a panic.
 
-mod pages;
-
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
@@ -10,6 +8,8 @@ use std::path::Path;
 use polars::prelude::{DataFrame, PolarsResult};
 use polars_io::SerReader;
 use polars_io::parquet::read::{FileMetadata, ParallelStrategy, ParquetReader};
+use polars_parquet_format::PageHeader;
+use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 
 use crate::error::{Error, Result};
 use crate::panics::caught;
@@ -166,10 +166,97 @@ fn implausible(metadata: &FileMetadata, columns: &[String], bytes: &[u8]) -> Opt
             if !(0..=MOST_ENTRIES.max(rows)).contains(&values) {
                 return Some(format!("a column of lists claims {values} entries"));
             }
-            if let Some(fault) = pages::fault(chunk, values as u64) {
+            if let Some(fault) = fault(chunk, values) {
                 return Some(fault.to_string());
             }
         }
     }
     None
+}
+
+/// Unpacked, in bytes; writers keep pages near a megabyte.
+const LARGEST_PAGE: usize = 1 << 30;
+
+/// What is wrong with the pages of one column chunk of `expected` values, if anything is. A page header says how many values a page
+/// holds and how large it is once unpacked, and a decoder allocates by that before it has seen one of them.
+fn fault(mut chunk: &[u8], expected: i64) -> Option<&'static str> {
+    let mut values = 0;
+    while !chunk.is_empty() {
+        let mut rest = chunk;
+        let mut protocol = TCompactInputProtocol::new(&mut rest, chunk.len());
+        let Ok(header) = PageHeader::read_from_in_protocol(&mut protocol) else {
+            return Some("a page header is garbled");
+        };
+        let size = |bytes: i32| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let packed = size(header.compressed_page_size);
+        let Some(rest) = rest.get(packed..) else {
+            return Some("a page is longer than its column");
+        };
+        // No honest page unpacks to more than this from what it is packed in.
+        let most = packed.saturating_mul(50_000).saturating_add(1 << 16);
+        if size(header.uncompressed_page_size) > most.min(LARGEST_PAGE) {
+            return Some("a page claims to unpack to more than it can");
+        }
+        let of_dictionary = header.dictionary_page_header.map(|page| page.num_values);
+        let of_data = (header.data_page_header.map(|page| page.num_values))
+            .or(header.data_page_header_v2.map(|page| page.num_values));
+        let held = i64::from(of_data.or(of_dictionary).unwrap_or(0));
+        if !(0..=expected).contains(&held) {
+            return Some("a page claims more values than its column has");
+        }
+        values += if of_data.is_some() { held } else { 0 };
+        chunk = rest;
+    }
+    (values != expected).then_some("its pages do not hold as many values as their column has")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// type 0, unpacked 8, packed 2, data page header { values, plain, rle, rle }, and two bytes of page.
+    fn page(values: u8) -> Vec<u8> {
+        vec![
+            0x15,
+            0,
+            0x15,
+            16,
+            0x15,
+            4,
+            0x2c,
+            0x15,
+            values * 2,
+            0x15,
+            0,
+            0x15,
+            6,
+            0x15,
+            6,
+            0,
+            0,
+            0xaa,
+            0xbb,
+        ]
+    }
+
+    #[test]
+    fn pages_must_add_up_to_their_column() {
+        assert_eq!(fault(&page(5), 5), None);
+        assert_eq!(fault(&[page(2), page(3)].concat(), 5), None);
+        assert!(fault(&page(5), 6).is_some());
+        assert!(fault(&page(5), 4).is_some());
+        assert!(fault(&page(5)[..18], 5).is_some());
+        assert!(fault(&[0xff; 40], 5).is_some());
+    }
+
+    #[test]
+    fn a_page_that_unpacks_to_terabytes_is_refused() {
+        // Unpacked size 2^35.
+        let mut hostile = vec![0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 0x80, 0x02];
+        hostile.extend_from_slice(&page(5)[4..]);
+        assert_eq!(
+            fault(&hostile, 5),
+            Some("a page claims to unpack to more than it can")
+        );
+    }
 }

@@ -452,7 +452,8 @@ fn is_in_order(shape: &[usize], strides: &[usize]) -> bool {
         if *n != 1 && *stride != expected {
             return false;
         }
-        expected *= n;
+        // A tensor without entries may have axes whose product is no number.
+        expected = expected.saturating_mul(*n);
     }
     true
 }

@@ -1,24 +1,20 @@
 //! The safetensors format: eight bytes of length, a JSON header, then the tensors one after the other.
 //!
-//! The header is believed only where it agrees with itself and with the file: offsets inside the data, tensors back to back,
-//! sizes that are the product of their shape. Nothing is allocated by a number that the header declares.
+//! The `safetensors` crate reads the header, and believes it only where it agrees with itself and with the file: tensors back to back and
+//! all of the data, sizes that are the product of their shape. Here stand the shards, and how values are decoded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::PathBuf;
 
 use candle_core::DType;
-
-use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 
 use super::checkpoint::{Bytes, Checkpoint, Float, check_not_a_pickle, decode_floats, map};
 use super::weight_hash::WeightHash;
 use crate::error::{Error, Result};
-use crate::text::shortened;
-
-/// The format's own limit on a header.
-const MOST_HEADER: u64 = 100_000_000;
+use crate::panics::caught;
+use crate::text::{clipped, shortened};
 
 /// One or several safetensors files as one checkpoint.
 #[derive(Debug)]
@@ -34,47 +30,6 @@ struct Entry {
     shape: Vec<usize>,
     /// First byte in the shard's file.
     start: usize,
-}
-
-/// Element types of the format. Only the first three can be weights; the others may stand in tensors that we skip.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-enum Dtype {
-    F32,
-    F16,
-    BF16,
-    F64,
-    I64,
-    U64,
-    I32,
-    U32,
-    I16,
-    U16,
-    I8,
-    U8,
-    #[serde(rename = "BOOL")]
-    Bool,
-    #[serde(rename = "F8_E4M3")]
-    F8E4M3,
-    #[serde(rename = "F8_E5M2")]
-    F8E5M2,
-}
-
-impl Dtype {
-    fn bytes(self) -> usize {
-        match self {
-            Dtype::F64 | Dtype::I64 | Dtype::U64 => 8,
-            Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
-            Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::U16 => 2,
-            Dtype::I8 | Dtype::U8 | Dtype::Bool | Dtype::F8E4M3 | Dtype::F8E5M2 => 1,
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-struct Written {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data_offsets: [usize; 2],
 }
 
 impl SafeTensors<'static> {
@@ -109,11 +64,11 @@ impl<'a> SafeTensors<'a> {
                 format: "safetensors",
                 reason,
             };
-            for (name, dtype, shape, start) in read_header(&bytes).map_err(malformed)? {
+            for (name, info, start) in read_header(&bytes).map_err(malformed)? {
                 let entry = Entry {
                     shard,
-                    dtype,
-                    shape,
+                    dtype: info.dtype,
+                    shape: info.shape,
                     start,
                 };
                 if tensors.insert(name.clone(), entry).is_some() {
@@ -137,14 +92,13 @@ impl Checkpoint for SafeTensors<'_> {
 
     fn decode(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
         let entry = &self.tensors[name];
-        let width = entry.dtype.bytes();
+        let width = entry.dtype.bitsize() / 8;
         let begin = entry.start + start * width;
         let (shard, range) = (&self.shards[entry.shard], begin..begin + out.len() * width);
-        let bytes = &shard[range.clone()];
-        match entry.dtype {
-            Dtype::F32 => decode_floats(bytes, Float::F32, out),
-            Dtype::F16 => decode_floats(bytes, Float::F16, out),
-            Dtype::BF16 => decode_floats(bytes, Float::BF16, out),
+        let float = match entry.dtype {
+            Dtype::F32 => Float::F32,
+            Dtype::F16 => Float::F16,
+            Dtype::BF16 => Float::BF16,
             other => {
                 return Err(Error::WeightType {
                     name: name.to_string(),
@@ -152,7 +106,8 @@ impl Checkpoint for SafeTensors<'_> {
                     known: "F32, F16, BF16".to_string(),
                 });
             }
-        }
+        };
+        decode_floats(&shard[range.clone()], float, out);
         shard.let_go(range);
         Ok(())
     }
@@ -177,99 +132,18 @@ impl Checkpoint for SafeTensors<'_> {
     }
 }
 
-type Tensor = (String, Dtype, Vec<usize>, usize);
-
-/// Checks a whole header against the file; the reason of a failure has no path yet.
-fn read_header(file: &[u8]) -> Result<Vec<Tensor>, String> {
-    let (length, rest) = file
-        .split_first_chunk::<8>()
-        .ok_or(format!("{} bytes are no header", file.len()))?;
-    let length = u64::from_le_bytes(*length);
-    if length > MOST_HEADER || length > rest.len() as u64 {
-        return Err(format!(
-            "the header claims {length} bytes, {} follow",
-            rest.len()
-        ));
-    }
-    let (header, data) = rest.split_at(length as usize);
-    let Header(mut entries) =
-        serde_json::from_slice(header).map_err(|source| format!("header: {source}"))?;
-    entries.sort_by_key(|(_, written)| written.data_offsets);
-    let data_start = file.len() - data.len();
-    let mut expected = 0;
-    let mut tensors = Vec::with_capacity(entries.len());
-    for (
-        name,
-        Written {
-            dtype,
-            shape,
-            data_offsets: [begin, end],
-        },
-    ) in entries
-    {
-        let shown = shortened(&name);
-        let size = shape
-            .iter()
-            .try_fold(dtype.bytes(), |product, n| product.checked_mul(*n));
-        if begin != expected || end < begin || end > data.len() {
-            return Err(format!(
-                "tensor `{shown}` claims bytes {begin} to {end}, but must begin at {expected} and end within {}",
-                data.len()
-            ));
-        }
-        if size != Some(end - begin) {
-            return Err(format!(
-                "tensor `{shown}` of {dtype:?} {} cannot have {} bytes",
-                shortened(&format!("{shape:?}")),
-                end - begin
-            ));
-        }
-        expected = end;
-        tensors.push((name, dtype, shape, data_start + begin));
-    }
-    if expected != data.len() {
-        return Err(format!(
-            "{} bytes of data, the header accounts for {expected}",
-            data.len()
-        ));
-    }
-    Ok(tensors)
-}
-
-/// The JSON object as a list, so that a name given twice is seen.
-struct Header(Vec<(String, Written)>);
-
-impl<'de> Deserialize<'de> for Header {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Header;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-                let mut entries = Vec::new();
-                let mut seen = BTreeSet::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if name == "__metadata__" {
-                        map.next_value::<serde::de::IgnoredAny>()?;
-                        continue;
-                    }
-                    if !seen.insert(name.clone()) {
-                        let name = shortened(&name);
-                        return Err(serde::de::Error::custom(format!(
-                            "tensor `{name}` is there twice"
-                        )));
-                    }
-                    entries.push((name, map.next_value()?));
-                }
-                Ok(Header(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries)
-    }
+/// The tensors of a file and where each begins; the reason of a failure has no path yet.
+fn read_header(file: &[u8]) -> Result<Vec<(String, TensorInfo, usize)>, String> {
+    // The crate adds up what a header claims: where overflows are checked, that may panic.
+    let read = caught(|| safetensors::SafeTensors::read_metadata(file));
+    let (length, header) = read
+        .ok_or_else(|| "its header claims more bytes than there can be".to_string())?
+        .map_err(|error| clipped(&error.to_string(), 300))?;
+    let placed = |(name, info): (String, &TensorInfo)| {
+        let start = 8 + length + info.data_offsets.0;
+        (name, info.clone(), start)
+    };
+    Ok(header.tensors().into_iter().map(placed).collect())
 }
 
 #[cfg(test)]
@@ -308,31 +182,58 @@ mod tests {
 
     #[test]
     fn hostile_headers_are_refused() {
-        refused(b"1234", "no header");
-        refused(&u64::MAX.to_le_bytes(), "claims");
-        refused(&file("{}", 0)[..9], "claims");
+        refused(b"1234", "too small");
+        refused(&u64::MAX.to_le_bytes(), "too large");
+        refused(&file("{}", 0)[..9], "header");
         refused(&file("[1", 0), "header");
         let one = |shape, begin, end| file(&format!("{{{}}}", tensor(shape, begin, end)), 8);
-        refused(&one("[2]", "0", "4096"), "within 8");
-        refused(&one("[2]", "8", "0"), "must begin at 0");
+        refused(&one("[1024]", "0", "4096"), "not fully covered");
+        refused(&one("[2]", "8", "0"), "offset");
         refused(&one("[2]", "0", "18446744073709551616"), "header");
         refused(&one("[2]", "-8", "0"), "header");
-        refused(
-            &one("[4294967296, 4294967296, 2]", "0", "8"),
-            "cannot have 8 bytes",
-        );
-        refused(&one("[3]", "0", "8"), "cannot have 8 bytes");
-        refused(&one("[1]", "0", "4"), "accounts for 4");
-        let twice = format!("{{{0}, {0}}}", tensor("[2]", "0", "8"));
-        refused(&file(&twice, 8), "twice");
+        refused(&one("[4294967296, 4294967296, 2]", "0", "8"), "overflow");
+        refused(&one("[3]", "0", "8"), "info");
+        refused(&one("[1]", "0", "4"), "not fully covered");
+        // A name that is given twice is one tensor, the last; if that leaves a hole, it is refused.
+        let other = tensor("[1]", "8", "12");
+        let twice = format!("{{{}, {other}}}", tensor("[2]", "0", "8"));
+        refused(&file(&twice, 12), "offset");
         let nested = "[".repeat(100_000);
         refused(&file(&format!("{{\"a\": {nested}"), 0), "header");
+    }
+
+    #[test]
+    fn tensors_of_all_there_could_be_are_refused() {
+        // Eight of 2^61 bytes: the last ends beyond what a 64-bit number counts to.
+        let size = 1u64 << 61;
+        let one = |i: u64| {
+            let end = size.wrapping_mul(i + 1).wrapping_sub(u64::from(i == 7));
+            format!(
+                r#""{i}": {{"dtype": "U8", "shape": [{}], "data_offsets": [{}, {end}]}}"#,
+                end.wrapping_sub(size * i),
+                size * i
+            )
+        };
+        let all: Vec<String> = (0..8).map(one).collect();
+        let header = file(&format!("{{{}}}", all.join(", ")), 8);
+        assert!(SafeTensors::from_bytes("x.safetensors", &header).is_err());
+    }
+
+    #[test]
+    fn element_types_that_are_no_weights_do_not_stand_in_the_way() {
+        let header = r#"{"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]},
+                         "b": {"dtype": "BF16", "shape": [1], "data_offsets": [2, 4]}}"#;
+        let bytes = file(header, 4);
+        let checkpoint = SafeTensors::from_bytes("x", &bytes).unwrap();
+        assert!(checkpoint.decode("b", 0, &mut [0.0]).is_ok());
+        let error = checkpoint.decode("a", 0, &mut [0.0; 4]).unwrap_err();
+        assert!(matches!(error, Error::WeightType { .. }), "{error}");
     }
 
     #[test]
     fn overlapping_tensors_are_refused() {
         let header = r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
                          "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#;
-        refused(&file(header, 8), "must begin at 8");
+        refused(&file(header, 8), "offset");
     }
 }

@@ -60,7 +60,7 @@ impl<'a> Pickle<'a> {
             let start = machine.at;
             let [code] = machine.array()?;
             if code == b'.' {
-                let top = machine.pop()?;
+                let top = machine.pop_many(1)?[0];
                 let values = machine.values;
                 return Ok(Pickle { values, top });
             }
@@ -121,144 +121,86 @@ struct Machine<'a> {
     stack: Vec<Id>,
     /// Heights of the stack at which a `MARK` stands.
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+    memo: HashMap<u64, Id>,
 }
 
 impl<'a> Machine<'a> {
-    /// One instruction. Their names are those of Python's `pickletools`.
+    /// One instruction: the number behind it and what it takes from the stack first, then what it does with them.
     fn step(&mut self, code: u8) -> Result<(), String> {
+        let width = match code {
+            b'K' | b'U' | b'C' | b'q' | b'h' | 0x80 | 0x8a | 0x8c => 1,
+            b'M' => 2,
+            b'X' | b'T' | b'B' | b'r' | b'j' => 4,
+            0x8d | 0x95 => 8,
+            _ => 0,
+        };
+        let number = self.unsigned(width)?;
+        let items = match code {
+            b't' | b'l' | b'e' | b'd' | b'u' | b'1' => self.pop_to_mark()?,
+            b'a' | b'Q' | b'0' | 0x85 => self.pop_many(1)?,
+            b's' | b'R' | b'b' | 0x81 | 0x86 | 0x93 => self.pop_many(2)?,
+            0x87 => self.pop_many(3)?,
+            _ => Vec::new(),
+        };
         match code {
-            // PROTO; FRAME, whose length is a hint for reading ahead.
-            0x80 => drop(self.take(1)?),
-            0x95 => drop(self.take(8)?),
+            // PROTO; FRAME, whose length is a hint for reading ahead; POP and POP_MARK.
+            0x80 | 0x95 | b'0' | b'1' => {}
             b'(' => self.marks.push(self.stack.len()),
-            b'0' => drop(self.pop()?),
-            b'1' => drop(self.pop_to_mark()?),
-
             b'N' => self.push(Value::None),
-            0x88 => self.push(Value::Bool(true)),
-            0x89 => self.push(Value::Bool(false)),
-            b'K' => {
-                let n = u8::from_le_bytes(self.array()?);
-                self.push(Value::Integer(n.into()));
-            }
-            b'M' => {
-                let n = u16::from_le_bytes(self.array()?);
-                self.push(Value::Integer(n.into()));
-            }
-            b'J' => {
-                let n = i32::from_le_bytes(self.array()?);
-                self.push(Value::Integer(n.into()));
-            }
-            0x8a => self.long()?,
+            0x88 | 0x89 => self.push(Value::Bool(code == 0x88)),
+            b'K' | b'M' => self.push(Value::Integer(number as i64)),
+            // BININT and LONG1.
+            b'J' => self.integer(4)?,
+            0x8a => self.integer(number)?,
             b'G' => {
                 let x = f64::from_be_bytes(self.array()?);
                 self.push(Value::Float(x));
             }
             // BINUNICODE, its short and long forms; BINSTRING and its short form, which Python 2 wrote.
-            b'X' | b'T' => {
-                let length = u32::from_le_bytes(self.array()?);
-                self.text(length.into())?;
+            b'X' | b'T' | b'U' | 0x8c | 0x8d => {
+                let text = std::str::from_utf8(self.take(number)?);
+                self.push(Value::Text(text.map_err(|_| "a text is not UTF-8")?));
             }
-            0x8c | b'U' => {
-                let length = u8::from_le_bytes(self.array()?);
-                self.text(length.into())?;
+            b'B' | b'C' => {
+                let bytes = self.take(number)?;
+                self.push(Value::Bytes(bytes));
             }
-            0x8d => {
-                let length = u64::from_le_bytes(self.array()?);
-                self.text(length)?;
-            }
-            b'B' => {
-                let length = u32::from_le_bytes(self.array()?);
-                self.raw_bytes(length.into())?;
-            }
-            b'C' => {
-                let length = u8::from_le_bytes(self.array()?);
-                self.raw_bytes(length.into())?;
-            }
-
-            b')' => self.push(Value::Tuple(Vec::new())),
-            0x85..=0x87 => {
-                let length = usize::from(code - 0x84);
-                let items = self.pop_many(length)?;
-                self.push(Value::Tuple(items));
-            }
-            b't' => {
-                let items = self.pop_to_mark()?;
-                self.push(Value::Tuple(items));
-            }
-            b']' => self.push(Value::List(Vec::new())),
-            b'l' => {
-                let items = self.pop_to_mark()?;
-                self.push(Value::List(items));
-            }
-            b'a' => {
-                let item = self.pop()?;
-                self.extend_list(&[item])?;
-            }
-            b'e' => {
-                let items = self.pop_to_mark()?;
-                self.extend_list(&items)?;
-            }
-            b'}' => self.push(Value::Dict(Vec::new())),
-            b'd' => {
-                let items = self.pop_to_mark()?;
+            b')' | b't' | 0x85..=0x87 => self.push(Value::Tuple(items)),
+            b']' | b'l' => self.push(Value::List(items)),
+            b'a' | b'e' => self.extend_list(&items)?,
+            b'}' | b'd' => {
                 self.push(Value::Dict(Vec::new()));
                 self.extend_dict(&items)?;
             }
-            b's' => {
-                let items = self.pop_many(2)?;
-                self.extend_dict(&items)?;
+            b's' | b'u' => self.extend_dict(&items)?,
+            // BINPUT, LONG_BINPUT, MEMOIZE; BINGET, LONG_BINGET.
+            b'q' | b'r' => self.remember(number)?,
+            0x94 => self.remember(self.memo.len() as u64)?,
+            b'h' | b'j' => {
+                let id = self.memo.get(&number);
+                let id = id.ok_or(format!("nothing was remembered as {number}"))?;
+                self.stack.push(*id);
             }
-            b'u' => {
-                let items = self.pop_to_mark()?;
-                self.extend_dict(&items)?;
-            }
-
-            b'q' => {
-                let key = u8::from_le_bytes(self.array()?);
-                self.remember(key.into())?;
-            }
-            b'r' => {
-                let key = u32::from_le_bytes(self.array()?);
-                self.remember(key)?;
-            }
-            0x94 => {
-                let key = u32::try_from(self.memo.len()).map_err(|_| "the memo is full")?;
-                self.remember(key)?;
-            }
-            b'h' => {
-                let key = u8::from_le_bytes(self.array()?);
-                self.recall(key.into())?;
-            }
-            b'j' => {
-                let key = u32::from_le_bytes(self.array()?);
-                self.recall(key)?;
-            }
-
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
                 self.push(Value::Global { module, name });
             }
-            0x93 => {
-                let parts = self.pop_many(2)?;
-                let (&Value::Text(module), &Value::Text(name)) =
-                    (&self.values[parts[0]], &self.values[parts[1]])
-                else {
-                    return Err("a name is not a text".to_string());
-                };
-                self.push(Value::Global { module, name });
-            }
+            // STACK_GLOBAL.
+            0x93 => match (&self.values[items[0]], &self.values[items[1]]) {
+                (&Value::Text(module), &Value::Text(name)) => {
+                    self.push(Value::Global { module, name });
+                }
+                _ => return Err("a name is not a text".to_string()),
+            },
             // REDUCE and NEWOBJ: a call of a function, and of a class.
-            b'R' | 0x81 => {
-                let parts = self.pop_many(2)?;
-                self.call(parts[0], parts[1]);
-            }
-            b'b' => self.build()?,
-            b'Q' => {
-                let id = self.pop()?;
-                self.push(Value::Persistent(id));
-            }
+            b'R' | 0x81 => self.call(items[0], items[1]),
+            // BUILD: attributes put on an object after it was made. A state dict's only one is `_metadata`, version numbers of its
+            // modules; on anything else they are a call of `__setstate__`.
+            b'b' => match self.values[items[0]] {
+                Value::Dict(_) => self.stack.push(items[0]),
+                _ => self.call(items[0], items[1]),
+            },
+            b'Q' => self.push(Value::Persistent(items[0])),
             _ => {
                 return Err(format!(
                     "instruction {code:#04x} is not one that weights need"
@@ -284,26 +226,11 @@ impl<'a> Machine<'a> {
         self.push(value);
     }
 
-    /// Attributes put on an object after it was made. A state dict's only one is `_metadata`, version numbers of its modules;
-    /// on anything else they are a call of `__setstate__`.
-    fn build(&mut self) -> Result<(), String> {
-        let parts = self.pop_many(2)?;
-        let (object, state) = (parts[0], parts[1]);
-        match self.values[object] {
-            Value::Dict(_) => self.stack.push(object),
-            _ => self.call(object, state),
-        }
-        Ok(())
-    }
-
-    /// A little-endian integer of any length, of which we take up to eight bytes.
-    fn long(&mut self) -> Result<(), String> {
-        let length = u8::from_le_bytes(self.array()?);
-        let bytes = self.take(length.into())?;
-        let mut wide = match bytes.last() {
-            Some(last) if *last >= 0x80 => [0xff; 8],
-            _ => [0; 8],
-        };
+    /// A little-endian integer with a sign, of which we take up to eight bytes.
+    fn integer(&mut self, length: u64) -> Result<(), String> {
+        let bytes = self.take(length)?;
+        let is_negative = bytes.last().is_some_and(|last| *last >= 0x80);
+        let mut wide = if is_negative { [0xff; 8] } else { [0; 8] };
         let Some(start) = wide.get_mut(..bytes.len()) else {
             return Err(format!("an integer of {length} bytes is no size"));
         };
@@ -312,17 +239,10 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn text(&mut self, length: u64) -> Result<(), String> {
-        let bytes = self.take(length)?;
-        let text = std::str::from_utf8(bytes).map_err(|_| "a text is not UTF-8")?;
-        self.push(Value::Text(text));
-        Ok(())
-    }
-
-    fn raw_bytes(&mut self, length: u64) -> Result<(), String> {
-        let bytes = self.take(length)?;
-        self.push(Value::Bytes(bytes));
-        Ok(())
+    /// A little-endian number of up to eight bytes.
+    fn unsigned(&mut self, width: usize) -> Result<u64, String> {
+        let bytes = self.take(width as u64)?;
+        Ok(bytes.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte)))
     }
 
     fn extend_list(&mut self, items: &[Id]) -> Result<(), String> {
@@ -357,10 +277,6 @@ impl<'a> Machine<'a> {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self) -> Result<Id, String> {
-        Ok(self.pop_many(1)?[0])
-    }
-
     fn pop_many(&mut self, n: usize) -> Result<Vec<Id>, String> {
         match self.stack.len().checked_sub(n) {
             Some(height) if height >= self.floor() => Ok(self.stack.split_off(height)),
@@ -380,15 +296,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn remember(&mut self, key: u32) -> Result<(), String> {
+    fn remember(&mut self, key: u64) -> Result<(), String> {
         self.memo.insert(key, self.last()?);
-        Ok(())
-    }
-
-    fn recall(&mut self, key: u32) -> Result<(), String> {
-        let id = self.memo.get(&key);
-        self.stack
-            .push(*id.ok_or(format!("nothing was remembered as {key}"))?);
         Ok(())
     }
 
