@@ -5,6 +5,8 @@
 //! head that uses them: a column is one use of the stream, not one weight matrix.
 //! The numbering is that of EAP-IG, so that matrices and files can be compared.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::hooks::{Edge, Letter, Node};
 use crate::model::ModelSpec;
@@ -58,6 +60,27 @@ impl Graph {
         layer * (3 * self.n_heads + usize::from(self.has_mlp))
     }
 
+    /// The rows of a layer's heads.
+    pub fn head_rows(&self, layer: usize) -> Range<usize> {
+        let first = self.first_row(layer);
+        first..first + self.n_heads
+    }
+
+    /// The row of a layer's MLP, in a model with MLPs.
+    pub fn mlp_row(&self, layer: usize) -> usize {
+        self.first_row(layer) + self.n_heads
+    }
+
+    /// The column of what a head reads as queries, keys or values.
+    pub fn head_column(&self, layer: usize, letter: Letter, head: usize) -> usize {
+        self.first_column(layer) + letter as usize * self.n_heads + head
+    }
+
+    /// The column of a layer's MLP, in a model with MLPs.
+    pub fn mlp_column(&self, layer: usize) -> usize {
+        self.first_column(layer) + 3 * self.n_heads
+    }
+
     /// The row of a node that writes to the stream.
     /// # Errors
     /// [`Error::UnknownNode`] for `logits`, which writes nothing, and for a node that this model does not have.
@@ -66,7 +89,7 @@ impl Graph {
         match node {
             Node::Input => Ok(0),
             Node::Head { layer, head } => Ok(self.first_row(layer) + head),
-            Node::Mlp(layer) => Ok(self.first_row(layer) + self.n_heads),
+            Node::Mlp(layer) => Ok(self.mlp_row(layer)),
             Node::Logits => Err(unknown(
                 node,
                 "as a source: nothing reads the logits".to_string(),
@@ -80,10 +103,8 @@ impl Graph {
     pub fn column(&self, node: Node, letter: Option<Letter>) -> Result<usize> {
         self.check_node(node)?;
         match (node, letter) {
-            (Node::Head { layer, head }, Some(letter)) => {
-                Ok(self.first_column(layer) + letter as usize * self.n_heads + head)
-            }
-            (Node::Mlp(layer), None) => Ok(self.first_column(layer) + 3 * self.n_heads),
+            (Node::Head { layer, head }, Some(letter)) => Ok(self.head_column(layer, letter, head)),
+            (Node::Mlp(layer), None) => Ok(self.mlp_column(layer)),
             (Node::Logits, None) => Ok(self.n_dst() - 1),
             (Node::Input, _) => Err(unknown(
                 node,
@@ -140,7 +161,7 @@ impl Graph {
     pub fn n_sources(&self, column: usize) -> usize {
         match self.reader(column) {
             None => 0,
-            Some((Node::Mlp(layer), _)) if !self.parallel => self.first_row(layer) + self.n_heads,
+            Some((Node::Mlp(layer), _)) if !self.parallel => self.mlp_row(layer),
             Some((Node::Head { layer, .. } | Node::Mlp(layer), _)) => self.first_row(layer),
             Some(_) => self.n_src(),
         }

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::nn::attention::SegmentPlace;
 use crate::nn::host::{host, is_host, tensor};
 
 /// The tokens of one prompt, or of one variant of a prompt: some of its positions, in consecutive rows.
@@ -86,6 +87,25 @@ impl Rows {
             .iter()
             .flat_map(|segment| segment.positions.iter().copied())
             .collect()
+    }
+
+    /// Where attention finds each segment: these rows ask, and `keys`, other rows of the same segments, bring keys and values.
+    pub fn places<'a>(&'a self, keys: &'a Rows) -> Vec<SegmentPlace<'a>> {
+        let both = self.segments.iter().zip(&keys.segments);
+        both.map(|(queries, keys)| SegmentPlace {
+            query_start: queries.start,
+            query_positions: &queries.positions,
+            key_start: keys.start,
+            key_positions: &keys.positions,
+            example: keys.example,
+        })
+        .collect()
+    }
+
+    /// The last row of each segment, by its number.
+    pub fn last_rows(&self) -> Vec<usize> {
+        let last = |segment: &Segment| segment.start + segment.positions.len() - 1;
+        self.segments.iter().map(last).collect()
     }
 
     /// For each row, its row in a matrix that holds every position of every prompt.

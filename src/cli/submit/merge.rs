@@ -13,7 +13,8 @@ use candlewick::scores::{RunSummary, Scores};
 use candlewick::text::{shell_quoted, visible};
 use clap::Args;
 
-use super::folder::{Job, Part, Record, Submission, Unit};
+use super::folder::{Job, Submission};
+use super::units::{Part, Record, Unit};
 use super::status::Known;
 use crate::cli::merge::Merging;
 use crate::cli::plan::{Desk, Stage, said, summarise};

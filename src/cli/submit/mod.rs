@@ -13,6 +13,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod unit;
+mod units;
 mod work;
 
 use candlewick::BUILD;

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use candlewick::text::{Align, aligned, duration, visible};
 use clap::Args;
 
-use super::folder::{Part, Record, Submission, Unit};
+use super::folder::Submission;
+use super::units::{Part, Record, Unit};
 use super::slurm::{Task, endings, queue};
 
 /// Say of a submission which units wait, run, are finished and have failed, with their times.

@@ -13,7 +13,8 @@ use candlewick::scores::parts::folder_of;
 use candlewick::text::{duration, visible};
 use clap::Args;
 
-use super::folder::{Record, Submission, Unit};
+use super::folder::Submission;
+use super::units::{Record, Unit};
 use crate::cli::plan::{Desk, Stage, first_line, said};
 use crate::cli::{Context, dispatch, parse_again};
 

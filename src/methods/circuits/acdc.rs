@@ -22,7 +22,7 @@ use crate::circuit::{EdgeSet, Graph};
 use crate::error::{Error, Result};
 use crate::hooks::{Letter, Node};
 use crate::methods::exact_edges::Reference;
-use crate::methods::exact_edges::runs::{bytes_of_pair, reference_means};
+use crate::methods::exact_edges::runs::bytes_of_pair;
 use crate::methods::method::{Running, Subject};
 use crate::metric::Metric;
 use crate::run::Progress;
@@ -85,17 +85,7 @@ pub fn acdc(
     check_evaluated(on, config.metric, config.reference)?;
     let graph = Graph::new(&on.model.spec);
     let longest = longest_chain(on, running)?;
-    let means = reference_means(on, config.reference, running.batch)?;
-    let mut grounds = Vec::new();
-    for batch in on.task.batches(running.batch) {
-        grounds.push(Ground::new(
-            on,
-            config.metric,
-            config.reference,
-            &batch,
-            &means,
-        )?);
-    }
+    let grounds = Ground::of_task(on, config.metric, config.reference, running.batch)?;
     let masked: Vec<Masked<'_>> = (grounds.iter())
         .map(|ground| Masked::new(on.model, ground))
         .collect::<Result<_>>()?;

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln, Node};
 use crate::methods::exact_edges::Reference;
 use crate::methods::exact_edges::deltas::{head_write, of_reference, writes};
-use crate::methods::exact_edges::runs::{Means, group_of, run_of};
+use crate::methods::exact_edges::runs::{Means, group_of, reference_means, run_of};
 use crate::methods::method::Subject;
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
@@ -66,6 +66,19 @@ pub(super) struct Idle {
 }
 
 impl Ground {
+    /// All pairs of a task, a batch after the other.
+    pub fn of_task(
+        on: Subject<'_>,
+        metric: Metric,
+        reference: Reference,
+        batch: usize,
+    ) -> Result<Vec<Self>> {
+        let means = reference_means(on, reference, batch)?;
+        let batches = on.task.batches(batch).into_iter();
+        let one = |batch: Vec<usize>| Ground::new(on, metric, reference, &batch, &means);
+        batches.map(one).collect()
+    }
+
     pub fn new(
         on: Subject<'_>,
         metric: Metric,

@@ -11,7 +11,6 @@
 
 mod attention;
 
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::ground::{Ground, input_change, matrix};
@@ -20,7 +19,7 @@ use super::streams::{At, Delta, Written};
 use super::writes;
 use crate::circuit::{EdgeSet, Graph};
 use crate::error::Result;
-use crate::hooks::Letter;
+use crate::hooks::{Letter, Node};
 use crate::model::Model;
 use crate::nn::host::{host, to_host};
 use crate::nn::linear::View;
@@ -62,7 +61,6 @@ impl<'a> Masked<'a> {
     pub fn new(model: &'a Model, ground: &'a Ground) -> Result<Self> {
         let graph = Graph::new(&model.spec);
         let rows = &ground.rows;
-        let answers = rows.segments.iter();
         let change = input_change(ground)?;
         let input = Delta {
             data: change,
@@ -74,7 +72,7 @@ impl<'a> Masked<'a> {
             graph,
             ropes: rope::Tables::new(&model.spec, rows.length),
             n_rows: rows.total,
-            answers: answers.map(|s| s.start + s.positions.len() - 1).collect(),
+            answers: rows.last_rows(),
             positions: rows.positions(),
             every_position: (0..rows.length as u32).collect(),
             input: (input.data.iter().any(|&x| x != 0.0)).then(|| Arc::new(input)),
@@ -103,7 +101,7 @@ impl<'a> Masked<'a> {
         state.written.add_to_total(0);
         for layer in 0..n_layers {
             self.attention(layer, &mut state, from)?;
-            let heads = self.heads(layer);
+            let heads = self.graph.head_rows(layer);
             if self.graph.parallel {
                 self.mlp(layer, &mut state, from)?;
                 heads.for_each(|row| state.written.add_to_total(row));
@@ -112,7 +110,7 @@ impl<'a> Masked<'a> {
                 self.mlp(layer, &mut state, from)?;
             }
             if self.graph.has_mlp {
-                state.written.add_to_total(self.heads(layer).end);
+                state.written.add_to_total(self.graph.mlp_row(layer));
             }
         }
         let sources = state.sources(self.graph.n_dst() - 1);
@@ -126,17 +124,6 @@ impl<'a> Masked<'a> {
         let shifts = state.shifts_before(n_layers);
         state.answers = state.written.streams(&all, at, &[&sources], &shifts, d);
         Ok(state)
-    }
-
-    /// The rows of a layer's heads.
-    fn heads(&self, layer: usize) -> Range<usize> {
-        let width = self.graph.n_heads + usize::from(self.graph.has_mlp);
-        1 + layer * width..1 + layer * width + self.graph.n_heads
-    }
-
-    fn column(&self, layer: usize, letter: Letter, head: usize) -> usize {
-        let width = 3 * self.graph.n_heads + usize::from(self.graph.has_mlp);
-        layer * width + letter as usize * self.graph.n_heads + head
     }
 
     /// Whether the heads of a layer are computed together or not at all.
@@ -160,13 +147,15 @@ impl<'a> Masked<'a> {
     /// For each row, whether a kept path leads from it to the logits, or it is tied to such a head.
     fn needed(&self, edges: &EdgeSet) -> Vec<bool> {
         let mut needed = vec![false; self.graph.n_src()];
-        let per_layer = 3 * self.graph.n_heads + usize::from(self.graph.has_mlp);
+        let last_head = self.graph.n_heads - 1;
         for column in (0..self.graph.n_dst()).rev() {
             let reader = self.graph.reader_row(column);
-            let (layer, place) = (column / per_layer, column % per_layer);
-            let is_last_of_heads = place + 1 == 3 * self.graph.n_heads;
-            if reader.is_some() && is_last_of_heads && self.is_tied(layer) {
-                let heads = self.heads(layer);
+            // The last of a layer's readers that are heads.
+            if let Some((Node::Head { layer, head }, Some(Letter::V))) = self.graph.reader(column)
+                && head == last_head
+                && self.is_tied(layer)
+            {
+                let heads = self.graph.head_rows(layer);
                 // The share of the bias is read whether or not a head is.
                 let weights = &self.model.weights.blocks[layer];
                 let moves_bias = weights.ln1_post.is_some() && weights.b_o.is_some();
@@ -184,13 +173,13 @@ impl<'a> Masked<'a> {
 
     /// Computes the heads of a layer that are needed and see something.
     fn attention(&self, layer: usize, state: &mut State, from: Option<&State>) -> Result<()> {
-        let first = self.heads(layer).start;
-        let needed: Vec<usize> = self.heads(layer).filter(|&row| state.known[row]).collect();
+        let first = self.graph.head_rows(layer).start;
+        let needed: Vec<usize> = self.graph.head_rows(layer).filter(|&row| state.known[row]).collect();
         if needed.is_empty() {
             return Ok(());
         }
         let columns =
-            |row: usize| Letter::ALL.map(|letter| self.column(layer, letter, row - first));
+            |row: usize| Letter::ALL.map(|letter| self.graph.head_column(layer, letter, row - first));
         let shifts = state.shifts_before(layer);
         let sees = |row: &usize| {
             let mut columns = columns(*row).into_iter();
@@ -203,7 +192,7 @@ impl<'a> Masked<'a> {
         let (mut seeing, mut idle): (Vec<usize>, Vec<usize>) = needed.iter().partition(|r| sees(r));
         let tied = self.is_tied(layer);
         if tied && !seeing.is_empty() {
-            seeing = self.heads(layer).collect();
+            seeing = self.graph.head_rows(layer).collect();
             idle.clear();
         }
         let mut taken = Vec::new();
@@ -250,11 +239,11 @@ impl<'a> Masked<'a> {
 
     /// Computes the MLP of a layer if it is needed and sees something.
     fn mlp(&self, layer: usize, state: &mut State, from: Option<&State>) -> Result<()> {
-        let row = self.heads(layer).end;
+        let row = self.graph.mlp_row(layer);
         if !self.graph.has_mlp || !state.known[row] {
             return Ok(());
         }
-        let column = self.column(layer, Letter::Q, 0) + 3 * self.graph.n_heads;
+        let column = self.graph.mlp_column(layer);
         let before = layer + usize::from(!self.graph.parallel);
         if let Some(from) = from
             && from.known[row]
@@ -294,15 +283,14 @@ impl<'a> Masked<'a> {
         if let Some(known) = self.idle[row].get() {
             return Ok(known.clone());
         }
-        let width = self.graph.n_heads + usize::from(self.graph.has_mlp);
-        let (layer, head) = ((row - 1) / width, (row - 1) % width);
-        let delta = match &self.ground.layers[layer].idle {
-            None => None,
-            Some(idle) if head == self.graph.n_heads => Some(Delta {
+        let node = self.graph.source(row);
+        let layer = node.and_then(Node::layer).expect("a node of a layer");
+        let delta = match (&self.ground.layers[layer].idle, node) {
+            (Some(idle), Some(Node::Mlp(_))) => Some(Delta {
                 data: idle.mlp.clone(),
                 at_answers: false,
             }),
-            Some(idle) => {
+            (Some(idle), Some(Node::Head { head, .. })) => {
                 let spec = &self.model.spec;
                 let view = View::rows(spec.n_heads * spec.d_head).from(head * spec.d_head);
                 let w_o = host(&self.model.weights.blocks[layer].w_o)?;
@@ -316,6 +304,7 @@ impl<'a> Masked<'a> {
                     &w_o,
                 )?)
             }
+            _ => None,
         };
         Ok(self.idle[row].get_or_init(|| delta.map(Arc::new)).clone())
     }

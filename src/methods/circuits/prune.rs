@@ -22,7 +22,6 @@ use crate::circuit::{About, Circuit, EdgeSet, Graph, Helps, Pruning, ScoredGraph
 use crate::error::{Error, Result};
 use crate::hooks::Node;
 use crate::methods::exact_edges::Reference;
-use crate::methods::exact_edges::runs::reference_means;
 use crate::methods::measure::Watch;
 use crate::methods::method::{Running, Subject};
 use crate::metric::Metric;
@@ -255,17 +254,7 @@ fn train(
     running: &Running,
     watch: &Watch<'_>,
 ) -> Result<Vec<f64>> {
-    let means = reference_means(on, config.reference, running.batch)?;
-    let mut grounds = Vec::new();
-    for batch in on.task.batches(running.batch) {
-        grounds.push(Ground::new(
-            on,
-            config.metric,
-            config.reference,
-            &batch,
-            &means,
-        )?);
-    }
+    let grounds = Ground::of_task(on, config.metric, config.reference, running.batch)?;
     let soft = grounds
         .iter()
         .map(|ground| Soft::new(on.model, ground, candidates));

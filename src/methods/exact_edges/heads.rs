@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Letter};
 use crate::model::{Model, ModelSpec};
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
+use crate::nn::attention::{self, KeysValues, Shape, Slopes};
 use crate::nn::{linear, norm, rope};
 use crate::run::BaseRun;
 use crate::run::forward::rotated;
@@ -181,31 +181,14 @@ impl<'a> Read<'a> {
             key_heads: k.dim(1)?,
             value_heads: v.dim(1)?,
             n_kv_heads: count_kv,
-            d_head: spec.d_head,
-            scale: spec.attn_scale[layer],
-            softcap: spec.attn_softcap,
-            window: spec.windows[layer],
             alibi: Slopes::new(spec, first),
-            causal: spec.is_causal(),
-            length: rows.length,
+            ..Shape::of(spec, layer, rows.length)
         };
-        let segments: Vec<SegmentPlace<'_>> = asking
-            .segments
-            .iter()
-            .zip(&rows.segments)
-            .map(|(queries, keys)| SegmentPlace {
-                query_start: queries.start,
-                query_positions: &queries.positions,
-                key_start: keys.start,
-                key_positions: &keys.positions,
-                example: keys.example,
-            })
-            .collect();
         let sources = KeysValues {
             k: &k.contiguous()?,
             v: &v.contiguous()?,
             base: Some((&base_k, &base_v)),
         };
-        attention::forward(&q, sources, &segments, &shape)
+        attention::forward(&q, sources, &asking.places(rows), &shape)
     }
 }

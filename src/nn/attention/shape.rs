@@ -24,6 +24,25 @@ pub struct Shape {
     pub length: usize,
 }
 
+impl Shape {
+    /// All heads of a layer, with the model's own keys and values.
+    pub fn of(spec: &ModelSpec, layer: usize, length: usize) -> Self {
+        Shape {
+            n_heads: spec.n_heads,
+            key_heads: spec.n_kv_heads,
+            value_heads: spec.n_kv_heads,
+            n_kv_heads: spec.n_kv_heads,
+            d_head: spec.d_head,
+            scale: spec.attn_scale[layer],
+            softcap: spec.attn_softcap,
+            window: spec.windows[layer],
+            alibi: Slopes::new(spec, 0),
+            causal: spec.is_causal(),
+            length,
+        }
+    }
+}
+
 /// The slopes of ALiBi for the heads of a [`Shape`], which may be some of the model's only.
 #[derive(Debug, Clone, Copy)]
 pub struct Slopes {

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::{BackwardLayer, Probe, Readers, on_host_weights};
 use crate::error::Result;
 use crate::hooks::{Kind, Ln};
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
+use crate::nn::attention::{self, KeysValues, Shape};
 use crate::nn::host::{on_host, tensor};
 use crate::nn::linear::{View, small_product};
 use crate::nn::{host, linear, norm, rope};
@@ -121,29 +121,11 @@ impl BackwardLayer<'_> {
         let k = saved.get(Kind::RotK, rows)?;
         let v = saved.get(Kind::V, rows)?;
         let shape = Shape {
-            n_heads: spec.n_heads,
             key_heads: k.dim(1)?,
             value_heads: v.dim(1)?,
             n_kv_heads: base.map_or(Ok(spec.n_kv_heads), |(keys, _)| keys.dim(1))?,
-            d_head: spec.d_head,
-            scale: spec.attn_scale[self.index],
-            softcap: spec.attn_softcap,
-            window: spec.windows[self.index],
-            alibi: Slopes::new(spec, 0),
-            causal: spec.is_causal(),
-            length: rows.length,
+            ..Shape::of(spec, self.index, rows.length)
         };
-        let segments: Vec<SegmentPlace<'_>> = rows
-            .segments
-            .iter()
-            .map(|segment| SegmentPlace {
-                query_start: segment.start,
-                query_positions: &segment.positions,
-                key_start: segment.start,
-                key_positions: &segment.positions,
-                example: segment.example,
-            })
-            .collect();
         let scores = if walk.tape.edits(self.hook(Kind::AttnScores)) {
             Some(saved.get(Kind::AttnScores, rows)?)
         } else {
@@ -155,7 +137,7 @@ impl BackwardLayer<'_> {
             q: &saved.get(Kind::RotQ, rows)?,
             sources: KeysValues { k: &k, v: &v, base },
             scores: scores.as_ref(),
-            segments: &segments,
+            segments: &rows.places(rows),
             shape: &shape,
         };
         let of = attention::backward(at_z, forward, walk.rules, with_pattern)?;

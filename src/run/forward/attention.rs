@@ -6,7 +6,7 @@ use super::norm::{normed, write};
 use super::stream::{Layer, Packed, Tap};
 use crate::error::{Error, Result};
 use crate::hooks::{Kind, Ln};
-use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
+use crate::nn::attention::{self, KeysValues, Shape};
 use crate::nn::{linear, norm, rope};
 use crate::run::rows::{Rows, regather};
 use crate::spec::{ModelSpec, QkNorm};
@@ -140,30 +140,12 @@ pub(super) fn attend(
         None => spec.n_kv_heads,
     };
     let shape = Shape {
-        n_heads: spec.n_heads,
         key_heads: rot_k.dim(1)?,
         value_heads: v.dim(1)?,
         n_kv_heads,
-        d_head: spec.d_head,
-        scale: spec.attn_scale[layer.index],
-        softcap: spec.attn_softcap,
-        window: spec.windows[layer.index],
-        alibi: Slopes::new(spec, 0),
-        causal: spec.is_causal(),
-        length: rows.length,
+        ..Shape::of(spec, layer.index, rows.length)
     };
-    let segments: Vec<SegmentPlace<'_>> = out
-        .segments
-        .iter()
-        .zip(&rows.segments)
-        .map(|(queries, keys)| SegmentPlace {
-            query_start: queries.start,
-            query_positions: &queries.positions,
-            key_start: keys.start,
-            key_positions: &keys.positions,
-            example: keys.example,
-        })
-        .collect();
+    let segments = out.places(&rows);
     let hooks = [Kind::AttnScores, Kind::Pattern].map(|kind| layer.hook(kind));
     let wanted = hooks.map(|hook| tap.wants(hook));
     let base = tap.base_keys(layer.index)?;

@@ -12,6 +12,7 @@ use super::{Masked, State};
 use crate::error::Result;
 use crate::hooks::Letter;
 use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
+use crate::run::backward::reader_column;
 use crate::nn::host::{host, tensor, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::nn::norm;
@@ -109,13 +110,8 @@ impl Masked<'_> {
             key_heads: n,
             value_heads: n,
             n_kv_heads: n,
-            d_head: d,
-            scale: spec.attn_scale[layer],
-            softcap: spec.attn_softcap,
-            window: spec.windows[layer],
             alibi,
-            causal: spec.is_causal(),
-            length: self.ground.rows.length,
+            ..Shape::of(spec, layer, self.ground.rows.length)
         };
         let last = [self.ground.rows.length as u32 - 1];
         let segments: Vec<SegmentPlace<'_>> = (self.ground.rows.segments.iter().enumerate())
@@ -172,7 +168,7 @@ impl Masked<'_> {
         let mut asked = Vec::new();
         for (index, &letter) in letters.iter().enumerate() {
             for &head in heads {
-                let sources = state.sources(self.column(layer, letter, head));
+                let sources = state.sources(self.graph.head_column(layer, letter, head));
                 if sources.is_empty() && !always {
                     continue;
                 }
@@ -201,12 +197,7 @@ impl Masked<'_> {
         let b = weights.b_qkv.as_ref().map(host).transpose()?;
         let width = (spec.n_heads + 2 * spec.n_kv_heads) * d;
         let one = |&(index, letter, head, stream): &(usize, Letter, usize, usize)| {
-            let shared = head / spec.group();
-            let start = d * match letter {
-                Letter::Q => head,
-                Letter::K => spec.n_heads + shared,
-                Letter::V => spec.n_heads + spec.n_kv_heads + shared,
-            };
+            let start = reader_column(spec, letter as usize, head);
             let mut y = vec![0.0; at.len() * d];
             if let Some(b) = &b {
                 y.chunks_exact_mut(d)
