@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
+use candlewick::Lab;
 use candlewick::circuit::interchange::{Format, parse};
 use candlewick::circuit::{Graph, ScoredGraph};
 use candlewick::hooks::{Edge, Edit, Hook, Kind, Node, Pos, Site};
@@ -22,7 +23,6 @@ use candlewick::model::safetensors::SafeTensors;
 use candlewick::model::{LoadOptions, ModelSpec, Tokenizer, load_parts};
 use candlewick::scores::{Conditions, Scores, Shard, SortKeys};
 use candlewick::task::{ExpandOptions, PromptExample, TaskFile, expand, from_pairs_file};
-use candlewick::Lab;
 
 /// A reader's name, and what feeds it bytes.
 pub type Reader = (&'static str, fn(&[u8]));
@@ -161,9 +161,8 @@ fn tokenizer_of_words(template: Option<&str>) -> Tokenizer {
         "version": "1.0", "added_tokens": [], "pre_tokenizer": { "type": "Whitespace" },
         "model": { "type": "WordLevel", "vocab": words, "unk_token": "<unk>" },
     });
-    let config = template.map(|text| {
-        serde_json::json!({ "chat_template": text, "bos_token": "<s>" }).to_string()
-    });
+    let config = template
+        .map(|text| serde_json::json!({ "chat_template": text, "bos_token": "<s>" }).to_string());
     let config = config.as_ref().map(String::as_bytes);
     Tokenizer::from_bytes(json.to_string().as_bytes(), config).expect("a well-formed tokenizer")
 }
@@ -263,7 +262,11 @@ pub fn grammar(bytes: &[u8]) {
     reads_again::<Site>(text);
     reads_again::<Node>(text);
     reads_again::<Edge>(text);
-    let _ = (text.parse::<Kind>(), text.parse::<Edit>(), text.parse::<Sites>());
+    let _ = (
+        text.parse::<Kind>(),
+        text.parse::<Edit>(),
+        text.parse::<Sites>(),
+    );
     let _ = (text.parse::<Layers>(), text.parse::<Heads>());
     let _ = (text.parse::<Shard>(), text.parse::<PromptExample>());
     let _ = (text.parse::<TokenMethod>(), text.parse::<PatchSource>());

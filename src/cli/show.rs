@@ -12,9 +12,9 @@ use candlewick::scores::{Conditions, Scores, SortKeys, write_out};
 use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
-use super::{Context, worded};
 use super::args::{OutputArgs, PrintArgs};
 use super::picture::PictureArgs;
+use super::{Context, worded};
 
 /// Rows that are listed where `--top` says nothing.
 const ROWS: usize = 20;

@@ -109,7 +109,11 @@ mod tests {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-            let name = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
+            let name = path
+                .strip_prefix(root)
+                .unwrap()
+                .to_string_lossy()
+                .replace('\\', "/");
             if path.is_dir() && name != "cli" {
                 sources(&path, found);
             } else if name.ends_with(".rs") && !name.contains("tests") && name != "main.rs" {
@@ -120,7 +124,10 @@ mod tests {
 
     fn library() -> Vec<(String, String)> {
         let mut found = Vec::new();
-        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        sources(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+            &mut found,
+        );
         assert!(found.len() > 200, "{}", found.len());
         found
     }
@@ -129,7 +136,13 @@ mod tests {
     fn code(text: &str) -> impl Iterator<Item = &str> {
         text.lines()
             .take_while(|line| !line.starts_with("#[cfg(test)]"))
-            .map(|line| if line.trim_start().starts_with("//") { "" } else { line })
+            .map(|line| {
+                if line.trim_start().starts_with("//") {
+                    ""
+                } else {
+                    line
+                }
+            })
     }
 
     #[test]
@@ -169,8 +182,14 @@ mod tests {
         let library = library();
         let mut flags = BTreeSet::new();
         fn collect(command: &clap::Command, flags: &mut BTreeSet<String>) {
-            flags.extend(command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_string)));
-            command.get_subcommands().for_each(|inner| collect(inner, flags));
+            flags.extend(
+                command
+                    .get_arguments()
+                    .filter_map(|arg| arg.get_long().map(str::to_string)),
+            );
+            command
+                .get_subcommands()
+                .for_each(|inner| collect(inner, flags));
         }
         collect(&super::super::Cli::command(), &mut flags);
         for (path, flag) in FLAGS {
@@ -179,15 +198,19 @@ mod tests {
             let (owner, field) = path.split_once("::").unwrap();
             let declares = |text: &str| {
                 ["struct", "enum", "fn", "mod"].iter().any(|kind| {
-                    text.contains(&format!("pub {kind} {owner}")) || text.contains(&format!("mod {owner};"))
+                    text.contains(&format!("pub {kind} {owner}"))
+                        || text.contains(&format!("mod {owner};"))
                 })
             };
             let is_there = library.iter().any(|(name, text)| {
-                let is_module = name.ends_with(&format!("{owner}.rs")) || *name == format!("{owner}/mod.rs");
+                let is_module =
+                    name.ends_with(&format!("{owner}.rs")) || *name == format!("{owner}/mod.rs");
                 (declares(text) || is_module) && text.contains(field)
             });
             assert!(is_there, "the library has no `{path}`");
-            let is_said = library.iter().any(|(_, text)| text.contains(&format!("`{path}")));
+            let is_said = library
+                .iter()
+                .any(|(_, text)| text.contains(&format!("`{path}")));
             assert!(is_said, "no message names `{path}`");
         }
         // And nothing is named that has none.
@@ -199,7 +222,8 @@ mod tests {
                     let path = quoted.split(" = ").next().unwrap_or_default();
                     path.split_once("::").is_some_and(|(owner, field)| {
                         [owner, field].iter().all(|name| {
-                            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                            !name.is_empty()
+                                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
                         })
                     })
                 });
@@ -211,7 +235,9 @@ mod tests {
     #[test]
     fn a_flag_stands_where_the_library_names_a_field() {
         assert_eq!(
-            worded("take more (`ExpandOptions::n_pairs`), or `PatchConfig::source = mean`; `Running::detail = PerExample`"),
+            worded(
+                "take more (`ExpandOptions::n_pairs`), or `PatchConfig::source = mean`; `Running::detail = PerExample`"
+            ),
             "take more (`--n-pairs`), or `--source mean`; `--per-example`"
         );
     }

@@ -47,7 +47,9 @@ impl GaussianNoise {
             );
         }
         if tokens.is_empty() {
-            return Err(Error::invalid("`PatchConfig::noise` names no token of any prompt"));
+            return Err(Error::invalid(
+                "`PatchConfig::noise` names no token of any prompt",
+            ));
         }
         let entries = to_host(&embed(&model.spec, &model.weights, &tokens)?)?;
         let n = entries.len() as f64;

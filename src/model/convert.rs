@@ -164,7 +164,8 @@ fn decode<N: Number>(
                     most => Err(Error::WeightType {
                         name: name.to_string(),
                         found: format!("a weight of {most:e}"),
-                        known: "f16 up to 65504 (use `LoadOptions::dtype = f32` or `bf16`)".to_string(),
+                        known: "f16 up to 65504 (use `LoadOptions::dtype = f32` or `bf16`)"
+                            .to_string(),
                     }),
                 }
             })

@@ -314,7 +314,9 @@ fn dequantise(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     let blocks = 4096 / dtype.block_size();
     let parts = bytes.chunks(blocks * dtype.type_size());
     for (bytes, out) in parts.zip(out.chunks_mut(blocks * dtype.block_size())) {
-        let values = dtype.from_data(Cow::Borrowed(bytes)).dequantize(out.len())?;
+        let values = dtype
+            .from_data(Cow::Borrowed(bytes))
+            .dequantize(out.len())?;
         let CpuStorage::F32(values) = values else {
             unreachable!("blocks are taken apart to f32");
         };

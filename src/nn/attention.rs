@@ -59,34 +59,34 @@ pub fn forward(
     let mut lines = lines_of(&mut z, shape.d_head, &tasks, segments, shape);
     let shared = tasks.into_par_iter().zip(lines.tasks());
     shared.for_each_init(Scratch::default, |scratch, (task, lines)| {
-            simd(
-                #[inline(always)]
-                || {
-                    let Scratch {
-                        kt,
-                        v,
-                        scores,
-                        z: block,
-                    } = scratch;
-                    let segment = &segments[task.segment];
-                    let width = keys.transposed(kt, segment, task.head, &task, shape);
-                    let padded = values.rows(v, segment, task.head, &task, shape);
-                    let queries = Queries {
-                        data: &data,
-                        segment,
-                        task: &task,
-                        shape,
-                    };
-                    fill_scores(scores, &queries, kt, width, shape);
-                    for i in 0..queries.len() {
-                        let (low, high) = queries.visible(i);
-                        softmax_row(&mut scores[i * width..(i + 1) * width], low, high);
-                    }
-                    multiply(block, scores, width, v, padded, queries.len(), task.keys);
-                    write_heads(lines, block, padded, &task, shape);
-                },
-            )
-        });
+        simd(
+            #[inline(always)]
+            || {
+                let Scratch {
+                    kt,
+                    v,
+                    scores,
+                    z: block,
+                } = scratch;
+                let segment = &segments[task.segment];
+                let width = keys.transposed(kt, segment, task.head, &task, shape);
+                let padded = values.rows(v, segment, task.head, &task, shape);
+                let queries = Queries {
+                    data: &data,
+                    segment,
+                    task: &task,
+                    shape,
+                };
+                fill_scores(scores, &queries, kt, width, shape);
+                for i in 0..queries.len() {
+                    let (low, high) = queries.visible(i);
+                    softmax_row(&mut scores[i * width..(i + 1) * width], low, high);
+                }
+                multiply(block, scores, width, v, padded, queries.len(), task.keys);
+                write_heads(lines, block, padded, &task, shape);
+            },
+        )
+    });
     tensor(z, q.shape())
 }
 
@@ -115,29 +115,29 @@ pub fn scores(
     let mut lines = lines_of(&mut out, shape.length, &tasks, segments, shape);
     let shared = tasks.into_par_iter().zip(lines.tasks());
     shared.for_each_init(Scratch::default, |scratch, (task, lines)| {
-            simd(
-                #[inline(always)]
-                || {
-                    let segment = &segments[task.segment];
-                    let width = keys.transposed(&mut scratch.kt, segment, task.head, &task, shape);
-                    let queries = Queries {
-                        data: &data,
-                        segment,
-                        task: &task,
-                        shape,
-                    };
-                    fill_scores(&mut scratch.scores, &queries, &scratch.kt, width, shape);
-                    let rows = lines
-                        .iter_mut()
-                        .flat_map(|line| line.chunks_exact_mut(shape.length));
-                    for (i, row) in rows.enumerate() {
-                        let (low, high) = queries.visible(i);
-                        row[low..high]
-                            .copy_from_slice(&scratch.scores[i * width + low..i * width + high]);
-                    }
-                },
-            )
-        });
+        simd(
+            #[inline(always)]
+            || {
+                let segment = &segments[task.segment];
+                let width = keys.transposed(&mut scratch.kt, segment, task.head, &task, shape);
+                let queries = Queries {
+                    data: &data,
+                    segment,
+                    task: &task,
+                    shape,
+                };
+                fill_scores(&mut scratch.scores, &queries, &scratch.kt, width, shape);
+                let rows = lines
+                    .iter_mut()
+                    .flat_map(|line| line.chunks_exact_mut(shape.length));
+                for (i, row) in rows.enumerate() {
+                    let (low, high) = queries.visible(i);
+                    row[low..high]
+                        .copy_from_slice(&scratch.scores[i * width + low..i * width + high]);
+                }
+            },
+        )
+    });
     tensor(out, (q.dim(0)?, shape.n_heads, shape.length))
 }
 
@@ -192,42 +192,42 @@ pub fn mix(
     let mut lines = lines_of(&mut z, shape.d_head, &tasks, segments, shape);
     let shared = tasks.into_par_iter().zip(lines.tasks());
     shared.for_each_init(Scratch::default, |scratch, (task, lines)| {
-            simd(
-                #[inline(always)]
-                || {
-                    let segment = &segments[task.segment];
-                    // An edited pattern may look anywhere in the prompt.
-                    let task = HeadTask {
-                        keys: shape.length,
-                        ..task
-                    };
-                    let padded = values.rows(&mut scratch.v, segment, task.head, &task, shape);
-                    let queries = Queries {
-                        data: &data,
-                        segment,
-                        task: &task,
-                        shape,
-                    };
-                    scratch.scores.clear();
-                    for i in 0..queries.len() {
-                        let at = queries.offset(i) / shape.d_head * shape.length;
-                        scratch
-                            .scores
-                            .extend_from_slice(&data[at..at + shape.length]);
-                    }
-                    multiply(
-                        &mut scratch.z,
-                        &scratch.scores,
-                        shape.length,
-                        &scratch.v,
-                        padded,
-                        queries.len(),
-                        shape.length,
-                    );
-                    write_heads(lines, &scratch.z, padded, &task, shape);
-                },
-            )
-        });
+        simd(
+            #[inline(always)]
+            || {
+                let segment = &segments[task.segment];
+                // An edited pattern may look anywhere in the prompt.
+                let task = HeadTask {
+                    keys: shape.length,
+                    ..task
+                };
+                let padded = values.rows(&mut scratch.v, segment, task.head, &task, shape);
+                let queries = Queries {
+                    data: &data,
+                    segment,
+                    task: &task,
+                    shape,
+                };
+                scratch.scores.clear();
+                for i in 0..queries.len() {
+                    let at = queries.offset(i) / shape.d_head * shape.length;
+                    scratch
+                        .scores
+                        .extend_from_slice(&data[at..at + shape.length]);
+                }
+                multiply(
+                    &mut scratch.z,
+                    &scratch.scores,
+                    shape.length,
+                    &scratch.v,
+                    padded,
+                    queries.len(),
+                    shape.length,
+                );
+                write_heads(lines, &scratch.z, padded, &task, shape);
+            },
+        )
+    });
     tensor(z, (rows, shape.n_heads, shape.d_head))
 }
 
@@ -240,7 +240,10 @@ fn write_heads(
     task: &HeadTask,
     shape: &Shape,
 ) {
-    for (line, block) in lines.iter_mut().zip(block.chunks_exact(task.heads * padded)) {
+    for (line, block) in lines
+        .iter_mut()
+        .zip(block.chunks_exact(task.heads * padded))
+    {
         let heads = line.chunks_exact_mut(shape.d_head);
         for (z, padded) in heads.zip(block.chunks_exact(padded)) {
             z.copy_from_slice(&padded[..shape.d_head]);

@@ -1,7 +1,6 @@
 //! `candlewick circuit acdc`: edges taken out one after another, and put back where that is felt.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use candlewick::Error;
 use candlewick::circuit::{About, Circuit, Pruning};
@@ -13,7 +12,7 @@ use candlewick::plot;
 use candlewick::text::shell_quoted;
 use clap::Args;
 
-use super::destination;
+use super::CircuitOut;
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs, memory};
 use crate::cli::attribute::SourceChoice;
@@ -42,19 +41,15 @@ pub struct AcdcArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub task: TaskArgs,
-    /// The circuit: `.toml`, or `.json` for EAP-IG and MIB [default: circuit.toml, or the first of circuit-2.toml, ... that is free].
-    #[arg(long, short, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Replace a circuit of another command, or a file that is not ours.
-    #[arg(long)]
-    pub force: bool,
+    #[command(flatten)]
+    pub out: CircuitOut,
 }
 
 pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
     if args.threshold.iter().any(|threshold| threshold.is_nan()) {
         return Err(Error::invalid("a threshold must be a number").into());
     }
-    let out = destination(args.out.as_ref(), args.force, ctx)?;
+    let out = args.out.destination(ctx)?;
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     let id = &args.model.model;

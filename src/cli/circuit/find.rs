@@ -18,7 +18,7 @@ use candlewick::spec::Mlp;
 use candlewick::text::shell_quoted;
 use clap::{Args, ValueEnum};
 
-use super::{counts, destination, faithfulness_said, pairs, read_scores};
+use super::{CircuitOut, counts, faithfulness_said, pairs, read_scores};
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs, memory};
 use crate::cli::attribute::{By, MethodChoice, SourceChoice};
@@ -86,12 +86,8 @@ pub struct FindArgs {
     /// Print what scoring would cost, and run nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// The circuit: `.toml`, or `.json` for EAP-IG and MIB [default: circuit.toml, or the first of circuit-2.toml, ... that is free].
-    #[arg(long, short, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Replace a circuit of another command, or a file that is not ours.
-    #[arg(long)]
-    pub force: bool,
+    #[command(flatten)]
+    pub out: CircuitOut,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -112,7 +108,7 @@ pub fn run(args: &FindArgs, ctx: &Context) -> anyhow::Result<()> {
     args.mode().check(&ctx.typed)?;
     let out = match args.dry_run {
         true => PathBuf::new(),
-        false => destination(args.out.as_ref(), args.force, ctx)?,
+        false => args.out.destination(ctx)?,
     };
     match &args.scores {
         Some(path) => choose(args, path, &out, ctx),

@@ -103,36 +103,50 @@ fn read_scores(path: &Path, graph: Option<Graph>) -> anyhow::Result<(ScoredGraph
     }
 }
 
-/// Where the circuit goes: the name that was given, or the first of the default names that is free.
-fn destination(out: Option<&PathBuf>, force: bool, ctx: &Context) -> anyhow::Result<PathBuf> {
-    if let Some(out) = out {
-        check_out(out, force, ctx)?;
-        return Ok(out.clone());
-    }
-    let mut taken = None;
-    for number in 1..=1000 {
-        let name = match number {
-            1 => "circuit.toml".to_string(),
-            number => format!("circuit-{number}.toml"),
-        };
-        let path = PathBuf::from(name);
-        match check_out(&path, force, ctx) {
-            Ok(()) => {
-                if taken.is_some() {
-                    ctx.warn(&format!(
-                        "`circuit.toml` is kept as it is; the circuit goes to `{}` (`--out` names another place)",
-                        path.display()
-                    ));
+/// Where a circuit that is found goes.
+#[derive(Debug, Args)]
+pub struct CircuitOut {
+    /// The circuit: `.toml`, or `.json` for EAP-IG and MIB [default: circuit.toml, or the first of circuit-2.toml, ... that is free].
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace a circuit of another command, or a file that is not ours.
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl CircuitOut {
+    /// The name that was given, or the first of the default names that is free.
+    fn destination(&self, ctx: &Context) -> anyhow::Result<PathBuf> {
+        let (out, force) = (&self.out, self.force);
+        if let Some(out) = out {
+            check_out(out, force, ctx)?;
+            return Ok(out.clone());
+        }
+        let mut taken = None;
+        for number in 1..=1000 {
+            let name = match number {
+                1 => "circuit.toml".to_string(),
+                number => format!("circuit-{number}.toml"),
+            };
+            let path = PathBuf::from(name);
+            match check_out(&path, force, ctx) {
+                Ok(()) => {
+                    if taken.is_some() {
+                        ctx.warn(&format!(
+                            "`circuit.toml` is kept as it is; the circuit goes to `{}` (`--out` names another place)",
+                            path.display()
+                        ));
+                    }
+                    return Ok(path);
                 }
-                return Ok(path);
-            }
-            Err(error) if !path.exists() => return Err(error),
-            Err(error) => {
-                taken.get_or_insert(error);
+                Err(error) if !path.exists() => return Err(error),
+                Err(error) => {
+                    taken.get_or_insert(error);
+                }
             }
         }
+        Err(taken.expect("the last of many names was taken"))
     }
-    Err(taken.expect("the last of many names was taken"))
 }
 
 /// Refuses to lose a circuit of another command, and a file that is none.

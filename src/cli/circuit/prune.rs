@@ -1,7 +1,6 @@
 //! `candlewick circuit prune`: gates on edges or nodes, trained until so many are left.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::methods::circuits::{
@@ -15,7 +14,7 @@ use candlewick::scores::Scores;
 use candlewick::text::shell_quoted;
 use clap::Args;
 
-use super::{counts, destination, faithfulness_said, files, pairs};
+use super::{CircuitOut, counts, faithfulness_said, files, pairs};
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, TaskArgs};
 use crate::cli::attribute::SourceChoice;
@@ -54,16 +53,12 @@ pub struct PruneArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub task: TaskArgs,
-    /// The circuit: `.toml`, or `.json` for EAP-IG and MIB [default: circuit.toml, or the first of circuit-2.toml, ... that is free].
-    #[arg(long, short, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Replace a circuit of another command, or a file that is not ours.
-    #[arg(long)]
-    pub force: bool,
+    #[command(flatten)]
+    pub out: CircuitOut,
 }
 
 pub fn run(args: &PruneArgs, ctx: &Context) -> anyhow::Result<()> {
-    let out = destination(args.out.as_ref(), args.force, ctx)?;
+    let out = args.out.destination(ctx)?;
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     let id = &args.model.model;

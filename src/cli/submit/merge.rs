@@ -14,8 +14,8 @@ use candlewick::text::{shell_quoted, visible};
 use clap::Args;
 
 use super::folder::{Job, Submission};
-use super::units::{Part, Record, Unit};
 use super::status::Known;
+use super::units::{Part, Record, Unit};
 use crate::cli::merge::Merging;
 use crate::cli::plan::{Desk, Stage, said, summarise};
 use crate::cli::{Command, Context, dispatch, parse_again};

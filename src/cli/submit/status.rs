@@ -8,8 +8,8 @@ use candlewick::text::{Align, aligned, duration, visible};
 use clap::Args;
 
 use super::folder::Submission;
-use super::units::{Part, Record, Unit};
 use super::slurm::{Task, endings, queue};
+use super::units::{Part, Record, Unit};
 
 /// Say of a submission which units wait, run, are finished and have failed, with their times.
 ///

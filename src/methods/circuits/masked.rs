@@ -174,12 +174,17 @@ impl<'a> Masked<'a> {
     /// Computes the heads of a layer that are needed and see something.
     fn attention(&self, layer: usize, state: &mut State, from: Option<&State>) -> Result<()> {
         let first = self.graph.head_rows(layer).start;
-        let needed: Vec<usize> = self.graph.head_rows(layer).filter(|&row| state.known[row]).collect();
+        let needed: Vec<usize> = self
+            .graph
+            .head_rows(layer)
+            .filter(|&row| state.known[row])
+            .collect();
         if needed.is_empty() {
             return Ok(());
         }
-        let columns =
-            |row: usize| Letter::ALL.map(|letter| self.graph.head_column(layer, letter, row - first));
+        let columns = |row: usize| {
+            Letter::ALL.map(|letter| self.graph.head_column(layer, letter, row - first))
+        };
         let shifts = state.shifts_before(layer);
         let sees = |row: &usize| {
             let mut columns = columns(*row).into_iter();

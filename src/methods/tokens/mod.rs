@@ -298,7 +298,9 @@ fn doubts(config: &TokenConfig, completeness: &[Completeness]) -> Option<String>
         TokenMethod::ExpectedGradients { .. } => {
             "the sum is only expected to agree; take more draws"
         }
-        _ => "this should not happen in f32; if the model is in f16 or bf16, try `LoadOptions::dtype = f32`",
+        _ => {
+            "this should not happen in f32; if the model is in f16 or bf16, try `LoadOptions::dtype = f32`"
+        }
     };
     Some(format!(
         "the shares of {} of {} prompts miss what they should sum to by more than {:.0}% (worst: prompt {} has {:.4} of {:.4}); {remedy}",

@@ -201,3 +201,29 @@ fn hostile_tensors_are_refused() {
         assert!(open(&whole[..length]).is_err(), "cut to {length} bytes");
     }
 }
+
+#[test]
+fn what_keeps_us_from_candles_reader_is_there_still() {
+    use candle_core::quantized::gguf_file::{Content, Value as Theirs};
+
+    let theirs = |writer: &mut Writer| {
+        let bytes = writer.bytes();
+        crate::panics::caught(|| Content::read(&mut std::io::Cursor::new(bytes)))
+    };
+    let mut hostile = Writer::default();
+    hostile.size("general.alignment", 0);
+    assert!(theirs(&mut hostile).is_none(), "it no longer divides by 0");
+    refused(&hostile.bytes(), "alignment 0");
+
+    let mut tokens = Writer::default();
+    tokens.texts("tokenizer.ggml.tokens", &["a", "\0"]);
+    let read = theirs(&mut tokens).unwrap().unwrap();
+    let Theirs::Array(found) = &read.metadata["tokenizer.ggml.tokens"] else {
+        panic!("{:?}", read.metadata)
+    };
+    assert_eq!(found[1].to_string().unwrap(), "", "it keeps zeros now");
+    let ours = Gguf::from_bytes("x.gguf", tokens.bytes()).unwrap();
+    assert_eq!(ours.texts("tokenizer.ggml.tokens").unwrap(), ["a", "\0"]);
+
+    assert!(size_of::<Theirs>() >= 24, "entries of arrays are small now");
+}

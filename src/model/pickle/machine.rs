@@ -242,7 +242,10 @@ impl<'a> Machine<'a> {
     /// A little-endian number of up to eight bytes.
     fn unsigned(&mut self, width: usize) -> Result<u64, String> {
         let bytes = self.take(width as u64)?;
-        Ok(bytes.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte)))
+        Ok(bytes
+            .iter()
+            .rev()
+            .fold(0, |n, byte| n << 8 | u64::from(*byte)))
     }
 
     fn extend_list(&mut self, items: &[Id]) -> Result<(), String> {

@@ -112,9 +112,8 @@ pub fn backward(
             segments.iter().map(rows)
         };
         let of_keys = || {
-            let rows = |place: &SegmentPlace| {
-                place.key_start..place.key_start + place.key_positions.len()
-            };
+            let rows =
+                |place: &SegmentPlace| place.key_start..place.key_start + place.key_positions.len();
             segments.iter().map(rows)
         };
         let (d, along) = (shape.d_head, shape.n_heads * shape.length);
@@ -128,16 +127,19 @@ pub fn backward(
             .zip(dq.tasks())
             .zip(dk.tasks().into_par_iter().zip(dv.tasks()))
             .zip(pattern.tasks().into_par_iter().zip(slope.tasks()))
-            .for_each_init(Scratch::default, |scratch, (((task, q), (k, v)), (pattern, slope))| {
-                let out = HeadLines {
-                    q,
-                    k,
-                    v,
-                    pattern,
-                    slope,
-                };
-                walk.head(task, scratch, out);
-            });
+            .for_each_init(
+                Scratch::default,
+                |scratch, (((task, q), (k, v)), (pattern, slope))| {
+                    let out = HeadLines {
+                        q,
+                        k,
+                        v,
+                        pattern,
+                        slope,
+                    };
+                    walk.head(task, scratch, out);
+                },
+            );
     }
     let dims = |rows: usize| (rows, shape.n_heads, shape.d_head);
     let of_pattern = (queries, shape.n_heads, shape.length);
@@ -276,7 +278,11 @@ impl Walk<'_> {
                 factor,
                 true,
             );
-            for (line, dq) in out.q[first..].iter_mut().zip(scratch.dq.chunks_exact(d)).take(n) {
+            for (line, dq) in out.q[first..]
+                .iter_mut()
+                .zip(scratch.dq.chunks_exact(d))
+                .take(n)
+            {
                 line.copy_from_slice(dq);
             }
         }

@@ -12,10 +12,10 @@ use super::{Masked, State};
 use crate::error::Result;
 use crate::hooks::Letter;
 use crate::nn::attention::{self, KeysValues, SegmentPlace, Shape, Slopes};
-use crate::run::backward::reader_column;
 use crate::nn::host::{host, tensor, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::nn::norm;
+use crate::run::backward::reader_column;
 use crate::run::forward::rotated;
 
 /// The queries, keys or values of some heads: for each the head, and `[at, d_head]`.
