@@ -228,7 +228,7 @@ pub enum Error {
     },
     #[error(
         "the prompts have {prompt} tokens and {more} more were asked for, but the model has {limit} positions; \
-             generate at most {most} (`Request::max_tokens = {most}`), or shorten the prompts"
+             generate at most {most} (`GenerateRequest::max_tokens = {most}`), or shorten the prompts"
     )]
     NoRoom {
         prompt: usize,

@@ -250,9 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_unpacks_to_terabytes_is_refused() {
-        // Unpacked size 2^35.
-        let mut hostile = vec![0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 0x80, 0x02];
+    fn a_page_that_unpacks_to_gigabytes_is_refused() {
+        // Unpacked size 2^31 - 1, the most that can be said.
+        let mut hostile = vec![0x15, 0, 0x15, 0xfe, 0xff, 0xff, 0xff, 0x0f];
         hostile.extend_from_slice(&page(5)[4..]);
         assert_eq!(
             fault(&hostile, 5),

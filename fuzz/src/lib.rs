@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use candlewick::Lab;
 use candlewick::circuit::interchange::{Format, parse};
 use candlewick::circuit::{Graph, ScoredGraph};
 use candlewick::hooks::{Edge, Edit, Hook, Kind, Node, Pos, Site};
+use candlewick::lab::Lab;
 use candlewick::methods::{
     Heads, Layers, PatchConfig, PatchSource, Removal, Sites, Summary, TokenMethod,
 };

@@ -34,7 +34,7 @@ const FLAGS: [(&str, &str); 43] = [
     ("PatchConfig::source", "--source"),
     ("PatchConfig::source_model", "--source-model"),
     ("PruneConfig::steps", "--steps"),
-    ("Request::max_tokens", "--max-tokens"),
+    ("GenerateRequest::max_tokens", "--max-tokens"),
     ("Running::memory", "--memory"),
     ("Running::shard", "--shard"),
     ("Running::verify", "--verify"),

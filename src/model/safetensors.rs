@@ -138,7 +138,10 @@ fn read_header(file: &[u8]) -> Result<Vec<(String, TensorInfo, usize)>, String> 
     let read = caught(|| safetensors::SafeTensors::read_metadata(file));
     let (length, header) = read
         .ok_or_else(|| "its header claims more bytes than there can be".to_string())?
-        .map_err(|error| clipped(&error.to_string(), 300))?;
+        .map_err(|error| {
+            let reason = clipped(&error.to_string(), 300);
+            format!("{reason}; if it was cut short, download it again")
+        })?;
     let placed = |(name, info): (String, &TensorInfo)| {
         let start = 8 + length + info.data_offsets.0;
         (name, info.clone(), start)
@@ -192,7 +195,7 @@ mod tests {
         refused(&one("[2]", "0", "18446744073709551616"), "header");
         refused(&one("[2]", "-8", "0"), "header");
         refused(&one("[4294967296, 4294967296, 2]", "0", "8"), "overflow");
-        refused(&one("[3]", "0", "8"), "info");
+        refused(&one("[3]", "0", "8"), "data type");
         refused(&one("[1]", "0", "4"), "not fully covered");
         // A name that is given twice is one tensor, the last; if that leaves a hole, it is refused.
         let other = tensor("[1]", "8", "12");

@@ -393,7 +393,7 @@ mod tests {
         doubled.push(b'.');
         assert_eq!(Pickle::read(&doubled).unwrap().values.len(), 41);
         let mut nested = b")".to_vec();
-        nested.extend([0x85; 1_000_000]);
+        nested.extend(std::iter::repeat_n(0x85, 1_000_000));
         nested.push(b'.');
         assert_eq!(Pickle::read(&nested).unwrap().values.len(), 1_000_001);
     }

@@ -65,10 +65,12 @@ fn without_generation_marks(template: &str) -> String {
     let mut kept = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+        // What ends a tag is not what begins it: `{%}` is open still.
+        let inside = &rest[start + 2..];
+        let Some(length) = inside.find("%}") else {
             break;
         };
-        let (tag, end) = (&rest[start + 2..start + length], start + length + 2);
+        let (tag, end) = (&inside[..length], start + 2 + length + 2);
         let signs: &[char] = &['-', '+'];
         let word = tag.trim_matches(signs).trim();
         let replaced = match word {
@@ -121,6 +123,7 @@ mod tests {
             ("{{ raise_exception('no system role') }}", "no system role"),
             ("{% include 'secret' %}", "template"),
             ("{% if", "chat template failed"),
+            ("{%}{% endif %}", "chat template failed"),
         ] {
             let config = serde_json::json!({"chat_template": template}).to_string();
             let message = byte_level(Some(&config))
