@@ -242,7 +242,7 @@ fn widened<H: Half>(
         return;
     }
     let width = columns(OWN_PANEL, 16).min(outer.div_ceil(threads)).max(1);
-    let mut lines = Lines::new(y, outer, width, [0..rows]);
+    let mut lines = Lines::new(y, outer, width, std::iter::once(0..rows));
     let panels = lines.tasks().into_par_iter().enumerate();
     panels.for_each_init(
         || (vec![0.0; inner * width], vec![0.0; rows * width]),
