@@ -13,6 +13,7 @@ mod compare;
 mod destination;
 mod feature;
 mod fetch;
+mod flow;
 mod generate;
 mod heads;
 mod hooks;
@@ -102,6 +103,7 @@ enum Command {
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
     Attention(attention::AttentionArgs),
+    Flow(flow::FlowArgs),
     Cache(cache::CacheArgs),
     Ablate(ablate::AblateArgs),
     Path(path::PathArgs),
@@ -247,6 +249,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Logits(args) => session::run(args, &args.common, ctx),
         Command::Heads(args) => session::run(args, &args.common, ctx),
         Command::Attention(args) => attention::run(args, ctx),
+        Command::Flow(args) => session::run(args, &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
         Command::Feature(args) => feature::run(args, ctx),
@@ -278,6 +281,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Path(args) => (args, &args.common),
         Command::Scale(args) => (args, &args.common),
         Command::Attention(args) => (args, &args.common),
+        Command::Flow(args) => (args, &args.common),
         _ => return None,
     })
 }
@@ -380,6 +384,11 @@ mod tests {
             ("path --path input:logits", "path"),
             ("path --composition", "composition"),
             ("scale --heads a0.h0", "heads factors"),
+            ("flow", "threshold renormalise at contrast profile texts"),
+            (
+                "flow --texts lines.txt --profile",
+                "threshold renormalise at contrast profile texts",
+            ),
         ];
         for (arguments, acts) in modes {
             let words = std::iter::once("candlewick").chain(arguments.split(' '));

@@ -2,11 +2,12 @@
 //! long part begins.
 
 use std::io::IsTerminal;
+use std::path::Path;
 
 use candle_core::{DType, Device};
 use candlewick::Error;
 use candlewick::model::{EMBEDDED, LoadOptions, Model, ModelSpec, Opened, Tokenizer, open};
-use candlewick::task::{ExpandOptions, Task, TaskFile, expand, from_pairs_file};
+use candlewick::task::{ExpandOptions, Task, TaskFile, expand, from_pairs_file, from_text_file};
 
 use super::Context;
 use super::args::{DTypeChoice, DeviceChoice, ModelArgs, TaskArgs};
@@ -94,8 +95,7 @@ pub fn open_task(
     n_ctx: usize,
     model_is_embedded: bool,
 ) -> anyhow::Result<Task> {
-    let date = args.date.as_deref().map(str::parse).transpose()?;
-    let tokenizer = &tokenizer.clone().with_date(date);
+    let tokenizer = &dated(args, tokenizer)?;
     // The embedded model's own task, unless something else is said: one template, so that its picture has a word a column.
     let is_own = model_is_embedded && args.task.is_none() && args.pairs.is_none();
     let templates = if is_own && args.template.is_empty() {
@@ -104,16 +104,12 @@ pub fn open_task(
         args.template.clone()
     };
     let options = ExpandOptions {
-        n_pairs: args.n_pairs.map(|n| n as usize),
-        seed: args.seed,
-        bos: args.bos.into(),
-        chat: args.chat_template,
         corruption: args.corruption.clone(),
-        max_tokens: Some(n_ctx),
         templates,
         unequal: args.unequal_lengths,
         answer_space: args.answer_space,
         metric: args.metric.as_deref().map(str::parse).transpose()?,
+        ..text_options(args, n_ctx)
     };
     if let Some(path) = &args.pairs {
         return Ok(from_pairs_file(path, tokenizer, &options)?);
@@ -124,6 +120,37 @@ pub fn open_task(
         None => DEFAULT_TASK,
     };
     Ok(expand(&TaskFile::open(name)?, tokenizer, &options)?)
+}
+
+/// Lines of text in the place of a task; what is longer than `n_ctx` is cut.
+/// # Errors
+/// As [`from_text_file`].
+pub fn open_texts(
+    path: &Path,
+    args: &TaskArgs,
+    tokenizer: &Tokenizer,
+    n_ctx: usize,
+) -> anyhow::Result<Task> {
+    let tokenizer = &dated(args, tokenizer)?;
+    Ok(from_text_file(path, tokenizer, &text_options(args, n_ctx))?)
+}
+
+/// What lines of text are asked for, as far as pairs are too.
+fn text_options(args: &TaskArgs, n_ctx: usize) -> ExpandOptions {
+    ExpandOptions {
+        n_pairs: args.n_pairs.map(|n| n as usize),
+        seed: args.seed,
+        bos: args.bos.into(),
+        chat: args.chat_template,
+        max_tokens: Some(n_ctx),
+        ..ExpandOptions::default()
+    }
+}
+
+/// The tokenizer with the day that its chat template prints.
+fn dated(args: &TaskArgs, tokenizer: &Tokenizer) -> anyhow::Result<Tokenizer> {
+    let date = args.date.as_deref().map(str::parse).transpose()?;
+    Ok(tokenizer.clone().with_date(date))
 }
 
 fn device(choice: DeviceChoice) -> anyhow::Result<Device> {

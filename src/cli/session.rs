@@ -4,7 +4,7 @@
 //! that can be wrong is found before the weights are read, and then the method is planned, measured, sharded or merged.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candlewick::Error;
 use candlewick::methods::{
@@ -18,7 +18,7 @@ use candlewick::text::duration;
 use clap::Args;
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
-use super::open::{load_options, open_model, open_task};
+use super::open::{load_options, open_model, open_task, open_texts};
 use super::plan::Stage;
 use super::{Context, destination, show};
 
@@ -60,6 +60,11 @@ pub trait Ask {
 
     /// What was chosen, and which of the command's own flags act then. Flags of [`CommonArgs`] act unless they are named.
     fn mode(&self) -> Mode;
+
+    /// A file of lines that are read in the place of a task's prompts.
+    fn texts(&self) -> Option<&Path> {
+        None
+    }
 
     /// The method, with everything that can be checked without weights and without a task's prompts checked.
     /// # Errors
@@ -219,7 +224,10 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     let id = &common.model.model;
     let unread = open_model(&common.model, &options, ctx)?;
     let (tokenizer, spec) = unread.parts()?;
-    let task = open_task(&common.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?;
+    let task = match ask.texts() {
+        Some(path) => open_texts(path, &common.task, &tokenizer, spec.n_ctx)?,
+        None => open_task(&common.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?,
+    };
     if matches!(stage, None | Some(Stage::Check)) {
         ctx.warn_of(&task);
     }

@@ -7,6 +7,7 @@
 mod edit;
 mod node;
 mod site;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use crate::spec::{Block, Mlp, ModelSpec, NormPlacement, Position};
 pub use edit::{Closure, Edit, Op, Value};
 pub use node::{Edge, Letter, Node};
 pub use site::{Pos, Positions, Roles, Site};
+pub use stream::StreamNode;
 
 /// Which tensor a hook names, apart from its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

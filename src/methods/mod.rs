@@ -12,6 +12,7 @@ pub mod circuits;
 mod columns;
 pub mod composition;
 pub mod exact_edges;
+pub mod flow;
 mod gaussian;
 pub mod head_stats;
 mod latent_activations;
@@ -47,6 +48,7 @@ pub use composition::{CompositionConfig, composition_scores};
 pub use exact_edges::{
     EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,
 };
+pub use flow::{RouteConfig, RouteSettings};
 pub use gaussian::GaussianNoise;
 pub use head_stats::HeadConfig;
 pub use latent_activations::LatentActivationsConfig;

@@ -1,14 +1,8 @@
 //! A circuit as a small graph on a terminal: the nodes by layer, from the logits down, each with what it reads.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
-
+use super::graph::of_circuit;
 use crate::circuit::Circuit;
-use crate::hooks::{Edge, Node};
-use crate::text::{Align, aligned, visible};
-
-/// Sources of a reader that are named; the others are counted.
-const SOURCES: usize = 4;
+use crate::text::visible;
 
 /// What is said of a circuit besides its edges: names and texts, in rows.
 pub fn circuit_facts(circuit: &Circuit) -> Vec<[String; 2]> {
@@ -53,92 +47,15 @@ fn short(value: f64) -> String {
 /// The drawing. Each node stands with the sources that it reads, the strongest first, and their scores; of a head for its queries,
 /// keys and values. At most `most` sources of a reader are named.
 pub fn circuit(circuit: &Circuit, most: Option<usize>) -> String {
-    let most = most.unwrap_or(SOURCES).max(1);
-    let mut reads: BTreeMap<Node, BTreeMap<String, Vec<Edge>>> = BTreeMap::new();
-    for edge in circuit.edges.edges() {
-        let letter = edge
-            .letter
-            .map_or(String::new(), |letter| letter.to_string());
-        reads
-            .entry(edge.dst)
-            .or_default()
-            .entry(letter)
-            .or_default()
-            .push(edge);
-    }
     let graph = circuit.graph();
-    let nodes = circuit.edges.nodes();
-    let text = format!(
+    let counts = format!(
         "{} of {} edges, {} of {} nodes\n",
         circuit.edges.len(),
         graph.n_edges(),
-        nodes.len(),
+        circuit.edges.nodes().len(),
         graph.n_src() + 1
     );
-    let mut rows: Vec<[String; 3]> = Vec::new();
-    let mut layer_before = None;
-    for &node in nodes.iter().rev() {
-        let layer = match node {
-            Node::Logits => "logits".to_string(),
-            Node::Input => "input".to_string(),
-            _ => node
-                .layer()
-                .map_or(String::new(), |layer| format!("layer {layer}")),
-        };
-        let label = if layer_before.as_ref() == Some(&layer) {
-            String::new()
-        } else {
-            layer.clone()
-        };
-        layer_before = Some(layer);
-        let note = circuit.nodes.get(&node);
-        let mut name = match node {
-            Node::Input | Node::Logits => String::new(),
-            _ => node.to_string(),
-        };
-        if let Some(note) = note {
-            if let Some(class) = &note.class {
-                write!(name, " ({})", visible(class)).expect("a String takes all");
-            }
-            if !note.positions.is_empty() {
-                write!(name, " @{}", visible(&note.positions.join(",")))
-                    .expect("a String takes all");
-            }
-        }
-        let sources = reads.remove(&node).unwrap_or_default();
-        let mut said: Vec<String> = Vec::new();
-        // q, k and v come in the order of their letters' use.
-        for letter in ["", "q", "k", "v"] {
-            if let Some(edges) = sources.get(letter) {
-                let list = strongest(circuit, edges, most);
-                said.push(if letter.is_empty() {
-                    list
-                } else {
-                    format!("{letter}: {list}")
-                });
-            }
-        }
-        rows.push([label, name, said.join(" | ")]);
-    }
-    text + &aligned(&rows, &[Align::Left])
-}
-
-fn strongest(circuit: &Circuit, edges: &[Edge], most: usize) -> String {
-    let size = |edge: &Edge| circuit.scores.get(edge).map_or(0.0, |score| score.abs());
-    let mut edges = edges.to_vec();
-    edges.sort_by(|a, b| size(b).total_cmp(&size(a)));
-    let named = edges
-        .iter()
-        .take(most)
-        .map(|edge| match circuit.scores.get(edge) {
-            Some(score) => format!("{} {score:+.3}", edge.src),
-            None => edge.src.to_string(),
-        });
-    let mut list: Vec<String> = named.collect();
-    if edges.len() > most {
-        list.push(format!("{} more", edges.len() - most));
-    }
-    list.join(", ")
+    counts + &of_circuit(circuit).listed(most)
 }
 
 #[cfg(test)]

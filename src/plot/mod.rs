@@ -6,6 +6,7 @@ mod colour;
 mod columns;
 mod curves;
 mod facts;
+mod graph;
 mod heatmap;
 #[cfg(feature = "images")]
 mod image;

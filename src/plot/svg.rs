@@ -1,5 +1,5 @@
 //! The same grids as SVG, self-contained: no script, no font, no link, and every text escaped. Circuits by their size are curves;
-//! another table without grids (edges, neurons) is drawn as bars of its strongest rows.
+//! a route of information is a graph; another table without grids (edges, neurons) is drawn as bars of its strongest rows.
 
 mod bars;
 mod curve;
@@ -15,17 +15,20 @@ use bars::draw_bars;
 use curve::draw_curves;
 pub use distributions::Distributions;
 pub use graph::circuit_svg;
+use graph::{TITLE, draw_graph};
 use grid::draw_panels;
 pub(super) use grid::panel_svg;
 use look::LONGEST_TITLE;
 pub use look::{Look, SvgOptions};
 pub(super) use page::escape;
+use page::{EDGE, ROW};
 
 use super::curves::curves;
+use super::graph::of_table;
 use super::panel::{Panel, chosen_panels, panels};
 use super::scale::ScaleOf;
 use crate::error::{Error, Result};
-use crate::scores::{Provenance, Scores};
+use crate::scores::{Provenance, Scores, View};
 use crate::text::{cut, visible};
 
 /// Draws the table as one SVG image: a grid for each component, with axes, a colour scale with its unit and a tooltip a cell; a curve,
@@ -40,6 +43,9 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
         .is_some_and(|reach| !(reach.is_finite() && reach > 0.0))
     {
         return Err(Error::invalid("a scale goes up to a number above 0"));
+    }
+    if options.panel.is_none() && scores.provenance.views.contains(&View::Graph) {
+        return graph_page(scores, options);
     }
     let mut panels = panels(scores);
     if let Some(name) = &options.panel {
@@ -75,6 +81,36 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
         ));
     } else {
         draw_curves(&mut page, &curves, options);
+    }
+    Ok(page.finish(options.look.width))
+}
+
+/// The graphs of a table, one below the other.
+fn graph_page(scores: &Scores, options: &SvgOptions) -> Result<String> {
+    let is_of_grids = options.scale == ScaleOf::Panel
+        || options.reach.is_some()
+        || options.mark_significant
+        || options.x_title.is_some()
+        || options.y_title.is_some();
+    if is_of_grids {
+        return Err(Error::invalid(
+            "a graph has neither axes nor cells; choose a grid with `--panel`, or leave the options of grids out",
+        ));
+    }
+    let graphs = of_table(scores);
+    if graphs.is_empty() {
+        return Err(Error::invalid(
+            "there are no two edges to draw; a lower threshold follows more",
+        ));
+    }
+    let mut page = options.look.page(&title(&scores.provenance));
+    let mut top = TITLE;
+    for graph in &graphs {
+        if !graph.title.is_empty() {
+            page.text(EDGE, top + EDGE, "font-weight='bold'", &graph.title);
+            top += ROW;
+        }
+        top = draw_graph(&mut page, graph, top)?;
     }
     Ok(page.finish(options.look.width))
 }

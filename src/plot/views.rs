@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::columns::Columns;
+use super::graph::of_table;
 use super::heatmap::{HeatmapOptions, heatmap};
 use super::panel::panels;
 use super::ranked::ranked_table;
@@ -44,6 +45,7 @@ pub fn page(scores: &Scores, options: &PageOptions) -> Result<String> {
         parts.push(match view {
             View::Grids if is_worth_drawing(scores, options) => heatmap(scores, &options.heatmap)?,
             View::Grids => String::new(),
+            View::Graph => graphs(scores, options),
             View::Layers(layers) => layer_table(&columns, layers, most),
             View::Lists(lists) => list_lines(&columns, lists, most),
             View::Strongest if options.top == Some(0) => String::new(),
@@ -67,12 +69,25 @@ pub(super) fn listed(scores: &Scores) -> Result<String> {
         .filter_map(|view| match view {
             View::Layers(layers) => Some(layer_table(&columns, layers, usize::MAX)),
             View::Lists(lists) => Some(list_lines(&columns, lists, usize::MAX)),
-            View::Grids | View::Strongest => None,
+            View::Grids | View::Graph | View::Strongest => None,
         });
     Ok(parts
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join("\n"))
+}
+
+/// The graphs of a table, each from its last node down.
+fn graphs(scores: &Scores, options: &PageOptions) -> String {
+    let most = options.list_width.unwrap_or(usize::MAX);
+    let mut text = String::new();
+    for graph in of_table(scores) {
+        if !graph.title.is_empty() {
+            writeln!(text, "{}", cut(&graph.title, most)).expect(INFALLIBLE);
+        }
+        text += &narrowed(&graph.listed(options.top.filter(|&top| top > 0)), most);
+    }
+    text
 }
 
 /// A grid of one cell says no more than the table does.

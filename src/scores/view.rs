@@ -12,6 +12,8 @@ pub enum View {
     Grids,
     /// A line for each layer.
     Layers(Layers),
+    /// Rows whose `src` and `dst` are edges, as a graph: each node with what it reads.
+    Graph,
     /// Lines of items with their values.
     Lists(Lists),
     /// The strongest rows of each component, with other measures of the same cell beside them.

@@ -6,6 +6,7 @@
 //!
 //! - [`TaskFile::open`] (a path or the name of a shipped task), then [`expand`]: templates, filled by a seed;
 //! - [`from_pairs_file`]: CSV, JSONL or parquet;
+//! - [`from_text_file`]: lines of text, which have no answers;
 //! - [`Task::new`]: token ids of one's own.
 //!
 //! They all end in one constructor, so that whoever holds a [`Task`] need not look at its pairs again. [`render`] shows the result:
@@ -23,6 +24,7 @@ mod places;
 mod render;
 mod repeated;
 mod template;
+mod texts;
 mod tokenise;
 
 pub use crate::error::Dropped;
@@ -36,3 +38,4 @@ pub use options::{BosChoice, ExpandOptions};
 pub use pair::{END, Pair};
 pub use pairs::from_pairs_file;
 pub use render::{render, render_dropped, render_json};
+pub use texts::from_text_file;

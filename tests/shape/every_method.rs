@@ -262,6 +262,21 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
                 ..AttentionConfig::default()
             }),
         ),
+        ("flow", Box::new(RouteConfig::default())),
+        (
+            "flow contrast",
+            Box::new(RouteConfig {
+                contrast: true,
+                ..RouteConfig::default()
+            }),
+        ),
+        (
+            "flow profile",
+            Box::new(RouteConfig {
+                profile: true,
+                ..RouteConfig::default()
+            }),
+        ),
         (
             "circuits",
             Box::new(CircuitEval::of([("all", EdgeSet::full(graph))])),

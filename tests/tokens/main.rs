@@ -1,6 +1,7 @@
 //! Token methods keep their identities on models of every kind: sums close, gradients are slopes, shares are shares.
 
 mod contract;
+mod flow;
 mod gradient;
 mod integrated;
 mod mixing;

@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::nn::host::to_host;
 use crate::spec::{NormKind, NormWeights};
 
-pub(super) struct Write {
+pub(in crate::methods) struct Write {
     post: Option<(Vec<f32>, Option<Vec<f32>>)>,
     kind: NormKind,
     multiplier: f32,

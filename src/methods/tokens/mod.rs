@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 
 pub use alti::{Alti, alti};
 pub(super) use batch::InCells;
+pub(super) use frozen::Write;
 use batch::{Batch, Shares};
 use cells::{Cells, EMBED};
 pub use config::{Prompts, TokenConfig};

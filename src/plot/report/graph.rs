@@ -1,78 +1,42 @@
-//! Edges of a table as a graph: rows whose `src` and `dst` name nodes of a transformer.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! Edges of a table as a graph for the page.
 
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use crate::hooks::{Edge, Node};
-use crate::plot::columns::Columns;
+use crate::plot::graph::{Graph, Place, of_table};
 use crate::scores::Scores;
 
 /// Edges on the page.
 const MOST_EDGES: usize = 5_000;
 
-/// Nodes in the order in which they are computed, and edges as `[source, reader, letter, score, row]`, strongest first; nothing
-/// if the rows are no edges. Rows of several pairs are averaged.
-pub(super) fn graph(whole: &Scores, rows: &Rows) -> Option<Value> {
-    let columns = Columns::of(whole);
-    let mut edges: BTreeMap<String, (Edge, f64, usize, Option<usize>)> = BTreeMap::new();
-    for row in rows.kept().filter(|&row| columns.is_own(row)) {
-        let (Some(src), Some(dst)) = (columns.src[row], columns.dst[row]) else {
-            continue;
-        };
-        let Some(score) = columns.score[row].filter(|score| score.is_finite()) else {
-            continue;
-        };
-        let text = format!("{src}->{dst}");
-        let Ok(edge) = text.parse::<Edge>() else {
-            continue;
-        };
-        let known = edges.entry(text).or_insert((edge, 0.0, 0, rows.place(row)));
-        known.1 += score;
-        known.2 += 1;
-        if known.2 > 1 {
-            known.3 = None;
-        }
-    }
-    if edges.len() < 2 {
-        return None;
-    }
-    let n_all = edges.len();
-    let mut edges: Vec<(Edge, f64, Option<usize>)> = edges
-        .into_values()
-        .map(|(edge, sum, n, row)| (edge, sum / n as f64, row))
-        .collect();
-    edges.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
-    edges.truncate(MOST_EDGES);
-    let ends = edges.iter().flat_map(|(edge, ..)| [edge.src, edge.dst]);
-    let nodes: BTreeSet<_> = ends.map(|node| (order(node), node.to_string())).collect();
-    let names: BTreeMap<&str, usize> = nodes
-        .iter()
-        .enumerate()
-        .map(|(at, (_, name))| (name.as_str(), at))
-        .collect();
-    let edge = |(edge, score, row): &(Edge, f64, Option<usize>)| {
-        let at = |node: Node| names[node.to_string().as_str()];
-        let letter = edge.letter.map(|letter| letter.to_string());
-        json!([at(edge.src), at(edge.dst), letter, score, row])
-    };
-    let edges: Vec<Value> = edges.iter().map(edge).collect();
-    let nodes: Vec<Value> = nodes
-        .iter()
-        .map(|((level, place), name)| json!([name, level, place]))
-        .collect();
-    Some(json!({ "all": n_all, "nodes": nodes, "edges": edges }))
+/// The graphs of a table, one for each template: nodes in the order in which they are computed, as `[name, level, place, label]`,
+/// and edges as `[source, reader, via, score, row, detail]`, strongest first. Nothing if the rows are no edges. Rows of several pairs are
+/// averaged.
+pub(super) fn graphs(whole: &Scores, rows: &Rows) -> Vec<Value> {
+    of_table(whole).iter().map(|graph| value(graph, rows)).collect()
 }
 
-/// The level of a node, from below, and its place there. An MLP stands above the heads of its layer.
-fn order(node: Node) -> (usize, usize) {
-    match node {
-        Node::Input => (0, 0),
-        Node::Head { layer, head } => (1 + 2 * layer, head),
-        Node::Mlp(layer) => (2 + 2 * layer, 0),
-        Node::Logits => (usize::MAX, 0),
-    }
+fn value(graph: &Graph, rows: &Rows) -> Value {
+    let nodes = graph.nodes.iter().map(|node| {
+        let place = match node.place {
+            Place::Column(column) => json!(column),
+            Place::Beside => json!("beside"),
+            Place::Middle => json!("middle"),
+        };
+        json!([node.name, node.level, place, node.label])
+    });
+    let edges = graph.edges.iter().take(MOST_EDGES).map(|edge| {
+        let via = Some(&edge.via).filter(|via| !via.is_empty());
+        let row = edge.row.and_then(|row| rows.place(row));
+        json!([edge.src, edge.dst, via, edge.score, row, edge.detail])
+    });
+    json!({
+        "title": graph.title,
+        "all": graph.edges.len(),
+        "nodes": nodes.collect::<Vec<_>>(),
+        "edges": edges.collect::<Vec<_>>(),
+        "columns": graph.columns,
+    })
 }
 
 #[cfg(test)]
@@ -114,29 +78,23 @@ mod tests {
             ("m0", "logits", 1.0),
             ("·Mary", "a word", 9.0),
         ]);
-        let graph = graph(&scores, &Rows::of(&scores)).unwrap();
+        let graphs = graphs(&scores, &Rows::of(&scores));
         assert_eq!(
-            graph["nodes"],
+            graphs[0]["nodes"],
             json!([
-                ["input", 0, 0],
-                ["a0.h1", 1, 1],
-                ["m0", 2, 0],
-                ["logits", usize::MAX, 0]
+                ["input", 0, "middle", "input"],
+                ["a0.h1", 1, 1, "a0.h1"],
+                ["m0", 2, "beside", "m0"],
+                ["logits", usize::MAX, "middle", "logits"]
             ])
         );
         assert_eq!(
-            graph["edges"],
+            graphs[0]["edges"],
             json!([
-                [1, 2, null, -2.0, 1],
-                [2, 3, null, 1.0, 2],
-                [0, 1, "q", 0.5, 0]
+                [1, 2, null, -2.0, 1, ""],
+                [2, 3, null, 1.0, 2, ""],
+                [0, 1, "q", 0.5, 0, ""]
             ])
         );
-    }
-
-    #[test]
-    fn pairs_of_heads_are_no_edges() {
-        let scores = edges(&[("a0.h0", "a0.h1", 0.5), ("a0.h0", "a1.h1", 0.5)]);
-        assert_eq!(graph(&scores, &Rows::of(&scores)), None);
     }
 }

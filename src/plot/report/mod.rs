@@ -213,7 +213,7 @@ fn section(at: usize, result: &NamedScores) -> Result<Value> {
         "attention": patterns,
         "tokens": figures::token_grids(&whole, &rows),
         "bars": figures::bars(scores, &rows),
-        "graph": graph::graph(&whole, &rows),
+        "graphs": graph::graphs(&whole, &rows),
         "text": page(scores, &PageOptions { list_width: Some(WIDTH), ..PageOptions::default() })?,
         "table": rows.json(&whole),
     }))

@@ -47,9 +47,8 @@ function strongestPath(graph, next, start, end, back) {
 }
 
 /** The graph of a result, with a slider of how many edges are shown and a choice of a node. */
-function edgeGraph(result, reveal) {
-  const graph = result.graph;
-  const { nodes, edges } = graph;
+function edgeGraph(graph, result, reveal) {
+  const { nodes, edges, columns } = graph;
   const { out, into } = adjacency(graph);
   const most = Math.min(MOST_EDGES_DRAWN, edges.length);
   const largest = Math.abs(edges[0][3]) || 1;
@@ -58,14 +57,16 @@ function edgeGraph(result, reveal) {
     return `${nodes[src][0]} → ${nodes[dst][0]}${letter ? `<${letter}>` : ""}`;
   };
   const find = (text) => nodes.findIndex((node) => node[0] === text);
-  const [input, logits] = [find("input"), find("logits")];
+  // A graph of the stream ends in the state that is explained.
+  const [input, logits] = [find("input"), columns.length > 0 ? nodes.length - 1 : find("logits")];
+  const end = nodes[logits]?.[0] ?? "logits";
   const state = { shown: Math.min(40, most), node: null };
   let places = [];
   let levels = [];
 
   const picture = drawn("svg", { tabindex: 0, role: "application", "aria-roledescription": "graph" });
   const shownText = html("output", {});
-  const side = html("div", { class: "dim" }, "Choose a node to see its edges, and its strongest path to the logits.");
+  const side = html("div", { class: "dim" }, `Choose a node to see its edges, and its strongest path to ${end}.`);
 
   const paths = () => {
     if (state.node === null) return { up: [], down: [] };
@@ -82,23 +83,23 @@ function edgeGraph(result, reveal) {
     const linked = new Set(list.flatMap((edge) => edges[edge].slice(0, 2)));
     if (state.node !== null) linked.add(state.node);
     levels = [...new Set([...linked].map((node) => nodes[node][1]))].sort((a, b) => a - b);
-    const across = Math.max(1, ...nodes.map((node) => node[2] + 1));
+    const across = Math.max(1, columns.length, ...nodes.map((node) => (Number.isInteger(node[2]) ? node[2] + 1 : 0)));
     const apart = Math.max(NODE.across, Math.min(110, (innerWidth - 160) / across));
     const width = across * apart + 90;
-    const height = levels.length * NODE.up + 10;
+    const height = levels.length * NODE.up + 10 + (columns.length > 0 ? NODE.up / 2 : 0);
     const middle = width / 2;
     places = nodes.map(([, level, place], node) => {
       if (!linked.has(node)) return null;
-      const isHead = level % 2 === 1 && node !== logits;
-      const x = isHead ? (place + 0.5) * apart + 20 : middle + (node === input || node === logits ? 0 : width / 2 - 50);
-      return [x, height - (levels.indexOf(level) + 0.5) * NODE.up - 4];
+      const x = Number.isInteger(place) ? (place + 0.5) * apart + 20 : place === "middle" ? middle : width - 50;
+      return [x, levels.length * NODE.up + 10 - (levels.indexOf(level) + 0.5) * NODE.up - 4];
     });
     const lines = list.map((edge) => {
       const [src, dst, , score] = edges[edge];
       const [[x1, y1], [x2, y2]] = [places[src], places[dst]];
       const [from, to] = [y1 - NODE.height / 2, y2 + NODE.height / 2];
       const levelsApart = (from - to) / NODE.up;
-      const bow = Math.abs(x2 - x1) < 20 && levelsApart > 1 ? -Math.min(80, 16 + 5 * levelsApart) : 0;
+      const isOneColumn = Math.abs(x2 - x1) < 20;
+      const bow = isOneColumn && levelsApart > 1 ? -Math.min(80, 16 + 5 * levelsApart) : edges[edge][2] === "mlp" ? NODE.width / 3 : 0;
       const reach = (from - to) * 0.45;
       const line = drawn("path", {
         d: `M${x1} ${from} C${x1 + bow} ${from - reach} ${x2 + bow} ${to + reach} ${x2} ${to}`,
@@ -115,7 +116,7 @@ function edgeGraph(result, reveal) {
       if (place === null) return [];
       const box = drawn("g", { class: node === state.node ? "node chosen" : "node", "data-node": node, transform: `translate(${place[0]} ${place[1]})` },
         drawn("rect", { x: -NODE.width / 2, y: -NODE.height / 2, width: NODE.width, height: NODE.height, rx: 5 }),
-        drawn("text", { y: 4 }, nodes[node][0]),
+        drawn("text", { y: 4 }, nodes[node][3]),
       );
       return [box];
     });
@@ -124,7 +125,9 @@ function edgeGraph(result, reveal) {
     picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const strongest = edges.slice(0, 5).map((edge, at) => `${name(at)} ${number(edge[3])}`).join("; ");
     picture.setAttribute("aria-label", `graph of ${linked.size} nodes and ${list.length} edges; the strongest: ${strongest}. Arrow keys choose a node.`);
-    picture.replaceChildren(...lines, ...boxes);
+    const labels = columns.map((token, at) =>
+      drawn("text", { class: "column", x: (at + 0.5) * apart + 20, y: height - 8, "text-anchor": "middle" }, token));
+    picture.replaceChildren(...lines, ...boxes, ...labels);
     const least = state.shown > 0 ? Math.abs(edges[state.shown - 1][3]) : largest;
     shownText.textContent = `${state.shown} of ${graph.all} edges, size ${number(least)} or more`;
   };
@@ -143,10 +146,10 @@ function edgeGraph(result, reveal) {
     state.node = node;
     select.value = node === null ? "" : String(node);
     draw();
-    if (node === null) return side.replaceChildren("Choose a node to see its edges, and its strongest path to the logits.");
+    if (node === null) return side.replaceChildren(`Choose a node to see its edges, and its strongest path to ${end}.`);
     const { up, down } = paths();
     const whole = [...down, ...up];
-    const steps = whole.length === 0 ? "no path leads through it to the logits" : whole.map((edge) => `${name(edge)} ${number(edges[edge][3])}`).join(", ");
+    const steps = whole.length === 0 ? `no path leads through it to ${end}` : whole.map((edge) => `${name(edge)} ${number(edges[edge][3])}`).join(", ");
     const weakest = whole.length === 0 ? "" : ` (its weakest edge is ${number(Math.min(...whole.map((edge) => Math.abs(edges[edge][3]))))})`;
     side.className = "";
     side.replaceChildren(
@@ -174,7 +177,7 @@ function edgeGraph(result, reveal) {
   };
   picture.addEventListener("pointermove", (event) => {
     const { edge, node } = under(event);
-    if (edge !== undefined) showTip([name(edge), number(edges[edge][3])], event.clientX, event.clientY, false);
+    if (edge !== undefined) showTip([name(edge), number(edges[edge][3]), edges[edge][5]].filter(Boolean), event.clientX, event.clientY, false);
     else if (node !== undefined) showTip([nodes[node][0], `${into[node].length} edges in, ${out[node].length} out`], event.clientX, event.clientY, false);
     else hideTip();
   });

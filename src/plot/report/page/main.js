@@ -34,7 +34,7 @@ function resultSection(result, _, all) {
     result.grids.length > 0 && result.attention.length === 0 ? part("Grids", heatmaps(result, details, rows.reveal)) : null,
     result.curves.length > 0 ? part("Faithfulness", curveChart(result, rows.reveal)) : null,
     result.attention.length > 0 ? part("Attention", attentionViewer(result)) : null,
-    result.graph ? part("Edges", edgeGraph(result, rows.reveal)) : null,
+    ...result.graphs.map((graph) => part(graph.title ? `Edges, ${graph.title}` : "Edges", edgeGraph(graph, result, rows.reveal))),
     result.tokens.length > 0 ? part("Tokens", tokenGrid(result, rows.reveal)) : null,
     // A curve has every circuit already.
     result.bars.length > 0 && result.attention.length === 0 && result.curves.length === 0 ? part(result.bars[0].sum === null ? "Strongest" : "What adds up", barCharts(result, details, rows.reveal)) : null,

@@ -1,0 +1,341 @@
+//! Information flow routes: shares of states, and what is followed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candlewick::hooks::{Hook, Kind, Ln, StreamNode};
+use candlewick::methods::flow::{Route, RouteEdge, RouteSettings, Via, proximity, routes};
+use candlewick::methods::{Method, RouteConfig, Running, Subject, Watch, check, measurements};
+use candlewick::model::Model;
+use candlewick::run::{Request, run};
+use candlewick::scores::Measured;
+use candlewick::spec::{Mlp, NormKind};
+
+use crate::models::task::task;
+use crate::models::{Pairs, encoder, every_kind, two_kinds};
+use crate::{flat, near};
+
+/// Of a state of f32 entries and some hundred parts of it.
+const GAP: f64 = 2e-5;
+
+fn all_routes(model: &Model, threshold: f64, renormalise: bool) -> Vec<Route> {
+    let prompts = Pairs::new().clean;
+    let settings = RouteSettings {
+        threshold,
+        renormalise,
+    };
+    let starts = vec![Pairs::LENGTH - 1; prompts.len()];
+    routes(model, &prompts, &starts, settings).expect("runs")
+}
+
+/// The edges into each state.
+fn by_reader(route: &Route) -> BTreeMap<StreamNode, Vec<&RouteEdge>> {
+    let mut readers: BTreeMap<StreamNode, Vec<&RouteEdge>> = BTreeMap::new();
+    for edge in &route.edges {
+        readers.entry(edge.dst).or_default().push(edge);
+    }
+    readers
+}
+
+#[test]
+fn parts_sum_to_the_state_and_their_shares_to_one() {
+    for model in every_kind() {
+        let family = &model.spec.family;
+        for route in all_routes(&model, 0.0, false) {
+            assert!(route.gap < GAP, "{family}: parts miss by {}", route.gap);
+            assert_eq!(route.unmixed, 0, "{family}");
+            for (node, edges) in by_reader(&route) {
+                let sum: f64 = edges.iter().map(|edge| edge.importance).sum();
+                assert!((sum - 1.0).abs() < 1e-9, "{family} {node}: {sum}");
+                for edge in edges.iter().filter(|edge| edge.via == Via::Attention) {
+                    let heads: f64 = edge.heads.iter().sum();
+                    assert_eq!(edge.heads.len(), model.spec.n_heads);
+                    assert!((heads - edge.importance).abs() < 1e-12, "{family}");
+                    assert!(edge.src.expect("a source").pos() <= node.pos(), "{family}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_threshold_of_nothing_keeps_every_part_and_of_all_only_the_start() {
+    for model in every_kind() {
+        let (layers, last) = (model.spec.n_layers, Pairs::LENGTH - 1);
+        for route in all_routes(&model, 0.0, false) {
+            // Each prompt's first token can be reached by attention to itself.
+            assert!(route.nodes.iter().any(|node| *node == StreamNode::pre(0, last)));
+            assert_eq!(route.nodes.last(), Some(&StreamNode::post(layers - 1, last)));
+            let nodes: BTreeSet<StreamNode> = route.nodes.iter().copied().collect();
+            assert_eq!(nodes.len(), route.nodes.len());
+            let ends = |edge: &RouteEdge| nodes.contains(&edge.dst) && edge.src.is_none_or(|src| nodes.contains(&src));
+            assert!(route.edges.iter().all(ends));
+        }
+        for route in all_routes(&model, 1.0, false) {
+            assert!(route.edges.is_empty());
+            assert_eq!(route.nodes, [StreamNode::post(layers - 1, last)]);
+        }
+    }
+}
+
+/// Shares of the parts of one state, written out from captured activations: `(via, source, head)`.
+fn plain(model: &Model, node: StreamNode, example: usize) -> BTreeMap<(u8, usize, usize), f64> {
+    let (spec, n) = (&model.spec, Pairs::LENGTH);
+    let is_mid = node.hook().kind == Kind::ResidMid;
+    let (layer, hook) = match node.hook() {
+        hook if hook.kind == Kind::ResidPre => {
+            let layer = node.layer() - 1;
+            (layer, Hook::at(Kind::ResidPost, layer))
+        }
+        hook => (node.layer(), hook),
+    };
+    let has_mid = Kind::ResidMid.absent(spec).is_none();
+    let (has_attention, has_mlp) = (is_mid || !has_mid, !is_mid && spec.mlp != Mlp::None);
+    let before = if has_attention { Kind::ResidPre } else { Kind::ResidMid };
+    let mut kinds = vec![before, Kind::V, Kind::Pattern];
+    kinds.extend(has_mlp.then_some(Kind::MlpOut));
+    kinds.extend(spec.has_post_norm().then_some(Kind::Scale(Ln::OnePost)));
+    let mut hooks: Vec<Hook> = kinds.iter().map(|&kind| Hook::at(kind, layer)).collect();
+    hooks.push(hook);
+    let request = Request {
+        capture: &hooks,
+        ..Request::default()
+    };
+    let cache = run(model, &Pairs::new().clean, &request).expect("runs").cache;
+    let of = |hook| flat(&cache.get(hook).and_then(|t| Ok(t.get(example)?)).expect("kept"));
+    let at = |kind| of(Hook::at(kind, layer));
+    let (d, e, t) = (spec.d_model, spec.d_head, node.pos());
+    let row = |values: Vec<f32>| values[t * d..(t + 1) * d].to_vec();
+    let mut parts = vec![((0, t, 0), row(at(before)))];
+    if has_mlp {
+        parts.push(((1, t, 0), row(at(Kind::MlpOut))));
+    }
+    if has_attention {
+        let weights = &model.weights.blocks[layer];
+        let (w_o, v, pattern) = (flat(&weights.w_o), at(Kind::V), at(Kind::Pattern));
+        let bias = weights.b_o.as_ref().map_or(vec![0.0; d], flat);
+        // Through the norm on attention's output, with the run's own divisor, and the multiplier.
+        let written = |mut part: Vec<f32>, is_bias: bool| {
+            if let Some(norm) = &weights.ln1_post {
+                let (w, scale) = (flat(&norm.w), at(Kind::Scale(Ln::OnePost))[t]);
+                let mean = match spec.norm {
+                    NormKind::Layer => part.iter().sum::<f32>() / d as f32,
+                    NormKind::Rms => 0.0,
+                };
+                let b = norm.b.as_ref().filter(|_| is_bias).map_or(vec![0.0; d], flat);
+                for (at, x) in part.iter_mut().enumerate() {
+                    *x = (*x - mean) / scale * w[at] + b[at];
+                }
+            }
+            let factor = spec.residual_multiplier.unwrap_or(1.0);
+            part.into_iter().map(|x| factor * x).collect::<Vec<f32>>()
+        };
+        parts.push(((3, 0, 0), written(bias, true)));
+        for source in 0..=t {
+            for head in 0..spec.n_heads {
+                let value = &v[(source * spec.n_kv_heads + head / spec.group()) * e..][..e];
+                let weight = pattern[(head * n + t) * n + source];
+                let column = |c: usize| -> f32 {
+                    (0..e).map(|k| weight * value[k] * w_o[(head * e + k) * d + c]).sum()
+                };
+                parts.push(((2, source, head), written((0..d).map(column).collect(), false)));
+            }
+        }
+    }
+    let whole = row(of(hook));
+    let mut shares: BTreeMap<_, f64> = parts
+        .iter()
+        .map(|(key, part)| (*key, proximity(part, &whole)))
+        .collect();
+    let sum: f64 = shares.values().sum();
+    shares.values_mut().for_each(|share| *share /= sum);
+    shares
+}
+
+#[test]
+fn shares_agree_with_the_definition_written_out() {
+    for model in every_kind() {
+        let routes = all_routes(&model, 0.0, false);
+        let example = 1;
+        let readers = by_reader(&routes[example]);
+        // The last states of each kind.
+        let nodes: Vec<StreamNode> = readers.keys().copied().rev().take(3).collect();
+        for node in nodes {
+            let shares = plain(&model, node, example);
+            let share = |key| shares.get(&key).copied().unwrap_or(0.0);
+            let (mut found, mut expected) = (Vec::new(), Vec::new());
+            for edge in &readers[&node] {
+                match edge.via {
+                    Via::Stream => expected.push(share((0, node.pos(), 0))),
+                    Via::Mlp => expected.push(share((1, node.pos(), 0))),
+                    Via::Bias => expected.push(share((3, 0, 0))),
+                    Via::Attention => {
+                        found.extend(&edge.heads);
+                        let source = edge.src.expect("a source").pos();
+                        expected.extend((0..model.spec.n_heads).map(|head| share((2, source, head))));
+                        continue;
+                    }
+                }
+                found.push(edge.importance);
+            }
+            near(&format!("{} {node}", model.spec.family), &found, &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn what_is_followed_is_what_is_above_the_threshold() {
+    for model in two_kinds() {
+        let whole = all_routes(&model, 0.0, false);
+        for threshold in [0.02, 0.1] {
+            let kept = all_routes(&model, threshold, false);
+            let scaled = all_routes(&model, threshold, true);
+            for ((whole, kept), scaled) in whole.iter().zip(&kept).zip(&scaled) {
+                // The same walk through the graph that has everything.
+                let readers = by_reader(whole);
+                let mut waiting = vec![*whole.nodes.last().expect("a start")];
+                let (mut nodes, mut n_edges) = (BTreeSet::from([waiting[0]]), 0);
+                while let Some(node) = waiting.pop() {
+                    for edge in readers.get(&node).into_iter().flatten() {
+                        if edge.importance > threshold {
+                            n_edges += 1;
+                            waiting.extend(edge.src.filter(|&src| nodes.insert(src)));
+                        }
+                    }
+                }
+                assert_eq!(kept.edges.len(), n_edges);
+                assert_eq!(kept.nodes, nodes.into_iter().collect::<Vec<_>>());
+                assert_eq!(scaled.nodes, kept.nodes);
+                for edges in by_reader(scaled).values() {
+                    let sum: f64 = edges.iter().map(|edge| edge.importance).sum();
+                    assert!((sum - 1.0).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}
+
+fn measure(model: &Model, config: &RouteConfig) -> Measured {
+    let (task, running) = (task(), Running::default());
+    let on = Subject { model, task: &task };
+    measurements(on, config, &running, &Watch::default()).expect("measured")
+}
+
+/// The value of an example for the one cell that is meant.
+fn value(measured: &Measured, example: usize, component: &str, layer: u32, head: Option<u32>) -> f64 {
+    let is_it = |cell: &candlewick::scores::Cell| {
+        (cell.component.as_str(), cell.layer, cell.head) == (component, Some(layer), head)
+    };
+    let at = measured.cells.iter().position(is_it).expect("a row");
+    measured.examples[example].value(at).expect("a value")
+}
+
+#[test]
+fn rows_are_the_edges_of_the_routes_and_totals_their_sums() {
+    for model in two_kinds() {
+        let routes = all_routes(&model, 0.04, false);
+        let measured = measure(&model, &RouteConfig::default());
+        let profile = measure(
+            &model,
+            &RouteConfig {
+                profile: true,
+                ..RouteConfig::default()
+            },
+        );
+        for (i, route) in routes.iter().enumerate() {
+            let of = |component: &str| -> f64 {
+                let example = &measured.examples[i];
+                let rows = example.cells.iter().zip(&example.values);
+                let meant = rows.filter(|(cell, _)| {
+                    measured.cells[**cell as usize].component == component
+                });
+                meant.map(|(_, value)| value).sum()
+            };
+            for (component, via) in [("stream", Via::Stream), ("attention", Via::Attention), ("mlp", Via::Mlp), ("bias", Via::Bias)] {
+                let edges = route.edges.iter().filter(|edge| edge.via == via);
+                let sum: f64 = edges.map(|edge| edge.importance).sum();
+                assert!((of(component) - sum).abs() < 1e-9, "{component}");
+            }
+            assert!((of("head") - of("attention")).abs() < 1e-9);
+            assert!((of("attn.hook_z") - of("attention")).abs() < 1e-9);
+            assert!((of("hook_mlp_out") - of("mlp")).abs() < 1e-9);
+            for (layer, head) in model.spec.heads() {
+                let total = |measured| value(measured, i, "attn.hook_z", layer as u32, Some(head as u32));
+                let edges = route.edges.iter().filter(|edge| {
+                    edge.via == Via::Attention && edge.src.is_some_and(|src| src.layer() == layer)
+                });
+                let sum: f64 = edges.map(|edge| edge.heads[head]).sum();
+                assert!((total(&measured) - sum).abs() < 1e-9);
+                assert_eq!(total(&profile), total(&measured));
+            }
+        }
+        // What is in one pair's route counts 0 in another's.
+        let n = measured.cells.len();
+        assert!(measured.examples.iter().all(|example| example.cells.len() == n));
+        assert!(measured.cells.iter().filter(|cell| cell.src.is_some()).count() > 10);
+        assert!(profile.cells.iter().all(|cell| cell.src.is_none()));
+    }
+}
+
+#[test]
+fn a_contrast_is_the_difference_of_both_prompts_and_of_one_prompt_nothing() {
+    let model = &two_kinds()[0];
+    let contrast = RouteConfig {
+        contrast: true,
+        ..RouteConfig::default()
+    };
+    let (task, running) = (task(), Running::default());
+    let measured = |task: &candlewick::task::Task, config: &RouteConfig| {
+        let on = Subject { model, task };
+        measurements(on, config, &running, &Watch::default()).expect("measured")
+    };
+    let swapped = crate::models::task::changed(&task, |pair| {
+        std::mem::swap(&mut pair.clean, &mut pair.corrupted);
+    });
+    let same = crate::models::task::changed(&task, |pair| pair.corrupted = pair.clean.clone());
+    let profile = |config: &RouteConfig| RouteConfig {
+        profile: true,
+        ..config.clone()
+    };
+    let both = measured(&task, &profile(&contrast));
+    let clean = measured(&task, &profile(&RouteConfig::default()));
+    let corrupted = measured(&swapped, &profile(&RouteConfig::default()));
+    for (i, example) in both.examples.iter().enumerate() {
+        let sides = clean.examples[i].values.iter().zip(&corrupted.examples[i].values);
+        let expected: Vec<f64> = sides.map(|(a, b)| a - b).collect();
+        near("contrast", &example.values, &expected, 1e-12);
+        assert!(example.values.iter().any(|value| value.abs() > 1e-3));
+    }
+    let nothing = measured(&same, &contrast);
+    let values = nothing.examples.iter().flat_map(|example| &example.values);
+    assert!(values.into_iter().all(|&value| value == 0.0));
+}
+
+#[test]
+fn what_cannot_be_followed_is_refused_by_name() {
+    let model = &two_kinds()[0];
+    let refused = |config: RouteConfig| {
+        check(&config as &dyn Method, &model.spec, &task()).expect_err("refused").to_string()
+    };
+    for (threshold, said) in [(-0.1, "-0.1"), (1.5, "1.5"), (f64::NAN, "NaN")] {
+        let settings = RouteSettings {
+            threshold,
+            ..RouteSettings::default()
+        };
+        let message = refused(RouteConfig {
+            settings,
+            ..RouteConfig::default()
+        });
+        assert!(message.contains(said) && message.contains("from 0 to 1"), "{message}");
+    }
+    let at = |start: &str| RouteConfig {
+        start: start.parse().expect("a position"),
+        ..RouteConfig::default()
+    };
+    assert!(refused(at("99")).contains("10 tokens"));
+    assert!(refused(at("@S9")).contains("S9"));
+    let encoder = encoder();
+    let message = check(&RouteConfig::default(), &encoder.spec, &task()).expect_err("an encoder");
+    assert!(message.to_string().contains("information flow"), "{message}");
+    let prompts = Pairs::new().clean;
+    assert!(routes(&encoder, &prompts, &[9; 3], RouteSettings::default()).is_err());
+}
