@@ -384,11 +384,13 @@ mod tests {
             ("path --path input:logits", "path"),
             ("path --composition", "composition"),
             ("scale --heads a0.h0", "heads factors"),
-            ("flow", "threshold renormalise at contrast profile texts"),
             (
-                "flow --texts lines.txt --profile",
-                "threshold renormalise at contrast profile texts",
+                "flow --profile",
+                "method threshold renormalise at contrast profile texts",
             ),
+            ("flow --method alti", "method threshold at"),
+            ("flow --method alti-logit", "method threshold"),
+            ("flow --method globenc", "method threshold at against"),
         ];
         for (arguments, acts) in modes {
             let words = std::iter::once("candlewick").chain(arguments.split(' '));

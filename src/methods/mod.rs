@@ -48,7 +48,7 @@ pub use composition::{CompositionConfig, composition_scores};
 pub use exact_edges::{
     EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,
 };
-pub use flow::{RouteConfig, RouteSettings};
+pub use flow::{AltiFlowConfig, GlobEncConfig, RouteConfig, RouteSettings};
 pub use gaussian::GaussianNoise;
 pub use head_stats::HeadConfig;
 pub use latent_activations::LatentActivationsConfig;

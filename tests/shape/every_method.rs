@@ -6,11 +6,13 @@ use std::sync::Arc;
 use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::hooks::Positions;
 use candlewick::methods::attribution::{DimAttributionConfig, GradientPath};
+use candlewick::methods::flow::Against;
 use candlewick::methods::tokens::{Baseline, Quadrature, ReferenceSet};
 use candlewick::methods::{Along, LatentActivationsConfig, LatentConfig, Plan};
 use candlewick::model::Model;
 use candlewick::prelude::*;
 use candlewick::sae::Sae;
+use candlewick::spec::{Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position};
 use candlewick::task::{Pair, Task};
 
 use crate::toy_method::StreamLength;
@@ -270,6 +272,8 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
                 ..RouteConfig::default()
             }),
         ),
+        ("flow of alti", Box::new(AltiFlowConfig::alti())),
+        ("flow of alti-logit", Box::new(AltiFlowConfig::alti_logit())),
         (
             "flow profile",
             Box::new(RouteConfig {
@@ -339,6 +343,26 @@ fn demonstrations(n_pairs: usize) -> Lab {
     Lab::new(model, tokenizer, task)
 }
 
+/// The pairs of the embedded model's task on an encoder of random weights.
+fn encoder(n_pairs: usize) -> Lab {
+    let Lab {
+        model,
+        tokenizer,
+        task,
+        ..
+    } = mixed(n_pairs);
+    let spec = ModelSpec {
+        family: "bert".into(),
+        norm: NormKind::Layer,
+        norm_placement: NormPlacement::Stream,
+        position: Position::Learned,
+        mlp: Mlp::Plain,
+        encoder: Some(Encoder { n_segments: 2 }),
+        ..model.spec
+    };
+    Lab::new(Model::random(spec, 3).expect("a spec that is whole"), tokenizer, task)
+}
+
 /// Every method on pairs of two templates and two lengths; on pairs of one what asks for one.
 pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
     let running = Running {
@@ -356,6 +380,14 @@ pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
             heads: 2,
             controls: 2,
             seed: None,
+        }),
+    ));
+    all.push((
+        "globenc",
+        encoder(n_pairs).running(running.clone()),
+        Box::new(GlobEncConfig {
+            against: Some(Against::Occlusion),
+            ..GlobEncConfig::default()
         }),
     ));
     all.push((

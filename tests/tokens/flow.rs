@@ -3,16 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candlewick::hooks::{Hook, Kind, Ln, StreamNode};
-use candlewick::methods::flow::{Route, RouteEdge, RouteSettings, Via, proximity, routes};
-use candlewick::methods::{Method, RouteConfig, Running, Subject, Watch, check, measurements};
+use candlewick::methods::flow::{
+    Against, AltiFlowConfig, GlobEncConfig, Route, RouteEdge, RouteSettings, Rung, Via, globenc, proximity,
+    routes,
+};
+use candlewick::methods::tokens::TokenMethod;
+use candlewick::methods::{
+    Method, PatchConfig, PatchSource, RouteConfig, Running, Subject, Watch, check, measurements,
+};
 use candlewick::model::Model;
 use candlewick::run::{Request, run};
-use candlewick::scores::Measured;
+use candlewick::scores::{Direction, Measured};
 use candlewick::spec::{Mlp, NormKind};
 
 use crate::models::task::task;
 use crate::models::{Pairs, encoder, every_kind, two_kinds};
-use crate::{flat, near};
+use crate::{config, flat, near};
 
 /// Of a state of f32 entries and some hundred parts of it.
 const GAP: f64 = 2e-5;
@@ -338,4 +344,234 @@ fn what_cannot_be_followed_is_refused_by_name() {
     assert!(message.to_string().contains("information flow"), "{message}");
     let prompts = Pairs::new().clean;
     assert!(routes(&encoder, &prompts, &[9; 3], RouteSettings::default()).is_err());
+}
+
+/// The value of each token's row of a component, of one example.
+fn of_tokens(measured: &Measured, example: usize, component: &str) -> Vec<f64> {
+    let example = &measured.examples[example];
+    let rows = example.cells.iter().zip(&example.values);
+    let rows = rows.map(|(&cell, value)| (&measured.cells[cell as usize], *value));
+    let meant = rows.filter(|(cell, _)| cell.component == component && cell.src.is_none());
+    meant.map(|(_, value)| value).collect()
+}
+
+/// What comes into and what goes out of each state, of one example.
+fn balance(measured: &Measured, example: usize) -> BTreeMap<StreamNode, (f64, f64)> {
+    let example = &measured.examples[example];
+    let mut balance: BTreeMap<StreamNode, (f64, f64)> = BTreeMap::new();
+    for (&cell, value) in example.cells.iter().zip(&example.values) {
+        let cell = &measured.cells[cell as usize];
+        let node = |name: &Option<String>| name.as_ref()?.parse::<StreamNode>().ok();
+        if let Some(src) = node(&cell.src) {
+            balance.entry(src).or_default().0 += value;
+        }
+        if let Some(dst) = node(&cell.dst) {
+            balance.entry(dst).or_default().1 += value;
+        }
+    }
+    balance
+}
+
+fn measured_of(model: &Model, method: &dyn Method) -> Measured {
+    let (task, running) = (task(), Running::default());
+    let on = Subject { model, task: &task };
+    measurements(on, method, &running, &Watch::default()).expect("measured")
+}
+
+#[test]
+fn as_much_leaves_a_state_as_came_to_it_and_tokens_get_altis_shares() {
+    for model in every_kind() {
+        let family = &model.spec.family;
+        for whole in [AltiFlowConfig::alti(), AltiFlowConfig::alti_logit()] {
+            let whole = AltiFlowConfig {
+                threshold: 0.0,
+                ..whole
+            };
+            let measured = measured_of(&model, &whole);
+            let method = match whole.logit {
+                true => TokenMethod::AltiLogit,
+                false => TokenMethod::AltiRollout,
+            };
+            let tokens = crate::measure(&model, &config(method));
+            for example in 0..measured.examples.len() {
+                let own = of_tokens(&measured, example, "hook_embed");
+                near(family, &own, &crate::shares(&tokens, example, "hook_embed"), 1e-6);
+                for (node, (above, below)) in balance(&measured, example) {
+                    let is_token = node.level() == 0;
+                    let is_start = above == 0.0;
+                    // What comes to a token goes nowhere further down.
+                    if is_token {
+                        assert!((above - own[node.pos()]).abs() < 1e-6, "{family} {node}");
+                    } else if !is_start {
+                        assert!((above - below).abs() < 1e-6, "{family} {node}: {above} {below}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weak_edges_of_altis_flow_are_left_out() {
+    let model = &two_kinds()[1];
+    let at = |threshold| AltiFlowConfig {
+        threshold,
+        ..AltiFlowConfig::alti()
+    };
+    let edges = |measured: &Measured| -> Vec<f64> {
+        let example = &measured.examples[0];
+        let rows = example.cells.iter().zip(&example.values);
+        let edges = rows.filter(|(cell, _)| measured.cells[**cell as usize].src.is_some());
+        edges.map(|(_, value)| *value).filter(|value| *value > 0.0).collect()
+    };
+    let (whole, some) = (measured_of(model, &at(0.0)), measured_of(model, &at(0.05)));
+    let strong: Vec<f64> = edges(&whole).into_iter().filter(|value| *value > 0.05).collect();
+    assert_eq!(edges(&some), strong);
+    assert!(strong.len() < edges(&whole).len());
+    let elsewhere = AltiFlowConfig {
+        start: "3".parse().expect("a position"),
+        ..AltiFlowConfig::alti_logit()
+    };
+    let refused = check(&elsewhere, &model.spec, &task()).expect_err("refused");
+    assert!(refused.to_string().contains("last position"), "{refused}");
+}
+
+/// Of one layer of an encoder and one prompt: what stands in row `i`, column `j` of GlobEnc's matrix, and of the rungs before it, written out.
+fn plain_globenc(model: &Model, layer: usize, example: usize) -> [Vec<f64>; 5] {
+    let (spec, n) = (&model.spec, Pairs::LENGTH);
+    let (d, e) = (spec.d_model, spec.d_head);
+    let last = layer + 1 == spec.n_layers;
+    let behind = match last {
+        true => Hook::global(Kind::Scale(Ln::Final)),
+        false => Hook::at(Kind::Scale(Ln::One), layer + 1),
+    };
+    let kinds = [Kind::ResidPre, Kind::Scale(Ln::One), Kind::V, Kind::Pattern, Kind::Scale(Ln::Two)];
+    let mut hooks: Vec<Hook> = kinds.iter().map(|&kind| Hook::at(kind, layer)).collect();
+    hooks.push(behind);
+    let request = Request {
+        capture: &hooks,
+        ..Request::default()
+    };
+    let cache = run(model, &Pairs::new().clean, &request).expect("runs").cache;
+    let of = |hook| flat(&cache.get(hook).and_then(|t| Ok(t.get(example)?)).expect("kept"));
+    let at = |kind| of(Hook::at(kind, layer));
+    let (pre, s0, v, pattern, s1, s2) = (at(kinds[0]), at(kinds[1]), at(kinds[2]), at(kinds[3]), at(kinds[4]), of(behind));
+    let weights = &model.weights.blocks[layer];
+    let end = match model.weights.blocks.get(layer + 1) {
+        Some(next) => next.ln1.as_ref(),
+        None => model.weights.ln_final.as_ref(),
+    };
+    let w_o = flat(&weights.w_o);
+    let normed = |x: &[f64], norm: &candlewick::spec::NormWeights, scale: f32| -> Vec<f64> {
+        let mean = x.iter().sum::<f64>() / d as f64;
+        let w = flat(&norm.w);
+        x.iter().zip(w).map(|(x, w)| (x - mean) / f64::from(scale) * f64::from(w)).collect()
+    };
+    let size = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let mut found: [Vec<f64>; 5] = Default::default();
+    for i in 0..n {
+        let (ln1, ln2) = (weights.ln1.as_ref().expect("normed"), weights.ln2.as_ref().expect("normed"));
+        let row: Vec<f64> = pre[i * d..(i + 1) * d].iter().map(|&x| f64::from(x)).collect();
+        let bias = ln1.b.as_ref().map_or(vec![0.0; d], flat);
+        let x: Vec<f64> = normed(&row, ln1, s0[i]).iter().zip(bias).map(|(x, b)| x + f64::from(b)).collect();
+        for j in 0..n {
+            let weight = |head: usize| f64::from(pattern[(head * n + i) * n + j]);
+            let mut part = vec![0.0; d];
+            for head in 0..spec.n_heads {
+                for k in 0..e {
+                    let value = weight(head) * f64::from(v[(j * spec.n_kv_heads + head / spec.group()) * e + k]);
+                    for (c, part) in part.iter_mut().enumerate() {
+                        *part += value * f64::from(w_o[(head * e + k) * d + c]);
+                    }
+                }
+            }
+            let mean = (0..spec.n_heads).map(weight).sum::<f64>() / spec.n_heads as f64;
+            found[0].push(mean);
+            found[1].push(size(&part));
+            if i == j {
+                part.iter_mut().zip(&x).for_each(|(part, x)| *part += x);
+            }
+            found[2].push(size(&part));
+            let part = normed(&part, ln2, s1[i]);
+            found[3].push(size(&part));
+            found[4].push(size(&normed(&part, end.expect("normed"), s2[i])));
+        }
+    }
+    found
+}
+
+#[test]
+fn globenc_agrees_with_its_definition_and_its_parts_sum_to_what_they_are_parts_of() {
+    let model = encoder();
+    let all = globenc(&model, &Pairs::new().clean).expect("runs");
+    for (example, one) in all.iter().enumerate() {
+        // Sums over sources are the stream behind attention, and the norm's output behind that.
+        assert!(one.gaps.iter().all(|gap| *gap < GAP), "{:?}", one.gaps);
+        for layer in [0, model.spec.n_layers - 1] {
+            let plain = plain_globenc(&model, layer, example);
+            let rungs = [Rung::W, Rung::N, Rung::NRes, Rung::NResLn, Rung::NResOut];
+            for (rung, plain) in rungs.into_iter().zip(plain) {
+                near(&rung.to_string(), &one.layers_of(rung)[layer], &plain, 1e-5);
+            }
+            // Both ways of mixing attention with the position itself leave rows of sum 1.
+            for rung in [Rung::WFixedRes, Rung::WRes] {
+                for row in one.layers_of(rung)[layer].chunks_exact(Pairs::LENGTH) {
+                    assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{rung}");
+                }
+            }
+        }
+        // The global shares are a row of the product of the layers.
+        for rung in Rung::ALL {
+            let mut row = vec![0.0; Pairs::LENGTH];
+            row[4] = 1.0;
+            for layer in one.layers_of(rung).iter().rev() {
+                let column = |j: usize| (0..row.len()).map(|i| row[i] * layer[i * row.len() + j]).sum();
+                row = (0..row.len()).map(column).collect();
+            }
+            let sum: f64 = row.iter().sum();
+            row.iter_mut().for_each(|x| *x /= sum);
+            near(&rung.to_string(), &one.shares(rung, 4), &row, 1e-9);
+        }
+    }
+}
+
+#[test]
+fn globenc_flows_to_the_shares_of_its_tokens_and_is_ranked_against_removal() {
+    let model = encoder();
+    let config = GlobEncConfig {
+        threshold: 0.0,
+        against: Some(Against::Occlusion),
+        ..GlobEncConfig::default()
+    };
+    let measured = measured_of(&model, &config);
+    let removal = measured_of(
+        &model,
+        &PatchConfig {
+            direction: Direction::Ablate,
+            source: PatchSource::Zero,
+            ..PatchConfig::sites("embed:pos").expect("a site")
+        },
+    );
+    for example in 0..measured.examples.len() {
+        let shares = of_tokens(&measured, example, "GlobEnc");
+        for (node, (above, below)) in balance(&measured, example) {
+            if node.level() == 0 {
+                assert!((above - shares[node.pos()]).abs() < 1e-9, "{node}");
+            } else if above > 0.0 {
+                assert!((above - below).abs() < 1e-9, "{node}");
+            }
+        }
+        let one = &removal.examples[example];
+        let worth: Vec<f64> = one.values.iter().map(|value| (value - one.clean).abs()).collect();
+        let pairs: Vec<(f64, f64)> = shares.into_iter().zip(worth).collect();
+        let spearman = measured.cells.iter().position(|cell| {
+            cell.component == "GlobEnc" && cell.measure.as_deref() == Some("spearman")
+        });
+        let found = measured.examples[example].value(spearman.expect("a row"));
+        assert_eq!(found, candlewick::scores::statistics::rank_correlation(&pairs));
+        assert!(found.is_some_and(|rho| rho.abs() <= 1.0));
+    }
+    let decoder = &two_kinds()[0];
+    let refused = check(&GlobEncConfig::default(), &decoder.spec, &task()).expect_err("refused");
+    assert!(refused.to_string().contains("encoder"), "{refused}");
 }

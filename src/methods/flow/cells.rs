@@ -19,7 +19,7 @@ const MLP: &str = "mlp";
 const BIAS: &str = "bias";
 
 /// Prompts that align: the text of their `template` column, and their length.
-type Group = (Option<String>, usize);
+pub(super) type Group = (Option<String>, usize);
 
 pub(super) struct Cells {
     pub all: Vec<Cell>,
@@ -39,7 +39,7 @@ fn cells_of_state(step: &Step, n_heads: usize, pos: usize) -> usize {
     attention + 3
 }
 
-fn groups(task: &Task, extent: &Extent) -> Vec<Group> {
+pub(super) fn groups(task: &Task, extent: &Extent) -> Vec<Group> {
     let pairs = task.pairs().iter();
     let mut groups: Vec<Group> = pairs.map(|pair| group_of(extent, pair)).collect();
     groups.sort();
@@ -177,7 +177,7 @@ pub(super) fn complete(measured: &mut Measured, task: &Task) {
     measured.drop_unmeasured();
 }
 
-fn group_of(extent: &Extent, pair: &Pair) -> Group {
+pub(super) fn group_of(extent: &Extent, pair: &Pair) -> Group {
     (extent.label(pair), pair.clean.len())
 }
 

@@ -12,9 +12,10 @@
 use serde_json::{Value, json};
 
 use super::cells::{Cells, complete, n_edges};
+use super::place::{check_threshold, position};
 use super::route::{Route, RouteSettings, hooks, routes, routes_of};
 use crate::error::{Error, Result};
-use crate::hooks::{Kind, Pos, Positions, Roles};
+use crate::hooks::{Kind, Pos};
 use crate::methods::activation_patching::PatchConfig;
 use crate::methods::captured::{captured_and_judged, captured_bytes};
 use crate::methods::method::{
@@ -64,12 +65,6 @@ impl Default for RouteConfig {
     }
 }
 
-/// A position of a prompt; of a role of several tokens the last.
-pub(super) fn position(pos: &Pos, length: usize, roles: &Roles) -> Result<usize> {
-    let at = Positions::These(vec![pos.clone()]).resolve(length, roles)?;
-    Ok(*at.last().expect("a role has tokens"))
-}
-
 impl Method for RouteConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         ScoresMeta::new(
@@ -100,12 +95,7 @@ impl Method for RouteConfig {
     }
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        let threshold = self.settings.threshold;
-        if !(0.0..=1.0).contains(&threshold) {
-            return Err(Error::invalid(format!(
-                "a threshold of {threshold} is no share of a state; take one from 0 to 1"
-            )));
-        }
+        check_threshold(self.settings.threshold)?;
         for pair in task.pairs() {
             position(&self.start, pair.clean.len(), &pair.roles)?;
         }

@@ -96,8 +96,65 @@ pub(super) fn rollout(batch: &Batch<'_>) -> Result<(Vec<Shares>, usize)> {
     Ok((mixed.into_iter().map(share).collect(), unmixed))
 }
 
+/// How attention hands a prompt's metric to its tokens, layer by layer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(in crate::methods) struct LogitFlow {
+    /// What the last token brings by itself, through no attention.
+    pub embed: f64,
+    /// What attention at the last position brings from each position of what enters a layer, in the unit of the metric.
+    /// `[layers][pos]`
+    pub read: Vec<Vec<f64>>,
+    /// `C` of each layer but the last. `[layers - 1][pos * pos]`
+    pub mixing: Vec<Vec<f64>>,
+    /// What goes to no token: a component, its layer, its share.
+    pub parts: Vec<(&'static str, Option<usize>, f64)>,
+    /// The metric, which all of it sums to.
+    pub total: f64,
+    pub unmixed: usize,
+}
+
+impl LogitFlow {
+    /// What comes through each position of what enters each layer, from the first: the first are the tokens. `[layers][pos]`
+    pub fn masses(&self) -> Vec<Vec<f64>> {
+        let mut masses = passed_down(&self.mixing, &self.read);
+        if let Some(last) = masses.first_mut().and_then(|tokens| tokens.last_mut()) {
+            *last += self.embed;
+        }
+        masses
+    }
+}
+
+/// What comes through each position of what enters each layer, if `entering` of it enters the walk down there and the rows of each
+/// layer's mixing share out what is above.
+pub(in crate::methods) fn passed_down(mixing: &[Vec<f64>], entering: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let mut masses = entering.to_vec();
+    for layer in (0..mixing.len()).rev() {
+        let (below, above) = masses.split_at_mut(layer + 1);
+        let (below, above) = (&mut below[layer], &above[0]);
+        for (row, mass) in mixing[layer].chunks_exact(below.len()).zip(above) {
+            for (below, share) in below.iter_mut().zip(row) {
+                *below += mass * share;
+            }
+        }
+    }
+    masses
+}
+
 /// Each prompt's shares, and how many rows were unmixed.
 pub(super) fn logit(batch: &Batch<'_>) -> Result<(Vec<Shares>, usize)> {
+    let flows = logit_flows(batch)?;
+    let unmixed = flows.iter().map(|flow| flow.unmixed).sum();
+    let shares = flows.into_iter().map(|flow| Shares {
+        tokens: flow.masses().swap_remove(0),
+        parts: flow.parts,
+        total: Some(flow.total),
+        ..Shares::default()
+    });
+    Ok((shares.collect(), unmixed))
+}
+
+/// The flows behind the shares.
+pub(super) fn logit_flows(batch: &Batch<'_>) -> Result<Vec<LogitFlow>> {
     let (model, length, d) = (batch.model, batch.length, batch.model.spec.d_model);
     let tape = batch.tape(&batch.prompts, &[])?;
     let measured = batch.measured(&tape)?;
@@ -108,51 +165,44 @@ pub(super) fn logit(batch: &Batch<'_>) -> Result<(Vec<Shares>, usize)> {
     let readout = |prompt: usize| &readout[(prompt + 1) * batch.width() - d..][..d];
     drop(tape);
 
-    let mut mixed = vec![identity(length); batch.len()];
-    let mut all = vec![Shares::default(); batch.len()];
-    let mut unmixed = 0;
+    let mut all = vec![LogitFlow::default(); batch.len()];
     let last_layer = model.spec.n_layers - 1;
     walk(model, &batch.prompts, &mut |layer| {
         let index = layer.index;
-        for (prompt, (shares, rollout)) in all.iter_mut().zip(&mut mixed).enumerate() {
+        for (prompt, flow) in all.iter_mut().enumerate() {
             let readout = readout(prompt);
             let end = layer.row(prompt, length - 1);
             if index == 0 {
-                shares.tokens = vec![0.0; length];
-                shares.tokens[length - 1] = dot(layer.of(Kind::ResidPre, end), readout);
+                flow.embed = dot(layer.of(Kind::ResidPre, end), readout);
             }
             let sources = layer.sources(prompt, length - 1..length)?;
-            for (source, below) in sources.chunks_exact(d).zip(rollout.chunks_exact(length)) {
-                let share = dot(source, readout);
-                for (token, below) in shares.tokens.iter_mut().zip(below) {
-                    *token += share * below;
-                }
-            }
+            let read = sources.chunks_exact(d).map(|source| dot(source, readout));
+            flow.read.push(read.collect());
             if layer.write.has_bias() {
                 let bias = dot(&layer.write.bias(layer.scale(end), d), readout);
-                shares.parts.push(("bias", Some(index), bias));
+                flow.parts.push(("bias", Some(index), bias));
             }
             if layer.kept.contains_key(&Kind::MlpOut) {
                 let mlp = dot(layer.of(Kind::MlpOut, end), readout);
-                shares.parts.push(("hook_mlp_out", Some(index), mlp));
+                flow.parts.push(("hook_mlp_out", Some(index), mlp));
             }
             if index < last_layer {
                 let mixing = layer.mixing(prompt)?;
-                unmixed += mixing.unmixed;
-                *rollout = product(&mixing.shares, rollout, length);
+                flow.unmixed += mixing.unmixed;
+                flow.mixing.push(mixing.shares);
             }
         }
         Ok(())
     })?;
     batch.progress.advance(batch.len() as u64);
-    for (prompt, shares) in all.iter_mut().enumerate() {
+    for (prompt, flow) in all.iter_mut().enumerate() {
         let of_end = end
             .iter()
             .map(|(name, values)| (*name, None, values[prompt]));
-        shares.parts.extend(of_end);
-        shares.total = Some(measured.values[prompt]);
+        flow.parts.extend(of_end);
+        flow.total = measured.values[prompt];
     }
-    Ok((all, unmixed))
+    Ok(all)
 }
 
 /// One layer of one forward pass.

@@ -24,6 +24,7 @@ mod relevance;
 use serde_json::{Value, json};
 
 pub use alti::{Alti, alti};
+pub(super) use alti::{LogitFlow, passed_down};
 pub(super) use batch::InCells;
 pub(super) use frozen::Write;
 use batch::{Batch, Shares};
@@ -37,6 +38,7 @@ use super::activation_patching::{PatchConfig, PatchSource};
 use super::method::{Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use super::sites::parse_sites;
 use crate::error::{Error, Result};
+use crate::metric::Metric;
 use crate::nn::rules::Rules;
 use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
@@ -268,6 +270,31 @@ fn run(batch: &Batch<'_>, start: Option<&Start>) -> Result<(Vec<Shares>, usize)>
         TokenMethod::AltiRollout => return alti::rollout(batch),
     };
     Ok((shares, 0))
+}
+
+/// How attention hands the metric of some pairs to their tokens under ALTI-Logit, and the metric of each pair's explained prompt and of its
+/// other one.
+pub(super) fn logit_flows(
+    on: Subject<'_>,
+    items: &[usize],
+    config: &TokenConfig,
+    running: &Running,
+    progress: &dyn Progress,
+) -> Result<Vec<(LogitFlow, f64, f64)>> {
+    let batch = Batch::new(on, items, config, running, progress)?;
+    let flows = alti::logit_flows(&batch)?.into_iter();
+    let values = batch.values.iter().zip(&batch.other_values);
+    Ok(flows.zip(values).map(|(flow, (own, other))| (flow, *own, *other)).collect())
+}
+
+/// Bytes of a prompt that is explained.
+pub(super) fn batch_bytes(
+    spec: &ModelSpec,
+    length: usize,
+    config: &TokenConfig,
+    metric: Metric,
+) -> usize {
+    batch::bytes(spec, length, config, metric)
 }
 
 /// What the shares of a prompt sum to, if the method promises a sum.
