@@ -40,7 +40,12 @@ pub struct FlowArgs {
     #[arg(long)]
     pub renormalise: bool,
     /// The position to explain: an index, one from the end, or a role such as `@S2` (its last token).
-    #[arg(long, value_name = "POSITION", default_value = "-1", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "POSITION",
+        default_value = "-1",
+        allow_hyphen_values = true
+    )]
     pub at: Pos,
     /// The clean prompt's shares less those of the corrupted one.
     #[arg(long)]
@@ -96,7 +101,11 @@ impl Ask for FlowArgs {
             Flow::Globenc => (&["at", "against"], self.against.is_some()),
         };
         let mode = Mode::new(name, &["method", "threshold"]).and(acts);
-        if asks_metric { mode } else { mode.idle(&["metric"]) }
+        if asks_metric {
+            mode
+        } else {
+            mode.idle(&["metric"])
+        }
     }
 
     fn texts(&self) -> Option<&Path> {

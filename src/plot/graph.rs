@@ -7,6 +7,8 @@
 mod of_circuit;
 mod of_table;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::text::{Align, aligned};
 
 pub(super) use of_circuit::of_circuit;
@@ -80,6 +82,22 @@ impl Graph {
             .sort_by(|a, b| Graph::size(b).total_cmp(&Graph::size(a)));
     }
 
+    /// The graph of the strongest edges.
+    pub fn strongest(mut self, most: usize) -> Graph {
+        self.sort();
+        self.edges.truncate(most);
+        let ends = self.edges.iter().flat_map(|edge| [edge.src, edge.dst]);
+        let kept: BTreeSet<usize> = ends.collect();
+        let place: BTreeMap<usize, usize> = kept.iter().copied().zip(0..).collect();
+        for edge in &mut self.edges {
+            (edge.src, edge.dst) = (place[&edge.src], place[&edge.dst]);
+        }
+        let nodes = self.nodes.into_iter().enumerate();
+        let nodes = nodes.filter(|(at, _)| kept.contains(at));
+        self.nodes = nodes.map(|(_, node)| node).collect();
+        self
+    }
+
     /// The drawing on a terminal, from the last node down: each node with the sources that it reads, the strongest first.
     /// At most `most` sources are named of each kind.
     pub fn listed(&self, most: Option<usize>) -> String {
@@ -116,7 +134,10 @@ impl Graph {
 /// Queries, keys and values in the order of their use; of the parts of a state the largest first.
 fn order(via: &str) -> usize {
     let known = ["", "q", "k", "v", "stream", "attention", "mlp", "bias"];
-    known.iter().position(|known| *known == via).unwrap_or(known.len())
+    known
+        .iter()
+        .position(|known| *known == via)
+        .unwrap_or(known.len())
 }
 
 fn strongest(edges: &[&GraphEdge], most: usize) -> String {

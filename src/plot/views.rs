@@ -11,6 +11,9 @@ use crate::error::Result;
 use crate::scores::{Layers, Lists, Scores, View};
 use crate::text::{Align, aligned, cut, padded, visible, width};
 
+/// Edges of a graph that are listed on a terminal.
+const LISTED_EDGES: usize = 40;
+
 const INFALLIBLE: &str = "a String takes all";
 
 /// How to print a table.
@@ -82,9 +85,15 @@ fn graphs(scores: &Scores, options: &PageOptions) -> String {
     let most = options.list_width.unwrap_or(usize::MAX);
     let mut text = String::new();
     for graph in of_table(scores) {
-        if !graph.title.is_empty() {
-            writeln!(text, "{}", cut(&graph.title, most)).expect(INFALLIBLE);
+        let n_all = graph.edges.len();
+        let title = Some(graph.title.clone()).filter(|title| !title.is_empty());
+        let left_out = format!("the {LISTED_EDGES} strongest of {n_all} edges");
+        let left_out = (n_all > LISTED_EDGES).then_some(left_out);
+        let heading: Vec<String> = title.into_iter().chain(left_out).collect();
+        if !heading.is_empty() {
+            writeln!(text, "{}", cut(&heading.join(": "), most)).expect(INFALLIBLE);
         }
+        let graph = graph.strongest(LISTED_EDGES);
         text += &narrowed(&graph.listed(options.top.filter(|&top| top > 0)), most);
     }
     text

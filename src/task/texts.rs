@@ -96,7 +96,11 @@ mod tests {
         assert_eq!((indices, task.name.as_str()), (vec![0, 2], "lines"));
         let pair = &task.pairs()[0];
         assert_eq!((pair.clean.len(), &pair.corrupted), (3, &pair.clean));
-        assert!(task.notes[0].starts_with("2 of 3 lines"), "{:?}", task.notes);
+        assert!(
+            task.notes[0].starts_with("2 of 3 lines"),
+            "{:?}",
+            task.notes
+        );
         assert_eq!(task.dropped[0].kind(), "repeated");
         let missing = from_text_file(Path::new("nowhere.txt"), &tokenizer, &options);
         assert!(matches!(missing, Err(Error::Missing { .. })));

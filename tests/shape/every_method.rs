@@ -360,7 +360,11 @@ fn encoder(n_pairs: usize) -> Lab {
         encoder: Some(Encoder { n_segments: 2 }),
         ..model.spec
     };
-    Lab::new(Model::random(spec, 3).expect("a spec that is whole"), tokenizer, task)
+    Lab::new(
+        Model::random(spec, 3).expect("a spec that is whole"),
+        tokenizer,
+        task,
+    )
 }
 
 /// Every method on pairs of two templates and two lengths; on pairs of one what asks for one.

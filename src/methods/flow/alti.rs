@@ -24,7 +24,7 @@ use crate::methods::tokens::{
 };
 use crate::metric::Metric;
 use crate::run::Progress;
-use crate::scores::{Direction, ExampleScores, Measured, ScoresMeta, View};
+use crate::scores::{ExampleScores, Measured, ScoresMeta, View};
 use crate::spec::ModelSpec;
 use crate::task::Task;
 
@@ -84,8 +84,17 @@ impl Method for AltiFlowConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         let of_tokens = self.tokens().header(task);
         ScoresMeta {
-            method: if self.logit { "flow_alti_logit" } else { "flow_alti" }.into(),
-            metric: if self.logit { of_tokens.metric } else { "flow".into() },
+            method: if self.logit {
+                "flow_alti_logit"
+            } else {
+                "flow_alti"
+            }
+            .into(),
+            metric: if self.logit {
+                of_tokens.metric
+            } else {
+                "flow".into()
+            },
             ..of_tokens
         }
     }
@@ -197,7 +206,9 @@ impl Prepared for Flowing<'_> {
         Ok(each
             .map(|((pair, &item), (flow, own, other, unmixed))| {
                 let tokens = &flow.masses[..1];
-                let values = self.cells.values(pair, &flow, self.config.threshold, tokens);
+                let values = self
+                    .cells
+                    .values(pair, &flow, self.config.threshold, tokens);
                 let mut example = unmeasured(task, item, own, other);
                 example.cells = values.keys().copied().collect();
                 example.values = values.into_values().collect();
@@ -208,7 +219,10 @@ impl Prepared for Flowing<'_> {
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
-        let unmixed = measured.examples.iter().filter_map(|one| one.facts.get("unmixed"));
+        let unmixed = measured
+            .examples
+            .iter()
+            .filter_map(|one| one.facts.get("unmixed"));
         let unmixed = unmixed.sum::<f64>() as u64;
         measured.found.insert("unmixed_rows".into(), json!(unmixed));
         if self.config.logit {

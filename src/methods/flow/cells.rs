@@ -35,7 +35,11 @@ pub(super) struct Cells {
 /// Cells of a state at a position, as far as it is told by the position alone: each source with its heads, then the
 /// three others.
 fn cells_of_state(step: &Step, n_heads: usize, pos: usize) -> usize {
-    let attention = if step.attention { (pos + 1) * (1 + n_heads) } else { 0 };
+    let attention = if step.attention {
+        (pos + 1) * (1 + n_heads)
+    } else {
+        0
+    };
     attention + 3
 }
 
@@ -52,9 +56,9 @@ pub(super) fn n_edges(spec: &ModelSpec, task: &Task) -> usize {
     let extent = Extent::new(task, &Default::default(), &Default::default());
     let of_group = |(_, length): &Group| -> usize {
         let steps = Step::all(spec);
-        let states = steps.iter().flat_map(|step| {
-            (0..*length).map(move |pos| cells_of_state(step, spec.n_heads, pos))
-        });
+        let states = steps
+            .iter()
+            .flat_map(|step| (0..*length).map(move |pos| cells_of_state(step, spec.n_heads, pos)));
         states.sum()
     };
     groups(task, &extent).iter().map(of_group).sum()
@@ -117,7 +121,9 @@ impl Cells {
             }
             let Some(&first) = first else { continue };
             let before = |step: &Step, until: usize| -> usize {
-                (0..until).map(|pos| cells_of_state(step, n_heads, pos)).sum()
+                (0..until)
+                    .map(|pos| cells_of_state(step, n_heads, pos))
+                    .sum()
             };
             let below: usize = self.steps[..edge.step]
                 .iter()
@@ -139,7 +145,6 @@ impl Cells {
             }
         }
     }
-
 }
 
 /// An edge that one example has counts 0 in the others that align with it; edges that none has have no row.

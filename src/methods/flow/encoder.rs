@@ -9,7 +9,7 @@ use super::cells::complete;
 use super::globenc::{GlobEnc, Rung, globenc_of, hooks};
 use super::layered::{Layered, LayeredCells};
 use super::place::{check_encoder, check_threshold, position};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hooks::Pos;
 use crate::methods::activation_patching::{PatchConfig, PatchSource};
 use crate::methods::captured::{captured_and_judged, captured_bytes};
@@ -175,19 +175,26 @@ impl Prepared for Mixing<'_> {
             let start = position(&self.config.start, length, &pair.roles)?;
             let flow = flow(globenc, start);
             let shares = Rung::ALL.map(|rung| globenc.shares(rung, start));
-            let values = self.cells.values(pair, &flow, self.config.threshold, &shares);
+            let values = self
+                .cells
+                .values(pair, &flow, self.config.threshold, &shares);
             let mut example = unmeasured(task, unit.items[i], f64::NAN, f64::NAN);
             example.judged(judged[i]);
             example.cells = values.keys().copied().collect();
             example.values = values.into_values().collect();
-            example.facts.insert("gap".into(), globenc.gaps[0].max(globenc.gaps[1]));
+            example
+                .facts
+                .insert("gap".into(), globenc.gaps[0].max(globenc.gaps[1]));
             examples.push(example);
         }
         Ok(examples)
     }
 
     fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
-        let gaps = measured.examples.iter().filter_map(|one| one.facts.get("gap"));
+        let gaps = measured
+            .examples
+            .iter()
+            .filter_map(|one| one.facts.get("gap"));
         let gap = gaps.copied().fold(0.0, f64::max);
         measured.found.insert("largest_gap".into(), json!(gap));
         complete(measured, self.on.task);

@@ -108,7 +108,9 @@ impl GlobEnc {
         for layer in self.layers_of(rung) {
             let (mut scaled, mut up) = (layer.clone(), Vec::new());
             for row in scaled.chunks_exact_mut(length) {
-                row.iter_mut().zip(&down).for_each(|(share, down)| *share *= down);
+                row.iter_mut()
+                    .zip(&down)
+                    .for_each(|(share, down)| *share *= down);
                 let sum: f64 = row.iter().sum();
                 row.iter_mut().for_each(|share| *share /= sum);
                 up.push(sum);
@@ -125,7 +127,10 @@ impl GlobEnc {
 fn times(row: &[f64], matrix: &[f64]) -> Vec<f64> {
     let mut product = vec![0.0; row.len()];
     for (weight, line) in row.iter().zip(matrix.chunks_exact(row.len())) {
-        product.iter_mut().zip(line).for_each(|(sum, x)| *sum += weight * x);
+        product
+            .iter_mut()
+            .zip(line)
+            .for_each(|(sum, x)| *sum += weight * x);
     }
     product
 }
@@ -244,7 +249,10 @@ impl<'a> Layer<'a> {
         // The norm at a layer's end is the one that the next layer begins with.
         let (end, end_scale) = match model.weights.blocks.get(index + 1) {
             Some(next) => (next.ln1.as_ref(), Hook::at(Kind::Scale(Ln::One), index + 1)),
-            None => (model.weights.ln_final.as_ref(), Hook::global(Kind::Scale(Ln::Final))),
+            None => (
+                model.weights.ln_final.as_ref(),
+                Hook::global(Kind::Scale(Ln::Final)),
+            ),
         };
         let b_o = match &weights.b_o {
             Some(b_o) => to_host(b_o)?.into_iter().map(f64::from).collect(),
@@ -280,7 +288,10 @@ impl<'a> Layer<'a> {
         for i in 0..n {
             let row = prompt * n + i;
             let wide = |values: &[f32]| -> Vec<f64> {
-                values[row * d..(row + 1) * d].iter().map(|&x| f64::from(x)).collect()
+                values[row * d..(row + 1) * d]
+                    .iter()
+                    .map(|&x| f64::from(x))
+                    .collect()
             };
             let x = self.norms[0].whole(&wide(&self.resid_pre), row);
             let mut others = vec![0.0; d];
@@ -307,7 +318,11 @@ impl<'a> Layer<'a> {
                 add(&mut sums[0], &part);
                 add(&mut sums[1], &behind);
             }
-            for ((gap, sum), whole) in gaps.iter_mut().zip(&sums).zip([&self.resid_mid, &self.mlp_in]) {
+            for ((gap, sum), whole) in gaps
+                .iter_mut()
+                .zip(&sums)
+                .zip([&self.resid_mid, &self.mlp_in])
+            {
                 let each = sum.iter().zip(wide(whole));
                 *gap = each.map(|(a, b)| (a - b).abs()).fold(*gap, f64::max);
             }

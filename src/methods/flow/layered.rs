@@ -93,12 +93,15 @@ impl LayeredCells {
             for level in 0..n_layers {
                 for to in 0..length {
                     let dst = node(level + 1, to).to_string();
-                    all.extend((0..length).map(|from| edge(component, level, from, dst.clone(), to)));
+                    all.extend(
+                        (0..length).map(|from| edge(component, level, from, dst.clone(), to)),
+                    );
                 }
             }
             if has_reads {
                 let end = length - 1;
-                let read = |component, level, from| edge(component, level, from, "logits".into(), end);
+                let read =
+                    |component, level, from| edge(component, level, from, "logits".into(), end);
                 for level in 0..n_layers {
                     all.extend((0..length).map(|from| read("read", level, from)));
                 }

@@ -166,11 +166,7 @@ impl Attention<'_> {
             return Ok(());
         };
         let weights = &self.model.weights.blocks[self.layer];
-        let write = Write::new(
-            self.model,
-            weights.ln1_post.as_ref(),
-            weights.b_o.as_ref(),
-        )?;
+        let write = Write::new(self.model, weights.ln1_post.as_ref(), weights.b_o.as_ref())?;
         let scale = |pos: usize| self.scale.map_or(1.0, |scale| scale[pos]);
         for (pos, sum) in states.iter_mut() {
             let bias = write.bias(scale(*pos), d);
@@ -187,7 +183,8 @@ impl Attention<'_> {
             states.par_iter_mut().for_each(|(pos, sum)| {
                 for (n, source) in sources.clone().enumerate().filter(|(_, s)| s <= pos) {
                     for head in 0..n_heads {
-                        let weight = self.pattern[(head * self.length + *pos) * self.length + source];
+                        let weight =
+                            self.pattern[(head * self.length + *pos) * self.length + source];
                         let factor = f64::from(weight) / f64::from(scale(*pos));
                         let part = &brought[(head * sources.len() + n) * d..][..d];
                         sum.importance.heads[source * n_heads + head] = sum.take(part, factor);

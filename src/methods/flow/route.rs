@@ -248,13 +248,31 @@ impl Kept {
         };
         let mid = Hook::at(Kind::ResidMid, step.layer);
         let has_mid = cache.contains(mid);
-        let of_attention = |kind| if step.attention { at(kind) } else { Ok(Vec::new()) };
+        let of_attention = |kind| {
+            if step.attention {
+                at(kind)
+            } else {
+                Ok(Vec::new())
+            }
+        };
         let scale = of_attention(Kind::Scale(Ln::OnePost))?;
         Ok(Kept {
             length: cache.length,
-            dst: if has_mid && step.attention { read(mid)? } else { whole()? },
-            src: if step.attention { at(Kind::ResidPre)? } else { read(mid)? },
-            mlp_out: if step.mlp { at(Kind::MlpOut)? } else { Vec::new() },
+            dst: if has_mid && step.attention {
+                read(mid)?
+            } else {
+                whole()?
+            },
+            src: if step.attention {
+                at(Kind::ResidPre)?
+            } else {
+                read(mid)?
+            },
+            mlp_out: if step.mlp {
+                at(Kind::MlpOut)?
+            } else {
+                Vec::new()
+            },
             pattern: of_attention(Kind::Pattern)?,
             v: of_attention(Kind::V)?,
             scale: (!scale.is_empty()).then_some(scale),

@@ -126,8 +126,14 @@ impl Method for RouteConfig {
 
     /// Sizes: a share has no sign, and is held against the size of what patching the part does.
     fn exact(&self, cells: &[Cell]) -> Option<Exact> {
-        let has_mlps = cells.iter().any(|cell| cell.component == Kind::MlpOut.name());
-        let sites = if has_mlps { "z,mlp_out" } else { "z" };
+        let has_mlps = cells
+            .iter()
+            .any(|cell| cell.component == Kind::MlpOut.name());
+        let sites = if has_mlps {
+            "z:all,mlp_out:all"
+        } else {
+            "z:all"
+        };
         (!self.contrast).then_some(())?;
         Some(Exact {
             method: Box::new(PatchConfig {
@@ -232,7 +238,9 @@ impl Prepared for Following<'_> {
         );
         measured.notes.push(note);
         measured.found.insert("largest_gap".into(), json!(gap));
-        measured.found.insert("unmixed_states".into(), json!(unmixed));
+        measured
+            .found
+            .insert("unmixed_states".into(), json!(unmixed));
         if gap.is_nan() || gap > GAP {
             measured.warnings.push(format!(
                 "the parts of a state miss it by {:.2}% of its largest entry; this should not happen in f32: if the model is in f16 or bf16, \

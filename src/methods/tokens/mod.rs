@@ -26,10 +26,10 @@ use serde_json::{Value, json};
 pub use alti::{Alti, alti};
 pub(super) use alti::{LogitFlow, passed_down};
 pub(super) use batch::InCells;
-pub(super) use frozen::Write;
 use batch::{Batch, Shares};
 use cells::{Cells, EMBED};
 pub use config::{Prompts, TokenConfig};
+pub(super) use frozen::Write;
 use gradient::Reading;
 use integrated::{Start, baseline_token, check_references};
 pub use method::{Baseline, Quadrature, ReferenceSet, TokenMethod};
@@ -284,7 +284,10 @@ pub(super) fn logit_flows(
     let batch = Batch::new(on, items, config, running, progress)?;
     let flows = alti::logit_flows(&batch)?.into_iter();
     let values = batch.values.iter().zip(&batch.other_values);
-    Ok(flows.zip(values).map(|(flow, (own, other))| (flow, *own, *other)).collect())
+    Ok(flows
+        .zip(values)
+        .map(|(flow, (own, other))| (flow, *own, *other))
+        .collect())
 }
 
 /// Bytes of a prompt that is explained.

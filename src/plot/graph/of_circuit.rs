@@ -18,7 +18,9 @@ pub(in crate::plot) fn of_circuit(circuit: &Circuit) -> Graph {
     let edge = |edge: crate::hooks::Edge| GraphEdge {
         src: places[&edge.src],
         dst: places[&edge.dst],
-        via: edge.letter.map_or(String::new(), |letter| letter.to_string()),
+        via: edge
+            .letter
+            .map_or(String::new(), |letter| letter.to_string()),
         name: edge.to_string(),
         listed: edge.src.to_string(),
         detail: String::new(),
@@ -32,7 +34,11 @@ pub(in crate::plot) fn of_circuit(circuit: &Circuit) -> Graph {
             .map(|&node| said(circuit, node, node_of(node, parallel)))
             .collect(),
         has_sides: true,
-        unit: circuit.about.metric.as_deref().map_or("score".into(), visible),
+        unit: circuit
+            .about
+            .metric
+            .as_deref()
+            .map_or("score".into(), visible),
         ..Graph::default()
     };
     graph.sort();

@@ -12,7 +12,7 @@ use crate::text::visible;
 
 /// The component of rows that say what an edge of attention consists of, and how many of them are named.
 const HEAD: &str = "head";
-const HEADS: usize = 3;
+const HEADS: usize = 2;
 
 /// An end of an edge, in the order of computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +100,9 @@ pub(in crate::plot) fn of_table(scores: &Scores) -> Vec<Graph> {
 
 fn ends(src: &str, dst: &str, component: &str) -> Option<Ends> {
     if let Ok(edge) = format!("{src}->{dst}").parse::<Edge>() {
-        let letter = edge.letter.map_or(String::new(), |letter| letter.to_string());
+        let letter = edge
+            .letter
+            .map_or(String::new(), |letter| letter.to_string());
         return Some((End::Node(edge.src), End::Node(edge.dst), letter));
     }
     let src = End::Stream(src.parse().ok()?);
@@ -153,11 +155,16 @@ impl Edges {
 
 /// The strongest heads of an edge.
 fn said(heads: &BTreeMap<i64, Mean>) -> String {
-    let mut heads: Vec<(i64, f64)> = heads.iter().map(|(head, mean)| (*head, mean.score())).collect();
+    let mut heads: Vec<(i64, f64)> = heads
+        .iter()
+        .map(|(head, mean)| (*head, mean.score()))
+        .collect();
     heads.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
     let named = heads.iter().take(HEADS);
     let named = named.filter(|(_, score)| score.abs() >= 0.0005);
-    let named: Vec<String> = named.map(|(head, score)| format!("h{head} {score:.3}")).collect();
+    let named: Vec<String> = named
+        .map(|(head, score)| format!("h{head} {score:.3}"))
+        .collect();
     named.join(", ")
 }
 
@@ -166,7 +173,9 @@ fn listed(src: End, dst: End, via: &str, token: &dyn Fn(usize) -> String) -> Str
     match (src, dst) {
         (End::Node(node), _) => node.to_string(),
         // At the same position there is one state that a step starts from.
-        (End::Stream(a), End::Stream(b)) if a.pos() == b.pos() && via != "attention" => String::new(),
+        (End::Stream(a), End::Stream(b)) if a.pos() == b.pos() && via != "attention" => {
+            String::new()
+        }
         (End::Stream(node), End::Stream(_)) => at(node.pos(), token),
         (End::Stream(node), End::Node(_)) => {
             format!("layer {} {}", node.layer(), at(node.pos(), token))
@@ -274,8 +283,25 @@ mod tests {
     }
 
     #[test]
+    fn the_strongest_edges_keep_their_ends() {
+        let scores = table(&[
+            ("stream", "resid_pre0@1", "resid_mid0@1", None, 0.5),
+            ("stream", "resid_mid0@1", "resid_post0@1", None, 0.7),
+            ("attention", "resid_pre0@0", "resid_mid0@1", None, 0.1),
+        ]);
+        let graph = of_table(&scores).swap_remove(0).strongest(1);
+        assert_eq!(
+            graph.listed(None),
+            "resid_post0  @1  stream +0.700\nresid_mid0   @1\n"
+        );
+    }
+
+    #[test]
     fn pairs_of_heads_and_words_are_no_edges() {
-        let heads = [("edge", "a0.h0", "a0.h1", None, 0.5), ("edge", "a0.h0", "a1.h1", None, 0.5)];
+        let heads = [
+            ("edge", "a0.h0", "a0.h1", None, 0.5),
+            ("edge", "a0.h0", "a1.h1", None, 0.5),
+        ];
         assert_eq!(of_table(&table(&heads)), []);
         let words = [("attention", "Mary", "John", None, 0.5); 3];
         assert_eq!(of_table(&table(&words)), []);

@@ -13,7 +13,10 @@ const MOST_EDGES: usize = 5_000;
 /// and edges as `[source, reader, via, score, row, detail]`, strongest first. Nothing if the rows are no edges. Rows of several pairs are
 /// averaged.
 pub(super) fn graphs(whole: &Scores, rows: &Rows) -> Vec<Value> {
-    of_table(whole).iter().map(|graph| value(graph, rows)).collect()
+    of_table(whole)
+        .iter()
+        .map(|graph| value(graph, rows))
+        .collect()
 }
 
 fn value(graph: &Graph, rows: &Rows) -> Value {

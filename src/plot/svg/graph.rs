@@ -66,7 +66,12 @@ pub(super) fn draw_graph(page: &mut Page, graph: &Graph, top: f64) -> Result<f64
     if !graph.columns.is_empty() {
         for (column, label) in graph.columns.iter().enumerate() {
             let x = column_at(column as f64);
-            page.text(x, bottom + 6.0, "text-anchor='middle' font-size='11'", &cut(label, COLUMN));
+            page.text(
+                x,
+                bottom + 6.0,
+                "text-anchor='middle' font-size='11'",
+                &cut(label, COLUMN),
+            );
         }
         bottom += 14.0;
     }
@@ -123,13 +128,7 @@ fn places(graph: &Graph, top: f64) -> Vec<(f64, f64)> {
     places
 }
 
-fn draw_edge(
-    page: &mut Page,
-    edge: &GraphEdge,
-    most: f64,
-    from: (f64, f64),
-    to: (f64, f64),
-) {
+fn draw_edge(page: &mut Page, edge: &GraphEdge, most: f64, from: (f64, f64), to: (f64, f64)) {
     let entry = match edge.via.as_str() {
         "q" => -ENTRY,
         "v" => ENTRY,
@@ -201,7 +200,8 @@ fn legend(graph: &Graph, n_drawn: usize, most: f64, palette: Palette) -> Vec<Str
     }
     lines.push(match graph.has_sides {
         true => "into a head: queries on the left, keys in the middle, values on the right".into(),
-        false => "up one column: the stream in the middle, the MLP on the right; across: attention".into(),
+        false => "up one column: the stream in the middle, the MLP on the right; across: attention"
+            .into(),
     });
     lines
 }
