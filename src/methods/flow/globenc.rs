@@ -144,7 +144,7 @@ pub(super) fn hooks(spec: &ModelSpec) -> Vec<Hook> {
         Kind::Pattern,
         Kind::ResidMid,
         Kind::Scale(Ln::Two),
-        Kind::MlpIn,
+        Kind::Normalized(Ln::Two),
     ];
     let all = kinds.into_iter();
     let all = all.flat_map(|kind| (0..spec.n_layers).map(move |layer| Hook::at(kind, layer)));
@@ -219,6 +219,12 @@ impl Norm {
         each.map(|(x, w)| (x - mean) / scale * w).collect()
     }
 
+    /// The output of a normalised state.
+    fn weighted(&self, normalized: &[f64]) -> Vec<f64> {
+        let each = normalized.iter().zip(&self.w).zip(&self.b);
+        each.map(|((x, w), b)| x * w + b).collect()
+    }
+
     fn whole(&self, x: &[f64], row: usize) -> Vec<f64> {
         let part = self.part(x, row);
         part.iter().zip(&self.b).map(|(x, b)| x + b).collect()
@@ -232,7 +238,8 @@ struct Layer<'a> {
     length: usize,
     resid_pre: Vec<f32>,
     resid_mid: Vec<f32>,
-    mlp_in: Vec<f32>,
+    /// What the norm behind attention divides to, before its weights.
+    normalized: Vec<f32>,
     v: Vec<f32>,
     pattern: Vec<f32>,
     b_o: Vec<f64>,
@@ -264,7 +271,7 @@ impl<'a> Layer<'a> {
             length: cache.length,
             resid_pre: at(Kind::ResidPre)?,
             resid_mid: at(Kind::ResidMid)?,
-            mlp_in: at(Kind::MlpIn)?,
+            normalized: at(Kind::Normalized(Ln::Two))?,
             v: at(Kind::V)?,
             pattern: at(Kind::Pattern)?,
             b_o,
@@ -318,12 +325,10 @@ impl<'a> Layer<'a> {
                 add(&mut sums[0], &part);
                 add(&mut sums[1], &behind);
             }
-            for ((gap, sum), whole) in gaps
-                .iter_mut()
-                .zip(&sums)
-                .zip([&self.resid_mid, &self.mlp_in])
-            {
-                let each = sum.iter().zip(wide(whole));
+            let behind = self.norms[1].weighted(&wide(&self.normalized));
+            let wholes = [wide(&self.resid_mid), behind];
+            for ((gap, sum), whole) in gaps.iter_mut().zip(&sums).zip(&wholes) {
+                let each = sum.iter().zip(whole);
                 *gap = each.map(|(a, b)| (a - b).abs()).fold(*gap, f64::max);
             }
             let own = rungs[4][i * n + i];
