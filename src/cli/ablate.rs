@@ -13,7 +13,7 @@ use candlewick::model::ModelSpec;
 use candlewick::task::Task;
 use clap::Args;
 
-use super::args::TaskArgs;
+use super::args::{SourceModelArgs, TaskArgs};
 use super::open::open_task;
 use super::session::{Ask, Asked, CommonArgs, Mode};
 
@@ -31,6 +31,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick ablate --source mean-role --sites z,mlp_out --n-pairs 8
   candlewick ablate --source scale:-1 --sites z,v --layers 1-3 --n-pairs 8
   candlewick ablate --together a3.h0,a3.h1 --class first=a0.h0,a0.h2 --source resample
+  candlewick ablate --sites z,mlp_out --source-model embedded --n-pairs 8 --out same.parquet
   candlewick ablate --head-pairs a0.h0,a0.h2,a3.h0,a3.h1 --n-pairs 8 --out pairs.parquet
   candlewick ablate --block @END:@S2 --layers 2,3 --n-pairs 8
   candlewick ablate --self-repair heads --target difference")]
@@ -39,10 +40,12 @@ pub struct AblateArgs {
     #[arg(long, short)]
     pub sites: Option<String>,
     /// What is put in place: `zero`, `mean` (over the reference prompts, per position within each template), `mean-role` (per role
-    /// of the task), `mean-all` (over all positions), `resample` (the clean run of another pair of the same template), or `scale:X`
-    /// (the run's own value times X).
-    #[arg(long, alias = "by", default_value = "mean")]
-    pub source: PatchSource,
+    /// of the task), `mean-all` (over all positions), `resample` (the clean run of another pair of the same template), `scale:X`
+    /// (the run's own value times X), or `same` (the same prompt in the source model) [default: mean; same with `--source-model`].
+    #[arg(long, alias = "by")]
+    pub source: Option<PatchSource>,
+    #[command(flatten)]
+    pub values: SourceModelArgs,
     /// Nodes that are ablated together, such as `a9.h6,a9.h9,m3`; may be given more than once.
     #[arg(long, value_name = "NODES")]
     pub together: Vec<String>,
@@ -115,8 +118,9 @@ impl Ask for AblateArgs {
                 &["block", "whole_layers", "window", "layers", "heads"],
             );
         }
-        let mut mode = Mode::new(self.what(), &["sites", "source"]);
-        if self.source.is_mean() {
+        let acts = ["sites", "source", "source_model", "source_revision"];
+        let mut mode = Mode::new(self.what(), &acts);
+        if self.source().is_mean() {
             mode = mode.and(&["reference"]);
         }
         if self.has_sweeps() {
@@ -148,10 +152,11 @@ impl Ask for AblateArgs {
         let source = if is_knockout {
             PatchSource::Block
         } else {
-            self.source
+            self.source()
         };
         let patch = PatchConfig {
             source,
+            source_model: self.values.open(on.options)?,
             reference: self.reference_task(on)?,
             window: self.window,
             layers: self.layers.clone().unwrap_or_default(),
@@ -171,6 +176,10 @@ impl Ask for AblateArgs {
 }
 
 impl AblateArgs {
+    fn source(&self) -> PatchSource {
+        self.values.source(self.source, PatchSource::Mean)
+    }
+
     fn has_sets(&self) -> bool {
         !(self.together.is_empty() && self.class.is_empty() && self.head_pairs.is_empty())
     }
@@ -182,7 +191,7 @@ impl AblateArgs {
 
     /// What was chosen, as it is typed.
     fn what(&self) -> String {
-        let mut what = vec![format!("`--source {}`", self.source)];
+        let mut what = vec![format!("`--source {}`", self.source())];
         let chosen = [
             ("--together", !self.together.is_empty()),
             ("--class", !self.class.is_empty()),

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use candlewick::Error;
+use candlewick::methods::{PatchSource, SourceModel};
+use candlewick::model::LoadOptions;
 use candlewick::plot::ScaleOf;
 use clap::{Args, ValueEnum};
 
@@ -105,6 +108,46 @@ impl From<BosChoice> for candlewick::task::BosChoice {
             BosChoice::Yes => candlewick::task::BosChoice::Yes,
             BosChoice::No => candlewick::task::BosChoice::No,
         }
+    }
+}
+
+/// Another model that values are taken from.
+#[derive(Debug, Clone, Args)]
+pub struct SourceModelArgs {
+    /// Another model of the same shape, whose runs the values that are put in place are of: a hub id, a folder or a `.gguf` file.
+    #[arg(long, value_name = "MODEL")]
+    pub source_model: Option<String>,
+    /// Branch, tag or commit of that model.
+    #[arg(long, value_name = "REVISION", requires = "source_model")]
+    pub source_revision: Option<String>,
+}
+
+impl SourceModelArgs {
+    /// Finds it, where there is one; its weights are read later.
+    /// # Errors
+    /// Those of [`SourceModel::open`].
+    pub fn open(&self, options: &LoadOptions) -> Result<Option<SourceModel>, Error> {
+        let open = |id| {
+            let options = LoadOptions {
+                revision: self.source_revision.clone(),
+                ..options.clone()
+            };
+            SourceModel::open(id, &options)
+        };
+        self.source_model.as_deref().map(open).transpose()
+    }
+
+    /// What was chosen, else the same prompt in the other model where there is one.
+    pub fn source(&self, chosen: Option<PatchSource>, without: PatchSource) -> PatchSource {
+        chosen.unwrap_or(match self.source_model {
+            Some(_) => PatchSource::Same,
+            None => without,
+        })
+    }
+
+    /// The model and its revision.
+    pub fn named(&self) -> Option<(String, Option<String>)> {
+        Some((self.source_model.clone()?, self.source_revision.clone()))
     }
 }
 

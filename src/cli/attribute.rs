@@ -16,7 +16,8 @@ use candlewick::methods::attribution::{
 };
 use candlewick::methods::tokens::{Baseline, TokenConfig, TokenMethod};
 use candlewick::methods::{
-    EdgeConfig, Method, PatchConfig, PatchSource, Removal, RemovalConfig, Summary, parse_sites,
+    EdgeConfig, Method, PatchConfig, PatchSource, Reference, Removal, RemovalConfig, Summary,
+    parse_sites,
 };
 use candlewick::model::ModelSpec;
 use candlewick::nn::rules::Rules;
@@ -30,6 +31,7 @@ use choices::Scored;
 pub use scoring::By;
 use scoring::STEPS;
 
+use super::args::SourceModelArgs;
 use super::patch::{DirectionChoice, direction_of};
 use super::session::{Ask, Asked, CommonArgs, Mode};
 
@@ -55,6 +57,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick attribute --method ceap --steps 5 --verify 10 --n-pairs 4 -o ceap.parquet
   candlewick attribute --method eap --compare ig.json --n-pairs 8 -o eap.parquet
   candlewick attribute --method eap --source mean --per-example --n-pairs 4 -o mean.parquet
+  candlewick attribute --method eap --source-model embedded --n-pairs 4 -o theirs.parquet
   candlewick attribute --method exact-edges --edges 'input->a0.h2<v>,m3->logits' -o e.parquet
   candlewick attribute --method attn-lrp --verify 4 -o lrp.parquet
   candlewick attribute --method ig --baseline pair --steps 20 -o tokens.parquet
@@ -72,9 +75,13 @@ pub struct AttributeArgs {
     /// ablate with another source]. Edges are noised or ablated.
     #[arg(long, short)]
     pub direction: Option<DirectionChoice>,
-    /// Nodes and edges: what is put in place.
-    #[arg(long, default_value = "pair")]
-    pub source: SourceChoice,
+    /// Nodes and edges: what is put in place: `pair` (the pair's other run), `zero`, `mean` (over the corrupted prompts, per position within
+    /// each template), of nodes also `mean-all` (over all positions), or `same` (the same prompt in the source model) [default: pair;
+    /// same with `--source-model`].
+    #[arg(long)]
+    pub source: Option<PatchSource>,
+    #[command(flatten)]
+    pub values: SourceModelArgs,
     /// With `ig`: what the integral starts from: zero, mean (of all embeddings), bos, pair (the corrupted prompt), or a token of the
     /// vocabulary at every position, as in `token:<pad>`.
     #[arg(long, default_value = "mean")]
@@ -140,9 +147,31 @@ impl Ask for AttributeArgs {
         let verifies = self.common.running.verify.is_some();
         let mut acts = vec!["method"];
         acts.extend_from_slice(match self.method.scored() {
-            Scored::Nodes => &["sites", "direction", "source", "rules"],
-            Scored::Edges => &["source", "rules", "by_position", "graph", "compare"],
-            Scored::ExactEdges => &["source", "edges", "graph", "compare"],
+            Scored::Nodes => &[
+                "sites",
+                "direction",
+                "source",
+                "source_model",
+                "source_revision",
+                "rules",
+            ],
+            Scored::Edges => &[
+                "source",
+                "source_model",
+                "source_revision",
+                "rules",
+                "by_position",
+                "graph",
+                "compare",
+            ],
+            Scored::ExactEdges => &[
+                "source",
+                "source_model",
+                "source_revision",
+                "edges",
+                "graph",
+                "compare",
+            ],
             Scored::Tokens => &[],
             Scored::Removal => &["players", "removal"],
         });
@@ -192,12 +221,13 @@ impl Ask for AttributeArgs {
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
         Ok(match self.method.scored() {
-            Scored::Nodes => Box::new(self.nodes(on.spec)?),
-            Scored::Edges => Box::new(self.edge_estimates()?),
+            Scored::Nodes => Box::new(self.nodes(on)?),
+            Scored::Edges => Box::new(self.edge_estimates(on)?),
             Scored::ExactEdges => Box::new(EdgeConfig {
                 edges: (!self.edges.is_empty()).then(|| self.edges.clone()),
                 metric: None,
-                reference: self.source.reference()?,
+                reference: self.reference()?,
+                source_model: self.values.open(on.options)?,
             }),
             Scored::Tokens => Box::new(TokenConfig::new(self.tokens()?)),
             Scored::Removal => Box::new(self.removal()?),
@@ -252,23 +282,39 @@ impl Ask for AttributeArgs {
 }
 
 impl AttributeArgs {
-    fn nodes(&self, spec: &ModelSpec) -> anyhow::Result<NodeAttributionConfig> {
-        let default = match (self.method, spec.mlp != Mlp::None) {
+    fn source(&self) -> PatchSource {
+        self.values.source(self.source, PatchSource::Pair)
+    }
+
+    /// What edges can be given.
+    fn reference(&self) -> Result<Reference, Error> {
+        match self.source() {
+            PatchSource::Pair => Ok(Reference::Pair),
+            PatchSource::Zero => Ok(Reference::Zero),
+            PatchSource::Mean => Ok(Reference::Mean),
+            PatchSource::Same => Ok(Reference::Same),
+            PatchSource::MeanAll => Err(Error::invalid(
+                "edges take a mean per position; use `--source mean`",
+            )),
+            other => Err(Error::invalid(format!(
+                "`{other}` is no source for edges; they take `pair`, `zero`, `mean`, or `same` with `--source-model`"
+            ))),
+        }
+    }
+
+    fn nodes(&self, on: &Asked<'_>) -> anyhow::Result<NodeAttributionConfig> {
+        let default = match (self.method, on.spec.mlp != Mlp::None) {
             (MethodChoice::AtpStar, true) => "q,k,v,z,mlp_out",
             (MethodChoice::AtpStar, false) => "q,k,v,z",
             (_, true) => "z,mlp_out",
             (_, false) => "z",
         };
         let sites = parse_sites(self.sites.as_deref().unwrap_or(default))?;
-        let source = match self.source {
-            SourceChoice::Pair => PatchSource::Pair,
-            SourceChoice::Zero => PatchSource::Zero,
-            SourceChoice::Mean => PatchSource::Mean,
-            SourceChoice::MeanAll => PatchSource::MeanAll,
-        };
+        let source = self.source();
         let patch = PatchConfig {
             direction: direction_of(self.direction, source, Direction::Noise),
             source,
+            source_model: self.values.open(on.options)?,
             ..PatchConfig::new(sites)
         };
         let steps = self.steps.unwrap_or(STEPS);
@@ -282,7 +328,7 @@ impl AttributeArgs {
         Ok(config)
     }
 
-    fn edge_estimates(&self) -> anyhow::Result<EdgeAttributionConfig> {
+    fn edge_estimates(&self, on: &Asked<'_>) -> anyhow::Result<EdgeAttributionConfig> {
         let steps = self.steps.unwrap_or(STEPS);
         let mut config = self.method.edges(steps);
         match &mut config.path {
@@ -298,7 +344,8 @@ impl AttributeArgs {
             }
             EdgePath::Along(GradientPath::Base | GradientPath::Ends) => {}
         }
-        config.reference = self.source.reference()?;
+        config.reference = self.reference()?;
+        config.source_model = self.values.open(on.options)?;
         config.rules = self.rules.clone().unwrap_or(config.rules);
         config.by_position = self.by_position;
         Ok(config)

@@ -10,11 +10,11 @@ use candlewick::methods::activations::{
 };
 use candlewick::model::{EMBEDDED, ModelSpec, open};
 use candlewick::run::Roles;
-use candlewick::scores::check_writable;
 use clap::Args;
 
 use super::Context;
 use super::args::{ModelArgs, TaskArgs, memory};
+use super::destination::check_new;
 use super::generate::given_prompts;
 use super::models::size;
 use super::open::{load_options, open_task, read_weights};
@@ -117,14 +117,7 @@ pub fn run(args: &CacheArgs, ctx: &Context) -> anyhow::Result<()> {
         println!("would write {what} of f32: {}", args.out.display());
         return Ok(());
     }
-    if args.out.exists() && !args.force {
-        return Err(Error::invalid(format!(
-            "`{}` is there already; choose another name, or replace it with `--force`",
-            args.out.display()
-        ))
-        .into());
-    }
-    check_writable(&args.out)?;
+    check_new(&args.out, args.force)?;
     let progress = ctx.progress();
     let model = read_weights(opened, ctx)?;
     write_activations(

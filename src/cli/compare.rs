@@ -97,6 +97,11 @@ pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
         }
         print(&found.table, &args.print, ctx, &mut stdout)?;
         if let Some(out) = &args.out {
+            let (first, other) = (args.first.display(), path.display());
+            let lines = found.lines();
+            let notes = &mut found.table.provenance.notes;
+            notes.push(format!("`{other}` less `{first}`"));
+            notes.extend(lines);
             let folder = std::env::current_dir().unwrap_or_default();
             found.table.made_by(&ctx.command, &folder.to_string_lossy());
             write_out(&found.table, out, args.force)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candlewick::Error;
-use candlewick::scores::check_out;
+use candlewick::scores::{check_out, check_writable};
 
 use super::Context;
 use super::args::OutputArgs;
@@ -42,6 +42,20 @@ pub fn destination(output: &OutputArgs, default: &str, ctx: &Context) -> anyhow:
     }
     let error = taken.expect("the last of many names was taken");
     Err(error.into())
+}
+
+/// Refuses to lose a file that does not say which command made it: a picture, activations, a task of one's own.
+/// # Errors
+/// [`Error::Invalid`] where there is one; those of [`check_writable`].
+pub fn check_new(path: &Path, force: bool) -> Result<(), Error> {
+    let holds_something = std::fs::metadata(path).is_ok_and(|about| about.len() > 0);
+    if holds_something && !force {
+        return Err(Error::invalid(format!(
+            "`{}` is there already; choose another name, or replace it with `--force`",
+            path.display()
+        )));
+    }
+    check_writable(path)
 }
 
 /// `scores-2.parquet` for `scores.parquet`.

@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn every_flag_of_a_command_acts_in_a_mode_or_is_refused() {
         // The arguments that choose a mode, and the command's own flags that act in it.
-        let swept = "sites source reference window layers heads together class head_pairs";
+        let swept = "sites source source_model source_revision reference window layers heads together class head_pairs";
         let modes = [
             (
                 "patch",
@@ -351,7 +351,7 @@ mod tests {
             ("ablate", swept),
             (
                 "ablate --source zero",
-                "sites source window layers heads together class head_pairs",
+                "sites source source_model source_revision window layers heads together class head_pairs",
             ),
             (
                 "ablate --sites z --together a0.h0,a0.h1",
@@ -359,11 +359,11 @@ mod tests {
             ),
             (
                 "ablate --class x=a0.h0,a0.h1 --by mean-all",
-                "sites source reference together class head_pairs at",
+                "sites source source_model source_revision reference together class head_pairs at",
             ),
             (
                 "ablate --head-pairs all --source resample",
-                "sites source together class head_pairs at",
+                "sites source source_model source_revision together class head_pairs at",
             ),
             (
                 "ablate --block @END:@S2",

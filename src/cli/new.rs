@@ -9,6 +9,8 @@ use candlewick::scores::write_whole;
 use candlewick::task::{PromptExample, draft, schema};
 use clap::{Args, Subcommand};
 
+use super::destination::check_new;
+
 /// Write a task file to begin with, or print the schema of task files.
 #[derive(Debug, Args)]
 pub struct NewArgs {
@@ -66,13 +68,7 @@ fn task(args: &TaskArgs) -> anyhow::Result<()> {
     let text = draft(&args.name, &args.examples)?;
     let default = || PathBuf::from(format!("{}.toml", args.name));
     let path = args.out.clone().unwrap_or_else(default);
-    if path.exists() && !args.force {
-        return Err(Error::invalid(format!(
-            "`{}` is there already; choose another name, or replace it with `--force`",
-            path.display()
-        ))
-        .into());
-    }
+    check_new(&path, args.force)?;
     write_whole(&path, |file| {
         let written = file.write_all(text.as_bytes());
         written.map_err(|source| Error::Write {

@@ -1,12 +1,12 @@
 //! `candlewick patch`: exact activation patching, from a model and a task to a picture and a parquet file.
 
 use candlewick::methods::{
-    GaussianNoise, Heads, Layers, Method, PatchConfig, PatchSource, SourceModel, parse_sites,
+    GaussianNoise, Heads, Layers, Method, PatchConfig, PatchSource, parse_sites,
 };
-use candlewick::model::LoadOptions;
 use candlewick::scores::Direction;
 use clap::{Args, ValueEnum};
 
+use super::args::SourceModelArgs;
 use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Patch one run's activations into another, exactly, at every site of a sweep.
@@ -43,12 +43,8 @@ pub struct PatchArgs {
     /// prompt in the source model) [default: pair; same with `--source-model`].
     #[arg(long)]
     pub source: Option<PatchSource>,
-    /// Another model, whose runs the written values are of: a hub id, a folder or a `.gguf` file.
-    #[arg(long, value_name = "MODEL")]
-    pub source_model: Option<String>,
-    /// Branch, tag or commit of that model.
-    #[arg(long, value_name = "REVISION", requires = "source_model")]
-    pub source_revision: Option<String>,
+    #[command(flatten)]
+    pub values: SourceModelArgs,
     /// Layers patched together, centred on the one reported.
     #[arg(long, default_value_t = 1)]
     pub window: usize,
@@ -126,18 +122,8 @@ impl Ask for PatchArgs {
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
-        let source_model = self.source_model.as_ref().map(|id| {
-            let options = LoadOptions {
-                revision: self.source_revision.clone(),
-                ..on.options.clone()
-            };
-            SourceModel::open(id, &options)
-        });
-        let source_model = source_model.transpose()?;
-        let source = self.source.unwrap_or(match source_model {
-            Some(_) => PatchSource::Same,
-            None => PatchSource::Pair,
-        });
+        let source_model = self.values.open(on.options)?;
+        let source = self.values.source(self.source, PatchSource::Pair);
         let noise = (!self.noise.is_empty()).then(|| GaussianNoise {
             positions: self.noise.clone(),
             scale: self.noise_scale,

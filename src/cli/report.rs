@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candlewick::Error;
 use candlewick::circuit::Circuit;
-use candlewick::plot::{NamedScores, circuit_table, report};
+use candlewick::plot::{NamedScores, ReportOptions, circuit_table, report_with};
 use candlewick::scores::{Conditions, Scores, check_writable, write_whole};
 use clap::Args;
 
@@ -24,6 +24,7 @@ const OURS: &str = "<meta name=\"generator\" content=\"candlewick ";
 Examples:
   candlewick report scores.parquet
   candlewick report scores.parquet --out pages.html --force
+  candlewick report scores.parquet scores.parquet --shared-scale
   candlewick report scores.parquet --where 'component = resid_pre and layer > 1' --out late.html")]
 pub struct ReportArgs {
     /// Files that `--out` wrote, and circuits (`.toml`, or the `.json` of EAP-IG and MIB).
@@ -32,6 +33,9 @@ pub struct ReportArgs {
     /// Only rows for which all of these hold, as in `candlewick show`; every file has to have such rows.
     #[arg(long = "where", value_name = "CONDITIONS")]
     pub conditions: Vec<Conditions>,
+    /// One scale for the grids of all files that show the same quantity.
+    #[arg(long)]
+    pub shared_scale: bool,
     /// Where the page goes.
     #[arg(long, short, value_name = "FILE", default_value = "report.html")]
     pub out: PathBuf,
@@ -61,7 +65,10 @@ pub fn run(args: &ReportArgs, ctx: &Context) -> anyhow::Result<()> {
         .iter()
         .map(|(name, scores)| NamedScores { name, scores })
         .collect();
-    let page = report(&named)?;
+    let options = ReportOptions {
+        shared_scale: args.shared_scale,
+    };
+    let page = report_with(&named, &options)?;
     write_whole(&args.out, |file| {
         file.write_all(page.as_bytes())
             .map_err(|source| Error::Write {

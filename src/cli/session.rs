@@ -271,7 +271,9 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
         return Ok(());
     }
     if common.running.dry_run {
-        return print_plan(&plan(on, method, &running)?, &model);
+        let plan = plan(on, method, &running)?;
+        let has_other = method.settings().get("source_model").is_some();
+        return print_plan(&plan, &model, has_other);
     }
     let keeping = Keeping::beside(&out);
     let watch = Watch {
@@ -322,7 +324,8 @@ fn running(common: &CommonArgs, ask: &dyn Ask, shard: Option<Shard>) -> Running 
     }
 }
 
-pub fn print_plan(plan: &Plan, model: &Model) -> anyhow::Result<()> {
+/// What would be run, and what it costs, here also the weights of another model of the same shape.
+pub fn print_plan(plan: &Plan, model: &Model, has_other: bool) -> anyhow::Result<()> {
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
     let mut out = io::stdout().lock();
     let cost = &plan.cost;
@@ -338,8 +341,13 @@ pub fn print_plan(plan: &Plan, model: &Model) -> anyhow::Result<()> {
     writeln!(out, "forward-equivalents  {:.1}", cost.passes + cost.packed)?;
     writeln!(
         out,
-        "memory               {:.0} MB weights, {:.0} MB activations",
+        "memory               {:.0} MB weights{}, {:.0} MB activations",
         megabytes(model.weights.bytes()),
+        if has_other {
+            ", as much again for the source model's"
+        } else {
+            ""
+        },
         megabytes(cost.bytes)
     )?;
     writeln!(out, "parts                {}", plan.units)?;

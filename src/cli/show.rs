@@ -1,19 +1,21 @@
 //! `candlewick show`: what a file of scores is, its picture, its strongest rows, and how to make it again.
 
+use std::convert::Infallible;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::Context as _;
 use candlewick::Error;
 use candlewick::plot::{
-    HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, strongest, svg,
+    HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, shared_reach, strongest, svg,
 };
 use candlewick::scores::{Conditions, Scores, SortKeys, write_out};
 use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
 use super::args::{OutputArgs, PrintArgs};
-use super::picture::PictureArgs;
+use super::picture::{PictureArgs, Pictures};
 use super::{Context, worded};
 
 /// Rows that are listed where `--top` says nothing.
@@ -38,7 +40,8 @@ Examples:
   candlewick show scores.parquet --sort layer,-score --top 20
   candlewick show scores.parquet --panel resid_pre --svg picture.svg
   candlewick show scores.parquet --png picture.png --pdf picture.pdf --width 240 --mark-significant
-  candlewick show scores.parquet --svg a.svg --palette orange-purple --scale-to 1")]
+  candlewick show scores.parquet --svg a.svg --palette orange-purple --scale-to 1
+  candlewick show scores.parquet --svg b.svg --scale-to scores.parquet --force")]
 pub struct ShowArgs {
     /// A file that `--out` wrote.
     pub file: PathBuf,
@@ -55,14 +58,15 @@ pub struct ShowArgs {
     pub columns: Vec<String>,
     #[command(flatten)]
     pub picture: PictureArgs,
-    /// The value of the picture's strongest colour, or the end of its bars' axis, so that several share a scale [default: the largest].
+    /// The value of the picture's strongest colour, or the end of its bars' axis: a number, or a file of results, whose picture of the same
+    /// rows and panel ends there. The largest of several holds, so that pictures share a scale [default: the picture's own largest].
     #[arg(
         long,
-        value_name = "VALUE",
+        value_name = "FILE|VALUE",
         requires = "picture",
         help_heading = "Picture"
     )]
-    pub scale_to: Option<f64>,
+    pub scale_to: Vec<ScaleEnd>,
     /// What stands along the axis from left to right [default: what it is].
     #[arg(
         long,
@@ -84,6 +88,24 @@ pub struct ShowArgs {
     pub mark_significant: bool,
 }
 
+/// Where a scale ends.
+#[derive(Debug, Clone)]
+pub enum ScaleEnd {
+    Value(f64),
+    File(PathBuf),
+}
+
+impl FromStr for ScaleEnd {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text.parse() {
+            Ok(value) => ScaleEnd::Value(value),
+            Err(_) => ScaleEnd::File(text.into()),
+        })
+    }
+}
+
 pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     let is_of_circuits = |ending: &std::ffi::OsStr| ending == "toml" || ending == "json";
     if args.file.extension().is_some_and(is_of_circuits) && args.file.is_file() {
@@ -93,12 +115,13 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
         ))
         .into());
     }
-    let mut scores = Scores::read_parquet(&args.file)?;
-    let n_rows = scores.table.height();
-    for conditions in &args.conditions {
-        scores = scores.matching(conditions)?;
+    let pictures = args.picture.check()?;
+    let whole = Scores::read_parquet(&args.file)?;
+    let n_rows = whole.table.height();
+    let scores = chosen(whole, args)?;
+    if let Some(pictures) = pictures {
+        draw(&scores, args, &pictures)?;
     }
-    draw(&scores, args)?;
     let mut stdout = BufWriter::new(io::stdout().lock());
     let lists = args.sort.is_some() || !args.columns.is_empty();
     let for_people = !(args.print.csv || args.print.json);
@@ -155,22 +178,47 @@ fn columns(args: &ShowArgs) -> Vec<String> {
         .collect()
 }
 
-/// The pictures that are asked for.
-fn draw(scores: &Scores, args: &ShowArgs) -> anyhow::Result<()> {
-    if !args.picture.is_wanted() {
-        return Ok(());
+/// The rows that are asked for.
+fn chosen(mut scores: Scores, args: &ShowArgs) -> Result<Scores, Error> {
+    for conditions in &args.conditions {
+        scores = scores.matching(conditions)?;
     }
-    args.picture.check()?;
+    Ok(scores)
+}
+
+/// Where the scale of the picture ends, if not at its own largest value.
+fn reach(scores: &Scores, args: &ShowArgs) -> Result<Option<f64>, Error> {
+    let mut reach = None;
+    for end in &args.scale_to {
+        let end = match end {
+            // What is no end of a scale is refused where it is drawn.
+            ScaleEnd::Value(value) => *value,
+            ScaleEnd::File(path) => {
+                let other = chosen(Scores::read_parquet(path)?, args);
+                let found = other
+                    .and_then(|other| shared_reach(scores, &other, args.print.panel.as_deref()));
+                found.map_err(|error| {
+                    Error::invalid(format!("`--scale-to {}`: {error}", path.display()))
+                })?
+            }
+        };
+        reach = Some(reach.map_or(end, |most: f64| most.max(end)));
+    }
+    Ok(reach)
+}
+
+/// The pictures that are asked for.
+fn draw(scores: &Scores, args: &ShowArgs, pictures: &Pictures) -> anyhow::Result<()> {
     let options = SvgOptions {
-        look: args.picture.look(),
+        look: pictures.look(),
         scale: args.print.scale,
-        reach: args.scale_to,
+        reach: reach(scores, args)?,
         panel: args.print.panel.clone(),
         x_title: args.x_title.clone(),
         y_title: args.y_title.clone(),
         mark_significant: args.mark_significant,
     };
-    Ok(args.picture.write(&svg(scores, &options)?)?)
+    Ok(pictures.write(&svg(scores, &options)?)?)
 }
 
 /// All rows in the order asked for, with the columns asked for; with `--csv` or `--json` the first `--top`.

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 pub(super) use engine::Patching;
 pub use source_model::SourceModel;
+pub(super) use source_model::{no_source_model, passes_for_values, read_weights};
 
 use super::choice::{Heads, Layers};
 use super::gaussian::GaussianNoise;
@@ -209,10 +210,7 @@ impl PatchConfig {
     fn check_source_model(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         let Some(other) = &self.source_model else {
             return match self.source {
-                PatchSource::Same => Err(Error::invalid(
-                    "with the source `same` the values are those of another model on the same prompt; name it \
-                     (`PatchConfig::source_model`)",
-                )),
+                PatchSource::Same => Err(no_source_model()),
                 _ => Ok(()),
             };
         };
@@ -406,8 +404,7 @@ impl Method for PatchConfig {
     }
 
     fn load(&self) -> Result<()> {
-        let source = self.source_model.as_ref();
-        source.map_or(Ok(()), |source| source.load().map(drop))
+        read_weights(self.source_model.as_ref())
     }
 
     fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {

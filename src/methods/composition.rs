@@ -22,6 +22,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::hooks::{Letter, Node};
+use crate::methods::record::{device_name, now};
 use crate::model::processing::fold_ln;
 use crate::model::{Model, ModelSpec};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
@@ -124,6 +125,8 @@ pub fn composition_scores(model: &Model, config: &CompositionConfig) -> Result<S
         model: folded.origin.clone(),
         spec: serde_json::to_value(spec).unwrap_or_default(),
         dtype: model.number_formats(),
+        device: device_name(model),
+        created: now(),
         notes,
         ..Provenance::default()
     };

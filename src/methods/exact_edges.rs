@@ -25,6 +25,7 @@
 
 pub(super) mod deltas;
 mod heads;
+mod reference;
 pub(super) mod runs;
 mod together;
 
@@ -36,38 +37,19 @@ use serde_json::{Value, json};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{self, Edge, Edit, Hook, Kind, Letter, Node, Op, Pos, Site};
+use crate::methods::activation_patching::{SourceModel, passes_for_values, read_weights};
 use crate::methods::measure::{Watch, measure};
 use crate::methods::method::{Cost, Method, Needs, Prepared, Running, Subject, Unit, unmeasured};
 use crate::metric::Metric;
 use crate::model::Model;
 use crate::run::{Progress, Sources, SweepOptions, Variant, sweep};
-use crate::scores::{Cell, Direction, ExampleScores, Scores, ScoresMeta};
+use crate::scores::{Cell, ExampleScores, Measured, Scores, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
-use runs::{EdgeRuns, bytes_of_pair, reference_means};
+pub use reference::Reference;
+use runs::{EdgeRuns, bytes_of_pair, reference_means, values_of};
 
 pub use together::{exact_edge_effects_plain, exact_edges_together};
-
-/// What a source's output is replaced by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub enum Reference {
-    /// Its output in the corrupted run of the pair.
-    #[default]
-    Pair,
-    Zero,
-    /// Its mean output over the corrupted prompts of the same template and length, position by position.
-    Mean,
-}
-
-impl Reference {
-    /// What kind of change this is, for the table.
-    pub fn direction(self) -> Direction {
-        match self {
-            Reference::Pair => Direction::Noise,
-            Reference::Zero | Reference::Mean => Direction::Ablate,
-        }
-    }
-}
 
 /// Which edges are patched one at a time, and how.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -77,6 +59,9 @@ pub struct EdgeConfig {
     /// [default: the task's]
     pub metric: Option<Metric>,
     pub reference: Reference,
+    /// The model whose runs give what sources write instead [default: the model that is patched]. Of a head that is its z, seen through
+    /// the patched model's own `W_O`, as where z is patched.
+    pub source_model: Option<SourceModel>,
 }
 
 impl EdgeConfig {
@@ -137,7 +122,11 @@ impl Method for EdgeConfig {
 
     fn settings(&self) -> Value {
         let edges = self.edges.as_ref().map(Vec::len);
-        json!({ "reference": self.reference, "edges": edges })
+        let mut settings = json!({ "reference": self.reference, "edges": edges });
+        if let Some(other) = &self.source_model {
+            settings["source_model"] = other.settings();
+        }
+        settings
     }
 
     fn needs(&self, task: &Task) -> Needs {
@@ -149,7 +138,9 @@ impl Method for EdgeConfig {
         }
     }
 
-    fn check(&self, spec: &ModelSpec, _: &Task) -> Result<()> {
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.reference
+            .check(self.source_model.as_ref(), spec, task)?;
         let graph = Graph::new(spec);
         let edges = self.edges.iter().flatten();
         let mut seen = std::collections::HashSet::new();
@@ -165,6 +156,10 @@ impl Method for EdgeConfig {
             ));
         }
         Ok(())
+    }
+
+    fn load(&self) -> Result<()> {
+        read_weights(self.source_model.as_ref())
     }
 
     fn prepare<'a>(
@@ -211,7 +206,12 @@ impl Prepared for ExactEdges<'_> {
     }
 
     fn begin(&mut self, _: &dyn Progress) -> Result<()> {
-        self.means = reference_means(self.on, self.config.reference, self.running.batch)?;
+        let other = self.config.source_model.as_ref();
+        self.means = reference_means(
+            values_of(self.on, other)?,
+            self.config.reference,
+            self.running.batch,
+        )?;
         Ok(())
     }
 
@@ -219,10 +219,12 @@ impl Prepared for ExactEdges<'_> {
     fn cost(&self, unit: &Unit) -> Result<Cost> {
         let pair = &self.on.task.pairs()[unit.items[0]];
         let (spec, length) = (&self.on.model.spec, pair.clean.len());
-        let first = match self.config.reference {
-            Reference::Pair => pair.first_difference(),
-            Reference::Zero | Reference::Mean => 0,
-        };
+        let EdgeConfig {
+            reference,
+            source_model,
+            ..
+        } = self.config;
+        let first = reference.first_difference(source_model.as_ref(), pair);
         let share = (length - first.min(length)) as f64 / length as f64;
         let mut packed = 0.0;
         for edge in &self.edges[unit.cells.clone()] {
@@ -236,7 +238,7 @@ impl Prepared for ExactEdges<'_> {
         Ok(Cost {
             variants: unit.cells.len(),
             without_effect: if share > 0.0 { 0 } else { unit.cells.len() },
-            passes: 2.0,
+            passes: 2.0 + self.passes_for_values(unit.cells.start == 0),
             packed,
             bytes: self.bytes(length),
         })
@@ -246,13 +248,7 @@ impl Prepared for ExactEdges<'_> {
         let model = self.on.model;
         let edges = &self.edges[unit.cells.clone()];
         let wanted = by_reader(&Graph::new(&model.spec), edges)?;
-        let run = EdgeRuns::new(
-            self.on,
-            self.metric,
-            self.config.reference,
-            &unit.items,
-            &self.means,
-        )?;
+        let run = EdgeRuns::new(self.on, self.metric, self.config, &unit.items, &self.means)?;
         let mut sweeping = Sweeping {
             model,
             run: &run,
@@ -279,6 +275,21 @@ impl Prepared for ExactEdges<'_> {
             one
         };
         Ok(effects.into_iter().enumerate().map(example).collect())
+    }
+
+    fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
+        match &self.config.source_model {
+            Some(other) => other.tell(self.on, self.metric, self.running.batch, measured, progress),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ExactEdges<'_> {
+    fn passes_for_values(&self, is_first: bool) -> f64 {
+        let source = self.config.reference.source();
+        let other = self.config.source_model.as_ref();
+        passes_for_values(source, other, self.metric, 1.0, is_first)
     }
 }
 

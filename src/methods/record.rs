@@ -9,6 +9,12 @@ use crate::model::Model;
 use crate::scores::{PromptTokens, Provenance};
 use crate::task::{Pair, Task};
 
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |time| time.as_secs())
+}
+
 /// Everything but what the measurements themselves say, which [`Scores::assemble`](crate::scores::Scores::assemble) adds.
 pub(super) fn provenance(
     model: &Model,
@@ -29,9 +35,8 @@ pub(super) fn provenance(
         roles: pair.roles.clone(),
     };
     settings["corruption"] = json!(task.corruption);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Provenance {
-        created: now.map_or(0, |time| time.as_secs()),
+        created: now(),
         seconds,
         config: settings,
         model: model.origin.clone(),
@@ -62,7 +67,7 @@ fn token_texts(task: &Task) -> BTreeMap<u32, String> {
     tokens.into_iter().map(text).collect()
 }
 
-fn device_name(model: &Model) -> String {
+pub(super) fn device_name(model: &Model) -> String {
     match &model.device {
         candle_core::Device::Cpu => "cpu".into(),
         candle_core::Device::Cuda(_) => "cuda".into(),

@@ -1,36 +1,77 @@
 //! The columns of a table that drawing reads, each as long as the table; one that is not there is empty in every row.
 
+use std::ops::Index;
+
 use crate::scores::Scores;
+
+/// A column. One that says the same in every row, or nothing, takes no room.
+pub(super) enum Values<T> {
+    Same(Option<T>),
+    Each(Vec<Option<T>>),
+}
+
+impl<T: PartialEq> Values<T> {
+    fn of(values: Option<Vec<Option<T>>>) -> Self {
+        let mut values = values.unwrap_or_default();
+        match values.split_first() {
+            None => Values::Same(None),
+            Some((first, rest)) if rest.iter().all(|value| value == first) => {
+                Values::Same(values.swap_remove(0))
+            }
+            Some(_) => Values::Each(values),
+        }
+    }
+
+    /// What stands in the rows; once, where it is the same in all.
+    pub fn found(&self) -> impl Iterator<Item = &T> {
+        let values = match self {
+            Values::Same(value) => std::slice::from_ref(value),
+            Values::Each(values) => values,
+        };
+        values.iter().flatten()
+    }
+}
+
+impl<T> Index<usize> for Values<T> {
+    type Output = Option<T>;
+
+    fn index(&self, row: usize) -> &Option<T> {
+        match self {
+            Values::Same(value) => value,
+            Values::Each(values) => &values[row],
+        }
+    }
+}
 
 pub(super) struct Columns<'a> {
     pub height: usize,
-    pub component: Vec<Option<&'a str>>,
-    pub metric: Vec<Option<&'a str>>,
+    pub component: Values<&'a str>,
+    pub metric: Values<&'a str>,
     /// Of rows by position where several templates are measured.
-    pub template: Vec<Option<i64>>,
-    pub layer: Vec<Option<i64>>,
-    pub head: Vec<Option<i64>>,
-    pub pos: Vec<Option<i64>>,
-    pub key: Vec<Option<i64>>,
-    pub neuron: Vec<Option<i64>>,
-    pub example: Vec<Option<i64>>,
-    pub token: Vec<Option<&'a str>>,
-    pub role: Vec<Option<&'a str>>,
-    pub src: Vec<Option<&'a str>>,
-    pub dst: Vec<Option<&'a str>>,
-    pub target: Vec<Option<&'a str>>,
-    pub class: Vec<Option<&'a str>>,
-    pub score: Vec<Option<f64>>,
-    pub normalised: Vec<Option<f64>>,
+    pub template: Values<i64>,
+    pub layer: Values<i64>,
+    pub head: Values<i64>,
+    pub pos: Values<i64>,
+    pub key: Values<i64>,
+    pub neuron: Values<i64>,
+    pub example: Values<i64>,
+    pub token: Values<&'a str>,
+    pub role: Values<&'a str>,
+    pub src: Values<&'a str>,
+    pub dst: Values<&'a str>,
+    pub target: Values<&'a str>,
+    pub class: Values<&'a str>,
+    pub score: Values<f64>,
+    pub normalised: Values<f64>,
     own_metric: &'a str,
 }
 
 impl<'a> Columns<'a> {
     pub fn of(scores: &'a Scores) -> Columns<'a> {
         let height = scores.table.height();
-        let numbers = |name: &str| scores.integers(name).unwrap_or_else(|| vec![None; height]);
-        let texts = |name: &str| scores.texts(name).unwrap_or_else(|| vec![None; height]);
-        let floats = |name: &str| scores.floats(name).unwrap_or_else(|| vec![None; height]);
+        let numbers = |name: &str| Values::of(scores.integers(name));
+        let texts = |name: &str| Values::of(scores.texts(name));
+        let floats = |name: &str| Values::of(scores.floats(name));
         Columns {
             height,
             component: texts("component"),
@@ -61,7 +102,7 @@ impl<'a> Columns<'a> {
 
     /// Whether the rows are means over examples.
     pub fn is_averaged(&self) -> bool {
-        self.example.iter().all(Option::is_none)
+        self.example.found().next().is_none()
     }
 
     /// What tells the cells of one measure apart, but for the example.

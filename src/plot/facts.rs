@@ -1,5 +1,7 @@
 //! What a table is, in a few named facts: for `candlewick show`, and at the head of a report.
 
+use serde_json::Value;
+
 use crate::scores::{Direction, Provenance, Scores};
 use crate::text::visible;
 
@@ -9,7 +11,7 @@ pub fn facts(scores: &Scores, of: usize) -> Vec<(&'static str, String)> {
     let base = p.direction.base();
     let is_direct = p.direction == Direction::Direct;
     let changed = if is_direct {
-        format!("the {base} run is read, nothing is changed")
+        "each value is itself, no run is subtracted".to_string()
     } else {
         format!("the {base} run is changed")
     };
@@ -27,25 +29,29 @@ pub fn facts(scores: &Scores, of: usize) -> Vec<(&'static str, String)> {
         shown if shown == of => of.to_string(),
         shown => format!("{shown} of {of}"),
     };
-    let mut facts = vec![
-        (
-            "method",
-            format!("{} ({}, {changed})", p.method, p.direction),
-        ),
-        ("model", model(p)),
-        ("task", task(p)),
-        ("metric", format!("{}{runs} ({})", p.metric, p.unit)),
-        ("rows", rows),
-        (
-            "made",
-            format!(
-                "{} in {:.1} s by candlewick {}",
-                utc(p.created),
-                p.seconds,
-                p.version
-            ),
-        ),
-    ];
+    let unit = match p.unit.as_str() {
+        "" => String::new(),
+        unit => format!(" ({unit})"),
+    };
+    // A circuit's file was measured by nobody here, and the weights alone have no task.
+    let is_measured = p.created > 0;
+    let method = match is_measured {
+        true => format!("{} ({}, {changed})", p.method, p.direction),
+        false => p.method.clone(),
+    };
+    let made = format!(
+        "{} in {:.1} s by candlewick {}",
+        utc(p.created),
+        p.seconds,
+        p.version
+    );
+    let mut facts = vec![("method", method)];
+    facts.extend(put_in_place(p).map(|source| ("source", source)));
+    facts.push(("model", model(p)));
+    facts.extend((!p.task.is_empty()).then(|| ("task", task(p))));
+    facts.push(("metric", format!("{}{runs}{unit}", p.metric)));
+    facts.push(("rows", rows));
+    facts.extend(is_measured.then_some(("made", made)));
     facts.extend(p.notes.iter().map(|note| ("note", note.clone())));
     facts.extend(
         p.warnings
@@ -65,13 +71,41 @@ fn model(p: &Provenance) -> String {
         .as_deref()
         .map_or(String::new(), |revision| format!(" at {revision}"));
     let hash: String = p.model.weight_hash.get().chars().take(12).collect();
+    if hash.is_empty() {
+        return format!("{}{revision}", p.model.id);
+    }
     format!(
         "{}{revision} ({}, {} on {}, weights {hash})",
         p.model.id, p.model.storage, p.dtype, p.device
     )
 }
 
+/// What an ablation puts in place, which is not its default everywhere, and of which other model.
+fn put_in_place(p: &Provenance) -> Option<String> {
+    let source = match p.config.get("source")? {
+        Value::String(name) if name == "Pair" => "pair".to_string(),
+        Value::String(name) => {
+            let letter = |c: char| match c.is_uppercase() {
+                true => format!("-{}", c.to_lowercase()),
+                false => c.to_string(),
+            };
+            let name: String = name.chars().map(letter).collect();
+            name.trim_start_matches('-').to_string()
+        }
+        other => format!("scale:{}", other.get("Scale")?),
+    };
+    let other = p.config.pointer("/source_model/id").and_then(Value::as_str);
+    match other {
+        Some(other) => Some(format!("{source}, of `{other}`")),
+        None if source == "pair" => None,
+        None => Some(source),
+    }
+}
+
 fn task(p: &Provenance) -> String {
+    if p.prompts.is_empty() {
+        return p.task.clone();
+    }
     let bos = if p.bos { "with BOS" } else { "without BOS" };
     let chat = if p.chat { ", chat template" } else { "" };
     format!(
@@ -123,7 +157,47 @@ fn utc(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::utc;
+    use serde_json::json;
+
+    use super::{facts, put_in_place, utc};
+    use crate::scores::Provenance;
+
+    #[test]
+    fn what_is_put_in_place_is_said_as_it_is_typed() {
+        let said = |config| {
+            put_in_place(&Provenance {
+                config,
+                ..Provenance::default()
+            })
+        };
+        for (source, expected) in [
+            (json!("Pair"), None),
+            (json!("MeanRole"), Some("mean-role")),
+            (json!("Zero"), Some("zero")),
+            (json!({"Scale": -0.5}), Some("scale:-0.5")),
+        ] {
+            assert_eq!(said(json!({ "source": source })).as_deref(), expected);
+        }
+        let other = json!({"source": "Same", "source_model": {"id": "org/base"}});
+        assert_eq!(said(other).as_deref(), Some("same, of `org/base`"));
+        assert_eq!(said(json!({})), None);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_not_said() {
+        let mut scores = crate::plot::test_scores(&["a"], 2);
+        scores.provenance.unit.clear();
+        let names: Vec<&str> = facts(&scores, 2)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["method", "model", "metric", "rows"]);
+        let said: Vec<String> = facts(&scores, 2)
+            .into_iter()
+            .map(|(_, fact)| fact)
+            .collect();
+        assert!(said.iter().all(|fact| !fact.contains("()")), "{said:?}");
+    }
 
     #[test]
     fn seconds_become_a_date() {

@@ -24,12 +24,12 @@ pub use colour::Palette;
 pub use facts::facts;
 pub use heatmap::{Color, HeatmapOptions, heatmap};
 #[cfg(feature = "images")]
-pub use image::{pdf, png};
+pub use image::{Font, pdf, png};
 pub use panel::{Label, Panel, chosen_panels, panels};
 pub use ranked::{listed, strongest};
-pub use report::{NamedScores, circuit_table, report, runs_page};
+pub use report::{NamedScores, ReportOptions, circuit_table, report, report_with, runs_page};
 pub use scale::ScaleOf;
-pub use svg::{Distributions, Look, SvgOptions, circuit_svg, svg};
+pub use svg::{Distributions, Look, SvgOptions, circuit_svg, shared_reach, svg};
 pub use views::{PageOptions, page};
 
 /// Scores of `layers` layers by one position a token, counting up to -1; no normalised values.

@@ -5,7 +5,8 @@
 //! positions has one axis too many: when its columns would not fit a screen it is folded into two grids, each cell showing
 //! the strongest value along the axis that is left out. Pattern cells give a grid for each of the strongest heads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
 use super::columns::Columns;
 use super::places::Places;
@@ -71,7 +72,7 @@ pub fn panels(scores: &Scores) -> Vec<Panel> {
 pub(super) fn panels_of(scores: &Scores, measure: Option<&str>) -> Vec<Panel> {
     let columns = Columns::of(scores);
     // The mean of normalised values of single examples is not the normalised mean: only scores can be averaged.
-    let is_normalised = columns.is_averaged() && columns.normalised.iter().any(Option::is_some);
+    let is_normalised = columns.is_averaged() && columns.normalised.found().next().is_some();
     let places = Places::of(&scores.provenance);
     points(&columns, &places, is_normalised, measure)
         .into_iter()
@@ -132,15 +133,15 @@ struct Point {
     neuron: Option<i64>,
     /// Index into the roles, where a role stands for the position.
     role: Option<usize>,
-    token: Option<String>,
-    key_token: Option<String>,
-    role_name: Option<String>,
+    token: Option<Rc<str>>,
+    key_token: Option<Rc<str>>,
+    role_name: Option<Rc<str>>,
     value: f64,
 }
 
 /// The points of each grid, under its title.
-fn points(
-    columns: &Columns,
+fn points<'a>(
+    columns: &Columns<'a>,
     places: &Places,
     is_normalised: bool,
     measure: Option<&str>,
@@ -155,13 +156,17 @@ fn points(
             && columns.role[row].is_none();
         is_measured && !is_outside && columns.src[row].is_none()
     };
-    let n_templates = columns
-        .template
-        .iter()
-        .flatten()
-        .collect::<BTreeSet<_>>()
-        .len();
+    let n_templates = columns.template.found().collect::<BTreeSet<_>>().len();
     let mut roles: Vec<&str> = Vec::new();
+    // A text is made once, however many rows it labels.
+    let mut tokens: HashMap<_, Option<Rc<str>>> = HashMap::new();
+    let mut token_at = |pos: i64, template: Option<i64>, known: Option<&'a str>| {
+        let made = || places.token(pos, template, known).map(Rc::from);
+        (tokens.entry((pos, template, known)))
+            .or_insert_with(made)
+            .clone()
+    };
+    let mut names = HashMap::new();
     let mut titles = BTreeMap::new();
     let mut grids: Vec<(String, Vec<Point>)> = Vec::new();
     for row in (0..columns.height).filter(|&row| wanted(row)) {
@@ -181,6 +186,13 @@ fn points(
             })
         });
         let template = columns.template[row].filter(|_| n_templates > 1);
+        let [role_name, role_token] = columns.role[row].map_or([None, None], |role| {
+            let made = || {
+                let texts = [Some(visible(role)), places.role(role, template)];
+                texts.map(|text| text.map(Rc::<str>::from))
+            };
+            names.entry((role, template)).or_insert_with(made).clone()
+        });
         let point = Point {
             row,
             layer: columns.layer[row],
@@ -189,13 +201,12 @@ fn points(
             key: columns.key[row],
             neuron: columns.neuron[row],
             role,
-            token: match (pos, columns.role[row]) {
-                (Some(pos), _) => places.token(pos, template, columns.token[row]),
-                (None, Some(role)) => places.role(role, template),
-                (None, None) => None,
+            token: match pos {
+                Some(pos) => token_at(pos, template, columns.token[row]),
+                None => role_token,
             },
-            key_token: columns.key[row].and_then(|key| places.token(key, template, None)),
-            role_name: columns.role[row].map(visible),
+            key_token: columns.key[row].and_then(|key| token_at(key, template, None)),
+            role_name,
             value,
         };
         let key = (columns.component[row], columns.target[row], template);
@@ -284,15 +295,15 @@ fn component_panels(title: &str, points: &[Point]) -> Vec<Panel> {
 
 /// A grid of query by key for each of the strongest heads.
 fn pattern_panels(component: &str, points: &[Point]) -> Vec<Panel> {
-    let mut heads: BTreeMap<(Option<i64>, Option<i64>), Vec<Point>> = BTreeMap::new();
+    let mut heads: BTreeMap<(Option<i64>, Option<i64>), Vec<&Point>> = BTreeMap::new();
     for point in points {
         heads
             .entry((point.layer, point.head))
             .or_default()
-            .push(point.clone());
+            .push(point);
     }
     // The first position sees itself alone, which says nothing of a head.
-    let strength = |points: &[Point]| {
+    let strength = |points: &[&Point]| {
         let points = points.iter().filter(|p| p.pos != Some(0));
         points.fold(0.0, |most: f64, p| most.max(p.value.abs()))
     };
@@ -304,6 +315,7 @@ fn pattern_panels(component: &str, points: &[Point]) -> Vec<Panel> {
         .into_iter()
         .map(|((layer, head), points)| {
             let title = format!("{component} of a{}.h{}", number(layer), number(head));
+            let points: Vec<Point> = points.into_iter().cloned().collect();
             let mut panel = draw(title, ("query", "key"), &points, by_place, by_key);
             // A key is a position like a query.
             for key in &mut panel.columns {
@@ -424,24 +436,25 @@ fn add_label(known: &mut Option<Label>, key: &Key, point: &Point, axis: &str) {
     let is_position = matches!(axis, "position" | "query");
     let is_place = is_position || axis == "role";
     let token = match axis {
-        "key" => point.key_token.clone(),
-        _ => point.token.clone().filter(|_| is_place),
+        "key" => point.key_token.as_deref(),
+        _ => point.token.as_deref().filter(|_| is_place),
     };
-    let here = Label {
-        name: match key {
-            Key::Role(_) => point.role_name.clone().unwrap_or_default(),
-            key => name(key),
-        },
-        token,
-        role: point.role_name.clone().filter(|_| is_position),
-    };
+    let role = point.role_name.as_deref().filter(|_| is_position);
     match known {
-        None => *known = Some(here),
+        None => {
+            let name = match key {
+                Key::Role(_) => point.role_name.as_deref().unwrap_or_default().to_string(),
+                key => name(key),
+            };
+            *known = Some(Label {
+                name,
+                token: token.map(String::from),
+                role: role.map(String::from),
+            });
+        }
         Some(label) => {
-            label
-                .token
-                .take_if(|token| here.token.as_ref() != Some(token));
-            label.role.take_if(|role| here.role.as_ref() != Some(role));
+            label.token.take_if(|own| token != Some(own.as_str()));
+            label.role.take_if(|own| role != Some(own.as_str()));
         }
     }
 }

@@ -11,7 +11,7 @@ mod page;
 #[cfg(test)]
 mod tests;
 
-use bars::draw_bars;
+use bars::{draw_bars, longest_bar};
 use curve::draw_curves;
 pub use distributions::Distributions;
 pub use graph::circuit_svg;
@@ -26,7 +26,7 @@ use page::{EDGE, ROW};
 use super::curves::curves;
 use super::graph::of_table;
 use super::panel::{Panel, chosen_panels, panels};
-use super::scale::ScaleOf;
+use super::scale::{Scale, ScaleOf};
 use crate::error::{Error, Result};
 use crate::scores::{Provenance, Scores, View};
 use crate::text::{cut, visible};
@@ -76,9 +76,7 @@ pub fn svg(scores: &Scores, options: &SvgOptions) -> Result<String> {
     if curves.is_empty() {
         draw_bars(&mut page, scores, options)?;
     } else if options.reach.is_some() {
-        return Err(Error::invalid(
-            "the axes of a curve of circuits are shares already; leave `SvgOptions::reach` out",
-        ));
+        return Err(curves_have_no_scale());
     } else {
         draw_curves(&mut page, &curves, options);
     }
@@ -94,7 +92,7 @@ fn graph_page(scores: &Scores, options: &SvgOptions) -> Result<String> {
         || options.y_title.is_some();
     if is_of_grids {
         return Err(Error::invalid(
-            "a graph has neither axes nor cells; choose a grid with `--panel`, or leave the options of grids out",
+            "a graph has neither axes nor cells; choose a grid with `SvgOptions::panel`, or leave the options of grids out",
         ));
     }
     let graphs = of_table(scores);
@@ -113,6 +111,46 @@ fn graph_page(scores: &Scores, options: &SvgOptions) -> Result<String> {
         top = draw_graph(&mut page, graph, top)?;
     }
     Ok(page.finish(options.look.width))
+}
+
+/// The end of the scale of another table's picture, for [`SvgOptions::reach`] of this one: both then share a scale. `panel` is that of
+/// [`SvgOptions`], and is looked for in both.
+/// # Errors
+/// [`Error::Invalid`] where the two are pictures of other quantities, or have no scale.
+pub fn shared_reach(scores: &Scores, other: &Scores, panel: Option<&str>) -> Result<f64> {
+    let (reach, quantity) = scale_of(other, panel)?;
+    let (_, own) = scale_of(scores, panel)?;
+    match quantity == own {
+        true => Ok(reach),
+        false => Err(Error::invalid(format!(
+            "its picture is of {quantity}, and this one of {own}; pictures of one quantity share a scale"
+        ))),
+    }
+}
+
+/// Where the scale of a table's picture ends, and what it is of.
+fn scale_of(scores: &Scores, panel: Option<&str>) -> Result<(f64, String)> {
+    let mut panels = panels(scores);
+    if let Some(name) = panel {
+        panels = chosen_panels(panels, name)?;
+    }
+    if !panels.is_empty() {
+        let scale = Scale::of_run(&panels);
+        let is_normalised = panels.iter().any(|panel| panel.is_normalised);
+        let caption = scale.caption(is_normalised, &scores.provenance);
+        return Ok((scale.reach, format!("grids of {caption}")));
+    }
+    if !curves(scores).is_empty() {
+        return Err(curves_have_no_scale());
+    }
+    let of = Scale::of_run(&[]).caption(false, &scores.provenance);
+    Ok((longest_bar(scores)?, format!("bars of {of}")))
+}
+
+fn curves_have_no_scale() -> Error {
+    Error::invalid(
+        "the axes of a curve of circuits are shares already; leave `SvgOptions::reach` out",
+    )
 }
 
 /// Gives the axes the titles that were asked for.

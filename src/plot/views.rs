@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::columns::Columns;
+use super::columns::{Columns, Values};
 use super::graph::of_table;
 use super::heatmap::{HeatmapOptions, heatmap};
 use super::panel::panels;
@@ -162,7 +162,7 @@ fn items(columns: &Columns, is_wanted: impl Fn(usize) -> bool) -> Vec<Item> {
     let mut items: Vec<(Item, f64)> = Vec::new();
     let mut known = std::collections::HashMap::new();
     for row in (0..columns.height).filter(|&row| is_wanted(row)) {
-        let safe = |texts: &[Option<&str>]| texts[row].map(visible);
+        let safe = |texts: &Values<&str>| texts[row].map(visible);
         let next = items.len();
         let key = (columns.metric[row], columns.cell(row));
         let at = *known.entry(key).or_insert(next);
@@ -206,7 +206,7 @@ fn grouped<K: PartialEq>(items: Vec<Item>, key: impl Fn(&Item) -> K) -> Vec<(K, 
 }
 
 fn layer_table(columns: &Columns, layers: &Layers, most: usize) -> String {
-    let positions = || columns.pos.iter().flatten().copied();
+    let positions = || columns.pos.found().copied();
     let end = if positions().any(|pos| pos < 0) {
         Some(-1)
     } else {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use polars::prelude::Column as Filled;
 use serde_json::Value;
 
 use super::cell::{Cell, Detail, Direction, ExampleScores, ScoresMeta};
@@ -24,6 +25,8 @@ pub struct Measured {
     /// 95% intervals of scores by cell, where a method knows better than the bootstrap: those of shares, or none for a number that
     /// all examples make together.
     pub intervals: BTreeMap<usize, Option<(f64, f64)>>,
+    /// Scores are sizes without sign, and so are their shares of the gap.
+    pub sizes: bool,
 }
 
 impl Measured {
@@ -136,6 +139,9 @@ impl Measured {
     pub fn table(&self, meta: &ScoresMeta, detail: Detail, about: Provenance) -> Result<Scores> {
         self.check()?;
         let mut scores = Scores::assemble(&self.cells, &self.examples, meta, detail, about)?;
+        if self.sizes {
+            without_sign(&mut scores)?;
+        }
         if detail == Detail::Mean && !self.intervals.is_empty() {
             let is_side = |cell: &Cell| cell.metric(meta) != meta.metric;
             self.set_intervals(&mut scores, |cell| !is_side(cell))?;
@@ -181,6 +187,37 @@ impl ExampleScores {
         let at = self.cells.binary_search(&u32::try_from(cell).ok()?).ok()?;
         Some(self.values[at])
     }
+}
+
+/// Makes shares of the gap sizes, as the scores are; a gap below 0 turns an interval round.
+fn without_sign(scores: &mut Scores) -> Result<()> {
+    let [share, low, high] = [
+        Column::Normalised,
+        Column::NormalisedLow,
+        Column::NormalisedHigh,
+    ];
+    let values = |column: Column| scores.floats(column.name());
+    let size = |value: &Option<f64>| value.map(f64::abs);
+    if let Some(shares) = values(share) {
+        let sizes: Vec<Option<f64>> = shares.iter().map(size).collect();
+        let ends = values(low).zip(values(high));
+        scores
+            .table
+            .with_column(Filled::new(share.name().into(), sizes))?;
+        if let Some((lows, highs)) = ends {
+            let turned = |pick: fn(f64, f64) -> f64| -> Vec<Option<f64>> {
+                let end =
+                    |(low, high): (&Option<f64>, &Option<f64>)| Some(pick(size(low)?, size(high)?));
+                lows.iter().zip(&highs).map(end).collect()
+            };
+            for (column, ends) in [(low, turned(f64::min)), (high, turned(f64::max))] {
+                scores
+                    .table
+                    .with_column(Filled::new(column.name().into(), ends))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

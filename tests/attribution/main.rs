@@ -11,6 +11,7 @@ mod latents;
 #[path = "../models/mod.rs"]
 mod models;
 mod planted;
+mod source_model;
 
 use candle_core::Tensor;
 use candlewick::circuit::Graph;

@@ -95,7 +95,7 @@ fn what_is_alive_has_the_metric_of_a_whole_forward_with_full_masks() {
         for reference in REFERENCES {
             let circuits = match reference {
                 Reference::Zero => &against_zero,
-                Reference::Pair | Reference::Mean => &circuits,
+                Reference::Pair | Reference::Mean | Reference::Same => &circuits,
             };
             let config = CircuitEval {
                 reference,

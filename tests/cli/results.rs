@@ -249,6 +249,50 @@ fn another_models_values_are_patched_in_and_written_down() {
             "{line}"
         );
     }
+    // The same by `ablate`, and estimated by `attribute`, which is held against it.
+    let run = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        candlewick_in(folder.path(), &words)
+    };
+    let common = "--source-model tuned --n-pairs 4 --sites attn_out:all";
+    let (is_fine, stdout, stderr) = run(&format!("ablate {common} -o b.parquet"));
+    assert!(is_fine && stdout.contains("those of `tuned`"), "{stderr}");
+    let (is_fine, stdout, stderr) = run(&format!("attribute {common} --verify 2 -o c.parquet"));
+    assert!(is_fine && stdout.contains("those of `tuned`"), "{stderr}");
+    let of = |file: &str, more: &str| {
+        let (is_fine, csv, stderr) = run(&format!("show {file} --csv --columns layer,{more}"));
+        assert!(is_fine, "{stderr}");
+        csv.lines().skip(1).map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(of("b.parquet", "score"), {
+        let show = "show a.parquet --where component=attn_out --csv --columns layer,score";
+        let (_, csv, _) = run(show);
+        csv.lines().skip(1).map(String::from).collect::<Vec<_>>()
+    });
+    let (is_fine, stdout, stderr) =
+        run("attribute --method eap --source-model tuned --n-pairs 2 --verify 2 -o d.parquet");
+    assert!(is_fine && stdout.contains("those of `tuned`"), "{stderr}");
+    let (_, plain, _) = run("attribute --n-pairs 4 --sites attn_out:all --dry-run");
+    let (is_fine, planned, _) = run(&format!("attribute {common} --dry-run"));
+    let passes = |plan: &str| -> f64 {
+        let line = plan
+            .lines()
+            .find(|line| line.starts_with("forward-equivalents"));
+        line.and_then(|line| line.split_whitespace().last()?.parse().ok())
+            .expect("a number")
+    };
+    assert!(
+        is_fine && passes(&planned) == passes(&plain) + 12.0,
+        "{planned}"
+    );
+    assert!(
+        planned.contains("as much again for the source model's"),
+        "{planned}"
+    );
+    let (is_fine, _, stderr) = run("attribute --method eap-ig --source-model tuned --n-pairs 2");
+    assert!(!is_fine && stderr.contains("--method eap"), "{stderr}");
+    let (is_fine, _, stderr) = run("attribute --source same --n-pairs 2");
+    assert!(!is_fine && stderr.contains("--source-model"), "{stderr}");
     // A file of one source is no file of another.
     let (is_fine, _, stderr) = candlewick_in(
         folder.path(),

@@ -183,3 +183,66 @@ fn a_report_of_chosen_rows_says_so() {
         "scores.parquet: no row of 12 matches",
     );
 }
+
+#[test]
+fn pictures_share_a_scale_with_another_file_and_replace_nothing_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let half = |mut scores: candlewick::scores::Scores| {
+        let halves: Vec<Option<f64>> = scores.floats("normalised").unwrap();
+        let halves: Vec<Option<f64>> = halves.iter().map(|x| x.map(|x| x / 2.0)).collect();
+        scores
+            .table
+            .with_column(polars::prelude::Column::new("normalised".into(), halves))
+            .unwrap();
+        scores
+    };
+    scores().write_parquet(at("a.parquet").as_ref()).unwrap();
+    half(scores())
+        .write_parquet(at("b.parquet").as_ref())
+        .unwrap();
+    let mut other = scores();
+    other.provenance.metric = "prob".into();
+    other.write_parquet(at("c.parquet").as_ref()).unwrap();
+    let fill = |file: &str, picture: &str, more: &[&str]| -> Vec<String> {
+        let (file, picture) = (at(file), at(picture));
+        let show = ["show", &file, "--svg", &picture];
+        let output = candlewick(&[&show[..], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let drawn = fs::read_to_string(picture).unwrap();
+        let bar = drawn.rsplit("<rect").next().unwrap();
+        bar.split('>')
+            .filter_map(|part| part.strip_suffix("</text").map(String::from))
+            .collect()
+    };
+    let (a, b) = (at("a.parquet"), at("b.parquet"));
+    let own = fill("b.parquet", "b.svg", &[]);
+    let whole = fill("a.parquet", "a.svg", &[]);
+    assert_ne!(own, whole, "the ends of the two scales");
+    let shared = ["--scale-to", &a, "--scale-to", &b];
+    assert_eq!(fill("b.parquet", "shared.svg", &shared), whole);
+    let value = ["--scale-to", &b, "--scale-to", "1e3", "--force"];
+    assert!(fill("b.parquet", "shared.svg", &value).contains(&"1000".to_string()));
+
+    let again = at("b.svg");
+    check_failure(&["show", &b, "--svg", &again], 1, "is there already");
+    check_failure(&["show", &b, "--force"], 2, "required");
+    let fresh = at("d.png");
+    let scale = |to: &str, reason: &str| {
+        check_failure(&["show", &b, "--png", &fresh, "--scale-to", to], 1, reason);
+        assert!(!folder.path().join("d.png").exists());
+    };
+    scale(&at("c.parquet"), "pictures of one quantity share a scale");
+    scale(&at("nowhere"), "no such file");
+    scale("0", "above 0");
+    fs::write(at("no.ttf"), "no font").unwrap();
+    for (font, reason) in [("no.ttf", "is no font"), ("none.ttf", "cannot read")] {
+        let font = at(font);
+        check_failure(&["show", &b, "--png", &fresh, "--font", &font], 1, reason);
+    }
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/src/plot/font/DejaVuSans.ttf");
+    let named = ["--font", shipped];
+    fill("b.parquet", "named.svg", &named);
+    let drawn = fs::read_to_string(at("named.svg")).unwrap();
+    assert!(drawn.contains("DejaVu Sans"), "the picture names its font");
+}

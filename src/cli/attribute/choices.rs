@@ -79,6 +79,7 @@ impl From<PlayersChoice> for Players {
     }
 }
 
+/// What is put in place of what a circuit leaves out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SourceChoice {
     /// The pair's other run.
@@ -86,8 +87,6 @@ pub enum SourceChoice {
     Zero,
     /// The mean over the corrupted prompts, per position within each template.
     Mean,
-    /// The mean over all positions of the corrupted prompts (nodes only).
-    MeanAll,
 }
 
 /// What a method scores.

@@ -5,8 +5,7 @@ use candlewick::hooks::Kind;
 use candlewick::methods::attribution::{
     DimAttributionConfig, EdgeAttributionConfig, GradientPath, NodeAttributionConfig,
 };
-use candlewick::methods::{Along, EdgeConfig, Method, PatchConfig, PatchSource, Reference, Sites};
-use candlewick::scores::Direction;
+use candlewick::methods::{Along, EdgeConfig, Method, PatchConfig, Reference, Sites};
 use clap::ValueEnum;
 
 use super::choices::{MethodChoice, Scored, SourceChoice};
@@ -14,18 +13,12 @@ use super::choices::{MethodChoice, Scored, SourceChoice};
 /// Points of an integral over the inputs or over what components write, where nobody says.
 pub const STEPS: usize = 5;
 
-impl SourceChoice {
-    /// What edges can be given.
-    /// # Errors
-    /// A mean that has no positions.
-    pub fn reference(self) -> anyhow::Result<Reference> {
-        match self {
-            SourceChoice::Pair => Ok(Reference::Pair),
-            SourceChoice::Zero => Ok(Reference::Zero),
-            SourceChoice::Mean => Ok(Reference::Mean),
-            SourceChoice::MeanAll => {
-                Err(Error::invalid("edges take a mean per position; use `--source mean`").into())
-            }
+impl From<SourceChoice> for Reference {
+    fn from(choice: SourceChoice) -> Self {
+        match choice {
+            SourceChoice::Pair => Reference::Pair,
+            SourceChoice::Zero => Reference::Zero,
+            SourceChoice::Mean => Reference::Mean,
         }
     }
 }
@@ -52,7 +45,7 @@ impl MethodChoice {
         has_mlp: bool,
         by: Option<By>,
     ) -> anyhow::Result<Box<dyn Method>> {
-        let reference = source.reference()?;
+        let reference = Reference::from(source);
         let steps = steps.unwrap_or(STEPS);
         match (by, self) {
             (Some(By::Dim), _) => {
@@ -89,14 +82,9 @@ impl MethodChoice {
                     }),
                 };
                 let sites: Vec<Sites> = kinds.into_iter().flatten().map(whole).collect();
-                let (source, direction) = match reference {
-                    Reference::Pair => (PatchSource::Pair, Direction::Noise),
-                    Reference::Zero => (PatchSource::Zero, Direction::Ablate),
-                    Reference::Mean => (PatchSource::Mean, Direction::Ablate),
-                };
                 let patch = PatchConfig {
-                    direction,
-                    source,
+                    direction: reference.direction(),
+                    source: reference.source(),
                     ..PatchConfig::new(sites)
                 };
                 Box::new(self.nodes(patch, steps))

@@ -81,10 +81,15 @@ fn a_flag_acts_with_a_method_or_is_refused() {
     let edge = "m0->logits".parse().expect("an edge");
     graph.set_score(&edge, 0.25).expect("an edge of the model");
     graph.write(theirs.as_ref()).expect("writes");
-    let own: [(&str, &[&str]); 18] = [
+    let own: [(&str, &[&str]); 20] = [
         ("sites", &["--sites", "resid_pre"]),
         ("direction", &["--direction", "denoise"]),
         ("source", &["--source", "zero"]),
+        ("source_model", &["--source-model", "embedded"]),
+        (
+            "source_revision",
+            &["--source-model", "embedded", "--source-revision", "main"],
+        ),
         ("baseline", &["--baseline", "zero"]),
         ("steps", &["--steps", "3"]),
         ("step_rule", &["--step-rule", "left"]),

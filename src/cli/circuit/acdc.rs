@@ -61,7 +61,7 @@ pub fn run(args: &AcdcArgs, ctx: &Context) -> anyhow::Result<()> {
         Some(_) => task.metric,
         None => Metric::Kl,
     };
-    let reference = args.source.reference()?;
+    let reference = args.source.into();
     let running = Running {
         memory: args.memory,
         ..Running::default()

@@ -62,7 +62,7 @@ pub fn run(args: &CrossArgs, ctx: &Context) -> anyhow::Result<()> {
     let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
     let graph = Graph::new(&spec);
     let mut config = CircuitEval {
-        reference: args.source.reference()?,
+        reference: args.source.into(),
         ..CircuitEval::of([])
     };
     for name in &args.circuits {

@@ -120,7 +120,7 @@ impl Ask for EvalArgs {
                 ModeChoice::Complement => CircuitMode::Complement,
                 ModeChoice::Edge => CircuitMode::Edge,
             },
-            reference: self.source.reference()?,
+            reference: self.source.into(),
             metric: None,
         }))
     }

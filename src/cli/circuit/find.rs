@@ -342,7 +342,7 @@ fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
         rule,
         size: args.size()?,
         signed: args.signed,
-        reference: args.source.reference()?,
+        reference: args.source.into(),
         draws: args.draws as usize,
     };
     config.check(&task)?;
@@ -366,7 +366,7 @@ fn find(args: &FindArgs, out: &Path, ctx: &Context) -> anyhow::Result<()> {
     if args.dry_run {
         let half = task.first(task.pairs().len() / 2);
         let on = Subject { task: &half, ..on };
-        print_plan(&plan(on, method, &running)?, &model)?;
+        print_plan(&plan(on, method, &running)?, &model, false)?;
         println!("and then evaluations of circuits, a forward pass or two each");
         return Ok(());
     }

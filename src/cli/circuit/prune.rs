@@ -89,7 +89,7 @@ pub fn run(args: &PruneArgs, ctx: &Context) -> anyhow::Result<()> {
             Some(_) => task.metric,
             None => Metric::Kl,
         },
-        reference: args.source.reference()?,
+        reference: args.source.into(),
         steps: args.steps as usize,
         learning_rate: args.learning_rate,
         seed: task.seed,

@@ -27,11 +27,10 @@ pub struct ShowArgs {
 }
 
 pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
+    let pictures = args.picture.check()?;
     let circuit = files::open(&args.file, None)?;
-    if args.picture.is_wanted() {
-        args.picture.check()?;
-        let drawn = plot::circuit_svg(&circuit, &args.picture.look())?;
-        args.picture.write(&drawn)?;
+    if let Some(pictures) = pictures {
+        pictures.write(&plot::circuit_svg(&circuit, &pictures.look())?)?;
     }
     let mut out = io::stdout().lock();
     let facts = plot::circuit_facts(&circuit);

@@ -135,7 +135,9 @@ pub fn models(path: &Path) -> Result<Vec<(String, Option<String>)>, Error> {
     let mut models = Vec::new();
     for run in expand(&plan, path)? {
         let of_values = match run.parsed {
-            Command::Patch(args) => args.source_model.map(|model| (model, args.source_revision)),
+            Command::Patch(args) => args.values.named(),
+            Command::Ablate(args) => args.values.named(),
+            Command::Attribute(args) => args.values.named(),
             _ => None,
         };
         for model in std::iter::once((run.model, run.revision)).chain(of_values) {

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use serde_json::json;
 
 use super::donors::draw_donors;
+use super::source_model::passes_for_values;
 use super::{PatchConfig, PatchSource};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op};
@@ -21,7 +22,6 @@ use crate::run::{
 };
 use crate::scores::{Cell, Direction, ExampleScores, Measured};
 use crate::task::{Pair, Task};
-use crate::text::visible;
 
 /// A checked run in progress.
 pub(in crate::methods) struct Patching<'a> {
@@ -144,6 +144,25 @@ impl<'a> Patching<'a> {
         } else {
             roles_with_other(pair.corrupted_roles(), pair.corrupted.len())
         }
+    }
+
+    fn subject(&self) -> Subject<'a> {
+        Subject {
+            model: self.model,
+            task: self.task,
+        }
+    }
+
+    /// Passes that a pair takes for the values that are written; what is done once counts with the first cells.
+    fn passes_for_values(&self, is_first: bool) -> f64 {
+        let PatchConfig {
+            source,
+            source_model: other,
+            ..
+        } = &self.config;
+        let over = self.config.reference.as_deref().unwrap_or(self.task);
+        let reference = over.pairs().len() as f64 / self.task.pairs().len() as f64;
+        passes_for_values(*source, other.as_ref(), self.metric, reference, is_first)
     }
 
     /// The model whose runs give the values that are written.
@@ -431,7 +450,8 @@ impl Prepared for Patching<'_> {
         Ok(Cost {
             variants: planned.variants,
             without_effect: planned.without_effect,
-            passes: 2.0 * self.copies() as f64,
+            passes: 2.0 * self.copies() as f64
+                + unit.items.len() as f64 * self.passes_for_values(unit.cells.start == 0),
             packed: planned.forwards,
             bytes: 2 * base.bytes() + planned.wave_bytes,
         })
@@ -486,23 +506,8 @@ impl Prepared for Patching<'_> {
     fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
         let config = &self.config;
         if let Some(other) = &config.source_model {
-            let [clean, corrupted] = other.metric(
-                self.model,
-                self.task,
-                self.metric,
-                self.running.batch,
-                progress,
-            )?;
-            measured.notes.push(format!(
-                "the values are those of `{}`, whose own {} is {:.3} on the clean prompts and {:.3} on the corrupted ones; the gap and \
-                 `normalised` are those of the model that is patched",
-                visible(other.id()),
-                self.metric,
-                clean,
-                corrupted
-            ));
-            let found = json!({"clean": clean, "corrupted": corrupted});
-            measured.found.insert("source_model_metric".into(), found);
+            let (on, batch) = (self.subject(), self.running.batch);
+            other.tell(on, self.metric, batch, measured, progress)?;
         }
         if let Some(noise) = &config.noise {
             measured

@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{Value, json};
 
+use super::PatchSource;
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
-use crate::methods::method::{clean_prompts, pairs_of, stop_if_asked};
+use crate::methods::method::{Subject, clean_prompts, pairs_of, stop_if_asked};
 use crate::metric::Metric;
 use crate::model::{LoadOptions, Loaded, Model, ModelSpec, Opened, Tokenizer, open};
 use crate::run::{BaseRun, Progress, Readout, Sources, logits};
+use crate::scores::Measured;
 use crate::task::Task;
 use crate::text::visible;
 
@@ -68,7 +70,7 @@ impl SourceModel {
     }
 
     /// Refuses a model whose values do not fit, or to which the task's tokens are others.
-    pub(super) fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+    pub(in crate::methods) fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         let own = &self.0.spec;
         let refuse = |what: String| {
             Error::invalid(format!(
@@ -109,9 +111,31 @@ impl SourceModel {
         }
     }
 
+    /// Says how the model itself does, in a note and in what was found.
+    /// # Errors
+    /// Those of running; [`Error::Interrupted`].
+    pub(in crate::methods) fn tell(
+        &self,
+        on: Subject<'_>,
+        metric: Metric,
+        batch: usize,
+        measured: &mut Measured,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let [clean, corrupted] = self.metric(on.model, on.task, metric, batch, progress)?;
+        measured.notes.push(format!(
+            "the values are those of `{}`, whose own {metric} is {clean:.3} on the clean prompts and {corrupted:.3} on the corrupted \
+             ones; the gap and `normalised` are those of the model that is patched",
+            visible(self.id())
+        ));
+        let found = json!({"clean": clean, "corrupted": corrupted});
+        measured.found.insert("source_model_metric".into(), found);
+        Ok(())
+    }
+
     /// Its own metric, in the mean over clean and over corrupted prompts; what is measured against the clean run (`kl`) is measured
     /// against that of the patched model.
-    pub(super) fn metric(
+    fn metric(
         &self,
         patched: &Model,
         task: &Task,
@@ -144,7 +168,7 @@ impl SourceModel {
     }
 
     /// What decides its values, for plans and provenance. Its weights have been read by then.
-    pub(super) fn settings(&self) -> Value {
+    pub(in crate::methods) fn settings(&self) -> Value {
         match self.0.model.get() {
             None => json!({ "id": self.0.id }),
             Some(model) => json!({
@@ -157,6 +181,42 @@ impl SourceModel {
             }),
         }
     }
+}
+
+/// Passes over whole prompts that a pair takes besides its own two runs: those for the values that are put in place. Means take
+/// `reference` passes for each pair; they, and how the other model does, are found once, which `is_first` asks for.
+pub(in crate::methods) fn passes_for_values(
+    source: PatchSource,
+    other: Option<&SourceModel>,
+    metric: Metric,
+    reference: f64,
+    is_first: bool,
+) -> f64 {
+    let each = match source {
+        PatchSource::Same | PatchSource::Resample => 1.0,
+        PatchSource::Pair if other.is_some() => 1.0,
+        _ => 0.0,
+    };
+    if !is_first {
+        return each;
+    }
+    let of_means = if source.is_mean() { reference } else { 0.0 };
+    let to_tell = match other {
+        Some(_) => 2.0 + f64::from(u8::from(metric.needs_reference())),
+        None => 0.0,
+    };
+    each + of_means + to_tell
+}
+
+/// Reads the weights of another model, where there is one.
+pub(in crate::methods) fn read_weights(other: Option<&SourceModel>) -> Result<()> {
+    other.map_or(Ok(()), |other| other.load().map(drop))
+}
+
+pub(in crate::methods) fn no_source_model() -> Error {
+    Error::invalid(
+        "with the source `same` the values are those of another model on the same prompt; name it (`PatchConfig::source_model`)",
+    )
 }
 
 impl From<Loaded> for SourceModel {

@@ -14,7 +14,8 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::GradientPath;
-use super::runs::{Gradients, Runs, Setting, check_metric};
+use super::runs::{Gradients, Runs};
+use super::setting::{Setting, check_metric};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln, Node};
@@ -117,6 +118,7 @@ impl Method for DimAttributionConfig {
                 metric: self.metric(on.task),
                 direction: Reference::Pair.direction(),
                 source: PatchSource::Pair,
+                source_model: None,
                 hooks: hooks.collect(),
                 memory: running.memory_now(),
             },

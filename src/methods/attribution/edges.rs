@@ -24,12 +24,14 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::runs::{Runs, Setting, check_metric};
-use super::{GradientPath, StepRule, name_with_rules, no_steps};
+use super::runs::Runs;
+use super::setting::{Setting, check_metric};
+use super::{GradientPath, StepRule, name_with_rules, no_line_between_models, no_steps};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
-use crate::methods::PatchSource;
+use crate::methods::SourceModel;
+use crate::methods::activation_patching::read_weights;
 use crate::methods::exact_edges::{EdgeConfig, Reference, cell, edge_of};
 use crate::methods::method::{
     Cost, Exact, Method, Needs, Prepared, Running, Subject, Unit, units, unmeasured,
@@ -37,7 +39,7 @@ use crate::methods::method::{
 use crate::metric::Metric;
 use crate::nn::rules::Rules;
 use crate::run::{Progress, Source};
-use crate::scores::{Cell, ExampleScores, ScoresMeta};
+use crate::scores::{Cell, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
 use contract::{EdgeWeights, Edges, Written};
@@ -68,6 +70,8 @@ pub struct EdgeAttributionConfig {
     pub metric: Option<Metric>,
     /// What an edge carries when it is patched.
     pub reference: Reference,
+    /// The model whose runs that is taken from [default: the model that is patched]; see [`EdgeConfig::source_model`].
+    pub source_model: Option<SourceModel>,
     pub path: EdgePath,
     pub rules: Rules,
     /// A score for each position of a template, in place of their sum.
@@ -80,6 +84,7 @@ impl EdgeAttributionConfig {
         EdgeAttributionConfig {
             metric: None,
             reference: Reference::Pair,
+            source_model: None,
             path: EdgePath::Along(GradientPath::Base),
             rules: Rules::gradient(),
             by_position: false,
@@ -171,12 +176,16 @@ impl Method for EdgeAttributionConfig {
     }
 
     fn settings(&self) -> Value {
-        json!({
+        let mut settings = json!({
             "reference": self.reference,
             "path": self.path,
             "rules": self.rules,
             "by_position": self.by_position,
-        })
+        });
+        if let Some(other) = &self.source_model {
+            settings["source_model"] = other.settings();
+        }
+        settings
     }
 
     fn needs(&self, task: &Task) -> Needs {
@@ -189,7 +198,9 @@ impl Method for EdgeAttributionConfig {
         }
     }
 
-    fn check(&self, _: &ModelSpec, task: &Task) -> Result<()> {
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.reference
+            .check(self.source_model.as_ref(), spec, task)?;
         let at_base = self.path == EdgePath::Along(GradientPath::Base);
         check_metric(self.metric(task), self.reference.direction(), at_base)?;
         match self.path {
@@ -204,6 +215,11 @@ impl Method for EdgeAttributionConfig {
             EdgePath::Conductance { .. } => true,
             EdgePath::Activations { .. } => false,
         };
+        if to_other_run && self.source_model.is_some() {
+            return Err(no_line_between_models(
+                "`EdgePath::Along` or `EdgePath::Activations`",
+            ));
+        }
         if to_other_run && self.reference != Reference::Pair {
             return Err(Error::invalid(
                 "an integral over the inputs goes to the pair's other run; with zeros or means use `EdgePath::Along` or \
@@ -218,17 +234,16 @@ impl Method for EdgeAttributionConfig {
         Ok(())
     }
 
+    fn load(&self) -> Result<()> {
+        read_weights(self.source_model.as_ref())
+    }
+
     fn prepare<'a>(
         &'a self,
         on: Subject<'a>,
         running: &'a Running,
     ) -> Result<Box<dyn Prepared + 'a>> {
         let Subject { model, task } = on;
-        let source = match self.reference {
-            Reference::Pair => PatchSource::Pair,
-            Reference::Zero => PatchSource::Zero,
-            Reference::Mean => PatchSource::Mean,
-        };
         let planned = self.planned_memory(&model.spec, task, running.batch);
         let planned = running.memory.unwrap_or(planned);
         let graph = Graph::new(&model.spec);
@@ -249,7 +264,8 @@ impl Method for EdgeAttributionConfig {
                 task,
                 metric: self.metric(task),
                 direction: self.reference.direction(),
-                source,
+                source: self.reference.source(),
+                source_model: self.source_model.as_ref(),
                 hooks: written(&model.spec, self.path),
                 memory: planned.min(running.memory_now()),
             },
@@ -271,6 +287,7 @@ impl Method for EdgeAttributionConfig {
                 edges: Some(edges),
                 metric: self.metric,
                 reference: self.reference,
+                source_model: self.source_model.clone(),
             }),
             sign: 1.0,
             sizes: false,
@@ -355,7 +372,8 @@ impl Prepared for EdgeAttribution<'_> {
                 steps * groups * 3 / 2
             }
         };
-        Ok(Cost::passes(unit.items.len() as f64 * (2 + passes) as f64))
+        let each = (2 + passes) as f64 + self.setting.passes_for_values();
+        Ok(Cost::passes(unit.items.len() as f64 * each))
     }
 
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
@@ -398,6 +416,10 @@ impl Prepared for EdgeAttribution<'_> {
             one
         };
         Ok(scores.iter().enumerate().map(example).collect())
+    }
+
+    fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
+        self.setting.tell(self.batch, measured, progress)
     }
 }
 

@@ -15,6 +15,7 @@ mod latents;
 mod nodes;
 mod qk_fix;
 mod runs;
+mod setting;
 
 use std::fmt;
 
@@ -104,6 +105,14 @@ impl GradientPath {
 
 pub(super) fn no_steps() -> Error {
     Error::invalid("integrated gradients need at least one step; use `GradientPath::steps = 5`")
+}
+
+/// Between two models' runs there is no line of embeddings to go along.
+pub(super) fn no_line_between_models(instead: &str) -> Error {
+    Error::invalid(format!(
+        "an integral over the embeddings goes from one run of a model to another run of it; with another model's values use {instead}, or \
+         leave the source model out"
+    ))
 }
 
 impl fmt::Display for GradientPath {

@@ -20,8 +20,9 @@ pub use config::NodeAttributionConfig;
 use estimate::estimate;
 pub(super) use places::{Estimates, Places};
 
-use super::runs::{Runs, Setting, check_metric};
-use super::{GradientPath, no_steps};
+use super::runs::Runs;
+use super::setting::{Setting, check_metric};
+use super::{GradientPath, no_line_between_models, no_steps};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln};
 use crate::methods::activation_patching::{PatchConfig, PatchSource, Patching};
@@ -30,7 +31,7 @@ use crate::methods::method::{
 };
 use crate::methods::verify::{Bound, Verification, bound_of};
 use crate::run::{Progress, Source, Variant, sweep};
-use crate::scores::{Cell, ExampleScores, ScoresMeta};
+use crate::scores::{Cell, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
 
@@ -89,25 +90,27 @@ impl Method for NodeAttributionConfig {
         }
         let is_known = matches!(
             self.patch.source,
-            PatchSource::Pair | PatchSource::Zero | PatchSource::Mean | PatchSource::MeanAll
+            PatchSource::Pair
+                | PatchSource::Same
+                | PatchSource::Zero
+                | PatchSource::Mean
+                | PatchSource::MeanAll
         );
-        let is_of_this_model = self.patch.source_model.is_none();
-        if !is_known
-            || !is_of_this_model
-            || !self.patch.sets.is_empty()
-            || self.patch.reference.is_some()
-        {
+        if !is_known || !self.patch.sets.is_empty() || self.patch.reference.is_some() {
             return Err(Error::invalid(
-                "attribution goes from a run to the pair's other run, to zeros or to means over the corrupted prompts, of one model and one \
+                "attribution goes from a run to the pair's other run, to another model's, to zeros or to means over the corrupted prompts, at one \
                  site at a time; patch or ablate exactly for anything else (`candlewick ablate`)",
             ));
         }
-        let other_is_a_run = self.patch.source == PatchSource::Pair;
+        let other_is_a_run = matches!(self.patch.source, PatchSource::Pair | PatchSource::Same);
         if !other_is_a_run && (self.qk_fix || !at_base) {
             return Err(Error::invalid(
-                "the QK fix and integrals go from one run to the other run of the pair; with zeros or means use \
-                 `GradientPath::Base`, or leave `PatchConfig::source` out",
+                "the QK fix and integrals go from one run to another; with zeros or means use `GradientPath::Base`, or leave \
+                 `PatchConfig::source` out",
             ));
+        }
+        if self.patch.source_model.is_some() && !at_base {
+            return Err(no_line_between_models("`GradientPath::Base`"));
         }
         if (self.qk_fix || self.grad_drop) && !at_base {
             return Err(Error::invalid(
@@ -120,6 +123,10 @@ impl Method for NodeAttributionConfig {
         Ok(())
     }
 
+    fn load(&self) -> Result<()> {
+        self.patch.load()
+    }
+
     fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let places = Places::new(&on.model.spec, on.task, &self.patch);
         let setting = Setting {
@@ -128,6 +135,7 @@ impl Method for NodeAttributionConfig {
             metric: self.patch.metric(on.task),
             direction: self.patch.direction,
             source: self.patch.source,
+            source_model: self.patch.source_model.as_ref(),
             hooks: places.hooks(),
             memory: running.memory_now(),
         };
@@ -275,6 +283,7 @@ impl Prepared for Attributing<'_> {
             0.0
         };
         let each = 2.0 * (points - 1.0) + 1.0 + drops;
+        let each = each + self.setting.passes_for_values();
         Ok(Cost::passes(unit.items.len() as f64 * (2.0 + each)))
     }
 
@@ -308,5 +317,10 @@ impl Prepared for Attributing<'_> {
             examples.push(one);
         }
         Ok(examples)
+    }
+
+    fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
+        measured.sizes = self.config.grad_drop;
+        self.setting.tell(self.batch, measured, progress)
     }
 }

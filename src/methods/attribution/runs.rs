@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use candle_core::Tensor;
 
+use super::setting::Setting;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Site, Value};
 use crate::methods::PatchSource;
 use crate::methods::method::pairs_of;
-use crate::methods::reference::ReferenceSet;
 use crate::metric::{Judgement, Metric, Target};
 use crate::model::{Model, ModelSpec};
 use crate::nn::embed::unembed;
@@ -22,72 +22,7 @@ use crate::run::gradients::{Measured, Nobody};
 use crate::run::rows::{Rows, regather};
 use crate::run::tape::{Tape, TapeRequest};
 use crate::scores::Direction;
-use crate::task::{Pair, Task};
-
-/// What all batches of one attribution share.
-pub(super) struct Setting<'a> {
-    pub model: &'a Model,
-    pub task: &'a Task,
-    pub metric: Metric,
-    pub direction: Direction,
-    pub source: PatchSource,
-    /// Hooks whose values are compared between the runs.
-    pub hooks: Vec<Hook>,
-    /// Bytes for activations.
-    pub memory: usize,
-}
-
-/// # Errors
-/// [`Error::NoGradient`] if the metric has no gradient where it would be taken.
-pub(super) fn check_metric(metric: Metric, direction: Direction, at_base: bool) -> Result<()> {
-    metric.check_differentiable()?;
-    if metric.needs_reference() && direction != Direction::Denoise && at_base {
-        return Err(Error::NoGradient {
-            metric: metric.to_string(),
-            reason: "it is smallest at the clean run, where its gradient is zero by construction; use `GradientPath::Inputs` or \
-                     another integral, `PatchConfig::direction = denoise`, `ExpandOptions::metric = logit_diff`, or patch exactly (`candlewick patch`)"
-                .into(),
-        });
-    }
-    Ok(())
-}
-
-impl Setting<'_> {
-    /// Bytes that a pair of this length holds, with `per_row` values more for each token.
-    pub fn bytes(&self, length: usize, per_row: usize) -> usize {
-        4 * length * (self.row_width() + per_row)
-    }
-
-    /// Values that the runs of one token hold.
-    fn row_width(&self) -> usize {
-        let spec = &self.model.spec;
-        let heads = (2 * spec.n_heads + 3 * spec.n_kv_heads) * spec.d_head;
-        let of_layer = 3 * spec.d_model + heads + 2 * spec.d_mlp;
-        let kept: usize = self.hooks.iter().map(|hook| width(*hook, spec)).sum();
-        spec.n_layers * of_layer + 2 * kept
-    }
-
-    /// Means over the corrupted prompts, where they are what is put in place.
-    pub fn means(&self, batch: usize) -> Result<BTreeMap<(usize, usize), Source>> {
-        let by_position = match self.source {
-            PatchSource::Mean => true,
-            PatchSource::MeanAll => false,
-            _ => return Ok(BTreeMap::new()),
-        };
-        let over = ReferenceSet {
-            task: self.task,
-            corrupted: true,
-        };
-        let batches = self.task.batches(batch);
-        let means = over.means(self.model, &self.hooks, by_position, &batches)?;
-        let of = |pair: &Pair| Some(((pair.template, pair.clean.len()), means.of(pair)?.clone()));
-        Ok(self.task.pairs().iter().filter_map(of).collect())
-    }
-}
-
-fn width(hook: Hook, spec: &ModelSpec) -> usize {
-    hook.shape(spec, 1, 1).iter().product()
-}
+use crate::task::Pair;
 
 /// The runs of one batch of pairs.
 pub(super) struct Runs<'a> {
@@ -102,7 +37,8 @@ pub(super) struct Runs<'a> {
     /// The pair's other run, from each pair's first different token on.
     pub other: Tape,
     source: PatchSource,
-    mean: Option<Source>,
+    /// What is put in place, where it is not the other run.
+    put: Option<Source>,
     /// First position of each pair where something can differ.
     pub starts: Vec<usize>,
     /// The rows of `base` where something can differ.
@@ -163,10 +99,16 @@ impl<'a> Runs<'a> {
                 ..TapeRequest::default()
             },
         )?;
-        let starts = match setting.source {
-            PatchSource::Pair => differ,
+        let starts = match (setting.source, setting.source_model) {
+            (PatchSource::Pair, None) => differ,
             _ => vec![0; pairs.len()],
         };
+        let put_in_place = [Kind::Embed, Kind::RotQ, Kind::RotK];
+        let values = keep
+            .iter()
+            .copied()
+            .filter(|hook| setting.hooks.contains(hook) || put_in_place.contains(&hook.kind));
+        let of_other_model = setting.of_other_model(values, prompts)?;
         let mut rows = Rows::new(base.rows.length);
         for (i, &start) in starts.iter().enumerate() {
             let last = base.rows.length - 1;
@@ -205,7 +147,7 @@ impl<'a> Runs<'a> {
             base,
             other,
             source: setting.source,
-            mean: means.get(&key).cloned(),
+            put: of_other_model.or_else(|| means.get(&key).cloned()),
             starts,
             rows,
             memory: setting.memory,
@@ -232,19 +174,19 @@ impl<'a> Runs<'a> {
     /// # Shapes
     /// f32 on the host, `[rows, ..]`.
     pub fn other_values(&self, hook: Hook) -> Result<Tensor> {
-        match (self.source, &self.mean) {
-            (PatchSource::Pair, _) => on_host(&at_rows(&self.other, hook, &self.rows)?),
-            (_, Some(mean)) => {
-                let (means, row_of) = mean.lookup(hook)?;
-                let dims = means.dims()[1..].to_vec();
+        match (self.source, &self.put) {
+            (PatchSource::Pair, None) => on_host(&at_rows(&self.other, hook, &self.rows)?),
+            (_, Some(put)) => {
+                let (there, row_of) = put.lookup(hook)?;
+                let dims = there.dims()[1..].to_vec();
                 let width: usize = dims.iter().product();
-                let means = host(means)?;
+                let there = host(there)?;
                 let mut values = Vec::with_capacity(self.rows.total * width);
                 for segment in &self.rows.segments {
                     for &pos in &segment.positions {
                         let row = row_of(segment.example, pos as usize)
-                            .expect("the mean has every position of its template");
-                        values.extend_from_slice(&means[row * width..(row + 1) * width]);
+                            .expect("it has every position of the prompts");
+                        values.extend_from_slice(&there[row * width..(row + 1) * width]);
                     }
                 }
                 let dims = [vec![self.rows.total], dims].concat();

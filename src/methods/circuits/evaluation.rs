@@ -29,7 +29,7 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::ground::{Ground, matrix, values};
+use super::ground::{Ground, NO_OTHER_MODEL, matrix, values};
 use super::limits::{Limits, positions, roles_of};
 use super::masked::Masked;
 use super::plain::{self, CircuitMode};
@@ -158,7 +158,7 @@ pub(super) fn in_both_modes(
                 ..eval.clone()
             })?)
         }
-        Reference::Zero | Reference::Mean => None,
+        Reference::Zero | Reference::Mean | Reference::Same => None,
     };
     Ok((table(&eval)?, given))
 }
@@ -251,6 +251,7 @@ impl Method for CircuitEval {
                 Reference::Pair => None,
                 Reference::Zero => Some("zero"),
                 Reference::Mean => Some("mean"),
+                Reference::Same => Some("same"),
             },
             direction: Direction::Denoise,
             seed: task.seed,
@@ -327,6 +328,9 @@ impl Method for CircuitEval {
                     crate::text::shortened(name)
                 )));
             }
+        }
+        if self.reference == Reference::Same {
+            return Err(Error::invalid(NO_OTHER_MODEL));
         }
         if self.mode == CircuitMode::Edge && self.reference != Reference::Pair {
             return Err(Error::invalid(

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use super::limits::Limits;
 use super::plain::{self, CircuitMode};
 use crate::circuit::{EdgeSet, Graph};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln, Node};
 use crate::methods::exact_edges::Reference;
 use crate::methods::exact_edges::deltas::{head_write, of_reference, writes};
@@ -20,6 +20,8 @@ use crate::run::gradients::Nobody;
 use crate::run::rows::{Rows, pick};
 use crate::run::{Cache, Readout, read_metric};
 use crate::task::Pair;
+
+pub(super) const NO_OTHER_MODEL: &str = "what is outside a circuit takes values of the same model; use the pair's other run, zeros or means";
 
 /// A batch of pairs of equal length.
 pub(super) struct Ground {
@@ -103,6 +105,9 @@ impl Ground {
         };
         let clean_writes = writes(model, &clean_run)?;
         let at_reference = match reference {
+            Reference::Same => {
+                return Err(Error::invalid(NO_OTHER_MODEL));
+            }
             Reference::Pair => writes(model, &corrupted_run)?,
             Reference::Zero => mapped(model, &clean_writes, |_, own| Ok(own.zeros_like()?))?,
             Reference::Mean => {
@@ -118,7 +123,7 @@ impl Ground {
             let first = match reference {
                 // Equal prompts still have an answer to read.
                 Reference::Pair => pair.first_difference().min(length - 1),
-                Reference::Zero | Reference::Mean => 0,
+                Reference::Zero | Reference::Mean | Reference::Same => 0,
             };
             rows.push(i, i, (first as u32..length as u32).collect());
         }
@@ -140,7 +145,7 @@ impl Ground {
                 let ending = pick(corrupted_run.cache.packed(last)?, &rows.last_of_each())?;
                 (layers, to_host(&ending)?, corrupted.clone())
             }
-            Reference::Zero | Reference::Mean => {
+            Reference::Zero | Reference::Mean | Reference::Same => {
                 let graph = Graph::new(&model.spec);
                 let values = values(model, &at_reference)?;
                 let nothing_kept = plain::Swap {

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::deltas::{self, Deltas};
-use super::{Reference, heads};
+use super::{EdgeConfig, Reference, heads};
 use crate::error::Result;
 use crate::hooks::{Kind, Node};
+use crate::methods::activation_patching::SourceModel;
 use crate::methods::method::Subject;
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
@@ -27,6 +28,20 @@ pub(in crate::methods) fn bytes_of_pair(spec: &ModelSpec, length: usize) -> usiz
 /// Pairs of one group align position by position.
 pub(in crate::methods) fn group_of(pair: &Pair) -> (usize, usize) {
     (pair.template, pair.clean.len())
+}
+
+/// The model whose values are put in place, and the prompts.
+pub(super) fn values_of<'a>(
+    on: Subject<'a>,
+    other: Option<&'a SourceModel>,
+) -> Result<Subject<'a>> {
+    match other {
+        Some(other) => Ok(Subject {
+            model: other.load()?,
+            ..on
+        }),
+        None => Ok(on),
+    }
 }
 
 /// Mean outputs of every source over the corrupted prompts of each group; none unless they are asked for.
@@ -74,7 +89,7 @@ impl EdgeRuns {
     pub fn new(
         on: Subject<'_>,
         metric: Metric,
-        reference: Reference,
+        config: &EdgeConfig,
         batch: &[usize],
         means: &Means,
     ) -> Result<Self> {
@@ -82,8 +97,15 @@ impl EdgeRuns {
         let pairs: Vec<&Pair> = batch.iter().map(|&pair| &on.task.pairs()[pair]).collect();
         let clean = pairs.iter().map(|pair| pair.clean.clone());
         let corrupted = pairs.iter().map(|pair| pair.corrupted.clone());
-        let base = run_of(model, clean.collect())?;
-        let other = run_of(model, corrupted.collect())?;
+        let (clean, corrupted): (Vec<_>, Vec<_>) = (clean.collect(), corrupted.collect());
+        let source_model = config.source_model.as_ref();
+        let values = match (source_model, config.reference) {
+            (Some(other), Reference::Pair) => Some((other.load()?, corrupted.clone())),
+            (Some(other), Reference::Same) => Some((other.load()?, clean.clone())),
+            _ => None,
+        };
+        let base = run_of(model, clean)?;
+        let other = run_of(model, corrupted)?;
         let readout = Readout {
             metric,
             targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
@@ -97,20 +119,21 @@ impl EdgeRuns {
             base.metric(model, &readout)?,
             other.metric(model, &readout)?,
         );
-        let of_pair;
-        let source = match reference {
-            Reference::Pair => {
-                of_pair = Source::run(deltas::writes(model, &other)?)?;
-                Some(&of_pair)
+        let of_run;
+        let source = match (config.reference, values) {
+            (_, Some((model, prompts))) => {
+                of_run = Source::run(deltas::writes(model, &run_of(model, prompts)?)?)?;
+                Some(&of_run)
             }
-            Reference::Zero => None,
-            Reference::Mean => Some(&means[&group_of(pairs[0])]),
+            (Reference::Pair | Reference::Same, None) => {
+                of_run = Source::run(deltas::writes(model, &other)?)?;
+                Some(&of_run)
+            }
+            (Reference::Zero, None) => None,
+            (Reference::Mean, None) => Some(&means[&group_of(pairs[0])]),
         };
         let deltas = Deltas::new(model, &base, source)?;
-        let first = |pair: &&Pair| match reference {
-            Reference::Pair => pair.first_difference(),
-            Reference::Zero | Reference::Mean => 0,
-        };
+        let first = |pair: &&Pair| config.reference.first_difference(source_model, pair);
         Ok(EdgeRuns {
             first: pairs.iter().map(first).collect(),
             judged: base.judge(model, &readout.targets)?,

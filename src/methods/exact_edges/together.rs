@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::runs::{EdgeRuns, reference_means};
+use super::runs::{EdgeRuns, reference_means, values_of};
 use super::{EdgeConfig, at};
 use crate::circuit::Graph;
 use crate::error::Result;
@@ -86,11 +86,12 @@ fn joint(
         .flatten()
         .try_for_each(|edge| graph.place(edge).map(drop))?;
     check(config, &model.spec, task)?;
-    let (metric, reference) = (config.metric(task), config.reference);
-    let means = reference_means(on, reference, running.batch)?;
+    let metric = config.metric(task);
+    let of_values = values_of(on, config.source_model.as_ref())?;
+    let means = reference_means(of_values, config.reference, running.batch)?;
     let mut effects = vec![vec![0.0; sets.len()]; task.pairs().len()];
     for batch in task.batches(running.batch) {
-        let run = EdgeRuns::new(on, metric, reference, &batch, &means)?;
+        let run = EdgeRuns::new(on, metric, config, &batch, &means)?;
         for (index, set) in sets.iter().enumerate() {
             let mut variants = Vec::with_capacity(batch.len());
             for example in 0..batch.len() {

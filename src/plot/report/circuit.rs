@@ -2,6 +2,7 @@
 
 use crate::circuit::Circuit;
 use crate::error::Result;
+use crate::plot::circuit_facts;
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
 
 /// The edges of a circuit as rows, with what is said of it as notes. `score` is what an edge was chosen by, and 1 for every edge of a
@@ -49,22 +50,13 @@ pub fn circuit_table(circuit: &Circuit) -> Result<Scores> {
     if !has_scores {
         notes.push("its edges have no scores: each counts as 1".into());
     }
-    let named =
-        |what: &str, text: &Option<String>| text.as_ref().map(|text| format!("{what}: {text}"));
-    notes.extend(named("name", &about.name));
-    notes.extend(named("claim", &about.claim));
-    notes.extend(named("source", &about.source));
-    notes.extend(named("chosen by", &about.selection));
-    for (whose, numbers) in [
-        ("claimed", &circuit.claimed),
-        ("measured", &circuit.measured),
-    ] {
-        notes.extend(
-            numbers
-                .iter()
-                .map(|(name, value)| format!("{whose} {name}: {value}")),
-        );
-    }
+    // What else a file says stands in the facts of every table.
+    let is_said = |name: &str| ["model", "task", "metric", "method"].contains(&name);
+    let said = circuit_facts(circuit).into_iter();
+    notes.extend(
+        said.filter(|[name, _]| !is_said(name))
+            .map(|[name, text]| format!("{name}: {text}")),
+    );
     let mut provenance = Provenance {
         task: text(&about.task),
         notes,

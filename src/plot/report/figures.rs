@@ -6,7 +6,7 @@ use polars::prelude::{IdxCa, NewChunkedArray};
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use crate::plot::columns::Columns;
+use crate::plot::columns::{Columns, Values};
 use crate::plot::panel::{Label, Panel, panels_of};
 use crate::plot::scale::Scale;
 use crate::scores::{Direction, Provenance, Scores, View};
@@ -72,7 +72,7 @@ fn of_pair(scores: &Scores, example: i64, rows: &[u32]) -> Part {
 pub(super) fn grids(scores: &Scores, whole: &Scores, rows: &Rows) -> (Vec<Value>, usize) {
     let columns = Columns::of(whole);
     let own = scores.provenance.metric.as_str();
-    let others: BTreeSet<&str> = columns.metric.iter().flatten().copied().collect();
+    let others: BTreeSet<&str> = columns.metric.found().copied().collect();
     let others = others.into_iter().filter(|&metric| metric != own);
     let measures: Vec<Option<&str>> = std::iter::once(None).chain(others.map(Some)).collect();
     let mut grids = Vec::new();
@@ -113,14 +113,21 @@ fn grid(
 ) -> Value {
     let scale = Scale::of_run(panels);
     let is_normalised = panels.iter().any(|panel| panel.is_normalised);
-    let caption = match measure {
+    let quantity = match measure {
         Some(measure) => visible(measure),
         None => scale.caption(is_normalised, about),
+    };
+    // The bars beneath have the sign of the metric's change, which in one direction is the other one.
+    let caption = match (is_normalised && measure.is_none(), about.direction) {
+        (true, Direction::Denoise) => format!("{quantity}; 1 is as in the clean run"),
+        (true, Direction::Noise) => format!("{quantity}; 1 is as in the corrupted run"),
+        _ => quantity.clone(),
     };
     json!({
         "measure": visible(measure.unwrap_or(&about.metric)),
         "pair": pair,
         "caption": caption,
+        "quantity": quantity,
         "reach": scale.reach,
         "panels": panels.iter().map(|p| panel(p, place)).collect::<Vec<_>>(),
     })
@@ -194,7 +201,9 @@ fn bars_of(
         .into_iter()
         .map(|(rows, sum)| (rows[0], sum / rows.len() as f64, rows.len() == 1))
         .collect();
-    if bars.len() < 2 {
+    // Where all are equally strong, none is the strongest.
+    let strength = |bar: &(usize, f64, bool)| bar.1.abs();
+    if bars.len() < 2 || bars.iter().all(|bar| strength(bar) == strength(&bars[0])) {
         return None;
     }
     let sum: f64 = bars.iter().map(|(_, score, _)| score).sum();
@@ -221,11 +230,14 @@ fn bars_of(
 
 /// A row in few words: `z a3.h1`, `resid_pre 1 @10 S2`, `a3.h1 → logits`.
 fn name(columns: &Columns, row: usize) -> String {
-    let text = |of: &[Option<&str>]| of[row].map(visible);
-    if let (Some(src), Some(dst)) = (text(&columns.src), text(&columns.dst)) {
-        return format!("{src} → {dst}");
-    }
+    let text = |of: &Values<&str>| of[row].map(visible);
     let component = text(&columns.component).unwrap_or_default();
+    if let (Some(src), Some(dst)) = (text(&columns.src), text(&columns.dst)) {
+        return match component.as_str() {
+            "pair" => format!("{src} + {dst}"),
+            _ => format!("{src} → {dst}"),
+        };
+    }
     if let (Some(src), "circuit" | "set") = (text(&columns.src), component.as_str()) {
         return src;
     }
@@ -239,7 +251,11 @@ fn name(columns: &Columns, row: usize) -> String {
     parts.extend(columns.pos[row].map(|pos| format!("@{pos}")));
     parts.extend(columns.key[row].map(|key| format!("key {key}")));
     parts.extend(text(&columns.role).or_else(|| text(&columns.token)));
-    parts.extend(text(&columns.src).or_else(|| text(&columns.dst)));
+    let part = text(&columns.src).or_else(|| text(&columns.dst));
+    parts.extend(part.map(|part| match part.parse::<f64>() {
+        Ok(_) => format!("× {part}"),
+        Err(_) => part,
+    }));
     parts.extend(text(&columns.target).map(|target| format!("for {target}")));
     parts.join(" ")
 }

@@ -13,6 +13,8 @@ mod graph;
 mod rows;
 mod runs;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
@@ -20,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 use super::curves::{self, Curve, curves};
 use super::facts::facts;
+use super::scale::Scale;
 use super::svg::escape;
 use super::views::{PageOptions, page};
 use crate::error::Result;
@@ -60,7 +63,21 @@ pub struct NamedScores<'a> {
 /// # Errors
 /// [`crate::Error::Polars`] if a table was given other columns.
 pub fn report(results: &[NamedScores]) -> Result<String> {
-    let sections: Vec<Value> = results
+    report_with(results, &ReportOptions::default())
+}
+
+/// How a page is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReportOptions {
+    /// Grids of one quantity end at one value in all results, the largest of all.
+    pub shared_scale: bool,
+}
+
+/// [`report`], as it is asked for.
+/// # Errors
+/// Those of [`report`].
+pub fn report_with(results: &[NamedScores], options: &ReportOptions) -> Result<String> {
+    let mut sections: Vec<Value> = results
         .iter()
         .enumerate()
         .map(|(at, result)| section(at, result))
@@ -69,10 +86,16 @@ pub fn report(results: &[NamedScores]) -> Result<String> {
         [one] => visible(one.name),
         several => format!("{} results", several.len()),
     };
+    let mut notices = notices(results);
+    if options.shared_scale && share_scale(&mut sections) {
+        notices.push(
+            "Grids of one quantity have one scale on this page: the strongest colour is the largest value of all results.".into(),
+        );
+    }
     let data = json!({
         "title": title,
         "version": env!("CARGO_PKG_VERSION"),
-        "notices": notices(results),
+        "notices": notices,
         "sections": sections,
     });
     let policy = policy(&hash(SCRIPT));
@@ -89,6 +112,26 @@ pub fn report(results: &[NamedScores]) -> Result<String> {
         title = escape(&title),
         data = inert_json(&data),
     ))
+}
+
+/// Gives grids of one quantity the reach of the strongest of them; whether there are such grids in several results.
+fn share_scale(sections: &mut [Value]) -> bool {
+    let quantity = |grid: &Value| grid["quantity"].as_str().unwrap_or_default().to_string();
+    // For each quantity its largest reach, and the results that show it.
+    let mut reaches: BTreeMap<String, (f64, BTreeSet<usize>)> = BTreeMap::new();
+    for (at, section) in sections.iter().enumerate() {
+        for grid in section["grids"].as_array().into_iter().flatten() {
+            let (reach, results) = reaches.entry(quantity(grid)).or_default();
+            *reach = reach.max(grid["reach"].as_f64().unwrap_or(0.0));
+            results.insert(at);
+        }
+    }
+    for section in sections {
+        for grid in section["grids"].as_array_mut().into_iter().flatten() {
+            grid["reach"] = json!(reaches[&quantity(grid)].0);
+        }
+    }
+    reaches.values().any(|(_, results)| results.len() > 1)
 }
 
 impl Scores {
@@ -202,6 +245,7 @@ fn section(at: usize, result: &NamedScores) -> Result<Value> {
         "model": visible(&about.model.id),
         "metric": visible(&about.metric),
         "unit": visible(&about.unit),
+        "quantity": Scale::of_run(&[]).caption(false, about),
         "facts": facts(scores, scores.table.height()),
         "command": command,
         "folder": visible(&about.folder),
@@ -282,6 +326,24 @@ mod tests {
         let mut hashed = one.clone();
         hashed.provenance.model.weight_hash = "ab".repeat(32).into();
         assert_eq!(notices(&[named(&one), named(&hashed)]), [""; 0]);
+    }
+
+    #[test]
+    fn grids_of_one_quantity_share_a_scale_where_that_is_asked_for() {
+        let mut sections = [("a", 1.0), ("a", 3.0), ("b", 9.0)]
+            .map(|(quantity, reach)| json!({"grids": [{"quantity": quantity, "reach": reach}]}));
+        assert!(share_scale(&mut sections));
+        let reaches = sections.map(|section| section["grids"][0]["reach"].as_f64());
+        assert_eq!(reaches, [Some(3.0), Some(3.0), Some(9.0)]);
+        assert!(!share_scale(&mut [json!({"grids": []})]));
+        let (one, mut other) = (test_scores(&["a"], 2), test_scores(&["a"], 4));
+        other.provenance.metric = "prob".into();
+        let page = |other: &Scores, shared_scale| {
+            let named = [&one, other].map(|scores| NamedScores { name: "x", scores });
+            report_with(&named, &ReportOptions { shared_scale }).unwrap()
+        };
+        let says = |page: String| page.contains("Grids of one quantity");
+        assert!(!says(page(&one, false)) && says(page(&one, true)) && !says(page(&other, true)));
     }
 
     #[test]

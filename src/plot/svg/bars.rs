@@ -1,7 +1,7 @@
 //! The strongest rows of a table without grids, as bars with their intervals.
 
 use super::look::SvgOptions;
-use super::page::{EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
+use super::page::{EDGE, GLYPH, LONGEST_LABEL, PROSE, Page, ROW, hex};
 use crate::error::{Error, Result};
 use crate::plot::columns::Columns;
 use crate::plot::ranked::strongest;
@@ -13,6 +13,58 @@ use crate::text::{cut, visible, width};
 const BARS: usize = 30;
 const BAR: f64 = 320.0;
 
+/// A row of the table as a bar.
+struct Bar {
+    label: String,
+    score: f64,
+    interval: Option<(f64, f64)>,
+}
+
+/// The strongest rows, the strongest first.
+fn bars_of(scores: &Scores) -> Result<Vec<Bar>> {
+    let rows = strongest(scores, BARS);
+    let columns = Columns::of(&rows);
+    let floats = |name: &str| {
+        rows.floats(name)
+            .unwrap_or_else(|| vec![None; columns.height])
+    };
+    let (low, high) = (floats("ci_low"), floats("ci_high"));
+    let bar = |row: usize| {
+        let interval = low[row].zip(high[row]);
+        Some(Bar {
+            label: cut(&row_name(&columns, row), 2 * LONGEST_LABEL),
+            score: columns.score[row].filter(|score| score.is_finite())?,
+            interval: interval.filter(|(low, high)| low.is_finite() && high.is_finite()),
+        })
+    };
+    let mut bars: Vec<Bar> = (0..columns.height).filter_map(bar).collect();
+    bars.sort_by(|a, b| b.score.abs().total_cmp(&a.score.abs()));
+    bars.truncate(BARS);
+    match bars.is_empty() {
+        true => Err(Error::invalid(
+            "there is nothing to draw: no row of the table has a finite score",
+        )),
+        false => Ok(bars),
+    }
+}
+
+/// How far bars and their intervals go below and above 0.
+fn ends(bars: &[Bar]) -> (f64, f64) {
+    let (mut least, mut most) = (0.0f64, 0.0f64);
+    for bar in bars {
+        let (low, high) = bar.interval.unwrap_or((bar.score, bar.score));
+        least = least.min(bar.score).min(low);
+        most = most.max(bar.score).max(high);
+    }
+    (least, most)
+}
+
+/// The end of the axis that holds them all.
+pub(super) fn longest_bar(scores: &Scores) -> Result<f64> {
+    let (least, most) = ends(&bars_of(scores)?);
+    Ok(most.max(-least))
+}
+
 /// The strongest rows as bars with their intervals.
 pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) -> Result<()> {
     if options.y_title.is_some() {
@@ -20,40 +72,9 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) 
             "bars have names and no second axis; leave its title out",
         ));
     }
-    let columns_of_all = Columns::of(scores);
-    let rows = strongest(scores, BARS);
-    let columns = Columns::of(&rows);
-    let mut order: Vec<usize> = (0..columns.height)
-        .filter(|&row| columns.score[row].is_some_and(f64::is_finite))
-        .collect();
-    let strength = |row: usize| columns.score[row].map_or(0.0, f64::abs);
-    order.sort_by(|&a, &b| strength(b).total_cmp(&strength(a)));
-    order.truncate(BARS);
-    if order.is_empty() {
-        return Err(Error::invalid(
-            "there is nothing to draw: no row of the table has a finite score",
-        ));
-    }
-    page.palette
-        .check(order.iter().filter_map(|&row| columns.score[row]))?;
-    let floats = |name: &str| {
-        rows.floats(name)
-            .unwrap_or_else(|| vec![None; columns.height])
-    };
-    let (low, high) = (floats("ci_low"), floats("ci_high"));
-    let ends = |row: usize| {
-        let score = columns.score[row].unwrap_or(0.0);
-        let interval = low[row].zip(high[row]);
-        let interval = interval.filter(|(low, high)| low.is_finite() && high.is_finite());
-        (score, interval)
-    };
-    let (mut least, mut most) = (0.0f64, 0.0f64);
-    for &row in &order {
-        let (score, interval) = ends(row);
-        let (low, high) = interval.unwrap_or((score, score));
-        least = least.min(score).min(low);
-        most = most.max(score).max(high);
-    }
+    let bars = bars_of(scores)?;
+    page.palette.check(bars.iter().map(|bar| bar.score))?;
+    let (mut least, mut most) = ends(&bars);
     if let Some(reach) = options.reach {
         let longest = most.max(-least);
         if longest > reach {
@@ -67,27 +88,23 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) 
         most = if most > 0.0 { reach } else { 0.0 };
     }
     let span = if most > least { most - least } else { 1.0 };
-    let labels: Vec<String> = order
-        .iter()
-        .map(|&row| cut(&row_name(&columns, row), 2 * LONGEST_LABEL))
-        .collect();
-    let widest = labels.iter().map(|label| width(label)).max().unwrap_or(0) as f64;
+    let widest = bars.iter().map(|bar| width(&bar.label)).max().unwrap_or(0) as f64;
     let left = EDGE + GLYPH * widest + 8.0;
     let at = |value: f64| left + (value - least) / span * BAR;
     let about = &scores.provenance;
     let heading = format!(
         "the {} strongest of {} rows: score, {} ({})",
-        order.len(),
-        columns_of_all.height,
+        bars.len(),
+        scores.table.height(),
         visible(&about.metric),
         visible(&about.unit)
     );
     page.text(EDGE, 44.0, "fill='#555'", &heading);
-    page.reach(EDGE + GLYPH * width(&heading) as f64, 50.0);
+    page.reach(EDGE + PROSE * width(&heading) as f64, 50.0);
     let top = 56.0;
-    for (index, (&row, label)) in order.iter().zip(&labels).enumerate() {
+    for (index, bar) in bars.iter().enumerate() {
         let y = top + ROW * index as f64;
-        let (score, interval) = ends(row);
+        let (label, score) = (&bar.label, bar.score);
         page.text(left - 8.0, y + 13.0, "text-anchor='end'", label);
         let (from, to) = (at(score.min(0.0)), at(score.max(0.0)));
         let fill = format!("fill='{}'", hex(page.palette.of_sign(score)));
@@ -97,13 +114,13 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) 
             &fill,
             Some(&tip),
         );
-        if let Some((low, high)) = interval {
+        if let Some((low, high)) = bar.interval {
             let middle = y + ROW / 2.0;
             page.line((at(low), middle), (at(high), middle));
         }
         page.text(left + BAR + 10.0, y + 13.0, "", &number(score));
     }
-    let bottom = top + ROW * order.len() as f64;
+    let bottom = top + ROW * bars.len() as f64;
     page.line((at(0.0), top), (at(0.0), bottom));
     page.text(
         at(0.0),
@@ -118,7 +135,7 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) 
         let look = "text-anchor='middle' fill='#555'";
         page.text(at(end), bottom + 14.0, look, &number(end));
     }
-    page.reach(left + BAR + 10.0 + 10.0 * GLYPH, bottom + 16.0);
+    page.reach(left + BAR + 10.0 + 6.0 * GLYPH, bottom + 16.0);
     if let Some(title) = &options.x_title {
         let (middle, look) = (left + BAR / 2.0, "text-anchor='middle' fill='#555'");
         page.text(middle, bottom + 32.0, look, &visible(title));
@@ -130,7 +147,11 @@ pub(super) fn draw_bars(page: &mut Page, scores: &Scores, options: &SvgOptions) 
 /// The coordinates of a row as one short text.
 fn row_name(columns: &Columns, row: usize) -> String {
     if let (Some(src), Some(dst)) = (columns.src[row], columns.dst[row]) {
-        return format!("{} → {}", visible(src), visible(dst));
+        let between = match columns.component[row] {
+            Some("pair") => "+",
+            _ => "→",
+        };
+        return format!("{} {between} {}", visible(src), visible(dst));
     }
     let mut parts = vec![visible(columns.component[row].unwrap_or_default())];
     let numbers = [

@@ -2,7 +2,7 @@
 
 use super::distributions::{short, ticks};
 use super::look::SvgOptions;
-use super::page::{EDGE, GLYPH, Page, hex};
+use super::page::{EDGE, PROSE, Page, hex};
 use crate::plot::colour::Palette;
 use crate::plot::curves::{Curve, Point};
 use crate::plot::scale::number;
@@ -74,7 +74,7 @@ pub(super) fn draw_curves(page: &mut Page, curves: &[Curve], options: &SvgOption
         page.curve(&path, &look_of(page.palette, index), &curve.name);
         let said = format!("{}, with its 95% interval", visible(&curve.name));
         page.text(left + 42.0, below, "fill='#555'", &said);
-        page.reach(left + 42.0 + GLYPH * width(&said) as f64, below);
+        page.reach(left + 42.0 + PROSE * width(&said) as f64, below);
         below += 18.0;
     }
     page.reach(left + WIDTH + 12.0, below - 18.0);

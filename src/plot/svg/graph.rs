@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::look::Look;
-use super::page::{EDGE, GLYPH, Page, hex};
+use super::page::{EDGE, PROSE, Page, hex};
 use crate::circuit::Circuit;
 use crate::error::Result;
 use crate::plot::colour::Palette;
@@ -79,7 +79,7 @@ pub(super) fn draw_graph(page: &mut Page, graph: &Graph, top: f64) -> Result<f64
     for (row, line) in legend.iter().enumerate() {
         let y = bottom + 22.0 + 16.0 * row as f64;
         page.text(EDGE, y, "fill='#555'", line);
-        page.reach(EDGE + GLYPH * width(line) as f64, y);
+        page.reach(EDGE + PROSE * width(line) as f64, y);
     }
     Ok(bottom + 22.0 + 16.0 * legend.len() as f64)
 }
@@ -186,10 +186,12 @@ fn draw_edge(page: &mut Page, edge: &GraphEdge, most: f64, from: (f64, f64), to:
 /// What the lines mean.
 fn legend(graph: &Graph, n_drawn: usize, most: f64, palette: Palette) -> Vec<String> {
     let (n_all, n_nodes) = (graph.edges.len(), graph.nodes.len());
-    let mut lines = vec![match n_drawn < n_all {
-        true => format!("the {n_drawn} strongest of {n_all} edges, {n_nodes} nodes"),
-        false => format!("{n_all} edges, {n_nodes} nodes"),
-    }];
+    let which = match (n_drawn < n_all, most > 0.0) {
+        (true, true) => format!("the {n_drawn} strongest of {n_all}"),
+        (true, false) => format!("{n_drawn} of {n_all}"),
+        (false, _) => n_all.to_string(),
+    };
+    let mut lines = vec![format!("{which} edges, {n_nodes} nodes")];
     if most > 0.0 {
         lines.push(format!(
             "width: size of score (the widest is {} {}); {}",

@@ -1,7 +1,7 @@
 //! Grids, from left to right as far as the page is wide, then below.
 
 use super::look::SvgOptions;
-use super::page::{BOLD, EDGE, GLYPH, LONGEST_LABEL, Page, ROW, hex};
+use super::page::{BOLD, EDGE, GLYPH, LONGEST_LABEL, PROSE, Page, ROW, hex};
 use crate::error::Result;
 use crate::plot::panel::{Label, Panel};
 use crate::plot::scale::{Scale, ScaleOf, number};
@@ -65,7 +65,7 @@ pub(super) fn draw_panels(
         mark(page, EDGE + 4.0, below - 4.0);
         let says = EXCLUDES_ZERO;
         page.text(EDGE + 14.0, below, "fill='#555'", says);
-        page.reach(EDGE + 14.0 + GLYPH * width(says) as f64, below);
+        page.reach(EDGE + 14.0 + PROSE * width(says) as f64, below);
     }
     if scale == ScaleOf::Run {
         let caption = caption(&panels[0], shared);
@@ -267,7 +267,7 @@ fn tooltip(panel: &Panel, row: usize, column: usize, value: f64) -> String {
 fn colour_bar(page: &mut Page, scale: Scale, is_below: bool, caption: &str, (x, y): (f64, f64)) {
     let right = colour_scale(page, scale, is_below, x, y);
     page.text(right + 12.0, y + 11.0, "", caption);
-    page.reach(right + 12.0 + GLYPH * width(caption) as f64, y + 30.0);
+    page.reach(right + 12.0 + PROSE * width(caption) as f64, y + 30.0);
 }
 
 /// The colours and the values at both ends and in the middle; from 0 on where the palette is sequential, downwards if `is_below`.

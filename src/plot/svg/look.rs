@@ -16,6 +16,8 @@ pub struct Look {
     pub title: Option<String>,
     /// Of the whole picture, in points; as large as its labels need otherwise.
     pub width: Option<f64>,
+    /// The family of its texts, which an SVG names and does not hold [default: whatever sans-serif a viewer has].
+    pub font_family: Option<String>,
 }
 
 impl Look {
@@ -31,6 +33,7 @@ impl Look {
     /// A page with the title on it.
     pub(super) fn page(&self, title: &str) -> Page {
         let mut page = Page::of(self.palette);
+        page.font_family.clone_from(&self.font_family);
         let own = self.title.as_deref().map(visible);
         let title = cut(own.as_deref().unwrap_or(title), LONGEST_TITLE);
         if !title.is_empty() {

@@ -3,11 +3,14 @@
 use std::fmt::Write;
 
 use crate::plot::colour::Palette;
+use crate::text::visible;
 
 pub(super) const ROW: f64 = 18.0;
 /// Room for one character of a label, and of a bold title.
 pub(super) const GLYPH: f64 = 7.2;
 pub(super) const BOLD: f64 = 7.8;
+/// The same of a sentence, whose letters are narrower in the mean.
+pub(super) const PROSE: f64 = 6.4;
 pub(super) const LONGEST_LABEL: usize = 24;
 
 pub(super) const EDGE: f64 = 14.0;
@@ -18,6 +21,7 @@ const INFALLIBLE: &str = "a String takes all";
 #[derive(Default)]
 pub(super) struct Page {
     pub palette: Palette,
+    pub font_family: Option<String>,
     body: String,
     right: f64,
     bottom: f64,
@@ -105,9 +109,13 @@ impl Page {
                 points * height / width
             ),
         };
+        let family = match &self.font_family {
+            Some(name) => format!("&quot;{}&quot;, sans-serif", escape(&visible(name))),
+            None => "sans-serif".to_string(),
+        };
         format!(
             "<svg xmlns='http://www.w3.org/2000/svg' {size} viewBox='0 0 {width} {height}' \
-             font-family='sans-serif' font-size='12'><rect width='100%' height='100%' fill='white'/>{}</svg>\n",
+             font-family='{family}' font-size='12'><rect width='100%' height='100%' fill='white'/>{}</svg>\n",
             self.body
         )
     }

@@ -92,7 +92,7 @@ fn a_palette_a_scale_and_titles_are_as_asked() {
         look: Look {
             palette,
             title: Some("<mine>".into()),
-            width: None,
+            ..Look::default()
         },
         ..SvgOptions::default()
     };

@@ -27,7 +27,8 @@ pub use config::{LatentConfig, LatentEstimate};
 use exact::Patching;
 use parts::{Part, Parts, fill, mean, noted};
 
-use super::runs::{Gradients, Runs, Setting, check_metric};
+use super::runs::{Gradients, Runs};
+use super::setting::{Setting, check_metric};
 use crate::error::{Error, Result};
 use crate::methods::activation_patching::PatchSource;
 use crate::methods::choice::{Heads, Layers};
@@ -176,6 +177,7 @@ impl Method for LatentConfig {
                 metric: self.metric(on.task),
                 direction: self.direction,
                 source: self.source,
+                source_model: None,
                 hooks,
                 memory: running.memory_now(),
             },

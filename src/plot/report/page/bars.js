@@ -12,7 +12,7 @@ function barChart(bars, result, details, reveal) {
     rows.push({ label: `sum = ${result.metric}`, score: bars.sum, low: null, high: null, place: null, kind: "total" });
   }
   // On a narrow screen labels and bars are short rather than out of sight.
-  const labels = rows.map((row) => cut(row.label, innerWidth < 600 ? 26 : 34));
+  const labels = rows.map((row) => cut(row.label, innerWidth < 600 ? 26 : 46));
   const left = Math.max(...labels.map((label) => widthOf(label))) + 12;
   const length = Math.max(70, Math.min(LONGEST_BAR, innerWidth - left - 120));
   const ends = rows.flatMap((row) => [row.score, row.low ?? row.score, row.high ?? row.score]);
@@ -83,8 +83,10 @@ function barCharts(result, details, reveal) {
   const draw = (pair) => {
     const bars = result.bars.find((bars) => bars.pair === pair);
     const n = bars.bars.length;
+    const which = n === bars.all ? `All ${n} rows` : `The ${n} strongest of ${bars.all} rows`;
+    const hasIntervals = bars.bars.some(([, , low]) => low !== null);
     const about = bars.sum === null
-      ? `The ${n} strongest of ${bars.all}, ${result.metric}${result.unit ? ` (${result.unit})` : ""}; the line is the 95% interval.`
+      ? `${which}: ${result.quantity}${hasIntervals ? "; the line is the 95% interval" : ""}.`
       : `All ${bars.all} parts add up to ${number(bars.sum)}; ${result.metric} is ${number(bars.metric)}${result.unit ? ` ${result.unit}` : ""}.`;
     place.replaceChildren(html("p", { class: "dim" }, about), barChart(bars, result, details, reveal));
   };

@@ -101,11 +101,12 @@ function scroller(label, content, tall) {
   return html("div", { class: name, tabindex: 0, role: "region", "aria-label": label }, content);
 }
 
-/** A rough width of text in pixels. */
-function widthOf(text, size = 12) {
-  let width = 0;
-  for (const c of text) width += c.codePointAt(0) > 0x2e80 ? size : size * 0.6;
-  return width;
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** The width of text in pixels, as pictures write it. */
+function widthOf(text) {
+  ruler.font = "12px system-ui, sans-serif";
+  return ruler.measureText(text).width;
 }
 
 /** A text cut to a number of characters. */

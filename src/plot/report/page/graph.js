@@ -60,13 +60,18 @@ function edgeGraph(graph, result, reveal) {
   // A graph of the stream ends in the state that is explained.
   const [input, logits] = [find("input"), columns.length > 0 ? nodes.length - 1 : find("logits")];
   const end = nodes[logits]?.[0] ?? "logits";
-  const state = { shown: Math.min(40, most), node: null };
+  // Of edges that are equally strong, all are shown or none.
+  let first = Math.min(40, most);
+  while (first < most && Math.abs(edges[first][3]) === Math.abs(edges[first - 1][3])) first++;
+  const isEven = Math.abs(edges[edges.length - 1][3]) === largest;
+  const state = { shown: first, node: null };
   let places = [];
   let levels = [];
 
   const picture = drawn("svg", { tabindex: 0, role: "application", "aria-roledescription": "graph" });
   const shownText = html("output", {});
-  const side = html("div", { class: "dim" }, `Choose a node to see its edges, and its strongest path to ${end}.`);
+  const advice = nodes[logits] ? `Choose a node to see its edges, and its strongest path to ${end}.` : "Choose a node to see its edges.";
+  const side = html("div", { class: "dim" }, advice);
 
   const paths = () => {
     if (state.node === null) return { up: [], down: [] };
@@ -106,7 +111,7 @@ function edgeGraph(graph, result, reveal) {
         class: "edge", "data-edge": edge,
       });
       line.classList.add(score < 0 ? "minus" : "plus");
-      line.style.setProperty("stroke-width", (0.8 + (6 * Math.abs(score)) / largest).toFixed(2));
+      line.style.setProperty("stroke-width", isEven ? 1 : (0.8 + (6 * Math.abs(score)) / largest).toFixed(2));
       if (state.node !== null) {
         line.classList.add(onPath.has(edge) ? "path" : src === state.node || dst === state.node ? "chosen" : "faint");
       }
@@ -146,7 +151,7 @@ function edgeGraph(graph, result, reveal) {
     state.node = node;
     select.value = node === null ? "" : String(node);
     draw();
-    if (node === null) return side.replaceChildren(`Choose a node to see its edges, and its strongest path to ${end}.`);
+    if (node === null) return side.replaceChildren(advice);
     const { up, down } = paths();
     const whole = [...down, ...up];
     const steps = whole.length === 0 ? `no path leads through it to ${end}` : whole.map((edge) => `${name(edge)} ${number(edges[edge][3])}`).join(", ");
@@ -204,6 +209,6 @@ function edgeGraph(graph, result, reveal) {
   const notAll = graph.all > edges.length ? html("p", { class: "dim" }, `The page has the ${edges.length} strongest of ${graph.all} edges.`) : null;
   return html("div", { class: "graph" },
     html("div", { class: "controls" }, html("label", {}, "edges shown", slider), shownText, label),
-    notAll, legend(largest, `${result.metric}${result.unit ? ` (${result.unit})` : ""}; width is size`), scroller("the graph of edges", picture, true), side,
+    notAll, legend(largest, `${result.quantity}; width is size`), scroller("the graph of edges", picture, true), side,
   );
 }

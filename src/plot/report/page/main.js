@@ -2,7 +2,9 @@
 
 function factList(result) {
   const facts = result.facts.filter(([name]) => name !== "warning");
-  return html("dl", { class: "facts" }, facts.flatMap(([name, text]) => [html("dt", {}, name), html("dd", {}, html("bdi", {}, text))]));
+  // What has one name stands under it once.
+  const term = (at) => (at > 0 && facts[at - 1][0] === facts[at][0] ? [] : [html("dt", {}, facts[at][0])]);
+  return html("dl", { class: "facts" }, facts.flatMap(([, text], at) => [...term(at), html("dd", {}, html("bdi", {}, text))]));
 }
 
 function promptList(result) {
@@ -22,6 +24,7 @@ function resultSection(result, _, all) {
   const rows = rowTable(result, table);
   const warnings = result.facts.filter(([name]) => name === "warning").map(([, text]) => text);
   const part = (title, content) => [html("h3", {}, title), content];
+  const isDrawn = result.graph || [result.grids, result.curves, result.attention, result.tokens, result.bars].some((list) => list.length > 0);
   return html("section", { class: "result", id: result.id, "aria-label": result.name },
     all.length > 1 ? html("h2", {}, html("bdi", {}, result.name)) : null,
     factList(result),
@@ -38,7 +41,7 @@ function resultSection(result, _, all) {
     result.tokens.length > 0 ? part("Tokens", tokenGrid(result, rows.reveal)) : null,
     // A curve has every circuit already.
     result.bars.length > 0 && result.attention.length === 0 && result.curves.length === 0 ? part(result.bars[0].sum === null ? "Strongest" : "What adds up", barCharts(result, details, rows.reveal)) : null,
-    result.text ? html("details", {}, html("summary", {}, "as a terminal shows it"), html("pre", { tabindex: 0 }, result.text)) : null,
+    result.text ? html("details", { open: !isDrawn }, html("summary", {}, "as a terminal shows it"), html("pre", { tabindex: 0 }, result.text)) : null,
     part("Rows", rows.element),
   );
 }
