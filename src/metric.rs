@@ -1,7 +1,7 @@
 //! Logits and answers to one number per example.
 //!
-//! Every metric is a function of the logits at the answer position of one prompt; the value of a task is the mean over its
-//! pairs, which is taken elsewhere. `kl` and `js` sum over the vocabulary (some published code takes the mean over it, which
+//! Every metric is a function of the logits at the answer position of one prompt (`log_prob` and `prob` also of an answer of several
+//! tokens, at as many positions); the value of a task is the mean over its pairs, which is taken elsewhere. `kl` and `js` sum over the vocabulary (some published code takes the mean over it, which
 //! makes their numbers smaller by its size).
 
 mod catalogue;

@@ -347,6 +347,7 @@ fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
     let target = Target {
         answers: vec![4],
         wrong: vec![20],
+        ..Target::default()
     };
     let readout = Readout {
         metric: Metric::LogitDiff,

@@ -88,6 +88,7 @@ fn check_patching(family: &str) {
     let targets = answers.iter().zip(&wrong).map(|(&answer, &wrong)| Target {
         answers: vec![answer],
         wrong: vec![wrong],
+        ..Target::default()
     });
     let readout = Readout {
         metric: Metric::LogitDiff,

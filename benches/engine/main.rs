@@ -288,6 +288,7 @@ fn pairs(tokenizer: &Tokenizer) -> Result<Vec<Pair>> {
     let target = Target {
         answers: answer(" Mary")?,
         wrong: answer(" John")?,
+        ..Target::default()
     };
     let first = " and John went to the shop today, so John gave milk to";
     let ioi = "When Mary and John went to the shop,";

@@ -192,6 +192,7 @@ fn sweeps(model: &Model, prompts: &[Vec<u32>]) -> Result<Finding> {
     let target = Target {
         answers: ids(1),
         wrong: ids(2),
+        ..Target::default()
     };
     let readout = Readout {
         metric: Metric::LogitDiff,

@@ -382,6 +382,7 @@ impl Method for PatchConfig {
         Needs {
             metric: Some(self.metric(task)),
             roles: self.source == PatchSource::MeanRole || by_role,
+            whole_answers: true,
             ..Needs::default()
         }
     }

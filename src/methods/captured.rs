@@ -1,11 +1,11 @@
 //! Runs for what they keep of some hooks, and how much that is.
 
-use super::method::clean_prompts;
+use super::method::{clean_prompts, targets_of};
 use crate::error::Result;
 use crate::hooks::{Edit, Hook};
-use crate::metric::Judgement;
+use crate::metric::{Judgement, Target};
 use crate::model::{Model, ModelSpec};
-use crate::run::{Cache, Logits, Request, run};
+use crate::run::{Cache, Logits, Request, run, run_to_answers};
 use crate::task::Pair;
 
 /// What a run of prompts of one length keeps of some hooks; it makes no logits.
@@ -30,18 +30,18 @@ pub(super) fn captured_and_judged(
     pairs: &[&Pair],
     hooks: &[Hook],
 ) -> Result<(Cache, Vec<Judgement>)> {
-    let request = Request {
-        capture: hooks,
-        logits: Logits::Last,
-        ..Request::default()
+    let targets = targets_of(pairs);
+    let (logits, cache) = run_to_answers(model, &clean_prompts(pairs), &targets, hooks)?;
+    Ok((cache, judged(&targets, &logits)))
+}
+
+/// How the model does, from the logits of each token of each answer.
+pub(super) fn judged(targets: &[Target], logits: &[Vec<Vec<f32>>]) -> Vec<Judgement> {
+    let judge = |(target, logits): (&Target, &Vec<Vec<f32>>)| {
+        let rows: Vec<&[f32]> = logits.iter().map(Vec::as_slice).collect();
+        target.judge_whole(&rows)
     };
-    let run = run(model, &clean_prompts(pairs), &request)?;
-    let logits: Vec<Vec<f32>> = run.logits.expect("asked for").to_vec2()?;
-    let judged = pairs
-        .iter()
-        .zip(&logits)
-        .map(|(pair, logits)| pair.target.judge(logits));
-    Ok((run.cache, judged.collect()))
+    targets.iter().zip(logits).map(judge).collect()
 }
 
 /// Bytes of what a run over one prompt keeps of some hooks.

@@ -134,6 +134,7 @@ impl Method for EdgeConfig {
             decoder: Some("edges"),
             aligned: true,
             metric: Some(self.metric(task)),
+            whole_answers: true,
             ..Needs::default()
         }
     }
@@ -414,9 +415,11 @@ impl Sweeping<'_> {
             let mut delta = unit.delta.clone();
             if hook.kind == Kind::ResidPost {
                 // The answer alone is read.
-                let answer = positions.len() - 1;
-                delta = delta.narrow(0, answer, 1)?.copy()?;
-                positions.drain(..answer);
+                let target = &self.run.readout.targets[unit.example];
+                let read = target.positions(self.run.base.length).start as u32;
+                let before = positions.iter().filter(|&&pos| pos < read).count();
+                delta = delta.narrow(0, before, positions.len() - before)?.copy()?;
+                positions.drain(..before);
             }
             let site = Site::all(hook).at_positions(positions.into_iter().map(at));
             let edit = Edit::new(site, Op::Add(hooks::Value::Tensor(delta)));
@@ -434,7 +437,7 @@ impl Sweeping<'_> {
             .iter()
             .map(|unit| (unit.example, &unit.delta))
             .collect();
-        let read = heads::Read::new(self.model, &self.run.base, layer, &streams)?;
+        let read = heads::Read::new(self.model, &self.run, layer, &streams)?;
         let mut by_input: BTreeMap<(Letter, usize), Vec<(usize, usize)>> = BTreeMap::new();
         for (i, unit) in units.iter().enumerate() {
             for &(edge, input) in unit.wanted {

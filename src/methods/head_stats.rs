@@ -63,7 +63,10 @@ impl Method for HeadConfig {
     }
 
     fn needs(&self, _: &Task) -> Needs {
-        Needs::default()
+        Needs {
+            whole_answers: true,
+            ..Needs::default()
+        }
     }
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
@@ -351,7 +354,7 @@ impl Looking<'_> {
         Ok(measured.map(example).collect())
     }
 
-    /// Attention from the last position to each role, and copying there.
+    /// Attention from where the answer is read to each role, and copying there.
     fn on_task(&self, unit: &Unit) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = pairs_of(task, &unit.items);
@@ -362,8 +365,11 @@ impl Looking<'_> {
         let places: Vec<Places> = pairs.iter().map(|pair| Places::of(pair, roles)).collect();
         for layer in 0..model.spec.n_layers {
             let pattern = cache.get(Hook::at(Kind::Pattern, layer))?;
-            let rows = pattern.narrow(2, cache.length - 1, 1)?.squeeze(2)?;
-            let rows: Vec<Vec<Vec<f32>>> = rows.to_vec3()?; // [pair, head, key]
+            let mut rows: Vec<Vec<Vec<f32>>> = Vec::with_capacity(pairs.len()); // [pair, head, key]
+            for (i, pair) in pairs.iter().enumerate() {
+                let end = pair.target.positions(cache.length).start;
+                rows.push(pattern.get(i)?.narrow(1, end, 1)?.squeeze(1)?.to_vec2()?);
+            }
             #[expect(clippy::needless_range_loop, reason = "heads are the inner axis")]
             for head in 0..n_heads {
                 for role in roles {

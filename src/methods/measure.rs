@@ -89,6 +89,9 @@ pub fn check(method: &dyn Method, spec: &ModelSpec, task: &Task) -> Result<()> {
     if let Some(what) = needs.decoder {
         spec.check_decoder(what)?;
     }
+    if !needs.whole_answers {
+        task.check_single_tokens(&method.header(task).method)?;
+    }
     if let Some(metric) = needs.metric {
         task.check_metric(metric)?;
         if needs.gradient {

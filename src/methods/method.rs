@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::verify::{Bound, Verification};
 use crate::error::{Error, Result};
-use crate::metric::{Judgement, Metric};
+use crate::metric::{Judgement, Metric, Target};
 use crate::model::{Model, ModelSpec};
 use crate::run::{Progress, available_memory};
 use crate::scores::{Cell, Detail, ExampleScores, Measured, ScoresMeta, Shard, View};
@@ -97,6 +97,8 @@ pub struct Needs {
     pub metric: Option<Metric>,
     /// A metric with a gradient.
     pub gradient: bool,
+    /// Whether answers of several tokens are measured whole. Where they are not, a task that has one is refused.
+    pub whole_answers: bool,
     /// Roles of the task.
     pub roles: bool,
 }
@@ -340,6 +342,11 @@ pub fn pairs_of<'a>(task: &'a Task, items: &[usize]) -> Vec<&'a Pair> {
 /// The tokens of their clean prompts.
 pub fn clean_prompts(pairs: &[&Pair]) -> Vec<Vec<u32>> {
     pairs.iter().map(|pair| pair.clean.clone()).collect()
+}
+
+/// What is read of their answers.
+pub fn targets_of(pairs: &[&Pair]) -> Vec<Target> {
+    pairs.iter().map(|pair| pair.target.clone()).collect()
 }
 
 /// An example that nothing was measured on yet: its labels, and the metric of its two runs.

@@ -92,6 +92,7 @@ impl Method for PathConfig {
             decoder: Some("paths"),
             aligned: true,
             metric: Some(self.metric(task)),
+            whole_answers: true,
             ..Needs::default()
         }
     }

@@ -1,6 +1,6 @@
 //! What every method writes down of a measurement: model, task, prompts, settings.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use serde_json::json;
@@ -32,6 +32,8 @@ pub(super) fn provenance(
         corrupted: pair.corrupted.clone(),
         answers: pair.target.answers.clone(),
         wrong: pair.target.wrong.clone(),
+        then: pair.target.then.clone(),
+        after: pair.target.after,
         roles: pair.roles.clone(),
     };
     settings["corruption"] = json!(task.corruption);
@@ -58,13 +60,8 @@ pub(super) fn provenance(
 
 /// The text of every token of the prompts and of their answers.
 fn token_texts(task: &Task) -> BTreeMap<u32, String> {
-    let tokens = task.pairs().iter().flat_map(|pair| {
-        let (answers, wrong) = (&pair.target.answers, &pair.target.wrong);
-        [&pair.clean, &pair.corrupted, answers, wrong]
-    });
-    let tokens: BTreeSet<u32> = tokens.flatten().copied().collect();
     let text = |token| (token, task.text(token));
-    tokens.into_iter().map(text).collect()
+    task.tokens().into_iter().map(text).collect()
 }
 
 pub(super) fn device_name(model: &Model) -> String {

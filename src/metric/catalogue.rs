@@ -17,9 +17,9 @@ pub enum Metric {
     LogitDiff,
     /// `sum p(answers) - sum p(wrong)`; probability.
     ProbDiff,
-    /// `ln sum p(answers)`; nats.
+    /// `ln sum p(answers)`; of an answer of several tokens the sum of their log-probabilities, each after those before it; nats.
     LogProb,
-    /// `sum p(answers)`; probability.
+    /// `sum p(answers)`; of an answer of several tokens the product of their probabilities; probability.
     Prob,
     /// `KL(reference || here)`, summed over the vocabulary; nats. The reference is the clean run.
     Kl,
@@ -167,6 +167,27 @@ impl Metric {
     /// Whether it compares with the logits of the clean run.
     pub fn needs_reference(self) -> bool {
         self.facts().needs_reference
+    }
+
+    /// Whether it has a value for an answer of several tokens.
+    pub fn takes_several_tokens(self) -> bool {
+        matches!(self, Metric::LogProb | Metric::Prob)
+    }
+
+    /// Refuses an answer of several tokens where the metric compares single ones.
+    /// # Errors
+    /// [`Error::BadMetric`].
+    pub fn check_tokens(self, target: &Target) -> Result<()> {
+        if target.then.is_empty() || self.takes_several_tokens() {
+            return Ok(());
+        }
+        Err(Error::BadMetric {
+            metric: self.to_string(),
+            reason: format!(
+                "compares single tokens, and an answer here has {}; `--metric log_prob` or `prob` measures all of it",
+                target.n_tokens()
+            ),
+        })
     }
 
     /// The unit of a value, as it stands in tables and on axes.

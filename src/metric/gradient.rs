@@ -6,6 +6,39 @@ use super::value::{log_softmax, log_sum_exp};
 use crate::error::Result;
 
 impl Metric {
+    /// The gradient of [`Metric::value_whole`] at the logits of every position that is read, computed in f64.
+    /// # Shapes
+    /// Those of `logits`, which are as in [`Metric::value_whole`].
+    /// # Units
+    /// [`Metric::unit`] per logit.
+    /// # Errors
+    /// Those of [`Metric::gradient`] and [`Metric::check_tokens`].
+    pub fn gradient_whole(
+        self,
+        logits: &[&[f32]],
+        target: &Target,
+        reference: Option<&[f32]>,
+    ) -> Result<Vec<Vec<f64>>> {
+        if let [one] = logits
+            && target.then.is_empty()
+        {
+            return Ok(vec![self.gradient(one, target, reference)?]);
+        }
+        self.check_differentiable()?;
+        // A product of probabilities moves by itself times what its logarithm moves by.
+        let factor = match self {
+            Metric::Prob => self.value_whole(logits, target, None)?,
+            _ => 1.0,
+        };
+        self.check_tokens(target)?;
+        self.check_positions(logits, target)?;
+        let slope = |(step, logits): (Target, &&[f32])| -> Result<Vec<f64>> {
+            let slope = Metric::LogProb.gradient(logits, &step, None)?;
+            Ok(slope.into_iter().map(|slope| factor * slope).collect())
+        };
+        target.steps().zip(logits).map(slope).collect()
+    }
+
     /// The gradient of [`Metric::value`] at the logits, computed in f64.
     /// # Shapes
     /// Those of `logits`, which are as in [`Metric::value`].

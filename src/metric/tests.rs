@@ -6,6 +6,7 @@ fn a_pair_is_judged_by_its_best_answer() {
     let target = Target {
         answers: vec![0, 2],
         wrong: vec![1],
+        ..Target::default()
     };
     let judged = |logits: &[f32]| {
         let judgement = target.judge(logits);
@@ -23,6 +24,7 @@ fn target(answers: &[u32], wrong: &[u32]) -> Target {
     Target {
         answers: answers.to_vec(),
         wrong: wrong.to_vec(),
+        ..Target::default()
     }
 }
 
@@ -209,4 +211,101 @@ fn gradients_agree_with_central_differences() {
         Metric::Rank.gradient(&logits, &pair, None),
         Err(Error::NoGradient { .. })
     ));
+}
+
+#[test]
+fn a_whole_answer_has_the_sum_of_its_log_probabilities() {
+    let whole = Target {
+        then: vec![0, 2],
+        ..target(&[3], &[])
+    };
+    let (first, second) = (eighths(), [1.0f32.ln(), 0.0, 3.0f32.ln(), 3.0f32.ln()]);
+    let rows: [&[f32]; 3] = [&first, &second, &first];
+    // 1/2, then 1/8, then 1/4.
+    let value = |metric: Metric| metric.value_whole(&rows, &whole, None).unwrap();
+    assert!((value(Metric::LogProb) + 6.0 * std::f64::consts::LN_2).abs() < 1e-6);
+    assert!((value(Metric::Prob) - 1.0 / 64.0).abs() < 1e-7);
+    assert_eq!(whole.positions(10), 7..10);
+    let earlier = Target {
+        after: 2,
+        ..whole.clone()
+    };
+    assert_eq!(earlier.positions(10), 5..8);
+    assert!(earlier.check_length(5).is_ok() && earlier.check_length(4).is_err());
+    // The likeliest token is an answer at the first position alone.
+    assert_eq!(whole.judge_whole(&rows).top1, Some(false));
+    assert_eq!(target(&[3], &[]).judge_whole(&rows[..1]).top1, Some(true));
+}
+
+#[test]
+fn an_answer_of_one_token_is_measured_as_ever() {
+    let logits = eighths();
+    let reference = [1.0f32, 0.0, 0.5, -0.5];
+    let one = target(&[3], &[1]);
+    for metric in ALL {
+        let read: &[f32] = match metric.reads() {
+            Reads::Answers => &logits[..2],
+            Reads::Vocabulary => &logits,
+        };
+        let value = metric.value(read, &one, Some(&reference)).unwrap();
+        let whole = metric.value_whole(&[read], &one, Some(&reference));
+        assert_eq!(whole.unwrap(), value, "{metric}");
+        if metric.differentiable() {
+            let slope = metric.gradient(read, &one, Some(&reference)).unwrap();
+            let whole = metric.gradient_whole(&[read], &one, Some(&reference));
+            assert_eq!(whole.unwrap(), [slope], "{metric}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_whole_answers_agree_with_central_differences() {
+    let rows = [[0.3f32, -1.0, 2.0, 0.7], [1.2, 0.1, -0.4, 0.9]];
+    let whole = Target {
+        then: vec![1],
+        ..target(&[2], &[])
+    };
+    for metric in [Metric::LogProb, Metric::Prob] {
+        let at = |rows: &[[f32; 4]; 2]| {
+            let rows: [&[f32]; 2] = [&rows[0], &rows[1]];
+            metric.value_whole(&rows, &whole, None).unwrap()
+        };
+        let read: [&[f32]; 2] = [&rows[0], &rows[1]];
+        let slopes = metric.gradient_whole(&read, &whole, None).unwrap();
+        for (row, slopes) in slopes.iter().enumerate() {
+            for (i, slope) in slopes.iter().enumerate() {
+                let moved = |by: f32| {
+                    let mut rows = rows;
+                    rows[row][i] += by;
+                    (at(&rows), f64::from(rows[row][i]))
+                };
+                let (up, down) = (moved(0.01), moved(-0.01));
+                let difference = (up.0 - down.0) / (up.1 - down.1);
+                assert!((slope - difference).abs() < 2e-5, "{metric} {row} {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn single_token_metrics_refuse_whole_answers() {
+    let whole = Target {
+        then: vec![1],
+        ..target(&[2], &[0])
+    };
+    let rows: [&[f32]; 2] = [&[0.0; 4], &[0.0; 4]];
+    for metric in ALL {
+        let found = metric.value_whole(&rows, &whole, Some(&[0.0; 4]));
+        assert_eq!(found.is_ok(), metric.takes_several_tokens(), "{metric}");
+        if let Err(error) = found {
+            assert!(error.to_string().contains("log_prob"), "{error}");
+        }
+        // One position is not enough for an answer of two tokens.
+        assert!(
+            metric
+                .value_whole(&rows[..1], &whole, Some(&[0.0; 4]))
+                .is_err()
+        );
+        assert!(metric.value(rows[0], &whole, Some(&[0.0; 4])).is_err());
+    }
 }

@@ -5,15 +5,56 @@ use super::target::Target;
 use crate::error::{Error, Result};
 
 impl Metric {
-    /// The value for one example, computed in f64.
+    /// The value for one example whose answer may have several tokens, computed in f64: [`Metric::value`] where it has one.
+    /// # Shapes
+    /// `logits`: those of each of [`Target::positions`], as [`Metric::value`] takes them.
+    /// # Units
+    /// [`Metric::unit`].
+    /// # Errors
+    /// Those of [`Metric::value`] and [`Metric::check_tokens`].
+    pub fn value_whole(
+        self,
+        logits: &[&[f32]],
+        target: &Target,
+        reference: Option<&[f32]>,
+    ) -> Result<f64> {
+        if let [one] = logits
+            && target.then.is_empty()
+        {
+            return self.value(one, target, reference);
+        }
+        self.check_tokens(target)?;
+        self.check_positions(logits, target)?;
+        let mut sum = 0.0;
+        for (step, logits) in target.steps().zip(logits) {
+            sum += Metric::LogProb.value(logits, &step, None)?;
+        }
+        Ok(match self {
+            Metric::Prob => sum.exp(),
+            _ => sum,
+        })
+    }
+
+    pub(super) fn check_positions(self, logits: &[&[f32]], target: &Target) -> Result<()> {
+        if logits.len() == target.n_tokens() {
+            return Ok(());
+        }
+        Err(self.error(format!(
+            "reads {} positions, but was given {}",
+            target.n_tokens(),
+            logits.len()
+        )))
+    }
+
+    /// The value for one example with an answer of one token, computed in f64.
     /// # Shapes
     /// `logits`: one per [`Target::columns`], in that order, where the metric [`reads`](Metric::reads) answers only; else
     /// `[vocabulary]`. `reference`: `[vocabulary]`, the clean run's.
     /// # Units
     /// [`Metric::unit`].
     /// # Errors
-    /// [`Error::BadMetric`] if the target has no answer, or no wrong answer where one is needed; if there is no reference where
-    /// one is needed; if a length does not fit; if a logit is NaN or infinite.
+    /// [`Error::BadMetric`] if the target has no answer, or no wrong answer where one is needed, or an answer of several tokens; if
+    /// there is no reference where one is needed; if a length does not fit; if a logit is NaN or infinite.
     pub fn value(self, logits: &[f32], target: &Target, reference: Option<&[f32]>) -> Result<f64> {
         self.check(logits, target)?;
         let at = |ids: &[u32]| {
@@ -50,6 +91,9 @@ impl Metric {
     }
 
     pub(super) fn check(self, logits: &[f32], target: &Target) -> Result<()> {
+        if !target.then.is_empty() {
+            return Err(self.error("has the logits of one position, and the answer has several tokens"));
+        }
         if target.answers.is_empty() && !self.needs_reference() {
             return Err(
                 self.error("needs an answer, and this pair has none; fill the column `answer`")

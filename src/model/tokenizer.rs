@@ -1,8 +1,8 @@
 //! Text to token ids and back, with everything explicit that a tokenizer library does behind one's back: the BOS token, the
 //! byte range of every token (roles are found by it), and the chat template.
 //!
-//! Encoding never runs the tokenizer's post-processor for special tokens: we ask for none and put BOS in front ourselves, so
-//! that a result can record whether it was there. Truncation, padding and BPE dropout, which a `tokenizer.json` may ask for, are
+//! Encoding never runs the tokenizer's post-processor for special tokens: we ask for none and put BOS in front ourselves (and, for an
+//! encoder, what stands behind a text), so that a result can record whether it was there. Truncation, padding and BPE dropout, which a `tokenizer.json` may ask for, are
 //! switched off: they would change ids without a word.
 
 mod chat;
@@ -38,18 +38,26 @@ pub struct Tokenizer {
     chat_template: Option<String>,
     /// What a chat template is told to be today.
     date: Option<Date>,
-    /// The token whose place a masked-language model fills.
-    mask: Option<u32>,
+    masked: Option<Masked>,
     max_id: u32,
     /// The vocabulary spells bytes in an alphabet of its own, which only the decoder reads back.
     byte_level: bool,
+}
+
+/// What the tokenizer of a masked-language model has besides.
+#[derive(Clone, Copy)]
+struct Masked {
+    /// The token whose place the model fills.
+    mask: u32,
+    /// What stands behind every text: `[SEP]`.
+    end: u32,
 }
 
 /// A text as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     pub ids: Vec<u32>,
-    /// The byte range of the text that each token stands for; empty, at 0, for BOS. A leading space belongs to its token in
+    /// The byte range of the text that each token stands for; empty for BOS, and for what stands behind the text of an encoder. A leading space belongs to its token in
     /// some tokenizers and to none in others.
     pub spans: Vec<Range<usize>>,
 }
@@ -105,7 +113,7 @@ impl Tokenizer {
             add_bos,
             chat_template,
             date: None,
-            mask: None,
+            masked: None,
             max_id,
             byte_level,
         })
@@ -124,7 +132,7 @@ impl Tokenizer {
     }
 
     /// The tokens of a text, with BOS in front if `bos` is set and the text does not itself begin with it (a chat template
-    /// often writes it).
+    /// often writes it). The texts of a masked-language model stand between two tokens, and have then the second one as well.
     /// # Errors
     /// [`Error::Tokenizer`] if `bos` is set and there is none, or the tokenizer cannot encode this text.
     pub fn encode(&self, text: &str, bos: bool) -> Result<Encoded> {
@@ -155,6 +163,12 @@ impl Tokenizer {
             if ids.first() != Some(&bos) {
                 ids.insert(0, bos);
                 spans.insert(0, 0..0);
+            }
+            if let Some(Masked { end, .. }) = self.masked
+                && ids.last() != Some(&end)
+            {
+                ids.push(end);
+                spans.push(text.len()..text.len());
             }
         }
         Ok(Encoded { ids, spans })
@@ -233,7 +247,7 @@ impl Tokenizer {
 
     /// The token that a masked-language model fills, if the tokenizer is of one: its texts stand between two special tokens.
     pub fn mask_to_fill(&self) -> Option<u32> {
-        self.mask
+        self.masked.map(|masked| masked.mask)
     }
 
     pub fn bos(&self) -> Option<u32> {

@@ -13,7 +13,7 @@ mod final_norm;
 use candle_core::Tensor;
 
 pub(crate) use attention::reader_column;
-pub(crate) use final_norm::final_norm;
+pub(crate) use final_norm::{AnswerRows, final_norm};
 
 use super::rows::Rows;
 use super::tape::{Saved, Tape};
@@ -140,11 +140,17 @@ impl Descent<'_> {
         let layer = self.layer(index);
         let gradient = self.at(layer.hook(Kind::ResidPost), gradient, probe)?;
         if self.rules.stops(index) {
+            let saved = match spec.norms_stream() {
+                true => Some(self.tape.layer(self.model, index)?),
+                false => None,
+            };
+            let gradient = layer.kept(gradient, Kind::ResidMid, saved.as_ref())?;
             let gradient = if spec.has_resid_mid() {
                 self.at(layer.hook(Kind::ResidMid), gradient, probe)?
             } else {
                 gradient
             };
+            let gradient = layer.kept(gradient, Kind::ResidPre, saved.as_ref())?;
             return self.at(layer.hook(Kind::ResidPre), gradient, probe);
         }
         let saved = self.tape.layer(self.model, index)?;
@@ -156,7 +162,8 @@ impl Descent<'_> {
         let sequential = spec.block == Block::Sequential;
         let (at_mid, at_pre) = match at_mlp_in {
             Some(at_mlp_in) if sequential => {
-                let at_mid = linear::add(&gradient, &at_mlp_in)?;
+                let by_stream = layer.kept(gradient, Kind::ResidMid, Some(&saved))?;
+                let at_mid = linear::add(&by_stream, &at_mlp_in)?;
                 let at_mid = self.at(layer.hook(Kind::ResidMid), at_mid, probe)?;
                 (at_mid.clone(), at_mid)
             }
@@ -164,6 +171,7 @@ impl Descent<'_> {
             None => (gradient.clone(), gradient),
         };
         let by_attention = layer.attention(&at_mid, &saved, probe)?;
+        let at_pre = layer.kept(at_pre, Kind::ResidPre, Some(&saved))?;
         let at_pre = linear::add(&at_pre, &by_attention)?;
         self.at(layer.hook(Kind::ResidPre), at_pre, probe)
     }
@@ -183,6 +191,21 @@ impl BackwardLayer<'_> {
 
     fn at(&self, kind: Kind, gradient: Tensor, probe: &mut dyn Probe) -> Result<Tensor> {
         self.walk.at(self.hook(kind), gradient, probe)
+    }
+
+    /// From what a branch is added to, to the stream before it: past the norm that stands on the stream, where one does.
+    fn kept(&self, gradient: Tensor, stream: Kind, saved: Option<&Saved<'_>>) -> Result<Tensor> {
+        let of = match stream {
+            Kind::ResidMid => self.weights.ln2.as_ref(),
+            _ => self.weights.ln1.as_ref(),
+        };
+        let (Some(w), Some(saved), true) = (of, saved, self.spec.norms_stream()) else {
+            return Ok(gradient);
+        };
+        let x = on_host(&saved.get(stream, self.walk.rows)?)?;
+        let of = norm::parts(&x, &on_host_weights(w)?, self.spec.norm, self.spec.norm_eps)?;
+        let (kind, rule) = (self.spec.norm, self.walk.rules.norm);
+        norm::backward(&gradient, &of.normalized, &of.scale, w, kind, rule)
     }
 
     /// From what a branch adds to the stream to what it computed before its post-norm and multiplier.

@@ -19,8 +19,8 @@ pub struct BaseRun {
     pub sources: Sources,
     pub length: usize,
     pub(crate) cache: Cache,
-    /// The final stream at the last position of each prompt, after the final norm, `[prompts, d_model]`.
-    pub(crate) answer: Tensor,
+    /// What the unembedding reads, `[prompts * length, d_model]`.
+    pub(crate) normed: Tensor,
 }
 
 impl BaseRun {
@@ -75,12 +75,12 @@ impl BaseRun {
             edits: &edits,
             sources: sources.clone(),
             capture: &capture,
-            logits: Logits::Last,
+            logits: Logits::All,
             roles: &roles,
         };
         let examples: Vec<usize> = (0..prompts.len()).collect();
-        let (answer, mut cache) = walk(model, &prompts, &examples, &request)?;
-        let answer = answer.expect("asked for");
+        let (normed, mut cache) = walk(model, &prompts, &examples, &request)?;
+        let normed = normed.expect("asked for");
         let length = cache.length;
         if spec.block != Block::Sequential && spec.mlp != Mlp::None {
             // What the residual stream would be between attention and MLP if a parallel block had such a place.
@@ -98,7 +98,7 @@ impl BaseRun {
             sources,
             length,
             cache,
-            answer,
+            normed,
         })
     }
 

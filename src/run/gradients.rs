@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use candle_core::Tensor;
 
-use super::backward::{Descent, Probe, final_norm};
-use super::rows::Rows;
+use super::backward::{AnswerRows, Descent, Probe, final_norm};
+use super::rows::{Rows, Segment};
 use super::tape::{Tape, TapeRequest};
 use super::{Cache, Roles, Sources};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ pub struct GradientRequest<'a> {
     pub metric: Metric,
     /// One for each prompt.
     pub targets: &'a [Target],
-    /// The clean run's logits at the answer position of each prompt, for metrics that compare with them.
+    /// The clean run's logits where the answer of each prompt is read, for metrics that compare with them.
     pub reference: Option<&'a [Vec<f32>]>,
     pub rules: Rules,
     pub hooks: &'a [Hook],
@@ -144,10 +144,11 @@ pub(crate) struct Measured<'a> {
     metric: Metric,
     targets: &'a [Target],
     reference: Option<&'a [Vec<f32>]>,
-    /// The final stream at the answer positions, `[batch, d_model]`.
-    answer: Tensor,
+    /// The rows where the answers are read, and the final stream there, `[answer rows, d_model]`.
+    pub answers: Rows,
+    pub answer: Tensor,
     columns: Vec<Vec<u32>>,
-    /// The logits that the metric reads.
+    /// The logits that the metric reads, of each of these rows.
     logits: Vec<Vec<f32>>,
 }
 
@@ -161,13 +162,17 @@ impl<'a> Measured<'a> {
         targets: &'a [Target],
         reference: Option<&'a [Vec<f32>]>,
     ) -> Result<Self> {
-        let answer = tape.answer(model)?;
-        let mut nobody = Nobody;
-        let normed =
-            super::forward::final_norm(model, &answer, &tape.rows.last_of_each(), &mut nobody)?;
+        for target in targets {
+            target.check_length(tape.rows.length)?;
+            metric.check_tokens(target)?;
+        }
+        let answers = tape.rows.answers(targets);
+        let answer = tape.ends(model, &answers)?;
+        let normed = super::forward::final_norm(model, &answer, &answers, &mut Nobody)?;
         let columns: Vec<Vec<u32>> = targets.iter().map(Target::columns).collect();
         let vocab = model.spec.d_vocab;
-        if let Some(token) = columns.iter().flatten().find(|&&id| id as usize >= vocab) {
+        let mut tokens = targets.iter().flat_map(Target::tokens);
+        if let Some(token) = tokens.find(|&id| id as usize >= vocab) {
             return Err(Error::OutOfRange {
                 hook: "the vocabulary".into(),
                 what: "token",
@@ -187,12 +192,14 @@ impl<'a> Measured<'a> {
                     .collect()
             }
         };
-        if let Some(index) = logits
+        if let Some(row) = logits
             .iter()
             .position(|logits| logits.iter().any(|l| !l.is_finite()))
         {
+            let of = |segment: &&Segment| segment.start <= row;
+            let segment = answers.segments.iter().rfind(of);
             return Err(Error::NotFiniteLogits {
-                index,
+                index: segment.map_or(row, |segment| segment.example),
                 hook: "the unembedding".into(),
             });
         }
@@ -201,42 +208,57 @@ impl<'a> Measured<'a> {
             metric,
             targets,
             reference,
+            answers,
             answer,
             columns,
             logits,
         };
         for (i, target) in targets.iter().enumerate() {
-            let value = metric.value(&measured.logits[i], target, measured.reference_of(i))?;
+            let logits = measured.logits_of(i);
+            let value = metric.value_whole(&logits, target, measured.reference_of(i))?;
             measured.values.push(value);
         }
         Ok(measured)
+    }
+
+    /// The logits of each row of one prompt's answer.
+    fn logits_of(&self, i: usize) -> Vec<&[f32]> {
+        let segment = &self.answers.segments[i];
+        let rows = self.logits[segment.start..][..segment.positions.len()].iter();
+        rows.map(Vec::as_slice).collect()
     }
 
     fn reference_of(&self, i: usize) -> Option<&[f32]> {
         self.reference.map(|reference| reference[i].as_slice())
     }
 
-    /// The slope of each prompt's metric at the logits that it reads.
+    /// The slope of each prompt's metric at the logits that it reads, row by row.
     fn slopes(&self) -> Result<Vec<Vec<f64>>> {
-        let each = self.targets.iter().zip(&self.logits).enumerate();
-        let slope = |(i, (target, logits)): (usize, (&Target, &Vec<f32>))| {
-            self.metric.gradient(logits, target, self.reference_of(i))
-        };
-        each.map(slope).collect()
+        let mut slopes = Vec::with_capacity(self.logits.len());
+        for (i, target) in self.targets.iter().enumerate() {
+            let (logits, reference) = (self.logits_of(i), self.reference_of(i));
+            slopes.extend(self.metric.gradient_whole(&logits, target, reference)?);
+        }
+        Ok(slopes)
     }
 
     /// Each prompt's logits along the slope of its metric: the metric itself where that is linear in the logits.
     pub fn along_slopes(&self) -> Result<Vec<f64>> {
-        let along = |(slope, logits): (Vec<f64>, &Vec<f32>)| -> f64 {
-            let each = slope.iter().zip(logits);
+        let slopes = self.slopes()?;
+        let along = |row: usize| -> f64 {
+            let each = slopes[row].iter().zip(&self.logits[row]);
             each.map(|(slope, &logit)| slope * f64::from(logit)).sum()
         };
-        Ok(self
-            .slopes()?
-            .into_iter()
-            .zip(&self.logits)
-            .map(along)
-            .collect())
+        Ok(self.by_prompt(along))
+    }
+
+    /// The sum over the rows of each prompt's answer.
+    pub fn by_prompt(&self, of_row: impl Fn(usize) -> f64) -> Vec<f64> {
+        let rows = |segment: &Segment| segment.start..segment.start + segment.positions.len();
+        let segments = self.answers.segments.iter();
+        segments
+            .map(|segment| rows(segment).map(&of_row).sum())
+            .collect()
     }
 
     /// The gradient of each prompt's metric at the final stream, `[rows, d_model]`.
@@ -269,7 +291,11 @@ impl<'a> Measured<'a> {
                 rules.softcap,
             )?,
         };
-        final_norm(model, &at_normed, &self.answer, rules, rows, probe)
+        let ends = AnswerRows {
+            rows: &self.answers,
+            stream: &self.answer,
+        };
+        final_norm(model, &at_normed, ends, rules, rows, probe)
     }
 }
 

@@ -64,6 +64,7 @@ pub use sweep::{
 
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln};
+use crate::metric::Target;
 use crate::model::Model;
 use crate::nn::embed::unembed;
 use crate::nn::rope;
@@ -141,6 +142,47 @@ pub fn run_with_cache(
         },
     )?;
     Ok((run.logits.expect("asked for"), run.cache))
+}
+
+/// The logits where the answer of each prompt is read, and the activations of some hooks.
+/// # Shapes
+/// `targets`: one for each prompt. For each prompt `[tokens of the answer][d_vocab]`; activations as [`Hook::shape`] says.
+/// # Errors
+/// Those of [`run`]; of a target that is read outside of its prompt.
+pub(crate) fn run_to_answers(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    targets: &[Target],
+    hooks: &[Hook],
+) -> Result<(Vec<Vec<Vec<f32>>>, Cache)> {
+    if targets.iter().all(|target| target.n_tokens() == 1 && target.after == 0) {
+        let (logits, cache) = run_with_cache(model, prompts, hooks)?;
+        let rows: Vec<Vec<f32>> = logits.to_vec2()?;
+        return Ok((rows.into_iter().map(|row| vec![row]).collect(), cache));
+    }
+    let request = Request {
+        capture: hooks,
+        logits: Logits::All,
+        ..Request::default()
+    };
+    let examples: Vec<usize> = (0..prompts.len()).collect();
+    let (normed, cache) = walk(model, prompts, &examples, &request)?;
+    let length = cache.length;
+    targets.iter().try_for_each(|target| target.check_length(length))?;
+    let answers = Rows::whole_as(&examples, length).answers(targets);
+    let answers = rows::pick(&normed.expect("asked for"), &answers)?;
+    let logits = forward::as_logits(unembed(&model.spec, &model.weights, &answers)?)?;
+    let mut rows = logits.to_vec2::<f32>()?.into_iter();
+    let mut all = Vec::with_capacity(targets.len());
+    for (index, target) in targets.iter().enumerate() {
+        let own: Vec<Vec<f32>> = rows.by_ref().take(target.n_tokens()).collect();
+        if own.iter().flatten().any(|logit| !logit.is_finite()) {
+            let hook = "the answer position".into();
+            return Err(Error::NotFiniteLogits { index, hook });
+        }
+        all.push(own);
+    }
+    Ok((all, cache))
 }
 
 /// [`run`], where prompt `i` is `examples[i]` for the sources.

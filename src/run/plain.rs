@@ -27,12 +27,13 @@ pub fn sweep_plain(
             edits: &edits,
             sources: sources.clone(),
             capture: &[],
-            logits: Logits::Last,
+            logits: Logits::All,
             roles: &roles,
         };
         let prompt = &base.prompts[example..=example];
-        let (answer, _) = walk(model, prompt, &[example], &request)?;
-        let answer = answer.expect("asked for");
+        let (normed, _) = walk(model, prompt, &[example], &request)?;
+        let read_at = readout.targets[example].positions(base.length);
+        let answer = normed.expect("asked for").narrow(0, read_at.start, read_at.len())?;
         values.push(read(model, &answer, &[example], readout)?[0]);
     }
     Ok(values)

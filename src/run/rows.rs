@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::metric::Target;
 use crate::nn::attention::SegmentPlace;
 use crate::nn::host::{host, is_host, tensor};
 
@@ -45,6 +46,23 @@ impl Rows {
             rows.push(prompt, example, (0..length as u32).collect());
         }
         rows
+    }
+
+    /// The rows where the answer of each segment's example is read, of those that are there.
+    pub fn answers(&self, targets: &[Target]) -> Self {
+        let mut answers = Rows::new(self.length);
+        for segment in &self.segments {
+            let read = targets[segment.example].positions(self.length);
+            let positions = segment.positions.iter().copied();
+            answers.push(
+                segment.variant,
+                segment.example,
+                positions
+                    .filter(|&pos| read.contains(&(pos as usize)))
+                    .collect(),
+            );
+        }
+        answers
     }
 
     /// The last row of each segment.

@@ -8,7 +8,7 @@
 //! base run. A variant that would put back what is there already, or whose change cannot reach the answer, is not run at all:
 //! its value is the base run's.
 //!
-//! The answer position is the last one of each prompt.
+//! Where an answer is read, its [`Target`] says: at the last position, or before it; an answer of several tokens at as many positions.
 //!
 //! The exact effect of restoring the clean stream at each layer and position of a corrupted prompt:
 //!
@@ -44,7 +44,7 @@
 //! }
 //! let readout = Readout {
 //!     metric: Metric::LogitDiff,
-//!     targets: vec![Target { answers: vec![2], wrong: vec![6] }],
+//!     targets: vec![Target { answers: vec![2], wrong: vec![6], ..Target::default() }],
 //!     reference: None,
 //! };
 //! let options = SweepOptions::default();
@@ -77,6 +77,7 @@ use super::rows::{pick, regather};
 use super::{BaseRun, Progress, Sources};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind};
+use crate::metric::Target;
 use crate::model::Model;
 use crate::nn::rope;
 
@@ -138,17 +139,18 @@ pub struct Plan {
 }
 
 /// What a sweep of these variants will cost, if no edit changes anything at the first `unchanged` positions: where two causal runs
-/// read the same tokens up to there they have the same values.
+/// read the same tokens up to there they have the same values. `targets`: one for each prompt of the base run.
 /// # Errors
 /// Those of resolving positions.
 pub fn plan(
     model: &Model,
     base: &BaseRun,
     variants: &[Variant],
+    targets: &[Target],
     unchanged: usize,
     options: &SweepOptions,
 ) -> Result<Plan> {
-    let (answer, last) = (base.length as u32 - 1, model.spec.n_layers - 1);
+    let last = model.spec.n_layers - 1;
     let mut plan = Plan {
         variants: variants.len(),
         ..Plan::default()
@@ -172,8 +174,9 @@ pub fn plan(
             plan.without_effect += 1;
             continue;
         }
-        let planned = Planned::new(index, variant, &changed, base, &model.spec)?;
-        if planned.reaches(answer, last) {
+        let answers = targets[variant.example].positions(base.length);
+        let planned = Planned::new(index, variant, &changed, base, answers, &model.spec)?;
+        if planned.reaches(last) {
             plan.row_layers += planned.cost(base.length, model.spec.n_layers)
         } else {
             plan.without_effect += 1
@@ -262,7 +265,7 @@ pub fn sweep_with_capture(
         .iter()
         .map(|variant| unchanged[variant.example])
         .collect();
-    let (answer, last_layer) = (base.length as u32 - 1, model.spec.n_layers - 1);
+    let last_layer = model.spec.n_layers - 1;
     let mut planned = Vec::new();
     for (index, variant) in variants.iter().enumerate() {
         let edits = resolve(model, base, variant.example, &variant.edits, sources)?;
@@ -270,8 +273,9 @@ pub fn sweep_with_capture(
         if !variant.edits.is_empty() && changed.iter().all(Vec::is_empty) {
             continue;
         }
-        let one = Planned::new(index, variant, &changed, base, &model.spec)?;
-        if one.reaches(answer, last_layer) {
+        let answers = readout.targets[variant.example].positions(base.length);
+        let one = Planned::new(index, variant, &changed, base, answers, &model.spec)?;
+        if one.reaches(last_layer) {
             planned.push(one);
         }
     }
@@ -380,7 +384,7 @@ fn run_wave(
     let x = x.ok_or_else(|| Error::invalid("a wave without rows"))?;
     let mut x = final_norm(model, &x, &rows, tap)?;
     tap.check_fired(variants)?;
-    let answers = rows.last_of_each();
+    let answers = rows.answers(&readout.targets);
     if answers.total != rows.total {
         x = regather(&x, &rows, &answers, None)?;
     }

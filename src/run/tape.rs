@@ -60,7 +60,6 @@ impl Tape {
     /// # Errors
     /// Those of [`super::run`]; [`Error::BadEdit`] for an edit that no gradient passes.
     pub fn record(model: &Model, prompts: &[Vec<u32>], request: &TapeRequest<'_>) -> Result<Self> {
-        model.spec.check_decoder("gradients")?;
         let length = check_prompts(model, prompts)?;
         let spec = &model.spec;
         let mut rows = Rows::new(length);
@@ -189,14 +188,9 @@ impl Tape {
         })
     }
 
-    /// The final stream, before the final norm, of the last position of each prompt: `[batch, d_model]`.
-    pub fn answer(&self, model: &Model) -> Result<Tensor> {
-        regather(
-            self.get(last_stream(&model.spec))?,
-            &self.rows,
-            &self.rows.last_of_each(),
-            None,
-        )
+    /// The final stream, before the final norm, at some of the tape's rows: `[rows, d_model]`.
+    pub fn ends(&self, model: &Model, rows: &Rows) -> Result<Tensor> {
+        regather(self.get(last_stream(&model.spec))?, &self.rows, rows, None)
     }
 
     /// Everything that the backward pass of a layer needs, run again where it was not kept.
@@ -297,6 +291,9 @@ fn needs(spec: &ModelSpec) -> Vec<Kind> {
     if spec.mlp != Mlp::None {
         kinds.push(Kind::MlpIn);
         kinds.push(Kind::MlpPre);
+        if spec.norms_stream() {
+            kinds.push(Kind::ResidMid);
+        }
     }
     if spec.mlp == Mlp::Gated {
         kinds.push(Kind::MlpPreLinear);

@@ -93,8 +93,18 @@ pub struct PromptTokens {
     pub corrupted: Vec<u32>,
     pub answers: Vec<u32>,
     pub wrong: Vec<u32>,
+    /// What follows the answer's first token, in one of several tokens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<u32>,
+    /// How many tokens stand behind the position where the answer is read.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub after: usize,
     /// Positions of each role, the same in both prompts.
     pub roles: BTreeMap<String, Vec<usize>>,
+}
+
+fn is_nothing(after: &usize) -> bool {
+    *after == 0
 }
 
 /// The metric of one pair without any change.

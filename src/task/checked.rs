@@ -187,11 +187,17 @@ impl Task {
     /// [`Error::OutOfRange`] for a token of a prompt or an answer that the embedding has no row for; [`Error::TooLong`].
     pub fn check_fits(&self, spec: &ModelSpec) -> Result<()> {
         for pair in &self.pairs {
-            let Target { answers, wrong } = &pair.target;
+            let Target {
+                answers,
+                wrong,
+                then,
+                ..
+            } = &pair.target;
             for (side, tokens) in [
                 ("clean", &pair.clean),
                 ("corrupted", &pair.corrupted),
                 ("answer", answers),
+                ("answer", then),
                 ("wrong", wrong),
             ] {
                 if let Some(token) = tokens.iter().find(|&&id| id as usize >= spec.d_vocab) {
@@ -269,11 +275,28 @@ impl Task {
             })
     }
 
+    /// Refuses answers of several tokens, for methods that read one.
+    /// # Errors
+    /// [`Error::Invalid`] naming the method and the first pair with such an answer.
+    pub fn check_single_tokens(&self, method: &str) -> Result<()> {
+        match self.pairs.iter().find(|pair| !pair.target.then.is_empty()) {
+            None => Ok(()),
+            Some(pair) => Err(Error::invalid(format!(
+                "`{method}` reads one token, and the answer of pair {} of task `{}` has {}; give answers of one token, or measure all of \
+                 it by `candlewick patch`, `ablate`, `path` or `attribute`",
+                pair.index,
+                self.name,
+                pair.target.n_tokens()
+            ))),
+        }
+    }
+
     /// Checks that every pair has what a metric needs.
     /// # Errors
     /// [`Error::BadMetric`] naming the first pair that does not.
     pub fn check_metric(&self, metric: Metric) -> Result<()> {
         for pair in &self.pairs {
+            metric.check_tokens(&pair.target)?;
             pair.check_metric(metric)
                 .map_err(|lacks| Error::BadMetric {
                     metric: metric.to_string(),
@@ -289,10 +312,10 @@ impl Task {
     /// All token ids of prompts, answers and wrong answers.
     pub fn tokens(&self) -> BTreeSet<u32> {
         let ids = self.pairs.iter().flat_map(|pair| {
-            let target = [&pair.target.answers, &pair.target.wrong];
-            [&pair.clean, &pair.corrupted].into_iter().chain(target)
+            let prompts = [&pair.clean, &pair.corrupted].into_iter().flatten();
+            prompts.copied().chain(pair.target.tokens())
         });
-        ids.flatten().copied().collect()
+        ids.collect()
     }
 
     /// SHA-256 over all token ids and targets, and how pairs are numbered and their positions named: two runs with one hash
@@ -308,6 +331,11 @@ impl Task {
                 &pair.target.wrong,
             ] {
                 hash.numbers(ids.iter().map(|&id| id as usize));
+            }
+            let Target { then, after, .. } = &pair.target;
+            if !then.is_empty() || *after > 0 {
+                hash.numbers(then.iter().map(|&id| id as usize));
+                hash.numbers([usize::MAX, *after]);
             }
             for roles in [&pair.roles, pair.corrupted_roles()] {
                 hash.roles(roles);
@@ -359,14 +387,13 @@ impl Task {
 
 /// Pairs that were seen before: the same tokens and answers.
 #[derive(Default)]
-pub(super) struct Repeats(HashMap<[Vec<u32>; 4], usize>);
+pub(super) struct Repeats(HashMap<([Vec<u32>; 2], Target), usize>);
 
 impl Repeats {
     /// Remembers a pair, or says which earlier one it repeats.
     pub fn reason(&mut self, pair: &Pair) -> Option<String> {
-        let target = &pair.target;
-        let key = [&pair.clean, &pair.corrupted, &target.answers, &target.wrong];
-        match self.0.entry(key.map(Vec::clone)) {
+        let prompts = [&pair.clean, &pair.corrupted].map(Vec::clone);
+        match self.0.entry((prompts, pair.target.clone())) {
             std::collections::hash_map::Entry::Occupied(first) => {
                 Some(format!("repeated: as pair {}", first.get()))
             }

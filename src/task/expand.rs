@@ -46,7 +46,7 @@ pub fn expand(file: &TaskFile, tokenizer: &Tokenizer, options: &ExpandOptions) -
                 bos,
                 chat: options.chat,
                 max_tokens: options.max_tokens,
-                needs_wrong: metric.needs_wrong(),
+                metric,
                 unequal: options.unequal,
                 may_melt: false,
                 derived_roles: &derived_roles,

@@ -9,8 +9,11 @@ use crate::hooks::Roles;
 use crate::metric::{Metric, Target};
 use crate::model::Tokenizer;
 
-/// The role of the last token, which every prompt has.
+/// The role of the token at which the answer is read, which every prompt has: the last, or the mask of an encoder; of an answer of
+/// several tokens, the one that its first token follows.
 pub const END: &str = "END";
+/// The role of what a prompt has of an answer of several tokens: all but its last.
+pub const ANSWER: &str = "ANSWER";
 
 /// One prompt pair, tokenised. Most pairs have prompts of equal length with every role at the same positions, and can then be
 /// compared position by position; those with [`shifted_roles`](Pair::shifted_roles) only role by role.
@@ -66,6 +69,45 @@ impl Pair {
     /// With one more token that counts as right.
     pub fn answer(mut self, token: u32) -> Self {
         self.target.answers.push(token);
+        self
+    }
+
+    /// With an answer of several tokens, which is measured whole: of both prompts it becomes the end, but for its last token. The
+    /// prompts are given without it.
+    pub fn whole_answer(mut self, tokens: impl Into<Vec<u32>>) -> Self {
+        let tokens = tokens.into();
+        let Some((&first, then)) = tokens.split_first() else {
+            return self;
+        };
+        self.target.answers = vec![first];
+        self.target.then = then.to_vec();
+        let forced = &tokens[..then.len()];
+        if forced.is_empty() {
+            return self;
+        }
+        for (tokens, roles) in [
+            (&mut self.clean, Some(&mut self.roles)),
+            (&mut self.corrupted, self.shifted_roles.as_mut()),
+        ] {
+            let places = tokens.len()..tokens.len() + forced.len();
+            tokens.extend(forced);
+            if let Some(roles) = roles {
+                roles
+                    .entry(ANSWER.to_owned())
+                    .or_insert_with(|| places.collect());
+            }
+        }
+        self
+    }
+
+    /// With an answer that is read before the last token, in an encoder at its mask: so many tokens stand behind it, in both prompts.
+    pub fn read_before(mut self, after: usize) -> Self {
+        self.target.after = after;
+        let end = |tokens: &[u32]| tokens.len().saturating_sub(1 + after);
+        self.roles.insert(END.to_owned(), vec![end(&self.clean)]);
+        if let Some(roles) = &mut self.shifted_roles {
+            roles.insert(END.to_owned(), vec![end(&self.corrupted)]);
+        }
         self
     }
 
@@ -170,7 +212,24 @@ impl Pair {
                 return Err(format!("empty prompt: {side} has no tokens"));
             }
         }
-        let Target { answers, wrong } = &self.target;
+        let Target { answers, wrong, .. } = &self.target;
+        for (side, tokens) in [("clean", &self.clean), ("corrupted", &self.corrupted)] {
+            let target = &self.target;
+            if target.n_tokens() + target.after > tokens.len() {
+                return Err(format!(
+                    "answer outside the prompt: {} tokens are read and {} stand behind them, and {side} has {}",
+                    target.n_tokens(),
+                    target.after,
+                    tokens.len()
+                ));
+            }
+        }
+        if !self.target.then.is_empty() && (answers.len() != 1 || !wrong.is_empty()) {
+            return Err(
+                "answer of several tokens: it stands alone, without other answers or wrong ones, since no run holds two of them"
+                    .into(),
+            );
+        }
         if let Some(&both) = answers.iter().find(|id| wrong.contains(id)) {
             return Err(format!(
                 "answer is also wrong: `{}` stands on both sides",

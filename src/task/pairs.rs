@@ -51,7 +51,7 @@ pub fn from_pairs_file(
         bos,
         chat: options.chat,
         max_tokens: options.max_tokens,
-        needs_wrong: metric.needs_wrong(),
+        metric,
         unequal: options.unequal,
         may_melt: true,
         derived_roles: &[],

@@ -11,6 +11,7 @@ use super::checked::Task;
 use super::pair::Pair;
 use crate::error::Dropped;
 use crate::hooks::Roles;
+use crate::metric::Target;
 use crate::text::{Align, padded, printable, visible, width};
 
 /// Columns that a row of tokens may fill before it goes on below.
@@ -81,6 +82,8 @@ pub fn render_json(task: &Task, limit: usize) -> String {
             "roles": pair.roles,
             "corrupted_roles": pair.shifted_roles,
             "answers": {"ids": pair.target.answers, "tokens": task.texts(&pair.target.answers)},
+            "then": {"ids": pair.target.then, "tokens": task.texts(&pair.target.then)},
+            "after": pair.target.after,
             "wrong": {"ids": pair.target.wrong, "tokens": task.texts(&pair.target.wrong)},
         })
     };
@@ -173,10 +176,7 @@ fn pair_lines(pair: &Pair, task: &Task) -> Vec<String> {
             lines.extend(token_lines(&[(side, tokens), ("role", roles)]));
         }
     }
-    lines.push(format!(
-        "  answer     {}",
-        answers(&pair.target.answers, task)
-    ));
+    lines.push(format!("  answer     {}", whole_answer(&pair.target, task)));
     lines.push(format!(
         "  wrong      {}",
         answers(&pair.target.wrong, task)
@@ -247,6 +247,18 @@ fn stretches(widths: &[usize]) -> Vec<Range<usize>> {
     }
     stretches.push(start..widths.len());
     stretches
+}
+
+/// The answers; of one of several tokens each of them, in order.
+fn whole_answer(target: &Target, task: &Task) -> String {
+    if target.then.is_empty() {
+        return answers(&target.answers, task);
+    }
+    let tokens = target.answers.iter().chain(&target.then);
+    let shown: Vec<String> = tokens
+        .map(|&id| format!("`{}` ({id})", visible(&task.text(id))))
+        .collect();
+    format!("{}, {} tokens", shown.join(" + "), shown.len())
 }
 
 fn answers(ids: &[u32], task: &Task) -> String {

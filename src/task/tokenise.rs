@@ -10,7 +10,7 @@ use super::pair::{END, Pair};
 use super::template::PromptText;
 use crate::error::{Dropped, Result};
 use crate::hooks::Roles;
-use crate::metric::Target;
+use crate::metric::{Metric, Target};
 use crate::model::Tokenizer;
 use crate::model::tokenizer::Encoded;
 use crate::text::printable;
@@ -36,12 +36,13 @@ pub(super) enum Continuation {
 }
 
 /// What holds for all pairs of a task.
+#[derive(Clone, Copy)]
 pub(super) struct TokeniseSetting<'a> {
     pub tokenizer: &'a Tokenizer,
     pub bos: bool,
     pub chat: bool,
     pub max_tokens: Option<usize>,
-    pub needs_wrong: bool,
+    pub metric: Metric,
     /// Whether prompts may differ in length, and roles in position, as long as the tokens of roles correspond one to one.
     pub unequal: bool,
     /// Whether an answer that would melt into the prompt's last token is the token that it is alone; else the pair is dropped.
@@ -121,38 +122,64 @@ fn pair(
         Ok(roles) => roles,
         Err(reason) => return Ok(Err(reason)),
     };
-    let answers = match answer_tokens(&draft.answers, clean, setting)? {
-        Ok(ids) => ids,
+    let answers = match answers(&draft.answers, clean, setting)? {
+        Ok(answers) => answers,
         Err(reason) => return Ok(Err(reason)),
     };
-    let wrong = match answer_tokens(&draft.wrong, clean, setting)? {
-        Ok(ids) => ids,
-        Err(reason) => return Ok(Err(reason)),
+    let whole = answers.iter().find(|answer| answer.len() > 1).cloned();
+    if whole.is_some() && answers.len() > 1 {
+        return Ok(Err(format!(
+            "answer of several tokens: it stands alone, and here are {}, of which no run holds two",
+            answers.len()
+        )));
+    }
+    // A wrong answer is compared token with token; beside a whole answer, whose metric knows none, it would have no place.
+    let wrong = match (&whole, answers_of_one(&draft.wrong, clean, setting)?) {
+        (Some(_), _) => Vec::new(),
+        (None, Ok(ids)) => ids,
+        (None, Err(reason)) => return Ok(Err(reason)),
     };
-    if wrong.is_empty() && setting.needs_wrong {
+    if wrong.is_empty() && setting.metric.needs_wrong() {
         return Ok(Err(
             "no wrong answer: the metric compares with one; fill it in, or use `ExpandOptions::metric = log_prob`"
                 .into(),
         ));
     }
+    let answers = answers.concat();
     if let Some(&both) = answers.iter().find(|id| wrong.contains(id)) {
         return Ok(Err(format!(
             "answer is also wrong: `{}` stands on both sides",
             setting.tokenizer.token(both)
         )));
     }
-    Ok(Ok(Pair {
+    let pair = Pair {
         index: draft.index,
         clean: clean.encoded.ids.clone(),
         corrupted: corrupted.encoded.ids.clone(),
         clean_text: clean.prompt.text.clone(),
         corrupted_text: corrupted.prompt.text.clone(),
-        target: Target { answers, wrong },
+        target: Target {
+            answers,
+            wrong,
+            after: behind_the_mask(&clean.encoded.ids, setting).unwrap_or(0),
+            ..Target::default()
+        },
         shifted_roles: (clean.encoded.ids.len() != corrupted.encoded.ids.len() || here != there)
             .then_some(there),
         roles: here,
         template: draft.template,
-    }))
+    };
+    let Some(whole) = whole else {
+        return Ok(Ok(pair));
+    };
+    let pair = pair.whole_answer(whole);
+    let longest = pair.clean.len().max(pair.corrupted.len());
+    match setting.max_tokens.filter(|&limit| longest > limit) {
+        None => Ok(Ok(pair)),
+        Some(limit) => Ok(Err(format!(
+            "too long: {longest} tokens with the answer, the model takes at most {limit}"
+        ))),
+    }
 }
 
 fn check_prompts(
@@ -184,14 +211,14 @@ fn check_prompts(
             }
         }
     }
-    if let Some(mask) = setting.tokenizer.mask_to_fill()
-        && [clean_ids, corrupted_ids]
-            .iter()
-            .any(|ids| ids.last() != Some(&mask))
-    {
+    let behind = (
+        behind_the_mask(clean_ids, setting)?,
+        behind_the_mask(corrupted_ids, setting)?,
+    );
+    if behind.0 != behind.1 {
         return Err(format!(
-            "no mask at the end: the answer is read at the prompt's last token, which must be `{}`",
-            setting.tokenizer.token(mask)
+            "mask misaligned: {} tokens stand behind it in clean and {} in corrupted",
+            behind.0, behind.1
         ));
     }
     if !setting.unequal && clean_ids.len() != corrupted_ids.len() {
@@ -207,6 +234,22 @@ fn check_prompts(
     Ok(())
 }
 
+/// How many tokens stand behind the one at which an answer is read: the only mask of an encoder's prompt, the last token of any other.
+fn behind_the_mask(ids: &[u32], setting: &TokeniseSetting) -> Result<usize, String> {
+    let Some(mask) = setting.tokenizer.mask_to_fill() else {
+        return Ok(0);
+    };
+    let mut places = (0..ids.len()).filter(|&at| ids[at] == mask);
+    match (places.next(), places.count()) {
+        (Some(place), 0) => Ok(ids.len() - 1 - place),
+        (found, more) => Err(format!(
+            "not one mask: the answer is read at `{}`, and a prompt has {} of it; write it once, where the answer stands",
+            setting.tokenizer.token(mask),
+            usize::from(found.is_some()) + more
+        )),
+    }
+}
+
 /// The token positions of every role in each prompt, which must be the same unless the setting allows otherwise, and then as many.
 fn roles(
     clean: &Framed,
@@ -214,8 +257,9 @@ fn roles(
     setting: &TokeniseSetting,
 ) -> Result<(Roles, Roles), String> {
     let [mut here, mut there] = [clean, corrupted].map(|framed| {
-        let last = framed.encoded.ids.len() - 1;
-        Roles::from([(END.to_owned(), vec![last])])
+        let ids = &framed.encoded.ids;
+        let behind = behind_the_mask(ids, setting).unwrap_or(0);
+        Roles::from([(END.to_owned(), vec![ids.len() - 1 - behind])])
     });
     for ((role, clean_span), (_, corrupted_span)) in
         clean.prompt.roles.iter().zip(&corrupted.prompt.roles)
@@ -260,25 +304,39 @@ fn covering(encoded: &Encoded, range: &Range<usize>) -> Vec<usize> {
         .collect()
 }
 
-/// The token that each answer is as the continuation of the prompt.
-fn answer_tokens(
+/// The tokens that each answer is as the continuation of the prompt, several where the metric takes them.
+fn answers(
+    answers: &[Continuation],
+    clean: &Framed,
+    setting: &TokeniseSetting,
+) -> Result<Result<Vec<Vec<u32>>, String>> {
+    let mut all = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let tokens = match answer {
+            Continuation::Id(id) => token_by_id(*id, setting.tokenizer).map(|id| vec![id]),
+            Continuation::Text(text) => tokens_of(text, clean, setting)?,
+        };
+        match tokens {
+            Err(reason) => return Ok(Err(reason)),
+            Ok(tokens) if all.contains(&tokens) => {}
+            Ok(tokens) => all.push(tokens),
+        }
+    }
+    Ok(Ok(all))
+}
+
+/// The token that each answer is.
+fn answers_of_one(
     answers: &[Continuation],
     clean: &Framed,
     setting: &TokeniseSetting,
 ) -> Result<Result<Vec<u32>, String>> {
-    let mut ids = Vec::with_capacity(answers.len());
-    for answer in answers {
-        let id = match answer {
-            Continuation::Id(id) => token_by_id(*id, setting.tokenizer),
-            Continuation::Text(text) => token_of(text, clean, setting)?,
-        };
-        match id {
-            Err(reason) => return Ok(Err(reason)),
-            Ok(id) if ids.contains(&id) => {}
-            Ok(id) => ids.push(id),
-        }
-    }
-    Ok(Ok(ids))
+    let one_token = TokeniseSetting {
+        metric: Metric::LogitDiff,
+        ..*setting
+    };
+    let tokens = self::answers(answers, clean, &one_token)?;
+    Ok(tokens.map(|tokens| tokens.concat()))
 }
 
 /// An id from a file must be a piece of text in this vocabulary.
@@ -298,9 +356,13 @@ fn token_by_id(id: u32, tokenizer: &Tokenizer) -> Result<u32, String> {
 }
 
 /// A tokenizer may spell a word otherwise behind a prompt than alone (` Mary`, not `Mary`), so prompt and answer are encoded together
-/// and should differ by one token at the end. Where they melt together instead (`cat` and `s`, `np.` and `array`) and may, the answer is
+/// and should differ by the answer's tokens at the end: one, or several where the metric takes them. Where they melt together instead (`cat` and `s`, `np.` and `array`) and may, the answer is
 /// the token that it is behind a line break, with which nothing melts.
-fn token_of(text: &str, clean: &Framed, setting: &TokeniseSetting) -> Result<Result<u32, String>> {
+fn tokens_of(
+    text: &str,
+    clean: &Framed,
+    setting: &TokeniseSetting,
+) -> Result<Result<Vec<u32>, String>> {
     let tokenizer = setting.tokenizer;
     // After a chat template's own line break an answer begins without its space.
     let text = if setting.chat {
@@ -308,12 +370,24 @@ fn token_of(text: &str, clean: &Framed, setting: &TokeniseSetting) -> Result<Res
     } else {
         text
     };
-    let joined = format!("{}{text}", clean.prompt.text);
-    let whole = tokenizer.encode(&joined, setting.bos)?.ids;
-    let rest = match whole.strip_prefix(clean.encoded.ids.as_slice()) {
+    let (before, text) = match tokenizer.mask_to_fill() {
+        Some(mask) => before_the_mask(clean, mask, text, tokenizer)?,
+        None => {
+            let before = Before {
+                text: clean.prompt.text.clone(),
+                ids: clean.encoded.ids.clone(),
+                bos: setting.bos,
+            };
+            (before, text.to_owned())
+        }
+    };
+    let (masked, text) = (tokenizer.mask_to_fill().is_some(), text.as_str());
+    let joined = format!("{}{text}", before.text);
+    let whole = tokenizer.encode(&joined, before.bos)?.ids;
+    let rest = match whole.strip_prefix(before.ids.as_slice()) {
         Some(rest) => rest.to_vec(),
         None => {
-            let alone = if setting.may_melt {
+            let alone = if setting.may_melt && !masked {
                 behind_a_line_break(text, tokenizer)?
             } else {
                 None
@@ -327,12 +401,13 @@ fn token_of(text: &str, clean: &Framed, setting: &TokeniseSetting) -> Result<Res
             rest
         }
     };
-    let &[id] = rest.as_slice() else {
+    let whole_is_measured = setting.metric.takes_several_tokens() && !masked;
+    if rest.is_empty() || (rest.len() > 1 && !whole_is_measured) {
         let pieces: Vec<String> = rest.iter().map(|&id| tokenizer.token(id)).collect();
-        let spaced = format!("{} {text}", clean.prompt.text);
-        let spaced = tokenizer.encode(&spaced, setting.bos)?.ids;
+        let spaced = format!("{} {text}", before.text);
+        let spaced = tokenizer.encode(&spaced, before.bos)?.ids;
         let would_fit = spaced
-            .strip_prefix(clean.encoded.ids.as_slice())
+            .strip_prefix(before.ids.as_slice())
             .is_some_and(|rest| rest.len() == 1 && !text.starts_with(char::is_whitespace));
         return Ok(Err(format!(
             "answer is not one token: `{}` is {} ({}){}",
@@ -341,18 +416,58 @@ fn token_of(text: &str, clean: &Framed, setting: &TokeniseSetting) -> Result<Res
             pieces.join("|"),
             if would_fit {
                 "; with a space in front it is one"
-            } else {
+            } else if masked {
+                "; a mask is filled by one"
+            } else if rest.is_empty() {
                 ""
+            } else {
+                "; `log_prob` and `prob` measure all of a right answer"
             }
         )));
-    };
-    if Some(id) == tokenizer.unknown() {
+    }
+    if rest.iter().any(|&id| Some(id) == tokenizer.unknown()) {
         return Ok(Err(format!(
             "unknown word: the vocabulary cannot spell the answer `{}`",
             printable(text)
         )));
     }
-    Ok(Ok(id))
+    Ok(Ok(rest))
+}
+
+/// What an answer continues.
+struct Before {
+    text: String,
+    ids: Vec<u32>,
+    bos: bool,
+}
+
+/// The text before the mask of a prompt, and the answer that stands in the mask's place: behind the space that the mask stands behind.
+fn before_the_mask(
+    clean: &Framed,
+    mask: u32,
+    answer: &str,
+    tokenizer: &Tokenizer,
+) -> Result<(Before, String)> {
+    let text = &clean.prompt.text;
+    let at = clean.encoded.ids.iter().position(|&id| id == mask);
+    let start = at.map_or(text.len(), |at| clean.encoded.spans[at].start);
+    // Some masks take the space before them as their own.
+    let left = text.get(..start).unwrap_or(text).trim_end();
+    let ids = match left.is_empty() {
+        true => Vec::new(),
+        false => tokenizer.encode(left, false)?.ids,
+    };
+    let stands_apart = text[left.len()..].starts_with(char::is_whitespace);
+    let space = match stands_apart && !answer.starts_with(char::is_whitespace) {
+        true => " ",
+        false => "",
+    };
+    let before = Before {
+        text: left.to_owned(),
+        ids,
+        bos: false,
+    };
+    Ok((before, format!("{space}{answer}")))
 }
 
 /// The tokens of a text behind a line break, if it does not melt with that either.

@@ -5,6 +5,7 @@ mod ceap;
 mod contract;
 mod dictionaries;
 mod edges;
+mod encoders;
 mod exactness;
 mod integrals;
 mod latents;

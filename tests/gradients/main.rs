@@ -1,5 +1,6 @@
 //! The backward pass against an oracle that shares nothing with it: candle's autograd over a twin of the engine.
 
+mod answers;
 mod case;
 mod conservation;
 mod differences;

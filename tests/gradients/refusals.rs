@@ -43,6 +43,7 @@ fn what_does_not_fit_is_an_error_that_says_why() {
         Target {
             answers: vec![crate::models::VOCAB as u32],
             wrong: vec![0],
+            ..Target::default()
         };
         3
     ];

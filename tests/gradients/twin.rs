@@ -39,6 +39,8 @@ pub type Changes = HashMap<Hook, Change>;
 
 /// One run of the twin, with its graph.
 pub struct Run {
+    /// `[batch, pos, d_vocab]`
+    pub all: Tensor,
     /// `[batch, d_vocab]`, at the last position.
     pub logits: Tensor,
     /// What the model went on with at each hook, in the hook's shape; masked scores are [`MASKED`].
@@ -57,9 +59,12 @@ pub fn run(model: &Model, prompts: &[Vec<u32>], rules: &Rules, changes: &Changes
         values: HashMap::new(),
         deltas: HashMap::new(),
     };
-    let logits = walk.model(model, &prompts.concat());
+    let all = walk.model(model, &prompts.concat());
+    let all = all.expect("the shapes of a model fit together");
+    let last = all.narrow(1, walk.length - 1, 1).and_then(|t| t.squeeze(1));
     Run {
-        logits: logits.expect("the shapes of a model fit together"),
+        logits: last.expect("a prompt has a last position"),
+        all,
         values: walk.values,
         deltas: walk.deltas,
     }
@@ -187,7 +192,7 @@ impl Walk<'_> {
         self.at(Hook::at(kind, layer), t)
     }
 
-    /// From tokens to the logits at the last position, `[batch, d_vocab]`.
+    /// From tokens to logits, `[batch, pos, d_vocab]`.
     fn model(&mut self, model: &Model, tokens: &[u32]) -> Result<Tensor> {
         let spec = self.spec;
         let weights = &model.weights;
@@ -206,6 +211,9 @@ impl Walk<'_> {
             let pos = pos.broadcast_as(stream)?.contiguous()?;
             x = (x + self.at(Hook::global(Kind::PosEmbed), &pos)?)?;
         }
+        if let Some(encoder) = &weights.encoder {
+            x = x.broadcast_add(&wide(&encoder.segments.narrow(0, 0, 1)?)?)?;
+        }
         for (layer, block) in weights.blocks.iter().enumerate() {
             x = self.block(layer, block, &x)?;
         }
@@ -213,8 +221,11 @@ impl Walk<'_> {
             let hooks = norm_hooks(Ln::Final, None);
             x = self.norm(&x, w, Some(hooks))?;
         }
-        let last = x.narrow(1, self.length - 1, 1)?.squeeze(1)?;
-        let logits = linear(&last, &weights.w_u.t()?, weights.b_u.as_ref())?;
+        if let Some(encoder) = &weights.encoder {
+            let pre = linear(&x, &encoder.w_head, Some(&encoder.b_head))?;
+            x = self.norm(&self.activation(&pre)?, &encoder.ln_head, None)?;
+        }
+        let logits = linear(&x, &weights.w_u.t()?, weights.b_u.as_ref())?;
         let logits = (logits * f64::from(spec.logit_scale.unwrap_or(1.0)))?;
         self.softcap(&logits, spec.final_softcap)
     }
@@ -223,7 +234,7 @@ impl Walk<'_> {
         let x = self.at_layer(Kind::ResidPre, layer, x)?;
         let attn_out = self.attention(layer, w, &x)?;
         let attn_out = self.branch(Kind::AttnOut, layer, &attn_out)?;
-        let mut mid = (&x + attn_out)?;
+        let mut mid = (self.kept(&x, w.ln1.as_ref())? + attn_out)?;
         if let Some(mlp) = &w.mlp {
             if self.spec.block == Block::Sequential {
                 mid = self.at_layer(Kind::ResidMid, layer, &mid)?;
@@ -233,9 +244,18 @@ impl Walk<'_> {
                 Block::Parallel { .. } => &x,
             };
             let mlp_out = self.mlp(layer, w, mlp, read)?;
-            mid = (mid + self.branch(Kind::MlpOut, layer, &mlp_out)?)?;
+            mid =
+                (self.kept(&mid, w.ln2.as_ref())? + self.branch(Kind::MlpOut, layer, &mlp_out)?)?;
         }
         self.at_layer(Kind::ResidPost, layer, &mid)
+    }
+
+    /// What a branch is added to.
+    fn kept(&mut self, x: &Tensor, w: Option<&NormWeights>) -> Result<Tensor> {
+        match w {
+            Some(w) if self.spec.norms_stream() => self.norm(x, w, None),
+            _ => Ok(x.clone()),
+        }
     }
 
     /// What a branch adds to the stream, stopped where the rules say so.
@@ -637,7 +657,8 @@ fn frequencies(rotary: &Rotary, base: &RotaryBase, length: usize) -> (Vec<f64>, 
 /// `[query, key]`.
 pub fn visible(spec: &ModelSpec, layer: usize, length: usize) -> Tensor {
     let window = spec.windows[layer].unwrap_or(length);
-    let sees = |q: usize, k: usize| f64::from(u8::from(k <= q && q - k < window));
+    let causal = spec.is_causal();
+    let sees = |q: usize, k: usize| f64::from(u8::from(!causal || k <= q && q - k < window));
     let all = (0..length).flat_map(|q| (0..length).map(move |k| sees(q, k)));
     Tensor::from_vec(all.collect(), (length, length), &Device::Cpu).expect("a square")
 }

@@ -8,7 +8,7 @@ use candlewick::spec::{
 
 use crate::models::every_kind;
 
-/// The eleven kinds, and their combinations.
+/// Every kind, and their combinations.
 pub fn all() -> Vec<Model> {
     let mut models = every_kind();
     models.extend(combinations());

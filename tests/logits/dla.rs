@@ -5,8 +5,9 @@ use candle_core::{Device, Tensor};
 use candlewick::Error;
 use candlewick::methods::{DirectTarget, DlaConfig, Part};
 use candlewick::metric::Metric;
+use candlewick::model::Model;
 use candlewick::model::load::{LoadOptions, load};
-use candlewick::run::logits;
+use candlewick::run::{Logits, Request, run};
 use candlewick::scores::Scores;
 use candlewick::spec::Mlp;
 use candlewick::task::{Pair, Task};
@@ -26,63 +27,90 @@ const PARTS: [Part; 5] = [
 
 #[test]
 fn contributions_sum_to_the_logits_in_every_kind_of_model() {
-    let task = task();
+    for model in models::every_kind() {
+        contributions_sum_to_the_logits(&model, &task());
+    }
+}
+
+#[test]
+fn contributions_sum_to_the_logits_at_the_mask_of_an_encoder() {
+    let masked = |after: usize| changed(&task(), |pair| *pair = pair.clone().read_before(after));
+    for after in [0, 4] {
+        contributions_sum_to_the_logits(&models::encoder(), &masked(after));
+    }
+    for name in ["bert-tiny", "bert-tiny-untied", "roberta-tiny"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures")
+            .join(name);
+        let loaded = load(folder.to_str().expect("utf-8"), &LoadOptions::default());
+        contributions_sum_to_the_logits(&loaded.expect("it loads").model, &masked(2));
+    }
+}
+
+/// The logits of each prompt where its answer is read.
+fn rows_at_the_answer(model: &Model, task: &Task) -> Vec<Vec<f32>> {
     let prompts: Vec<Vec<u32>> = task.pairs().iter().map(|pair| pair.clean.clone()).collect();
+    let request = Request {
+        logits: Logits::All,
+        ..Request::default()
+    };
+    let all = run(model, &prompts, &request).expect("runs").logits;
+    let all: Vec<Vec<Vec<f32>>> = all.and_then(|t| t.to_vec3().ok()).expect("asked for");
+    let pairs = all.into_iter().zip(task.pairs());
+    pairs
+        .map(|(rows, pair)| rows[rows.len() - 1 - pair.target.after].clone())
+        .collect()
+}
+
+fn contributions_sum_to_the_logits(model: &Model, task: &Task) {
     let fixed = DirectTarget::Tokens {
         for_: vec![5, 6],
         against: vec![9],
     };
-    for model in models::every_kind() {
-        let family = &model.spec.family;
-        let mut uncapped = model.clone();
-        uncapped.spec.final_softcap = None;
-        let rows: Vec<Vec<f32>> = logits(&uncapped, &prompts)
-            .and_then(|t| Ok(t.to_vec2()?))
-            .expect("runs");
-        let mean = |row: &[f32], ids: &[u32]| {
-            let sum: f32 = ids.iter().map(|&id| row[id as usize]).sum();
-            f64::from(sum) / ids.len() as f64
-        };
-        for target in [
-            DirectTarget::Difference,
-            DirectTarget::Answer,
-            DirectTarget::Centred,
-            fixed.clone(),
-        ] {
-            for by in PARTS {
-                if by == Part::Neuron && model.spec.mlp == Mlp::None {
-                    continue;
-                }
-                let scores = attribute(&model, &task, by, target.clone());
-                let total = sums(&scores, |key| Some((String::new(), None, None, key.3)));
-                for (pair, row) in task.pairs().iter().zip(&rows) {
-                    let answers = mean(row, &pair.target.answers);
-                    let wanted = match &target {
-                        DirectTarget::Difference => answers - mean(row, &pair.target.wrong),
-                        DirectTarget::Answer => answers,
-                        DirectTarget::Centred => {
-                            answers
-                                - row.iter().map(|&l| f64::from(l)).sum::<f64>() / row.len() as f64
-                        }
-                        DirectTarget::Tokens { for_, against } => {
-                            mean(row, for_) - mean(row, against)
-                        }
-                    };
-                    let key = (String::new(), None, None, pair.index as i64);
-                    near(
-                        total[&key],
-                        wanted,
-                        &format!("{family}, {by:?}, {target:?}"),
-                    );
-                }
-                let notes = scores.provenance.notes.join(" ");
-                assert!(notes.contains("sum to its"), "{notes}");
-                assert_eq!(
-                    notes.contains("soft-cap at 4"),
-                    model.spec.final_softcap.is_some(),
-                    "{notes}"
+    let family = &model.spec.family;
+    let mut uncapped = model.clone();
+    uncapped.spec.final_softcap = None;
+    let rows = rows_at_the_answer(&uncapped, task);
+    let mean = |row: &[f32], ids: &[u32]| {
+        let sum: f32 = ids.iter().map(|&id| row[id as usize]).sum();
+        f64::from(sum) / ids.len() as f64
+    };
+    for target in [
+        DirectTarget::Difference,
+        DirectTarget::Answer,
+        DirectTarget::Centred,
+        fixed.clone(),
+    ] {
+        for by in PARTS {
+            if by == Part::Neuron && model.spec.mlp == Mlp::None {
+                continue;
+            }
+            let scores = attribute(model, task, by, target.clone());
+            let total = sums(&scores, |key| Some((String::new(), None, None, key.3)));
+            for (pair, row) in task.pairs().iter().zip(&rows) {
+                let answers = mean(row, &pair.target.answers);
+                let wanted = match &target {
+                    DirectTarget::Difference => answers - mean(row, &pair.target.wrong),
+                    DirectTarget::Answer => answers,
+                    DirectTarget::Centred => {
+                        answers - row.iter().map(|&l| f64::from(l)).sum::<f64>() / row.len() as f64
+                    }
+                    DirectTarget::Tokens { for_, against } => mean(row, for_) - mean(row, against),
+                };
+                let key = (String::new(), None, None, pair.index as i64);
+                near(
+                    total[&key],
+                    wanted,
+                    &format!("{family}, {by:?}, {target:?}"),
                 );
             }
+            let notes = scores.provenance.notes.join(" ");
+            assert!(notes.contains("sum to its"), "{notes}");
+            assert_eq!(
+                notes.contains("soft-cap at 4"),
+                model.spec.final_softcap.is_some(),
+                "{notes}"
+            );
         }
     }
 }
@@ -155,7 +183,7 @@ fn swapping_the_answers_flips_every_sign() {
 fn what_a_part_writes_is_read_over_the_whole_vocabulary() {
     let task = task();
     let vocab = models::VOCAB;
-    for model in models::two_kinds() {
+    for model in models::two_kinds().into_iter().chain([models::encoder()]) {
         // Every token is listed, so the answer's entry must be its centred contribution.
         for by in [Part::Head, Part::Component, Part::Neuron] {
             if by == Part::Neuron && model.spec.mlp == Mlp::None {

@@ -360,6 +360,7 @@ impl Pairs {
         let target = |i: u32| Target {
             answers: vec![3 + i],
             wrong: vec![20 + i, 30],
+            ..Target::default()
         };
         let roles = |i: usize| {
             Roles::from([

@@ -1,7 +1,10 @@
 //! What every method gets from its shape: dry runs, resume after a stop at any moment, shards that merge to the same table,
 //! verification, and no option that is dropped without a word. A toy method has all of it.
 
+mod answers;
 mod every_method;
+#[path = "../models/mod.rs"]
+mod models;
 mod resume;
 mod shards;
 mod toy_method;

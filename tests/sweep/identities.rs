@@ -189,6 +189,7 @@ fn swapping_clean_and_corrupted_and_their_answers_negates_the_metric() {
             .map(|target| Target {
                 answers: target.wrong,
                 wrong: target.answers,
+                ..Target::default()
             })
             .collect();
         let denoise = Setting::new(model.clone(), vec![]);

@@ -1,5 +1,6 @@
 //! The sweep gives what one whole forward pass for each variant gives, on models of every kind; and patching keeps its identities.
 
+mod answers;
 mod identities;
 #[path = "../models/mod.rs"]
 mod models;

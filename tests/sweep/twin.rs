@@ -228,7 +228,15 @@ fn many_small_waves_give_what_one_gives() {
             for (a, b) in at_once.iter().zip(&in_waves) {
                 assert!(gap(*a, *b) < TOLERANCE, "{}: {a} {b}", setting.name());
             }
-            let plan = plan(&setting.model, &setting.base, &variants, 0, &options).expect("plans");
+            let plan = plan(
+                &setting.model,
+                &setting.base,
+                &variants,
+                &setting.pairs.targets,
+                0,
+                &options,
+            )
+            .expect("plans");
             assert_eq!(plan.variants, variants.len());
             assert!(plan.without_effect > 0 && plan.forwards < variants.len() as f64);
         }

@@ -1,5 +1,6 @@
 //! Token methods keep their identities on models of every kind: sums close, gradients are slopes, shares are shares.
 
+mod answers;
 mod contract;
 mod flow;
 mod gradient;

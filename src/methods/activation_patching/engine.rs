@@ -11,10 +11,12 @@ use super::source_model::passes_for_values;
 use super::{PatchConfig, PatchSource};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op};
-use crate::methods::method::{Cost, Prepared, Running, Subject, Unit, pairs_of, units, unmeasured};
+use crate::methods::method::{
+    Cost, Prepared, Running, Subject, Unit, pairs_of, targets_of, units, unmeasured,
+};
 use crate::methods::reference::{Means, ReferenceSet, RoleMeans};
 use crate::methods::sites::{Along, Extent, Sites, roles_with_other};
-use crate::metric::{Judgement, Metric};
+use crate::metric::{Judgement, Metric, Target};
 use crate::model::Model;
 use crate::run::{
     BaseRun, Cache, Logits, Progress, Readout, Request, Roles, Source, Sources, SweepOptions,
@@ -197,17 +199,22 @@ impl<'a> Patching<'a> {
         BaseRun::new(self.model, prompts, roles, edits, sources, &self.kinds)
     }
 
+    /// What is read in each prompt of a batch's runs.
+    fn targets(&self, batch: &[usize]) -> Vec<Target> {
+        let targets = targets_of(&self.pairs(batch)).into_iter();
+        targets
+            .flat_map(|target| std::iter::repeat_n(target, self.copies()))
+            .collect()
+    }
+
     /// Both runs of a batch, and what is written into one of them.
     pub(in crate::methods) fn contrast(&self, batch: &[usize]) -> Result<Contrast> {
         let base = self.one_run(batch, self.base_is_clean())?;
         let other = self.one_run(batch, !self.base_is_clean())?;
-        let copies = self.copies();
-        let targets: Vec<_> = (self.pairs(batch).iter())
-            .flat_map(|pair| std::iter::repeat_n(pair.target.clone(), copies))
-            .collect();
+        let targets = self.targets(batch);
         let clean_run = if self.base_is_clean() { &base } else { &other };
         let reference = if self.metric.needs_reference() {
-            Some(clean_run.logits(self.model)?)
+            Some(clean_run.logits(self.model, &targets)?)
         } else {
             None
         };
@@ -446,7 +453,8 @@ impl Prepared for Patching<'_> {
         // The pair's two runs agree up to their first different token; other sources change every position.
         let unchanged = if is_pair { pair.first_difference() } else { 0 };
         let (variants, _) = self.variants(unit, &Op::Zero);
-        let planned = plan(self.model, &base, &variants, unchanged, &self.options())?;
+        let (targets, options) = (self.targets(&unit.items), self.options());
+        let planned = plan(self.model, &base, &variants, &targets, unchanged, &options)?;
         Ok(Cost {
             variants: planned.variants,
             without_effect: planned.without_effect,

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use super::PatchSource;
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
-use crate::methods::method::{Subject, clean_prompts, pairs_of, stop_if_asked};
+use crate::methods::method::{Subject, clean_prompts, pairs_of, stop_if_asked, targets_of};
 use crate::metric::Metric;
 use crate::model::{LoadOptions, Loaded, Model, ModelSpec, Opened, Tokenizer, open};
-use crate::run::{BaseRun, Progress, Readout, Sources, logits};
+use crate::run::{BaseRun, Progress, Readout, Sources, run_to_answers};
 use crate::scores::Measured;
 use crate::task::Task;
 use crate::text::visible;
@@ -150,13 +150,15 @@ impl SourceModel {
             let pairs = pairs_of(task, &batch);
             let clean = clean_prompts(&pairs);
             let corrupted = pairs.iter().map(|pair| pair.corrupted.clone()).collect();
+            let targets = targets_of(&pairs);
             let readout = Readout {
                 metric,
-                targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
                 reference: match metric.needs_reference() {
-                    true => Some(logits(patched, &clean)?.to_vec2()?),
+                    // Such a metric has answers of one token.
+                    true => Some(run_to_answers(patched, &clean, &targets, &[])?.0.concat()),
                     false => None,
                 },
+                targets,
             };
             for (sum, prompts) in sums.iter_mut().zip([clean, corrupted]) {
                 let none = Sources::default();

@@ -76,10 +76,10 @@ impl Method for DimAttributionConfig {
 
     fn needs(&self, task: &Task) -> Needs {
         Needs {
-            decoder: Some("gradients"),
             aligned: true,
             metric: Some(self.metric(task)),
             gradient: true,
+            whole_answers: true,
             ..Needs::default()
         }
     }

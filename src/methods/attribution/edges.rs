@@ -194,6 +194,7 @@ impl Method for EdgeAttributionConfig {
             aligned: true,
             metric: Some(self.metric(task)),
             gradient: true,
+            whole_answers: true,
             ..Needs::default()
         }
     }

@@ -55,7 +55,6 @@ impl Method for NodeAttributionConfig {
 
     fn needs(&self, task: &Task) -> Needs {
         Needs {
-            decoder: Some("gradients"),
             aligned: true,
             gradient: true,
             ..self.patch.needs(task)

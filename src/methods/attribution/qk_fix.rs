@@ -86,7 +86,7 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
         let pos = prompt.first_pos + row;
         let bias = |key_pos: usize| slope_of_alibi * (key_pos as f64 - pos as f64);
         let low = spec.windows[of.layer].map_or(0, |window| (pos + 1).saturating_sub(window));
-        let seen = low..pos + 1;
+        let seen = low..if spec.is_causal() { pos + 1 } else { of.length };
         let scores = |run: usize| -> Vec<f64> {
             let q = query(run, row);
             seen.clone()
@@ -96,7 +96,7 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
         let base_scores = scores(0);
         let (pattern, patched) = (softmax(&base_scores), softmax(&scores(1)));
         let at = ((prompt.first_row + row) * heads + head) * of.length;
-        let slope = &of.slope[at + low..at + pos + 1];
+        let slope = &of.slope[at + low..at + seen.end];
         let weights = pattern.iter().zip(&patched).zip(slope);
         *of_query = weights
             .map(|((was, is), slope)| (is - was) * f64::from(*slope))
@@ -106,7 +106,7 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
             .zip(slope)
             .map(|(weight, slope)| weight * f64::from(*slope))
             .sum();
-        let changed = prompt.first_pos.max(low)..pos + 1;
+        let changed = prompt.first_pos.max(low)..seen.end;
         for pos in changed {
             let patched = cap(dot(query(0, row), key_other(pos - prompt.first_pos))) + bias(pos);
             let moved = (patched - base_scores[pos - low]).exp_m1();

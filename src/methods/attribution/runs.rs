@@ -9,7 +9,8 @@ use super::setting::Setting;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Site, Value};
 use crate::methods::PatchSource;
-use crate::methods::method::pairs_of;
+use crate::methods::captured::judged;
+use crate::methods::method::{pairs_of, targets_of};
 use crate::metric::{Judgement, Metric, Target};
 use crate::model::{Model, ModelSpec};
 use crate::nn::embed::unembed;
@@ -83,10 +84,7 @@ impl<'a> Runs<'a> {
             },
         )?;
         let differ: Vec<usize> = (pairs.iter())
-            .map(|pair| {
-                pair.first_difference()
-                    .min(pair.clean.len().saturating_sub(1))
-            })
+            .map(|pair| first_row(pair, &model.spec))
             .collect();
         let other = Tape::record(
             model,
@@ -111,22 +109,14 @@ impl<'a> Runs<'a> {
         let of_other_model = setting.of_other_model(values, prompts)?;
         let mut rows = Rows::new(base.rows.length);
         for (i, &start) in starts.iter().enumerate() {
-            let last = base.rows.length - 1;
-            rows.push(
-                i,
-                i,
-                (start.min(last) as u32..base.rows.length as u32).collect(),
-            );
+            rows.push(i, i, (start as u32..base.rows.length as u32).collect());
         }
-        let targets: Vec<Target> = pairs.iter().map(|pair| pair.target.clone()).collect();
+        let targets = targets_of(&pairs);
         let clean_tape = if clean_is_base { &base } else { &other };
-        let logits = all_logits(model, clean_tape)?;
-        let judged = targets
-            .iter()
-            .zip(&logits)
-            .map(|(target, logits)| target.judge(logits));
-        let judged = judged.collect();
-        let reference = setting.metric.needs_reference().then_some(logits);
+        let logits = all_logits(model, clean_tape, &targets)?;
+        let judged = judged(&targets, &logits);
+        // Metrics that compare with a reference have answers of one token.
+        let reference = (setting.metric.needs_reference()).then(|| logits.concat());
         let measure = |tape: &Tape| -> Result<Vec<f64>> {
             let of = Measured::new(model, tape, setting.metric, &targets, reference.as_deref());
             Ok(of?.values)
@@ -366,13 +356,25 @@ pub(super) fn at_rows(tape: &Tape, hook: Hook, rows: &Rows) -> Result<Tensor> {
     }
 }
 
-/// The logits of every token at the answer position of each prompt.
-fn all_logits(model: &Model, tape: &Tape) -> Result<Vec<Vec<f32>>> {
-    let answer = tape.answer(model)?;
-    let normed = final_norm(model, &answer, &tape.rows.last_of_each(), &mut Nobody)?;
+/// The first position of a pair where the runs can differ: in an encoder a token changes what stands before it. Where an answer is
+/// read there are rows in any case.
+fn first_row(pair: &Pair, spec: &ModelSpec) -> usize {
+    match spec.is_causal() {
+        true => (pair.first_difference()).min(pair.target.positions(pair.clean.len()).start),
+        false => 0,
+    }
+}
+
+/// The logits of every token at each position of each prompt's answer.
+fn all_logits(model: &Model, tape: &Tape, targets: &[Target]) -> Result<Vec<Vec<Vec<f32>>>> {
+    let answers = tape.rows.answers(targets);
+    let ends = tape.ends(model, &answers)?;
+    let normed = final_norm(model, &ends, &answers, &mut Nobody)?;
     let logits = to_host(&as_logits(unembed(&model.spec, &model.weights, &normed)?)?)?;
-    Ok(logits
-        .chunks_exact(model.spec.d_vocab)
-        .map(<[f32]>::to_vec)
-        .collect())
+    let mut rows = logits.chunks_exact(model.spec.d_vocab);
+    let of = |target: &Target| -> Vec<Vec<f32>> {
+        let own = rows.by_ref().take(target.n_tokens());
+        own.map(<[f32]>::to_vec).collect()
+    };
+    Ok(targets.iter().map(of).collect())
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln, Node};
 use crate::methods::exact_edges::Reference;
 use crate::methods::exact_edges::deltas::{head_write, of_reference, writes};
-use crate::methods::exact_edges::runs::{Means, group_of, reference_means, run_of};
+use crate::methods::exact_edges::runs::{Means, group_of, readout_of, reference_means, run_of};
 use crate::methods::method::Subject;
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
@@ -95,14 +95,7 @@ impl Ground {
             pairs.iter().map(|pair| pair.corrupted.clone()).collect();
         let clean_run = run_of(model, clean_prompts.clone())?;
         let corrupted_run = run_of(model, corrupted_prompts.clone())?;
-        let readout = Readout {
-            metric,
-            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
-            reference: match metric.needs_reference() {
-                true => Some(clean_run.logits(model)?),
-                false => None,
-            },
-        };
+        let readout = readout_of(model, metric, &pairs, &clean_run)?;
         let clean_writes = writes(model, &clean_run)?;
         let at_reference = match reference {
             Reference::Same => {

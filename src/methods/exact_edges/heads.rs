@@ -6,8 +6,10 @@
 
 use candle_core::Tensor;
 
+use super::runs::EdgeRuns;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Letter};
+use crate::metric::Target;
 use crate::model::{Model, ModelSpec};
 use crate::nn::attention::{self, KeysValues, Shape, Slopes};
 use crate::nn::{linear, norm, rope};
@@ -29,6 +31,8 @@ pub(super) fn kinds(spec: &ModelSpec) -> &'static [Kind] {
 pub(super) struct Read<'a> {
     model: &'a Model,
     base: &'a BaseRun,
+    /// Of each prompt of the base run.
+    targets: &'a [Target],
     layer: usize,
     ropes: rope::Tables,
     /// A segment for each stream.
@@ -43,7 +47,7 @@ impl<'a> Read<'a> {
     /// Each of `streams`: `[positions, d_model]`, f32 on the host.
     pub fn new(
         model: &'a Model,
-        base: &'a BaseRun,
+        EdgeRuns { base, readout, .. }: &'a EdgeRuns,
         layer: usize,
         streams: &[(usize, &Tensor)],
     ) -> Result<Self> {
@@ -65,6 +69,7 @@ impl<'a> Read<'a> {
         Ok(Read {
             model,
             base,
+            targets: &readout.targets,
             layer,
             ropes: rope::Tables::new(spec, base.length),
             rows,
@@ -84,7 +89,7 @@ impl<'a> Read<'a> {
     ) -> Result<Vec<(usize, Vec<u32>, Tensor)>> {
         let (own, rows) = self.letter(letter, head, streams)?;
         let asking = if self.layer + 1 == self.model.spec.n_layers {
-            rows.last_of_each()
+            rows.answers(self.targets)
         } else {
             rows.clone()
         };

@@ -9,7 +9,7 @@ use super::{EdgeConfig, Reference, heads};
 use crate::error::Result;
 use crate::hooks::{Kind, Node};
 use crate::methods::activation_patching::SourceModel;
-use crate::methods::method::Subject;
+use crate::methods::method::{Subject, targets_of};
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
 use crate::run::{BaseRun, MeanOf, Readout, Source, Sources};
@@ -73,6 +73,25 @@ pub(in crate::methods) fn run_of(model: &Model, prompts: Vec<Vec<u32>>) -> Resul
     BaseRun::new(model, prompts, vec![], vec![], Sources::default(), &starts)
 }
 
+/// How the metric of some pairs is read; `clean` is the run of their clean prompts.
+pub(in crate::methods) fn readout_of(
+    model: &Model,
+    metric: Metric,
+    pairs: &[&Pair],
+    clean: &BaseRun,
+) -> Result<Readout> {
+    let targets = targets_of(pairs);
+    let reference = match metric.needs_reference() {
+        true => Some(clean.logits(model, &targets)?),
+        false => None,
+    };
+    Ok(Readout {
+        metric,
+        targets,
+        reference,
+    })
+}
+
 /// The two runs of a batch, as far as edges need them.
 pub(super) struct EdgeRuns {
     pub base: BaseRun,
@@ -106,15 +125,7 @@ impl EdgeRuns {
         };
         let base = run_of(model, clean)?;
         let other = run_of(model, corrupted)?;
-        let readout = Readout {
-            metric,
-            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
-            reference: if metric.needs_reference() {
-                Some(base.logits(model)?)
-            } else {
-                None
-            },
-        };
+        let readout = readout_of(model, metric, &pairs, &base)?;
         let (clean, corrupted) = (
             base.metric(model, &readout)?,
             other.metric(model, &readout)?,

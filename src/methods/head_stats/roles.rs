@@ -9,7 +9,7 @@ use crate::task::{Pair, Task};
 
 /// Where the roles of a prompt stand that something can be copied from.
 pub(super) struct Places {
-    /// Role and position: the last token of each role, but for the prompt's last, where there is nothing to look back at.
+    /// Role and position: the last token of each role, but for the one where the answer is read, which looks at the others.
     pub of_role: Vec<(usize, usize)>,
     /// The different tokens there.
     tokens: Vec<u32>,
@@ -23,7 +23,8 @@ impl Places {
         let mut of_role: Vec<(usize, usize)> = (roles.iter().enumerate())
             .filter_map(|(r, role)| Some((r, last(role)?)))
             .collect();
-        of_role.retain(|&(_, pos)| pos + 1 < pair.clean.len());
+        let end = pair.target.positions(pair.clean.len()).start;
+        of_role.retain(|&(_, pos)| pos != end);
         let mut tokens: Vec<u32> = of_role.iter().map(|&(_, pos)| pair.clean[pos]).collect();
         tokens.sort_unstable();
         tokens.dedup();

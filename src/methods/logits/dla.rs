@@ -24,15 +24,15 @@ pub(super) use shares::{attention_bias, has_attention_bias, sources};
 use shares::{has_mlp_bias, heads, neurons};
 
 use super::groups::Groups;
-use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
+use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot, stream_scales};
 use super::written::{KeptEnds, add_written};
-use super::{NEEDS_DECODER, check_tokens};
+use super::check_tokens;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::captured::captured_bytes;
 use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, clean_prompts, pairs_of,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, pairs_of,
 };
 use crate::methods::sites::Extent;
 use crate::model::{Model, ModelSpec};
@@ -63,7 +63,6 @@ impl Method for DlaConfig {
 
     fn needs(&self, _: &Task) -> Needs {
         Needs {
-            decoder: Some(NEEDS_DECODER),
             roles: self.by == Part::HeadRole,
             ..Needs::default()
         }
@@ -182,7 +181,7 @@ impl Prepared for Attributing<'_> {
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = pairs_of(task, &unit.items);
-        let mut ends = Ends::keeping(model, &clean_prompts(&pairs), &self.capture)?;
+        let mut ends = Ends::keeping(model, &pairs, &self.capture)?;
         let readout = ends.readout(&self.config.target, &pairs)?;
         let columns = self.contributions(&mut ends, &readout, &pairs)?;
         let examples = columns.into_examples(task, &unit.items, &readout.total);
@@ -293,6 +292,7 @@ fn hooks(by: Part, model: &Model) -> Vec<Hook> {
     if by_head(by) {
         capture.extend(of(Kind::Scale(Ln::OnePost)));
     }
+    capture.extend(stream_scales(model));
     capture
 }
 
@@ -371,14 +371,16 @@ impl Attributing<'_> {
         readout: &Readout,
         pairs: &[&Pair],
     ) -> Result<Columns> {
-        let (model, by, reader) = (self.on.model, self.config.by, &readout.reader);
+        let (model, by) = (self.on.model, self.config.by);
+        let readers = ends.stream_readers(&readout.reader)?;
         let mut columns = Columns::new(pairs.len());
         for hook in [Kind::Embed, Kind::PosEmbed].map(Hook::global) {
             if ends.cache.contains(hook) {
-                columns.push(&rowwise_dot(&ends.at_end(hook)?, reader)?);
+                columns.push(&rowwise_dot(&ends.at_end(hook)?, &readers.input)?);
             }
         }
         for layer in 0..model.spec.n_layers {
+            let reader = &readers.attn[layer];
             match by {
                 Part::Component | Part::Neuron => {
                     let out = ends.at_end(Hook::at(Kind::AttnOut, layer))?;
@@ -413,6 +415,7 @@ impl Attributing<'_> {
             if by_head(by) && has_attention_bias(model, layer) {
                 columns.push(&attention_bias(ends, reader, layer)?);
             }
+            let reader = &readers.mlp[layer];
             if by == Part::Neuron {
                 let (neurons, bias) = neurons(ends, reader, layer)?;
                 neurons.iter().for_each(|neuron| columns.push(neuron));
@@ -424,7 +427,8 @@ impl Attributing<'_> {
                 columns.push(&rowwise_dot(&out, reader)?);
             }
         }
-        columns.push(&readout.bias);
+        let biases = readout.bias.iter().zip(&readers.bias);
+        columns.push(&biases.map(|(end, stream)| end + stream).collect::<Vec<f64>>());
         debug_assert_eq!(columns.len(), self.cells.len());
         Ok(columns)
     }

@@ -33,7 +33,7 @@ pub use source_tokens::SourceConfig;
 pub use token_lens::TokenLensConfig;
 
 /// What asks for attention that looks back alone, in the words of the refusal.
-const NEEDS_DECODER: &str = "direct logit attribution and lenses";
+const NEEDS_DECODER: &str = "lenses";
 
 /// Each text as the one token that it is.
 /// # Errors

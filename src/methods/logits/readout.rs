@@ -5,16 +5,23 @@
 //! That is linear in `x`, so a part `p` of the stream contributes `<p, reader>` with `reader = C(w * u) / s`: one vector a
 //! prompt, and every projection is folded into it. A tensor of parts by positions by `d_model` is never made.
 //!
-//! A norm on the output of a branch is treated the same way: with its own run's scale it is linear in what goes into it.
+//! A norm on the output of a branch is treated the same way: with its own run's scale it is linear in what goes into it. So are the
+//! norms that stand on the stream itself (`readout/normed_stream.rs`).
+
+mod normed_stream;
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use candle_core::{D, DType, Tensor};
 
+use normed_stream::Head;
+pub(super) use normed_stream::stream_scales;
+
 use super::single_tokens;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
+use crate::methods::method::clean_prompts;
 use crate::metric::Judgement;
 use crate::model::{Model, Tokenizer};
 use crate::nn::{embed::unembed, host::to_host, norm};
@@ -96,19 +103,20 @@ impl DirectTarget {
     }
 }
 
-/// One run of some prompts of equal length, as its last positions saw it.
+/// One run of some prompts of equal length, as it was where their answers are read.
 pub(crate) struct Ends<'a> {
     pub model: &'a Model,
     pub batch: usize,
     pub length: usize,
     pub cache: Cache,
-    /// Row of each prompt's last position in packed tensors.
+    /// Row of each prompt's answer position in packed tensors.
     rows: Tensor,
     at_end: HashMap<Hook, Tensor>,
     /// What the unembedding read, f32 `[batch, d_model]`.
     pub normed: Tensor,
     /// The scale of the final norm there, f32 `[batch, 1]`; 1 without norms.
     pub scale: Tensor,
+    head: Option<Head>,
     /// The mean direction of the vocabulary, f32 `[1, d_model]`, once somebody asked for it.
     mean_direction: OnceCell<Tensor>,
     /// The logits, f32 `[batch][d_vocab]`, once somebody asked for them.
@@ -119,38 +127,47 @@ pub(crate) struct Ends<'a> {
 pub(crate) struct Readout {
     /// f32 `[batch, d_model]`: `<part of the stream, reader>` is what the part contributes.
     pub reader: Tensor,
-    /// What the biases of the final norm and of the unembedding contribute.
+    /// What the biases of the final norm, of an encoder's head and of the unembedding contribute.
     pub bias: Vec<f64>,
     /// The target itself, from what the unembedding read, before any soft-cap.
     pub total: Vec<f64>,
 }
 
 impl<'a> Ends<'a> {
-    /// Runs prompts of one length, keeping some hooks.
-    pub fn keeping(model: &'a Model, prompts: &[Vec<u32>], capture: &[Hook]) -> Result<Self> {
+    /// Runs the clean prompts of pairs of one length, keeping some hooks.
+    pub fn keeping(model: &'a Model, pairs: &[&Pair], capture: &[Hook]) -> Result<Self> {
         let request = Request {
             capture,
             ..Request::default()
         };
-        Ends::run(model, prompts, &request)
+        Ends::run(model, pairs, &request)
     }
 
-    /// Runs prompts of one length as asked for, for the last position's logits.
-    pub fn run(model: &'a Model, prompts: &[Vec<u32>], request: &Request<'_>) -> Result<Self> {
+    /// Runs the clean prompts of pairs of one length as asked for, for the logits where their answers, of one token each, are read.
+    pub fn run(model: &'a Model, pairs: &[&Pair], request: &Request<'_>) -> Result<Self> {
+        let prompts = clean_prompts(pairs);
+        let at_last = pairs.iter().all(|pair| pair.target.after == 0);
         let last = Hook::at(Kind::ResidPost, model.spec.n_layers - 1);
         let mut capture = request.capture.to_vec();
         capture.push(last);
         let request = Request {
             capture: &capture,
-            logits: Logits::Last,
+            logits: if at_last { Logits::Last } else { Logits::All },
             ..request.clone()
         };
         let examples: Vec<usize> = (0..prompts.len()).collect();
-        let (normed, cache) = walk(model, prompts, &examples, &request)?;
+        let (normed, cache) = walk(model, &prompts, &examples, &request)?;
         let normed = normed.expect("asked for").to_dtype(DType::F32)?;
         let (batch, length) = (cache.batch, cache.length);
-        let rows: Vec<u32> = (0..batch).map(|i| ((i + 1) * length - 1) as u32).collect();
+        let row = |(i, pair): (usize, &&Pair)| {
+            (i * length + pair.target.positions(length).start) as u32
+        };
+        let rows: Vec<u32> = pairs.iter().enumerate().map(row).collect();
         let rows = Tensor::new(rows, &model.device)?;
+        let normed = match at_last {
+            true => normed,
+            false => normed.index_select(&rows, 0)?,
+        };
         let stream = cache.packed(last)?.index_select(&rows, 0)?;
         let stream = stream.to_dtype(DType::F32)?;
         let scale = match model.spec.norm_placement {
@@ -165,13 +182,14 @@ impl<'a> Ends<'a> {
             rows,
             at_end: HashMap::new(),
             normed,
+            head: Head::of(model, &stream)?,
             scale,
             mean_direction: OnceCell::new(),
             logits: OnceCell::new(),
         })
     }
 
-    /// A hook's tensor at the last position of each prompt, f32.
+    /// A hook's tensor where the answer of each prompt is read, f32.
     /// # Shapes
     /// `[batch, ..]`, the axes after position as [`Hook::shape`] says; a pattern's row `[batch, n_heads, key]`.
     pub fn at_end(&mut self, hook: Hook) -> Result<Tensor> {
@@ -192,7 +210,7 @@ impl<'a> Ends<'a> {
             .collect())
     }
 
-    /// The logits at the last position of each prompt, after any soft-cap.
+    /// The logits where the answer of each prompt is read, after any soft-cap.
     fn logits(&self) -> Result<&[Vec<f32>]> {
         if self.logits.get().is_none() {
             let normed = self.normed.to_dtype(self.model.dtype)?;
@@ -202,7 +220,7 @@ impl<'a> Ends<'a> {
         Ok(self.logits.get().expect("they were just made"))
     }
 
-    /// Lets go of all but what was looked at, at the last positions.
+    /// Lets go of all but what was looked at where answers are read.
     pub fn let_go(&mut self) {
         self.cache = Cache::new(&self.model.spec, self.batch, self.length);
         self.logits.take();
@@ -246,10 +264,13 @@ impl<'a> Ends<'a> {
         };
         let along = |v: &Tensor| rowwise_dot(v, &u);
         let total = along(&self.normed)?;
-        let shift = match weights.ln_final.as_ref().and_then(|norm| norm.b.as_ref()) {
+        let (u, of_head) = self.before_head(u)?;
+        let along = |v: &Tensor| rowwise_dot(v, &u);
+        let mut shift = match weights.ln_final.as_ref().and_then(|norm| norm.b.as_ref()) {
             None => vec![0.0; self.batch],
             Some(b) => along(&b.to_dtype(DType::F32)?.broadcast_as(u.shape())?)?,
         };
+        (shift.iter_mut().zip(of_head)).for_each(|(shift, head)| *shift += head);
         let with_bias = |values: Vec<f64>| -> Vec<f64> {
             let sums = values.into_iter().zip(&b_u);
             sums.map(|(value, b)| factor * (value + b)).collect()

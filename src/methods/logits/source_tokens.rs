@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Value, json};
 
-use super::NEEDS_DECODER;
 use super::dla::sources;
 use super::groups::by_group;
 use super::readout::{Ends, every_layer, rowwise_dot};
@@ -23,7 +22,7 @@ use crate::methods::captured::captured_bytes;
 use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
-    clean_prompts, pairs_of,
+    pairs_of,
 };
 use crate::model::ModelSpec;
 use crate::run::Progress;
@@ -88,7 +87,7 @@ impl Method for SourceConfig {
 
     fn needs(&self, _: &Task) -> Needs {
         Needs {
-            decoder: Some(NEEDS_DECODER),
+            decoder: Some("attributions by source token"),
             ..Needs::default()
         }
     }
@@ -233,7 +232,7 @@ impl Prepared for Classing<'_> {
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = pairs_of(task, &unit.items);
-        let mut ends = Ends::keeping(model, &clean_prompts(&pairs), &self.capture)?;
+        let mut ends = Ends::keeping(model, &pairs, &self.capture)?;
         let mut columns = Columns::new(pairs.len());
         let mut clean = Vec::new();
         for target in TARGETS {

@@ -21,7 +21,7 @@ use crate::methods::captured::captured_bytes;
 use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
-    clean_prompts, pairs_of,
+    pairs_of,
 };
 use crate::metric::Judgement;
 use crate::model::{Model, ModelSpec};
@@ -354,7 +354,7 @@ impl Reading<'_> {
             roles: &roles,
             ..Request::default()
         };
-        Ends::run(self.on.model, &clean_prompts(pairs), &request)
+        Ends::run(self.on.model, pairs, &request)
     }
 }
 

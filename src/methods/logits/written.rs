@@ -11,10 +11,10 @@ use candle_core::Tensor;
 
 use super::distinct_texts;
 use super::dla::DlaConfig;
-use super::readout::{Ends, mean_unembedding};
+use super::readout::{Ends, mean_unembedding, stream_scales};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
-use crate::methods::method::{Subject, Unit, clean_prompts, pairs_of, stop_if_asked};
+use crate::methods::method::{Subject, Unit, pairs_of, stop_if_asked};
 use crate::model::Model;
 use crate::nn::embed::times_unembedding;
 use crate::nn::host::to_host;
@@ -224,6 +224,7 @@ fn hooks(writers: &[Writer], model: &Model) -> Vec<Hook> {
             hooks.push(hook);
         }
     }
+    hooks.extend(stream_scales(model));
     hooks
 }
 
@@ -234,21 +235,16 @@ fn writes(
     writers: &[Writer],
     capture: &[Hook],
 ) -> Result<Vec<Tensor>> {
-    let prompts = clean_prompts(&pairs_of(on.task, &unit.items));
-    written_by(writers, &mut Ends::keeping(on.model, &prompts, capture)?)
+    let pairs = pairs_of(on.task, &unit.items);
+    written_by(writers, &mut Ends::keeping(on.model, &pairs, capture)?)
 }
 
 fn written_by(writers: &[Writer], ends: &mut Ends<'_>) -> Result<Vec<Tensor>> {
-    let model = ends.model;
-    let factor = f64::from(model.spec.logit_scale.unwrap_or(1.0));
     let mut all = Vec::with_capacity(writers.len());
     for writer in writers {
         let out = writer.output(ends)?;
-        let mut read = ends.centred(&out)?.broadcast_div(&ends.scale)?;
-        if let Some(norm) = &model.weights.ln_final {
-            read = read.broadcast_mul(&norm.w.to_dtype(candle_core::DType::F32)?)?;
-        }
-        all.push((read * factor)?);
+        let by_mlp = matches!(writer.kind, Kind::MlpOut | Kind::MlpPost);
+        all.push(ends.at_unembedding(&out, writer.layer(), by_mlp)?);
     }
     Ok(all)
 }

@@ -13,9 +13,10 @@ use super::kept::{KEEP_AFTER, Parts};
 use super::shards::difference;
 use super::{Keeping, Watch, check, prepared, units_of};
 use crate::error::{Error, Result};
+use crate::methods::captured::captured_and_judged;
 use crate::methods::method::{Method, Prepared, Running, Subject, Unit};
 use crate::methods::verify;
-use crate::run::{Progress, logits};
+use crate::run::Progress;
 use crate::scores::ExampleScores;
 use crate::scores::parts::{Fragment, hex, plan_text};
 use crate::task::Pair;
@@ -203,10 +204,10 @@ impl<'a> Work<'a> {
         }
         unjudged.sort_by_key(|(_, pair)| pair.clean.len());
         for same in unjudged.chunk_by_mut(|(_, a), (_, b)| a.clean.len() == b.clean.len()) {
-            let prompts: Vec<Vec<u32>> = same.iter().map(|(_, pair)| pair.clean.clone()).collect();
-            let all: Vec<Vec<f32>> = logits(model, &prompts)?.to_vec2()?;
-            for ((example, pair), logits) in same.iter_mut().zip(&all) {
-                example.judged(pair.target.judge(logits));
+            let of: Vec<&Pair> = same.iter().map(|(_, pair)| *pair).collect();
+            let (_, judgements) = captured_and_judged(model, &of, &[])?;
+            for ((example, _), judged) in same.iter_mut().zip(judgements) {
+                example.judged(judged);
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Node, Op, Pos, Positions, Site, Value};
 use crate::methods::ablation::site_of;
 use crate::methods::exact_edges::deltas::{self, Deltas};
+use crate::methods::exact_edges::runs::readout_of;
 use crate::methods::method::{Running, Subject, Unchanged, Unit, pairs_of};
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
@@ -76,15 +77,7 @@ impl<'a> PathRuns<'a> {
         };
         let clean = run(pairs.iter().map(|pair| pair.clean.clone()).collect())?;
         let corrupted = run(pairs.iter().map(|pair| pair.corrupted.clone()).collect())?;
-        let readout = Readout {
-            metric,
-            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
-            reference: if metric.needs_reference() {
-                Some(clean.logits(model)?)
-            } else {
-                None
-            },
-        };
+        let readout = readout_of(model, metric, &pairs, &clean)?;
         let deltas = if with_deltas {
             let written = Source::run(deltas::writes(model, &corrupted)?)?;
             Some(Deltas::new(model, &clean, Some(&written))?)

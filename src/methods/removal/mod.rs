@@ -118,6 +118,7 @@ impl Method for RemovalConfig {
             aligned: self.removal == Removal::Pair,
             metric: Some(self.metric(task)),
             roles: self.players == Players::Roles,
+            whole_answers: true,
             ..Needs::default()
         }
     }
@@ -250,7 +251,7 @@ impl<'a> Removing<'a> {
                 (_, Some(pos)) => vec![pos as usize],
                 _ => continue,
             };
-            let removed = changed(&pair.clean, &positions, self.filler);
+            let removed = changed(pair, &positions, self.filler);
             let is_idle = match self.config.removal {
                 Removal::Pair => (positions.iter()).all(|&at| pair.clean[at] == pair.corrupted[at]),
                 Removal::Delete | Removal::Token(_) => removed == pair.clean,
@@ -380,7 +381,7 @@ impl Prepared for Removing<'_> {
                     let prompts = (some.iter())
                         .map(|it| {
                             let absent = Self::absent_positions(&players, it);
-                            changed(&pair.clean, &absent, self.filler)
+                            changed(pair, &absent, self.filler)
                         })
                         .collect();
                     let at_once = self.running.memory_now() / self.bytes(pair.clean.len()).max(1);

@@ -5,19 +5,20 @@ use std::collections::BTreeMap;
 use crate::error::Result;
 use crate::model::Model;
 use crate::run::{BaseRun, Readout, Sources};
+use crate::task::Pair;
 
 /// More prompts than this at once gain nothing.
 const MOST_AT_ONCE: usize = 64;
 
-/// A prompt with a filler at these positions; without one they are taken out, but for the last token of the prompt.
-pub(super) fn changed(prompt: &[u32], positions: &[usize], filler: Option<u32>) -> Vec<u32> {
-    let last = prompt.len() - 1;
-    let tokens = prompt.iter().enumerate();
+/// A pair's clean prompt with a filler at these positions; without one they are taken out, but for the tokens where the answer is read.
+pub(super) fn changed(pair: &Pair, positions: &[usize], filler: Option<u32>) -> Vec<u32> {
+    let read = pair.target.positions(pair.clean.len());
+    let tokens = pair.clean.iter().enumerate();
     tokens
         .filter_map(|(at, &token)| match (positions.contains(&at), filler) {
             (false, _) => Some(token),
             (true, Some(filler)) => Some(filler),
-            (true, None) => (at == last).then_some(token),
+            (true, None) => read.contains(&at).then_some(token),
         })
         .collect()
 }
@@ -60,9 +61,13 @@ mod tests {
     #[test]
     fn what_is_removed_is_taken_out_or_filled_and_the_end_stays() {
         let prompt = [5, 6, 7, 8];
-        assert_eq!(changed(&prompt, &[1, 3], None), [5, 7, 8]);
-        assert_eq!(changed(&prompt, &[1, 3], Some(0)), [5, 0, 7, 0]);
-        assert_eq!(changed(&prompt, &[], None), prompt);
-        assert_eq!(changed(&prompt, &[0, 1, 2, 3], None), [8]);
+        let pair = Pair::new(prompt, prompt).answer(1);
+        assert_eq!(changed(&pair, &[1, 3], None), [5, 7, 8]);
+        assert_eq!(changed(&pair, &[1, 3], Some(0)), [5, 0, 7, 0]);
+        assert_eq!(changed(&pair, &[], None), prompt);
+        assert_eq!(changed(&pair, &[0, 1, 2, 3], None), [8]);
+        // The prompt ends with all of an answer but its last token.
+        let whole = Pair::new(prompt, prompt).whole_answer([1, 2]);
+        assert_eq!(changed(&whole, &[0, 1, 2, 3, 4], None), [8, 1]);
     }
 }

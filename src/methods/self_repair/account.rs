@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site, Value};
 use crate::methods::logits::dla::head_readers;
 use crate::methods::logits::readout::{DirectTarget, Ends, every_layer, rowwise_dot};
+use crate::methods::method::pairs_of;
 use crate::metric::{Judgement, Metric, Target};
 use crate::nn::embed::unembed;
 use crate::nn::host::to_host;
@@ -56,11 +57,9 @@ impl<'a> CleanRun<'a> {
             capture.extend(every_layer(model, Kind::Z));
             capture.extend(every_layer(model, Kind::Scale(Ln::OnePost)));
         }
-        let mut ends = Ends::keeping(model, &prompts, &capture)?;
-        let mut pairs: Vec<Pair> = items
-            .iter()
-            .map(|&pair| repair.on.task.pairs()[pair].clone())
-            .collect();
+        let own = pairs_of(repair.on.task, items);
+        let mut ends = Ends::keeping(model, &own, &capture)?;
+        let mut pairs: Vec<Pair> = own.into_iter().cloned().collect();
         let target = match &repair.config.target {
             RepairTarget::Of(target) => target.clone(),
             RepairTarget::Top => {
@@ -187,6 +186,7 @@ impl<'a> CleanRun<'a> {
         let unread = Target {
             answers: vec![0],
             wrong: vec![1],
+            ..Target::default()
         };
         let readout = Readout {
             metric: Metric::LogitDiff,

@@ -160,7 +160,7 @@ pub(super) fn logit_flows(batch: &Batch<'_>) -> Result<Vec<LogitFlow>> {
     let measured = batch.measured(&tape)?;
     // The read-out with the final norm's divisor frozen: what a part of the final stream is worth is its product with this.
     let readout = measured.gradient(model, &Rules::cp_lrp(), &tape.rows, &mut Nobody)?;
-    let end = at_the_end(batch, &measured, &tape.answer(model)?, &readout)?;
+    let end = at_the_end(batch, &measured, &readout)?;
     let readout = to_host(&readout)?;
     let readout = |prompt: usize| &readout[(prompt + 1) * batch.width() - d..][..d];
     drop(tape);

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Prompts, TokenConfig, TokenMethod};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
-use crate::methods::method::{Running, Subject, pairs_of};
+use crate::methods::method::{Running, Subject, pairs_of, targets_of};
 use crate::metric::{Metric, Reads, Target};
 use crate::model::Model;
 use crate::nn::embed::embed;
@@ -19,7 +19,7 @@ use crate::run::backward::{Descent, Probe};
 use crate::run::gradients::Measured;
 use crate::run::rows::Rows;
 use crate::run::tape::{Tape, TapeRequest};
-use crate::run::{Progress, logits};
+use crate::run::{Progress, run_to_answers};
 use crate::spec::{Mlp, ModelSpec};
 use crate::task::{Pair, Task};
 
@@ -72,10 +72,12 @@ impl<'a> Batch<'a> {
         let Subject { model, task } = on;
         let metric = config.metric(task);
         let pairs = pairs_of(task, indices);
+        let targets = targets_of(&pairs);
         let clean: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.clean.clone()).collect();
         let corrupted: Vec<Vec<u32>> = pairs.iter().map(|pair| pair.corrupted.clone()).collect();
         let reference = if metric.needs_reference() {
-            Some(logits(model, &clean)?.to_vec2::<f32>()?)
+            // Metrics that compare with a reference have answers of one token.
+            Some(run_to_answers(model, &clean, &targets, &[])?.0.concat())
         } else {
             None
         };
@@ -91,7 +93,7 @@ impl<'a> Batch<'a> {
             memory: running.memory_now(),
             at_once: running.batch,
             progress,
-            targets: pairs.iter().map(|pair| pair.target.clone()).collect(),
+            targets,
             reference,
             length: prompts[0].len(),
             embeddings: to_host(&embed(&model.spec, &model.weights, &prompts.concat())?)?,

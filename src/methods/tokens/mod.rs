@@ -94,11 +94,17 @@ impl Method for TokenConfig {
     }
 
     fn needs(&self, task: &Task) -> Needs {
+        // ALTI takes the stream to be a sum, and reads it at one position.
+        let mixes = matches!(
+            self.method,
+            TokenMethod::AltiLogit | TokenMethod::AltiRollout
+        );
         Needs {
-            decoder: Some("gradients"),
+            decoder: mixes.then_some("ALTI's mixtures"),
             aligned: true,
             metric: Some(self.metric(task)),
             gradient: self.method != TokenMethod::AltiRollout,
+            whole_answers: !mixes,
             ..Needs::default()
         }
     }

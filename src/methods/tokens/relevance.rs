@@ -43,7 +43,7 @@ pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>>
     let measured = batch.measured(&tape)?;
     let mut ledger = Ledger::new(batch, rules);
     let start = measured.gradient(model, rules, &tape.rows, &mut ledger)?;
-    let end = at_the_end(batch, &measured, &tape.answer(model)?, &start)?;
+    let mut end = at_the_end(batch, &measured, &start)?;
     let descent = Descent {
         model,
         tape: &tape,
@@ -54,6 +54,16 @@ pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>>
     let gradient = ledger.take(Kind::Embed);
     let positions = batch.positions()?;
     let gradient = to_host(&gradient)?;
+    if let Some(encoder) = &model.weights.encoder {
+        // What every token is given because it is of the first segment, is of no token.
+        let segment = to_host(&encoder.segments.narrow(0, 0, 1)?)?;
+        let of_prompts = gradient.chunks_exact(batch.width());
+        let of_segment = of_prompts.map(|rows| rows.chunks_exact(d).map(|g| dot(&segment, g)).sum());
+        let of_segment: Vec<f64> = of_segment.collect();
+        for (_, shares) in end.iter_mut().filter(|(name, _)| *name == BIAS) {
+            (shares.iter_mut().zip(&of_segment)).for_each(|(share, more)| *share += more);
+        }
+    }
     let mut all = Vec::with_capacity(batch.len());
     for (prompt, gradient) in gradient.chunks_exact(batch.width()).enumerate() {
         let of_layers = ledger.parts.iter();
@@ -76,14 +86,13 @@ pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>>
     Ok(all)
 }
 
-/// What stands between the final stream and the metric: the biases of the final norm and the unembedding, and what the metric is beyond
-/// its slope. Soft-capped logits count as their ratio to the raw ones times those.
+/// What stands between the final stream and the metric: the biases of the final norm, of an encoder's head and of the unembedding, and
+/// what the metric is beyond its slope. Soft-capped logits count as their ratio to the raw ones times those.
 /// # Shapes
-/// `answer [batch, d_model]`, `start [rows, d_model]`
+/// `start [rows, d_model]`, of every position of every prompt.
 pub(super) fn at_the_end(
     batch: &Batch<'_>,
     measured: &Measured<'_>,
-    answer: &Tensor,
     start: &Tensor,
 ) -> Result<Vec<(&'static str, Vec<f64>)>> {
     let d = batch.model.spec.d_model;
@@ -91,19 +100,16 @@ pub(super) fn at_the_end(
     let mut end = Vec::new();
     let weights = &batch.model.weights;
     let norm_bias = weights.ln_final.as_ref().and_then(|norm| norm.b.as_ref());
-    if norm_bias.is_some() || weights.b_u.is_some() {
-        let (answer, start) = (to_host(answer)?, to_host(start)?);
-        // The gradient stands at the last position alone.
-        let last = start
-            .chunks_exact(batch.width())
-            .map(|rows| &rows[rows.len() - d..]);
-        let of_stream = last.zip(answer.chunks_exact(d)).map(|(g, x)| dot(g, x));
-        let bias = along
-            .iter()
-            .zip(of_stream)
-            .map(|(all, x)| all - x)
-            .collect();
-        end.push((BIAS, bias));
+    if norm_bias.is_some() || weights.b_u.is_some() || weights.encoder.is_some() {
+        let (answer, start) = (to_host(&measured.answer)?, to_host(start)?);
+        // The gradient stands where the answer is read, and nowhere else.
+        let places = measured.answers.in_whole();
+        let of_stream = measured.by_prompt(|row| {
+            let at = places[row] as usize * d;
+            dot(&start[at..at + d], &answer[row * d..][..d])
+        });
+        let bias = along.iter().zip(of_stream);
+        end.push((BIAS, bias.map(|(all, x)| all - x).collect()));
     }
     if batch.metric != Metric::LogitDiff {
         let beyond = measured
@@ -142,7 +148,9 @@ const WATCHED: [Kind; 9] = [
 
 impl Probe for Ledger<'_> {
     fn wants(&self, hook: Hook) -> bool {
+        let on_stream = matches!(hook.kind, Kind::ResidPost | Kind::ResidMid);
         hook.kind == Kind::Embed
+            || on_stream && self.model.spec.norms_stream()
             || WATCHED.contains(&hook.kind) && hook.kind.absent(&self.model.spec).is_none()
     }
 
@@ -173,6 +181,14 @@ impl Probe for Ledger<'_> {
                     *sum += more;
                 }
             };
+            if self.model.spec.norms_stream() {
+                // Of the norms that stand on the stream itself, by what goes on in it.
+                for (norm, kind) in [(&weights.ln1, Kind::ResidMid), (&weights.ln2, Kind::ResidPost)] {
+                    if let Some(bias) = norm.as_ref().and_then(|norm| norm.b.as_ref()) {
+                        add(self.along(&to_host(bias)?, &[kind])?);
+                    }
+                }
+            }
             add(self.attention_inputs(weights)?);
             let b_o = weights.b_o.as_ref();
             let attention = Write::new(self.model, weights.ln1_post.as_ref(), b_o)?;

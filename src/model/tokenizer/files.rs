@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, decoders, pre_tokenizers};
 
-use super::{FILE_LIMIT, Tokenizer, broken, check_chat_template, printable, quietly};
+use super::{FILE_LIMIT, Masked, Tokenizer, broken, check_chat_template, printable, quietly};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::{check_not_a_stand_in, read_at_most};
 
@@ -134,29 +134,32 @@ fn from_tokenizer_json(bytes: &[u8], beside: &Beside) -> Result<Tokenizer> {
     };
     let add_bos = in_front.is_some();
     let names = ["[MASK]", "<mask>"];
-    let is_framed = in_front.is_some() && stands_at_the_end(&post_processor);
     let found = names.iter().find_map(|name| inner.token_to_id(name));
-    let mask = found.filter(|_| is_framed);
+    let behind = in_front.and_then(|_| token_behind(&post_processor));
+    let frame = found.zip(behind).map(|(mask, end)| Masked { mask, end });
     let tokenizer = beside.finish(inner, in_front, add_bos)?;
-    Ok(Tokenizer { mask, ..tokenizer })
+    Ok(Tokenizer {
+        masked: frame,
+        ..tokenizer
+    })
 }
 
-/// Whether a post-processor puts a special token behind a text.
-fn stands_at_the_end(post_processor: &Value) -> bool {
-    match post_processor["type"].as_str() {
-        Some("TemplateProcessing") => {
-            let parts = post_processor["single"].as_array();
-            parts
-                .and_then(|parts| parts.last())
-                .is_some_and(|part| part["SpecialToken"].is_object())
+/// The id that a post-processor puts behind a text.
+fn token_behind(post_processor: &Value) -> Option<u32> {
+    let id = match post_processor["type"].as_str()? {
+        "TemplateProcessing" => {
+            let last = post_processor["single"].as_array()?.last()?;
+            let name = last["SpecialToken"]["id"].as_str()?;
+            &post_processor["special_tokens"][name]["ids"][0]
         }
-        Some("BertProcessing" | "RobertaProcessing") => true,
-        Some("Sequence") => {
-            let processors = post_processor["processors"].as_array();
-            processors.into_iter().flatten().any(stands_at_the_end)
+        "BertProcessing" | "RobertaProcessing" => &post_processor["sep"][1],
+        "Sequence" => {
+            let processors = post_processor["processors"].as_array()?;
+            return processors.iter().find_map(token_behind);
         }
-        _ => false,
-    }
+        _ => return None,
+    };
+    id.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
 /// A byte-level BPE as GPT-2's class builds it from the two files.

@@ -8,51 +8,87 @@ use crate::hooks::{Hook, Kind, Ln};
 use crate::model::Model;
 use crate::nn::host::{on_host, tensor};
 use crate::nn::rules::Rules;
-use crate::nn::{host, norm};
+use crate::nn::{host, linear, mlp, norm};
 use crate::run::rows::Rows;
+use crate::spec::{EncoderWeights, ModelSpec};
 
-/// From the gradient at the final norm's output, at the last position of each prompt, to that at the final stream.
+/// Where answers are read, and the final stream there.
+#[derive(Clone, Copy)]
+pub(crate) struct AnswerRows<'a> {
+    pub rows: &'a Rows,
+    /// `[answer rows, d_model]`
+    pub stream: &'a Tensor,
+}
+
+/// From the gradient at what the unembedding reads to that at the final stream.
 /// # Shapes
-/// `gradient [batch, d_model]`, `answer [batch, d_model]` the stream there; gives `[rows, d_model]`.
+/// `gradient [answer rows, d_model]`; gives `[rows, d_model]`.
 pub(crate) fn final_norm(
     model: &Model,
     gradient: &Tensor,
-    answer: &Tensor,
+    ends: AnswerRows<'_>,
     rules: &Rules,
     rows: &Rows,
     probe: &mut dyn Probe,
 ) -> Result<Tensor> {
     let spec = &model.spec;
-    let at_stream = match &model.weights.ln_final {
-        None => gradient.clone(),
-        Some(w) => {
-            let answer = on_host(answer)?;
-            let parts = norm::parts(&answer, &on_host_weights(w)?, spec.norm, spec.norm_eps)?;
-            let hooks = [Kind::Scale(Ln::Final), Kind::Normalized(Ln::Final)].map(Hook::global);
-            if hooks.iter().any(|&hook| probe.wants(hook)) {
-                let (at_scale, at_normalized) =
-                    norm::backward_at_hooks(gradient, &parts.normalized, &parts.scale, w)?;
-                for (hook, gradient) in hooks.into_iter().zip([at_scale, at_normalized]) {
-                    if probe.wants(hook) {
-                        probe.at(hook, &at_last(&gradient, rows)?, rows)?;
-                    }
-                }
-            }
-            let (normalized, scale) = (&parts.normalized, &parts.scale);
-            norm::backward(gradient, normalized, scale, w, spec.norm, rules.norm)?
-        }
+    let answer = on_host(ends.stream)?;
+    let Some(w) = &model.weights.ln_final else {
+        return placed(gradient, ends.rows, rows);
     };
-    at_last(&at_stream, rows)
+    let parts = norm::parts(&answer, &on_host_weights(w)?, spec.norm, spec.norm_eps)?;
+    let gradient = match &model.weights.encoder {
+        None => gradient.clone(),
+        Some(encoder) => head(spec, encoder, gradient, &parts.y, rules)?,
+    };
+    let hooks = [Kind::Scale(Ln::Final), Kind::Normalized(Ln::Final)].map(Hook::global);
+    if hooks.iter().any(|&hook| probe.wants(hook)) {
+        let (at_scale, at_normalized) =
+            norm::backward_at_hooks(&gradient, &parts.normalized, &parts.scale, w)?;
+        for (hook, gradient) in hooks.into_iter().zip([at_scale, at_normalized]) {
+            if probe.wants(hook) {
+                probe.at(hook, &placed(&gradient, ends.rows, rows)?, rows)?;
+            }
+        }
+    }
+    let (normalized, scale) = (&parts.normalized, &parts.scale);
+    let at_stream = norm::backward(&gradient, normalized, scale, w, spec.norm, rules.norm)?;
+    placed(&at_stream, ends.rows, rows)
 }
 
-/// Puts one row for each prompt at its last position; the other rows are zero.
-fn at_last(last: &Tensor, rows: &Rows) -> Result<Tensor> {
-    let width = last.dim(D::Minus1)?;
+/// Through the dense layer, the activation and the norm that stand before an encoder's unembedding.
+/// # Shapes
+/// `gradient` at what comes out and `x`, what goes in: `[answer rows, d_model]`; gives the same.
+fn head(
+    spec: &ModelSpec,
+    encoder: &EncoderWeights,
+    gradient: &Tensor,
+    x: &Tensor,
+    rules: &Rules,
+) -> Result<Tensor> {
+    let w_head = on_host(&encoder.w_head)?;
+    let pre = linear::forward(x, &w_head, Some(&on_host(&encoder.b_head)?))?;
+    let post = mlp::forward(&pre, spec.activation)?;
+    let w = on_host_weights(&encoder.ln_head)?;
+    let of = norm::parts(&post, &w, spec.norm, spec.norm_eps)?;
+    let (normalized, scale) = (&of.normalized, &of.scale);
+    let at_post = norm::backward(gradient, normalized, scale, &w, spec.norm, rules.norm)?;
+    let at_pre = mlp::backward(&at_post, &pre, spec.activation, rules)?;
+    linear::backward(&at_pre, &w_head)
+}
+
+/// Puts the rows of the answers at their places; the other rows are zero.
+fn placed(answers: &Tensor, at: &Rows, rows: &Rows) -> Result<Tensor> {
+    let width = answers.dim(D::Minus1)?;
     let mut all = vec![0f32; rows.total * width];
-    let data = host::to_host(last)?;
-    for (segment, values) in rows.segments.iter().zip(data.chunks_exact(width)) {
-        let row = segment.start + segment.positions.len() - 1;
-        all[row * width..(row + 1) * width].copy_from_slice(values);
+    let data = host::to_host(answers)?;
+    let mut values = data.chunks_exact(width);
+    for (segment, answers) in rows.segments.iter().zip(&at.segments) {
+        for (pos, values) in answers.positions.iter().zip(values.by_ref()) {
+            let row = segment.positions.binary_search(pos);
+            let row = segment.start + row.expect("gradients are carried from the answer down");
+            all[row * width..(row + 1) * width].copy_from_slice(values);
+        }
     }
     tensor(all, (rows.total, width))
 }

@@ -1,5 +1,7 @@
 //! Where each variant joins the walk, which rows it carries, and with which others it may share a wave.
 
+use std::ops::Range;
+
 use super::readout::Variant;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Ln, Op};
@@ -72,6 +74,8 @@ pub(super) struct Planned {
     pub positions: Vec<u32>,
     /// For each edit, whether it would only put back what the base run has.
     pub changes_nothing: Vec<bool>,
+    /// The positions where the answer is read.
+    answers: Range<u32>,
     /// The positions that it carries to the end of the last layer, ascending: the answer, and what closures there want to see.
     pub ends: Vec<u32>,
     /// Whether attention of the layer where it starts carries the change to later positions.
@@ -85,8 +89,10 @@ impl Planned {
         edits: &Variant,
         changed: &[Vec<u32>],
         base: &BaseRun,
+        answers: Range<usize>,
         spec: &ModelSpec,
     ) -> Result<Self> {
+        let answers = answers.start as u32..answers.end as u32;
         let last_layer = spec.n_layers - 1;
         let none = crate::run::Roles::new();
         let roles = base.roles.get(edits.example).unwrap_or(&none);
@@ -118,7 +124,7 @@ impl Planned {
             // Then a change reaches positions that stand before it.
             positions.push(0);
         }
-        let mut ends = vec![base.length as u32 - 1];
+        let mut ends: Vec<u32> = answers.clone().collect();
         let at_the_end =
             |edit: &&Edit| start_of(edit.site.hook) >= JoinPoint::Block(last_layer, Stage::Qkv);
         for edit in edits
@@ -149,6 +155,7 @@ impl Planned {
             group: WaveGroup::of(&edits.edits),
             positions,
             changes_nothing: changed.iter().map(Vec::is_empty).collect(),
+            answers,
             ends,
             spreads,
         })
@@ -159,7 +166,7 @@ impl Planned {
     }
 
     /// Whether the change can reach the answer at all.
-    pub fn reaches(&self, answer: u32, last_layer: usize) -> bool {
+    pub fn reaches(&self, last_layer: usize) -> bool {
         let only_itself = match self.start {
             JoinPoint::Embed => false,
             JoinPoint::Final => true,
@@ -169,9 +176,9 @@ impl Planned {
             }
         };
         if only_itself {
-            self.positions.contains(&answer)
+            self.positions.iter().any(|pos| self.answers.contains(pos))
         } else {
-            self.first() <= answer
+            self.first() < self.answers.end
         }
     }
 
