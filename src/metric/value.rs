@@ -92,7 +92,9 @@ impl Metric {
 
     pub(super) fn check(self, logits: &[f32], target: &Target) -> Result<()> {
         if !target.then.is_empty() {
-            return Err(self.error("has the logits of one position, and the answer has several tokens"));
+            return Err(
+                self.error("has the logits of one position, and the answer has several tokens")
+            );
         }
         if target.answers.is_empty() && !self.needs_reference() {
             return Err(

@@ -155,7 +155,10 @@ pub(crate) fn run_to_answers(
     targets: &[Target],
     hooks: &[Hook],
 ) -> Result<(Vec<Vec<Vec<f32>>>, Cache)> {
-    if targets.iter().all(|target| target.n_tokens() == 1 && target.after == 0) {
+    if targets
+        .iter()
+        .all(|target| target.n_tokens() == 1 && target.after == 0)
+    {
         let (logits, cache) = run_with_cache(model, prompts, hooks)?;
         let rows: Vec<Vec<f32>> = logits.to_vec2()?;
         return Ok((rows.into_iter().map(|row| vec![row]).collect(), cache));
@@ -168,7 +171,9 @@ pub(crate) fn run_to_answers(
     let examples: Vec<usize> = (0..prompts.len()).collect();
     let (normed, cache) = walk(model, prompts, &examples, &request)?;
     let length = cache.length;
-    targets.iter().try_for_each(|target| target.check_length(length))?;
+    targets
+        .iter()
+        .try_for_each(|target| target.check_length(length))?;
     let answers = Rows::whole_as(&examples, length).answers(targets);
     let answers = rows::pick(&normed.expect("asked for"), &answers)?;
     let logits = forward::as_logits(unembed(&model.spec, &model.weights, &answers)?)?;

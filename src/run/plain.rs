@@ -33,7 +33,9 @@ pub fn sweep_plain(
         let prompt = &base.prompts[example..=example];
         let (normed, _) = walk(model, prompt, &[example], &request)?;
         let read_at = readout.targets[example].positions(base.length);
-        let answer = normed.expect("asked for").narrow(0, read_at.start, read_at.len())?;
+        let answer = normed
+            .expect("asked for")
+            .narrow(0, read_at.start, read_at.len())?;
         values.push(read(model, &answer, &[example], readout)?[0]);
     }
     Ok(values)

@@ -259,7 +259,7 @@ impl FindConfig {
     /// # Errors
     /// Too few pairs; sizes, shares and rules that do not go.
     pub fn check(&self, task: &Task) -> Result<()> {
-        task.check_single_tokens("circuit_evaluation")?;
+        task.check_single_tokens("circuit-eval")?;
         let n = task.pairs().len();
         if n < 3 {
             return Err(Error::invalid(format!(

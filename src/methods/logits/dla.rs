@@ -23,10 +23,10 @@ pub(crate) use shares::head_readers;
 pub(super) use shares::{attention_bias, has_attention_bias, sources};
 use shares::{has_mlp_bias, heads, neurons};
 
+use super::check_tokens;
 use super::groups::Groups;
 use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot, stream_scales};
 use super::written::{KeptEnds, add_written};
-use super::check_tokens;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::captured::captured_bytes;
@@ -428,7 +428,11 @@ impl Attributing<'_> {
             }
         }
         let biases = readout.bias.iter().zip(&readers.bias);
-        columns.push(&biases.map(|(end, stream)| end + stream).collect::<Vec<f64>>());
+        columns.push(
+            &biases
+                .map(|(end, stream)| end + stream)
+                .collect::<Vec<f64>>(),
+        );
         debug_assert_eq!(columns.len(), self.cells.len());
         Ok(columns)
     }

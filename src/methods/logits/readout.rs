@@ -159,9 +159,8 @@ impl<'a> Ends<'a> {
         let (normed, cache) = walk(model, &prompts, &examples, &request)?;
         let normed = normed.expect("asked for").to_dtype(DType::F32)?;
         let (batch, length) = (cache.batch, cache.length);
-        let row = |(i, pair): (usize, &&Pair)| {
-            (i * length + pair.target.positions(length).start) as u32
-        };
+        let row =
+            |(i, pair): (usize, &&Pair)| (i * length + pair.target.positions(length).start) as u32;
         let rows: Vec<u32> = pairs.iter().enumerate().map(row).collect();
         let rows = Tensor::new(rows, &model.device)?;
         let normed = match at_last {

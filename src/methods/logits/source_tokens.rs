@@ -21,8 +21,7 @@ use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::captured::captured_bytes;
 use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
-    pairs_of,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers, pairs_of,
 };
 use crate::model::ModelSpec;
 use crate::run::Progress;

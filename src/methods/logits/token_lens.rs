@@ -20,8 +20,7 @@ use crate::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site};
 use crate::methods::captured::captured_bytes;
 use crate::methods::columns::{Columns, judged};
 use crate::methods::method::{
-    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
-    pairs_of,
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers, pairs_of,
 };
 use crate::metric::Judgement;
 use crate::model::{Model, ModelSpec};

@@ -58,7 +58,8 @@ pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>>
         // What every token is given because it is of the first segment, is of no token.
         let segment = to_host(&encoder.segments.narrow(0, 0, 1)?)?;
         let of_prompts = gradient.chunks_exact(batch.width());
-        let of_segment = of_prompts.map(|rows| rows.chunks_exact(d).map(|g| dot(&segment, g)).sum());
+        let of_segment =
+            of_prompts.map(|rows| rows.chunks_exact(d).map(|g| dot(&segment, g)).sum());
         let of_segment: Vec<f64> = of_segment.collect();
         for (_, shares) in end.iter_mut().filter(|(name, _)| *name == BIAS) {
             (shares.iter_mut().zip(&of_segment)).for_each(|(share, more)| *share += more);
@@ -183,7 +184,10 @@ impl Probe for Ledger<'_> {
             };
             if self.model.spec.norms_stream() {
                 // Of the norms that stand on the stream itself, by what goes on in it.
-                for (norm, kind) in [(&weights.ln1, Kind::ResidMid), (&weights.ln2, Kind::ResidPost)] {
+                for (norm, kind) in [
+                    (&weights.ln1, Kind::ResidMid),
+                    (&weights.ln2, Kind::ResidPost),
+                ] {
                     if let Some(bias) = norm.as_ref().and_then(|norm| norm.b.as_ref()) {
                         add(self.along(&to_host(bias)?, &[kind])?);
                     }
