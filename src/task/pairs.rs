@@ -298,7 +298,7 @@ mod tests {
             ),
             (
                 "a.csv",
-                "clean,corrupted,answer\nAl met,Bo met,he saw\n",
+                "clean,corrupted,answer,wrong\nAl met,Bo met,he saw,it\n",
                 "answer is not one token",
             ),
             (

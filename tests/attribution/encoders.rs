@@ -206,6 +206,19 @@ fn dimensions_of_nodes_sum_to_the_nodes() {
 }
 
 #[test]
+fn what_goes_two_ways_is_refused_by_name() {
+    let (model, task) = (encoder(), task_of(pairs()));
+    let on = Subject {
+        model: &model,
+        task: &task,
+    };
+    let config = NodeAttributionConfig::atp(patch("ln1.normalized", Direction::Noise));
+    let refused = measurements(on, &config, &Running::default(), &Watch::default());
+    let message = refused.expect_err("refused").to_string();
+    assert!(message.contains("use `resid_pre`"), "{message}");
+}
+
+#[test]
 fn edges_are_refused_by_name() {
     let (model, task) = (encoder(), task_of(pairs()));
     let on = Subject {

@@ -60,9 +60,12 @@ fn measured_or(lab: &Lab, name: &str, method: &dyn Method, refusals: &[&str]) ->
 fn every_method_measures_whole_answers_or_refuses_them_by_name() {
     let mut measured = 0;
     for (name, lab, method) in every_run(3) {
+        // Scores by position take prompts of one length.
+        let by_position = name == "eap by position";
         let whole = |pair: &Pair| {
-            let tokens =
-                [vec![pair.clean[1], pair.clean[3]], vec![7, 9, 11]][pair.index % 2].clone();
+            let tokens = [vec![pair.clean[1], pair.clean[3]], vec![7, 9, 11]]
+                [usize::from(!by_position && pair.index % 2 == 1)]
+            .clone();
             Pair {
                 target: Target::default(),
                 ..pair.clone()

@@ -80,6 +80,11 @@ impl Method for NodeAttributionConfig {
                 Kind::Scale(Ln::Final) | Kind::Normalized(Ln::Final) => {
                     "nothing but the unembedding follows it; use `resid_post`"
                 }
+                Kind::Scale(Ln::One | Ln::Two) | Kind::Normalized(Ln::One | Ln::Two)
+                    if spec.norms_stream() =>
+                {
+                    "in this family the norm makes what the branch is added to as well; use `resid_pre` or `resid_mid`"
+                }
                 _ => continue,
             };
             return Err(Error::HookAbsent {

@@ -25,7 +25,8 @@ use shares::{has_mlp_bias, heads, neurons};
 
 use super::check_tokens;
 use super::groups::Groups;
-use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot, stream_scales};
+use super::normed_stream::stream_scales;
+use super::readout::{DirectTarget, Ends, Readout, every_layer, rowwise_dot};
 use super::written::{KeptEnds, add_written};
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};

@@ -11,7 +11,9 @@
 
 pub mod dla;
 mod groups;
+mod head;
 pub mod lens;
+mod normed_stream;
 pub mod overthinking;
 pub(super) mod readout;
 pub mod source_tokens;

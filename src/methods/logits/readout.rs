@@ -6,18 +6,15 @@
 //! prompt, and every projection is folded into it. A tensor of parts by positions by `d_model` is never made.
 //!
 //! A norm on the output of a branch is treated the same way: with its own run's scale it is linear in what goes into it. So are the
-//! norms that stand on the stream itself (`readout/normed_stream.rs`).
-
-mod normed_stream;
+//! norms that stand on the stream itself (`normed_stream.rs`).
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 
-use normed_stream::Head;
-pub(super) use normed_stream::stream_scales;
-
+pub(crate) use super::head::rowwise_dot;
+use super::head::{self, Head};
 use super::single_tokens;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
@@ -26,7 +23,7 @@ use crate::metric::Judgement;
 use crate::model::{Model, Tokenizer};
 use crate::nn::{embed::unembed, host::to_host, norm};
 use crate::run::{Cache, Logits, Request, walk};
-use crate::spec::{NormKind, NormPlacement, NormWeights};
+use crate::spec::{NormPlacement, NormWeights};
 use crate::task::Pair;
 
 /// Which logit, or combination of logits, contributions are to.
@@ -116,7 +113,7 @@ pub(crate) struct Ends<'a> {
     pub normed: Tensor,
     /// The scale of the final norm there, f32 `[batch, 1]`; 1 without norms.
     pub scale: Tensor,
-    head: Option<Head>,
+    pub(super) head: Option<Head>,
     /// The mean direction of the vocabulary, f32 `[1, d_model]`, once somebody asked for it.
     mean_direction: OnceCell<Tensor>,
     /// The logits, f32 `[batch][d_vocab]`, once somebody asked for them.
@@ -263,7 +260,10 @@ impl<'a> Ends<'a> {
         };
         let along = |v: &Tensor| rowwise_dot(v, &u);
         let total = along(&self.normed)?;
-        let (u, of_head) = self.before_head(u)?;
+        let (u, of_head) = match &self.head {
+            Some(head) => head.before(self.model, &u)?,
+            None => (u, vec![0.0; self.batch]),
+        };
         let along = |v: &Tensor| rowwise_dot(v, &u);
         let mut shift = match weights.ln_final.as_ref().and_then(|norm| norm.b.as_ref()) {
             None => vec![0.0; self.batch],
@@ -339,12 +339,7 @@ impl<'a> Ends<'a> {
 
     /// `C(v)`: the mean over `d_model` taken out under LayerNorm.
     pub fn centred(&self, v: &Tensor) -> Result<Tensor> {
-        let has_norm = self.model.spec.norm_placement != NormPlacement::None;
-        if has_norm && self.model.spec.norm == NormKind::Layer {
-            Ok(v.broadcast_sub(&v.mean_keepdim(D::Minus1)?)?)
-        } else {
-            Ok(v.clone())
-        }
+        head::centred(&self.model.spec, v)
     }
 
     /// The reader of what comes out of a branch, before the norm on its output and the residual multiplier, where it has them;
@@ -403,14 +398,6 @@ pub(crate) fn mean_unembedding(model: &Model) -> Result<Tensor> {
     let w_u = model.weights.w_u.to_dtype(DType::F32)?;
     let share = 1.0 / w_u.dim(0)? as f32;
     Ok(Tensor::full(share, (1, w_u.dim(0)?), w_u.device())?.matmul(&w_u)?)
-}
-
-/// The products of each row of `a` with that row of `b`.
-/// # Shapes
-/// `[batch, n]` both; gives `[batch]`.
-pub(crate) fn rowwise_dot(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
-    let products = (a * b)?.to_dtype(DType::F64)?;
-    Ok(products.sum(D::Minus1)?.to_vec1()?)
 }
 
 /// The hooks of a kind in every layer, none where the model has no such hook.

@@ -11,7 +11,8 @@ use candle_core::Tensor;
 
 use super::distinct_texts;
 use super::dla::DlaConfig;
-use super::readout::{Ends, mean_unembedding, stream_scales};
+use super::normed_stream::stream_scales;
+use super::readout::{Ends, mean_unembedding};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::method::{Subject, Unit, pairs_of, stop_if_asked};
