@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candlewick::hooks::Pos;
 use candlewick::methods::flow::Against;
 use candlewick::methods::{AltiFlowConfig, GlobEncConfig, Method, RouteConfig, RouteSettings};
+use candlewick::task::END;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
@@ -39,14 +40,10 @@ pub struct FlowArgs {
     /// Scales the shares of the parts that are followed to sum to 1.
     #[arg(long)]
     pub renormalise: bool,
-    /// The position to explain: an index, one from the end, or a role such as `@S2` (its last token).
-    #[arg(
-        long,
-        value_name = "POSITION",
-        default_value = "-1",
-        allow_hyphen_values = true
-    )]
-    pub at: Pos,
+    /// The position to explain: an index, one from the end, or a role such as `@S2` (its last token) [default: -1; of GlobEnc the
+    /// mask].
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true)]
+    pub at: Option<Pos>,
     /// The clean prompt's shares less those of the corrupted one.
     #[arg(long)]
     pub contrast: bool,
@@ -113,7 +110,13 @@ impl Ask for FlowArgs {
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
-        let (seed, metric, start) = (Some(on.task.seed), Some(on.task.metric), self.at.clone());
+        let (seed, metric) = (Some(on.task.seed), Some(on.task.metric));
+        let usual = match self.method {
+            // Where the answer is read: the mask.
+            Flow::Globenc => Pos::Role(END.into()),
+            _ => Pos::FromEnd(1),
+        };
+        let start = self.at.clone().unwrap_or(usual);
         let alti = |config: AltiFlowConfig| AltiFlowConfig {
             threshold: self.threshold.unwrap_or(config.threshold),
             start: start.clone(),

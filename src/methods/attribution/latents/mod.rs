@@ -72,6 +72,7 @@ impl Method for LatentConfig {
             metric: Some(self.metric(task)),
             gradient: !self.is_exact(),
             roles: self.along == Along::Role,
+            ..Needs::default()
         }
     }
 
