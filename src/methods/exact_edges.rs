@@ -437,7 +437,7 @@ impl Sweeping<'_> {
             .iter()
             .map(|unit| (unit.example, &unit.delta))
             .collect();
-        let read = heads::Read::new(self.model, &self.run, layer, &streams)?;
+        let read = heads::Read::new(self.model, self.run, layer, &streams)?;
         let mut by_input: BTreeMap<(Letter, usize), Vec<(usize, usize)>> = BTreeMap::new();
         for (i, unit) in units.iter().enumerate() {
             for &(edge, input) in unit.wanted {
