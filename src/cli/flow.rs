@@ -28,6 +28,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick flow --at @S2 --renormalise
   candlewick flow --contrast
   candlewick flow --profile --verify 8
+  candlewick flow --profile --neurons 10
   candlewick flow --method alti-logit --n-pairs 4")]
 pub struct FlowArgs {
     /// What is followed.
@@ -50,6 +51,9 @@ pub struct FlowArgs {
     /// Only what each head and each MLP brings in all: a profile over prompts of any lengths.
     #[arg(long)]
     pub profile: bool,
+    /// Also the N strongest neurons (`mlp.hook_post`): what each brings in all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub neurons: Option<u32>,
     /// Lines of text in the place of a task.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "pairs", "template", "corruption", "contrast", "verify"])]
     pub texts: Option<PathBuf>,
@@ -90,7 +94,14 @@ impl Ask for FlowArgs {
         let name = format!("`--method {name}`");
         let (acts, asks_metric): (&[_], _) = match self.method {
             Flow::Routes => (
-                &["renormalise", "at", "contrast", "profile", "texts"],
+                &[
+                    "renormalise",
+                    "at",
+                    "contrast",
+                    "profile",
+                    "neurons",
+                    "texts",
+                ],
                 self.common.running.verify.is_some(),
             ),
             Flow::Alti => (&["at"], false),
@@ -130,10 +141,12 @@ impl Ask for FlowArgs {
                 settings: RouteSettings {
                     threshold: self.threshold.unwrap_or(routes.settings.threshold),
                     renormalise: self.renormalise,
+                    ..routes.settings
                 },
                 start,
                 contrast: self.contrast,
                 profile: self.profile,
+                neurons: self.neurons.map_or(0, |n| n as usize),
                 seed,
             }),
             Flow::Alti => Box::new(alti(AltiFlowConfig::alti())),

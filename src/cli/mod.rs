@@ -386,7 +386,7 @@ mod tests {
             ("scale --heads a0.h0", "heads factors"),
             (
                 "flow --profile",
-                "method threshold renormalise at contrast profile texts",
+                "method threshold renormalise at contrast profile neurons texts",
             ),
             ("flow --method alti", "method threshold at"),
             ("flow --method alti-logit", "method threshold"),

@@ -278,6 +278,7 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             "flow profile",
             Box::new(RouteConfig {
                 profile: true,
+                neurons: 5,
                 ..RouteConfig::default()
             }),
         ),

@@ -28,6 +28,7 @@ fn all_routes(model: &Model, threshold: f64, renormalise: bool) -> Vec<Route> {
     let settings = RouteSettings {
         threshold,
         renormalise,
+        neurons: false,
     };
     let starts = vec![Pairs::LENGTH - 1; prompts.len()];
     routes(model, &prompts, &starts, settings).expect("runs")
@@ -708,4 +709,128 @@ fn globenc_flows_to_the_shares_of_its_tokens_and_is_ranked_against_removal() {
     let decoder = &two_kinds()[0];
     let refused = check(&GlobEncConfig::default(), &decoder.spec, &task()).expect_err("refused");
     assert!(refused.to_string().contains("encoder"), "{refused}");
+}
+
+/// Shares of the neurons in what an MLP writes at one position, written out from captured activations.
+fn plain_neurons(model: &Model, layer: usize, example: usize, pos: usize) -> Vec<f64> {
+    let spec = &model.spec;
+    let mut kinds = vec![Kind::MlpPost, Kind::MlpOut];
+    kinds.extend(spec.has_post_norm().then_some(Kind::Scale(Ln::TwoPost)));
+    let hooks: Vec<Hook> = kinds.iter().map(|&kind| Hook::at(kind, layer)).collect();
+    let request = Request {
+        capture: &hooks,
+        ..Request::default()
+    };
+    let cache = run(model, &Pairs::new().clean, &request)
+        .expect("runs")
+        .cache;
+    let at = |kind: Kind| {
+        let t = cache
+            .get(Hook::at(kind, layer))
+            .and_then(|t| Ok(t.get(example)?));
+        flat(&t.expect("kept"))
+    };
+    let weights = &model.weights.blocks[layer];
+    let mlp = weights.mlp.as_ref().expect("an MLP");
+    let (w_out, d) = (flat(&mlp.w_out), spec.d_model);
+    let (active, whole) = (at(Kind::MlpPost), at(Kind::MlpOut));
+    let whole = &whole[pos * d..(pos + 1) * d];
+    let written = |mut part: Vec<f32>, is_bias: bool| {
+        if let Some(norm) = &weights.ln2_post {
+            let (w, scale) = (flat(&norm.w), at(Kind::Scale(Ln::TwoPost))[pos]);
+            let mean = match spec.norm {
+                NormKind::Layer => part.iter().sum::<f32>() / d as f32,
+                NormKind::Rms => 0.0,
+            };
+            let b = norm
+                .b
+                .as_ref()
+                .filter(|_| is_bias)
+                .map_or(vec![0.0; d], flat);
+            for (at, x) in part.iter_mut().enumerate() {
+                *x = (*x - mean) / scale * w[at] + b[at];
+            }
+        }
+        let factor = spec.residual_multiplier.unwrap_or(1.0);
+        part.into_iter().map(|x| factor * x).collect::<Vec<f32>>()
+    };
+    let neuron = |n: usize| -> f64 {
+        let active = active[pos * spec.d_mlp + n];
+        let part = w_out[n * d..(n + 1) * d]
+            .iter()
+            .map(|w| active * w)
+            .collect();
+        proximity(&written(part, false), whole)
+    };
+    let shares: Vec<f64> = (0..spec.d_mlp).map(neuron).collect();
+    let bias = mlp.b_out.as_ref().map_or(vec![0.0; d], flat);
+    let sum = shares.iter().sum::<f64>() + proximity(&written(bias, true), whole);
+    shares.into_iter().map(|share| share / sum).collect()
+}
+
+#[test]
+fn neurons_share_what_the_mlps_of_the_route_bring() {
+    for model in every_kind() {
+        let family = &model.spec.family;
+        if model.spec.mlp == Mlp::None {
+            let neurons = RouteConfig {
+                neurons: 3,
+                ..RouteConfig::default()
+            };
+            let refused = check(&neurons, &model.spec, &task()).expect_err("no MLP");
+            assert!(refused.to_string().contains("no MLP"), "{refused}");
+            continue;
+        }
+        let settings = RouteSettings {
+            threshold: 0.04,
+            renormalise: false,
+            neurons: true,
+        };
+        let (prompts, last) = (Pairs::new().clean, Pairs::LENGTH - 1);
+        let found = routes(&model, &prompts, &[last; 3], settings).expect("runs");
+        for (example, route) in found.iter().enumerate() {
+            for (&layer, neurons) in &route.neurons {
+                let edges = route.edges.iter().filter(|edge| {
+                    edge.via == Via::Mlp && edge.src.is_some_and(|src| src.layer() == layer)
+                });
+                let mut expected = vec![0.0; model.spec.d_mlp];
+                for edge in edges {
+                    let shares = plain_neurons(&model, layer, example, edge.dst.pos());
+                    for (sum, share) in expected.iter_mut().zip(shares) {
+                        *sum += edge.importance * share;
+                    }
+                }
+                near(family, neurons, &expected, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_strongest_neurons_have_rows() {
+    let model = &two_kinds()[1];
+    let with = |neurons| RouteConfig {
+        profile: true,
+        neurons,
+        ..RouteConfig::default()
+    };
+    let (all, some) = (measure(model, &with(10_000)), measure(model, &with(4)));
+    let means = |measured: &Measured| -> Vec<(u32, u32, f64)> {
+        let means = measured.means(Direction::Direct, true);
+        let rows = measured.cells.iter().zip(means);
+        let mut rows: Vec<_> = rows
+            .filter_map(|(cell, mean)| Some((cell.layer?, cell.neuron?, mean)))
+            .collect();
+        rows.sort_by(|a, b| b.2.total_cmp(&a.2));
+        rows
+    };
+    assert_eq!(means(&some), means(&all)[..4]);
+    // No bias stands on these MLPs: their neurons share all that they bring.
+    for (i, example) in all.examples.iter().enumerate() {
+        let rows = example.cells.iter().zip(&example.values);
+        let of_neurons = rows.filter(|(cell, _)| all.cells[**cell as usize].neuron.is_some());
+        let sum: f64 = of_neurons.map(|(_, value)| value).sum();
+        let mlps: f64 = of_tokens(&all, i, "hook_mlp_out").iter().sum();
+        assert!((sum - mlps).abs() < 1e-6, "{sum} {mlps}");
+    }
 }

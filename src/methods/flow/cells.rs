@@ -1,13 +1,13 @@
 //! The rows of a table of routes: edges by layer and token, the heads of each edge of attention, and what each head and each MLP
 //! brings in all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::route::{Route, Step, Via};
 use crate::hooks::Kind;
 use crate::methods::sites::Extent;
-use crate::scores::{Cell, Measured};
+use crate::scores::{Cell, Direction, Measured};
 use crate::spec::ModelSpec;
 use crate::task::{Pair, Task};
 
@@ -28,8 +28,9 @@ pub(super) struct Cells {
     extent: Extent,
     /// The first cell of the edges of each group; none where only totals are asked for.
     groups: BTreeMap<Group, usize>,
-    /// The first total.
+    /// The first total, and the first neuron.
     totals: usize,
+    neurons: usize,
 }
 
 /// Cells of a state at a position, as far as it is told by the position alone: each source with its heads, then the
@@ -65,7 +66,7 @@ pub(super) fn n_edges(spec: &ModelSpec, task: &Task) -> usize {
 }
 
 impl Cells {
-    pub fn new(spec: &ModelSpec, task: &Task, only_totals: bool) -> Self {
+    pub fn new(spec: &ModelSpec, task: &Task, only_totals: bool, has_neurons: bool) -> Self {
         let extent = Extent::new(task, &Default::default(), &Default::default());
         let steps = Step::all(spec);
         let mut all = Vec::new();
@@ -87,6 +88,14 @@ impl Cells {
         }));
         let mlps = steps.iter().filter(|step| step.mlp);
         all.extend(mlps.map(|step| Cell::in_layer(Kind::MlpOut.name(), step.layer)));
+        let neurons = all.len();
+        let taken_apart = steps.iter().filter(|step| step.mlp && has_neurons);
+        all.extend(taken_apart.flat_map(|step| {
+            (0..spec.d_mlp as u32).map(|neuron| Cell {
+                neuron: Some(neuron),
+                ..Cell::in_layer(Kind::MlpPost.name(), step.layer)
+            })
+        }));
         Cells {
             all,
             steps,
@@ -94,6 +103,21 @@ impl Cells {
             extent,
             groups: first,
             totals,
+            neurons,
+        }
+    }
+
+    /// Of the rows of neurons, the strongest so many over all examples; the others are left out.
+    pub fn keep_strongest_neurons(&self, measured: &mut Measured, most: usize) {
+        let means = measured.means(Direction::Direct, true);
+        let mut neurons: Vec<usize> = (self.neurons..self.all.len()).collect();
+        neurons.sort_by(|&a, &b| means[b].total_cmp(&means[a]));
+        let weak: BTreeSet<u32> = neurons.iter().skip(most).map(|&cell| cell as u32).collect();
+        for example in &mut measured.examples {
+            let rows = example.cells.iter().zip(&example.values);
+            let rows = rows.filter(|(cell, _)| !weak.contains(cell));
+            let (cells, values): (Vec<u32>, Vec<f64>) = rows.unzip();
+            (example.cells, example.values) = (cells.into(), values);
         }
     }
 
@@ -104,6 +128,19 @@ impl Cells {
         let first = self.groups.get(&group);
         for total in self.totals..self.all.len() {
             values.entry(total as u32).or_default();
+        }
+        let mlps: Vec<usize> = self
+            .steps
+            .iter()
+            .filter(|step| step.mlp)
+            .map(|step| step.layer)
+            .collect();
+        for (layer, neurons) in &route.neurons {
+            let nth = mlps.iter().position(|mlp| mlp == layer);
+            let first = self.neurons + nth.expect("a layer with an MLP") * self.spec.d_mlp;
+            for (neuron, value) in neurons.iter().enumerate() {
+                *values.entry((first + neuron) as u32).or_default() += sign * value;
+            }
         }
         let mut add = |cell: usize, value: f64| {
             *values.entry(cell as u32).or_default() += sign * value;

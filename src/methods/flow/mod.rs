@@ -8,6 +8,7 @@ mod cells;
 mod encoder;
 mod globenc;
 mod layered;
+mod neurons;
 mod parts;
 mod place;
 mod route;

@@ -62,6 +62,15 @@ pub fn proximity(part: &[f32], whole: &[f32]) -> f64 {
     Sum::new(whole).take(part, 1.0)
 }
 
+/// The same of `factor` times a part.
+pub(super) fn scaled_proximity(part: &[f32], factor: f64, whole: &[f32]) -> f64 {
+    let sizes = whole.iter().zip(part).map(|(whole, part)| {
+        let whole = f64::from(*whole);
+        whole.abs() - (whole - factor * f64::from(*part)).abs()
+    });
+    sizes.sum::<f64>().max(0.0)
+}
+
 /// A state, less the parts that were taken from it.
 pub(super) struct Sum {
     whole: Vec<f64>,

@@ -1,5 +1,8 @@
 //! The route of information to one state: from it downwards, along the parts that matter.
 
+use std::collections::BTreeMap;
+
+use super::neurons::Neurons;
 use super::parts::{Attention, Importance, Sum};
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln, StreamNode};
@@ -16,6 +19,8 @@ pub struct RouteSettings {
     pub threshold: f64,
     /// Shares of the parts that are followed are scaled to sum to 1.
     pub renormalise: bool,
+    /// MLPs that are followed are taken apart by neuron.
+    pub neurons: bool,
 }
 
 impl Default for RouteSettings {
@@ -23,6 +28,7 @@ impl Default for RouteSettings {
         RouteSettings {
             threshold: 0.04,
             renormalise: false,
+            neurons: false,
         }
     }
 }
@@ -55,6 +61,9 @@ pub struct RouteEdge {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Route {
     pub edges: Vec<RouteEdge>,
+    /// What each neuron brings in all, by layer: its share of what the MLP writes, times the share of that in the state. Only of
+    /// layers whose MLP is followed, if neurons are asked for; what the MLP's bias brings is no neuron's.
+    pub neurons: BTreeMap<usize, Vec<f64>>,
     /// States that were reached, the first one among them.
     pub nodes: Vec<StreamNode>,
     /// States that no part brought nearer to zero.
@@ -120,13 +129,13 @@ pub fn routes(
     settings: RouteSettings,
 ) -> Result<Vec<Route>> {
     model.spec.check_decoder("information flow")?;
-    let cache = captured(model, prompts, &hooks(&model.spec), &[])?;
+    let cache = captured(model, prompts, &hooks(&model.spec, settings), &[])?;
     routes_of(model, &cache, starts, settings)
 }
 
 /// What routes are read from.
-pub(super) fn hooks(spec: &ModelSpec) -> Vec<Hook> {
-    let kinds = [
+pub(super) fn hooks(spec: &ModelSpec, settings: RouteSettings) -> Vec<Hook> {
+    let mut kinds = vec![
         Kind::ResidPre,
         Kind::ResidMid,
         Kind::V,
@@ -134,6 +143,9 @@ pub(super) fn hooks(spec: &ModelSpec) -> Vec<Hook> {
         Kind::Scale(Ln::OnePost),
         Kind::MlpOut,
     ];
+    if settings.neurons {
+        kinds.extend([Kind::MlpPost, Kind::Scale(Ln::TwoPost)]);
+    }
     let there = kinds.into_iter().filter(|kind| kind.absent(spec).is_none());
     let all = there.flat_map(|kind| (0..spec.n_layers).map(move |layer| Hook::at(kind, layer)));
     all.chain([Hook::at(Kind::ResidPost, spec.n_layers - 1)])
@@ -153,6 +165,10 @@ pub(super) fn routes_of(
     let mut reached: Vec<Vec<usize>> = starts.iter().map(|&start| vec![start]).collect();
     for (n, step) in steps.iter().enumerate().rev() {
         let kept = Kept::of(cache, step)?;
+        let neurons = match settings.neurons && step.mlp {
+            true => Some(Neurons::of(model, cache, step.layer)?),
+            false => None,
+        };
         for (prompt, (route, reached)) in routes.iter_mut().zip(&mut reached).enumerate() {
             let found = kept.importances(model, step, prompt, reached)?;
             let mut below = Vec::new();
@@ -161,6 +177,15 @@ pub(super) fn routes_of(
                 route.unmixed += usize::from(shares.unmixed);
                 route.gap = route.gap.max(shares.gap);
                 let followed = followed(step, n, spec, pos, &shares, settings);
+                let through_mlp = followed.iter().find(|edge| edge.via == Via::Mlp);
+                if let (Some(edge), Some(neurons)) = (through_mlp, &neurons) {
+                    let shares = neurons.shares(prompt * cache.length + pos);
+                    let all = route.neurons.entry(step.layer);
+                    let all = all.or_insert_with(|| vec![0.0; shares.len()]);
+                    for (sum, share) in all.iter_mut().zip(shares) {
+                        *sum += edge.importance * share;
+                    }
+                }
                 below.extend(followed.iter().filter_map(|edge| Some(edge.src?.pos())));
                 route.edges.extend(followed);
             }

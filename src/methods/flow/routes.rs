@@ -25,7 +25,7 @@ use crate::methods::method::{
 use crate::methods::sites::parse_sites;
 use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta, View};
-use crate::spec::ModelSpec;
+use crate::spec::{Mlp, ModelSpec};
 use crate::task::Task;
 
 /// More possible edges than this are gigabytes of labels.
@@ -49,6 +49,8 @@ pub struct RouteConfig {
     pub contrast: bool,
     /// Only what heads and MLPs bring in all: prompts of any lengths share these rows.
     pub profile: bool,
+    /// So many of the strongest neurons get rows (`mlp.hook_post`) of what they bring in all.
+    pub neurons: usize,
     /// Of the bootstrap [default: the task's].
     pub seed: Option<u64>,
 }
@@ -60,7 +62,17 @@ impl Default for RouteConfig {
             start: Pos::FromEnd(1),
             contrast: false,
             profile: false,
+            neurons: 0,
             seed: None,
+        }
+    }
+}
+
+impl RouteConfig {
+    fn followed(&self) -> RouteSettings {
+        RouteSettings {
+            neurons: self.neurons > 0,
+            ..self.settings
         }
     }
 }
@@ -83,6 +95,7 @@ impl Method for RouteConfig {
             "start": self.start.to_string(),
             "contrast": self.contrast,
             "profile": self.profile,
+            "neurons": self.neurons,
         })
     }
 
@@ -96,6 +109,11 @@ impl Method for RouteConfig {
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         check_threshold(self.settings.threshold)?;
+        if self.neurons > 0 && spec.mlp == Mlp::None {
+            return Err(Error::invalid(
+                "its blocks have no MLP, so there are no neurons to rank; leave `--neurons` out",
+            ));
+        }
         for pair in task.pairs() {
             position(&self.start, pair.clean.len(), &pair.roles)?;
         }
@@ -113,7 +131,7 @@ impl Method for RouteConfig {
         Ok(Box::new(Following {
             on,
             config: self,
-            cells: Cells::new(&on.model.spec, on.task, self.profile),
+            cells: Cells::new(&on.model.spec, on.task, self.profile, self.neurons > 0),
         }))
     }
 
@@ -147,7 +165,7 @@ impl Method for RouteConfig {
 
     /// What a head or an MLP brings in all; no single edge can be patched.
     fn exact_cell(&self, cell: &Cell) -> Option<Cell> {
-        cell.src.is_none().then(|| cell.clone())
+        (cell.src.is_none() && cell.neuron.is_none()).then(|| cell.clone())
     }
 }
 
@@ -165,7 +183,7 @@ impl Prepared for Following<'_> {
 
     fn bytes(&self, length: usize) -> usize {
         let spec = &self.on.model.spec;
-        captured_bytes(&hooks(spec), spec, length)
+        captured_bytes(&hooks(spec, self.config.followed()), spec, length)
     }
 
     fn cost(&self, unit: &Unit) -> Result<Cost> {
@@ -180,12 +198,12 @@ impl Prepared for Following<'_> {
     fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
         let pairs = pairs_of(task, &unit.items);
-        let settings = self.config.settings;
+        let settings = self.config.followed();
         let starts: Vec<usize> = pairs
             .iter()
             .map(|pair| position(&self.config.start, pair.clean.len(), &pair.roles))
             .collect::<Result<_>>()?;
-        let (cache, judged) = captured_and_judged(model, &pairs, &hooks(&model.spec))?;
+        let (cache, judged) = captured_and_judged(model, &pairs, &hooks(&model.spec, settings))?;
         let clean = routes_of(model, &cache, &starts, settings)?;
         drop(cache);
         stop_if_asked(progress)?;
@@ -247,6 +265,10 @@ impl Prepared for Following<'_> {
                  try `--dtype f32`",
                 100.0 * gap
             ));
+        }
+        if self.config.neurons > 0 {
+            self.cells
+                .keep_strongest_neurons(measured, self.config.neurons);
         }
         complete(measured, self.on.task);
         Ok(())
