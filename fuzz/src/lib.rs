@@ -21,6 +21,7 @@ use candlewick::model::gguf_tokenizer;
 use candlewick::model::pickle::StateDict;
 use candlewick::model::safetensors::SafeTensors;
 use candlewick::model::{LoadOptions, ModelSpec, Tokenizer, load_parts};
+use candlewick::sae::Sae;
 use candlewick::scores::{Conditions, Scores, Shard, SortKeys};
 use candlewick::task::{ExpandOptions, PromptExample, TaskFile, expand, from_pairs_file};
 
@@ -28,7 +29,7 @@ use candlewick::task::{ExpandOptions, PromptExample, TaskFile, expand, from_pair
 pub type Reader = (&'static str, fn(&[u8]));
 
 /// Each reader by its name, which is also that of its folder of the corpus.
-pub const READERS: [Reader; 13] = [
+pub const READERS: [Reader; 14] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("pickle", pickle),
@@ -39,6 +40,7 @@ pub const READERS: [Reader; 13] = [
     ("circuit_json", circuit_json),
     ("pairs", pairs),
     ("table", table),
+    ("dictionary", dictionary),
     ("conditions", conditions),
     ("grammar", grammar),
     ("chat", chat),
@@ -229,6 +231,31 @@ pub fn table(bytes: &[u8]) {
     }
     let tokenizer = tokenizer_of_words(None);
     let _ = from_pairs_file(&file.0, &tokenizer, &ExpandOptions::default());
+}
+
+/// A sparse autoencoder: arrays of an `.npz`; and a folder, whose configuration is the text up to the first empty line.
+pub fn dictionary(bytes: &[u8]) {
+    let hook = "blocks.0.hook_resid_post".parse().expect("a hook");
+    let file = File::new(bytes, "npz");
+    let folder = file.0.with_extension("sae");
+    std::fs::create_dir_all(&folder).expect("a scratch folder");
+    let gap = bytes.windows(2).position(|two| two == b"\n\n");
+    let (config, weights) = match gap {
+        Some(at) => (&bytes[..at], &bytes[at + 2..]),
+        None => (bytes, &[][..]),
+    };
+    for (name, bytes) in [("cfg.json", config), ("sae_weights.safetensors", weights)] {
+        std::fs::write(folder.join(name), bytes).expect("it is written");
+    }
+    for sae in [Sae::open(&file.0, Some(hook)), Sae::open(&folder, None)] {
+        if let Ok(sae) = sae.as_ref()
+            && sae.d_in * sae.d_sae < 1 << 20
+        {
+            let x = vec![0.5; 2 * sae.d_in];
+            sae.decode(&sae.encode(&x), &x);
+        }
+    }
+    let _ = std::fs::remove_dir_all(&folder);
 }
 
 /// Conditions on the rows of a table, and what to sort it by.

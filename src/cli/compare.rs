@@ -190,6 +190,11 @@ fn doubts(first: &Scores, other: &Scores) -> Vec<String> {
     let (a, b) = (&first.provenance, &other.provenance);
     let has_positions = |scores: &Scores| scores.integers("pos").is_some();
     let mut doubts = Vec::new();
+    if a.config.get("sae").map(|sae| sae.get("weights"))
+        != b.config.get("sae").map(|sae| sae.get("weights"))
+    {
+        doubts.push("the two are of different dictionaries, in which a latent's number does not mean the same".into());
+    }
     if a.prompts
         .iter()
         .map(|one| &one.clean)

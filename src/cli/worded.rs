@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 43] = [
+const FLAGS: [(&str, &str); 45] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -15,6 +15,7 @@ const FLAGS: [(&str, &str); 43] = [
     ("DlaConfig::target", "--target"),
     ("EdgePath::Activations", "--method eap-ig-activations"),
     ("EdgePath::Along", "--method eap"),
+    ("ExpandOptions::answer_space", "--answer-space"),
     ("ExpandOptions::bos", "--bos"),
     ("ExpandOptions::chat", "--chat-template"),
     ("ExpandOptions::metric", "--metric"),
@@ -38,6 +39,7 @@ const FLAGS: [(&str, &str); 43] = [
     ("Running::memory", "--memory"),
     ("Running::shard", "--shard"),
     ("Running::verify", "--verify"),
+    ("Sae::reads", "--hook"),
     ("Sampling::temperature", "--temperature"),
     ("SourceConfig::subject", "--subject"),
     ("Summary::draws", "--draws"),

@@ -22,6 +22,7 @@ use crate::sae::{LATENTS, Sae};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
+use crate::text::visible;
 
 const DENSITY: &str = "density";
 /// Where in its prompt a latent is strongest; dropped once the contexts are known.
@@ -90,7 +91,8 @@ impl Method for LatentActivationsConfig {
         for (i, text) in texts.iter().enumerate() {
             if text.is_empty() || text.len() > spec.n_ctx {
                 return Err(Error::invalid(format!(
-                    "text {i} has {} tokens, and the model takes 1 to {}; split it",
+                    "text {} has {} tokens, and the model takes 1 to {}; split it",
+                    i + 1,
                     text.len(),
                     spec.n_ctx
                 )));
@@ -290,6 +292,21 @@ impl Prepared for Looking<'_> {
                 context(&measured.examples[i], pos)?
             ));
         }
+        if contexts.is_empty() {
+            return Err(Error::invalid(format!(
+                "none of the {} latents is on anywhere in these {} prompts; take others, or other texts",
+                self.latents.len(),
+                self.prompts.len()
+            )));
+        }
+        measured.notes.push(format!(
+            "`{}`: {}",
+            visible(&self.config.sae.id),
+            self.config.sae
+        ));
+        measured
+            .warnings
+            .extend(self.config.sae.doubts.iter().cloned());
         let never = self.latents.len() - contexts.len();
         if never > 0 {
             measured.notes.push(format!(

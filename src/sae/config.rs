@@ -31,6 +31,7 @@ pub struct Config {
     pub centred: bool,
     pub by_decoder_norm: bool,
     pub normalize: Normalize,
+    pub doubts: Vec<String>,
 }
 
 /// Sizes above this are no sparse autoencoder's.
@@ -75,7 +76,7 @@ impl Config {
             (other, _) => {
                 return Err(format!(
                     "the architecture `{}` is not known (standard, topk, batchtopk, matryoshka_batchtopk, gated, jumprelu, transcoder, \
-                     skip_transcoder, jumprelu_transcoder)",
+                     skip_transcoder, jumprelu_transcoder, jumprelu_skip_transcoder)",
                     shortened(other)
                 ));
             }
@@ -123,6 +124,7 @@ impl Config {
             centred: keys.flag("apply_b_dec_to_input")?.unwrap_or(true),
             by_decoder_norm: keys.flag("rescale_acts_by_decoder_norm")?.unwrap_or(false),
             normalize,
+            doubts: keys.doubts(),
         })
     }
 }
@@ -152,6 +154,25 @@ impl<'a> Keys<'a> {
                     .ok_or_else(|| format!("`{key}` is neither true nor false"))
             })
             .transpose()
+    }
+
+    /// Latents of a model whose weights were processed are others than those of the model as it is.
+    fn doubts(&self) -> Vec<String> {
+        let processed = self.get("model_from_pretrained_kwargs");
+        let is_set =
+            |(_, value): &(&String, &Value)| !matches!(value, Value::Bool(false) | Value::Null);
+        let named: Vec<String> = (processed.and_then(Value::as_object).into_iter().flatten())
+            .filter(is_set)
+            .map(|(key, _)| shortened(key))
+            .collect();
+        if named.is_empty() {
+            return Vec::new();
+        }
+        vec![format!(
+            "the dictionary was trained on a model that was loaded with {}, and the activations here are those of the model as it is loaded; \
+             where that moves the hook (`center_writing_weights` does), load it the same way",
+            named.join(", ")
+        )]
     }
 
     fn size(&self, key: &str) -> Result<usize, String> {

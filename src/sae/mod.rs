@@ -64,6 +64,8 @@ pub struct Sae {
     pub hash: String,
     /// The model that it says it was trained on.
     pub model: Option<String>,
+    /// What should be known before its latents are believed.
+    pub doubts: Vec<String>,
     /// The hook that it reads, and the one that it writes: the same but for transcoders.
     pub reads: Hook,
     pub writes: Hook,
@@ -111,6 +113,11 @@ impl Latents {
 const ROWS: usize = 128;
 
 impl Sae {
+    /// Whether it writes another hook than it reads.
+    pub fn is_transcoder(&self) -> bool {
+        self.reads != self.writes
+    }
+
     /// The row of the decoder that a latent writes along.
     pub fn direction(&self, latent: usize) -> &[f32] {
         &self.w_dec[latent * self.d_out..][..self.d_out]
@@ -130,7 +137,12 @@ impl Sae {
         for x in x.chunks(ROWS * self.d_in) {
             let mut x = x.to_vec();
             for row in x.chunks_exact_mut(self.d_in) {
-                latents.scales.push(self.normalise(row));
+                let undone = self.normalise(row);
+                // What a transcoder writes is of another hook, and in that hook's own units.
+                latents.scales.push(match self.is_transcoder() {
+                    true => (1.0, 0.0),
+                    false => undone,
+                });
                 if self.centred {
                     row.iter_mut().zip(&self.b_dec).for_each(|(x, b)| *x -= b);
                 }
@@ -247,6 +259,10 @@ impl Sae {
             "model": self.model,
             "reads": self.reads.to_string(),
             "writes": self.writes.to_string(),
+            "how": format!("{self}"),
+            "normalize": format!("{:?}", self.normalize),
+            "centred": self.centred,
+            "in_decoder_norms": self.decoder_norms.is_some(),
         })
     }
 
@@ -284,10 +300,10 @@ fn length(x: &[f32]) -> f32 {
     x.iter().map(|x| x * x).sum::<f32>().sqrt()
 }
 
-/// Dictionaries are equal where they were read from the same weights and are attached to the same hooks.
+/// Dictionaries are equal where all that decides their numbers is.
 impl PartialEq for Sae {
     fn eq(&self, other: &Self) -> bool {
-        (&self.hash, self.reads, self.writes) == (&other.hash, other.reads, other.writes)
+        self.settings() == other.settings()
     }
 }
 
@@ -305,7 +321,7 @@ impl fmt::Debug for Sae {
 impl fmt::Display for Sae {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} latents of {}", self.d_sae, self.reads)?;
-        if self.writes != self.reads {
+        if self.is_transcoder() {
             write!(f, " that write {}", self.writes)?;
         }
         match &self.activation {

@@ -13,9 +13,13 @@ use super::{Activation, Normalize, Sae, length, npz};
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
 use crate::model::EMBEDDED;
+use crate::model::checkpoint::{check_not_a_stand_in, read_at_most};
 
 /// A larger `cfg.json` is none.
+/// How a hook is named where the files do not.
+const NAME_IT: &str = "name it (`Sae::reads`), such as `blocks.20.hook_resid_post`";
 const MOST_CONFIG: u64 = 1 << 20;
+const WHAT: &str = "a sparse autoencoder is a folder of SAELens, with `cfg.json` and `sae_weights.safetensors`, or Gemma Scope's `params.npz`";
 const WEIGHTS: &str = "sae_weights.safetensors";
 const ARRAYS: [&str; 5] = ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"];
 
@@ -33,12 +37,15 @@ impl Sae {
             lens_folder(path, at)?
         } else if params.is_file() {
             (gemma_scope(&params, at)?, params)
+        } else if path.exists() {
+            return Err(malformed(
+                path,
+                format!("{WHAT}; name the folder, or the `.npz`"),
+            ));
         } else {
             return Err(Error::Missing {
                 path: path.to_path_buf(),
-                hint: "a sparse autoencoder is a folder of SAELens, with `cfg.json` and `sae_weights.safetensors`, or Gemma Scope's \
-                       `params.npz`"
-                    .into(),
+                hint: WHAT.into(),
             });
         };
         sae.check_numbers(&weights)?;
@@ -108,6 +115,14 @@ fn read_error(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     }
 }
 
+/// What is often found in the place of large files.
+fn check_not_a_pointer(path: &Path) -> Result<()> {
+    let mut start = Vec::new();
+    let file = fs::File::open(path).map_err(read_error(path))?;
+    (file.take(256).read_to_end(&mut start)).map_err(read_error(path))?;
+    check_not_a_stand_in(path, &start)
+}
+
 fn hash(path: &Path) -> Result<String> {
     let mut digest = Sha256::new();
     let mut file = fs::File::open(path).map_err(read_error(path))?;
@@ -126,11 +141,8 @@ fn hex(digest: &[u8]) -> String {
 
 fn lens_folder(folder: &Path, at: Option<Hook>) -> Result<(Sae, PathBuf)> {
     let path = folder.join("cfg.json");
-    let size = fs::metadata(&path).map_err(read_error(&path))?.len();
-    if size > MOST_CONFIG {
-        return Err(malformed(&path, format!("it has {size} bytes")));
-    }
-    let text = fs::read_to_string(&path).map_err(read_error(&path))?;
+    let bytes = read_at_most(&path, MOST_CONFIG)?;
+    let text = String::from_utf8(bytes).map_err(|error| malformed(&path, error.to_string()))?;
     let weights = folder.join(WEIGHTS);
     let sae = lens(&path, &text, at, || {
         if !weights.is_file() {
@@ -139,6 +151,7 @@ fn lens_folder(folder: &Path, at: Option<Hook>) -> Result<(Sae, PathBuf)> {
                 hint: "SAELens keeps the weights beside `cfg.json` under this name".into(),
             });
         }
+        check_not_a_pointer(&weights)?;
         let tensors = candle_core::safetensors::load(&weights, &Device::Cpu)
             .map_err(|error| malformed(&weights, crate::text::one_line(&error.to_string())))?;
         Ok(Arrays {
@@ -160,7 +173,7 @@ fn lens<'a>(
     let config = Config::read(&json).map_err(|reason| malformed(path, reason))?;
     let named = |name: &Option<String>| -> Result<Option<Hook>> {
         let hook = name.as_deref().map(hook).transpose();
-        hook.map_err(|reason| malformed(path, format!("{reason}; name the hook that it reads")))
+        hook.map_err(|reason| malformed(path, format!("{reason}; {NAME_IT}")))
     };
     let reads = match at {
         Some(at) => Some(at),
@@ -169,7 +182,7 @@ fn lens<'a>(
     let Some(reads) = reads else {
         return Err(malformed(
             path,
-            "it does not say which hook it reads (`hook_name`); name it".into(),
+            format!("it does not say which hook it reads (`hook_name`); {NAME_IT}"),
         ));
     };
     let writes = match config.is_transcoder {
@@ -177,10 +190,16 @@ fn lens<'a>(
         true => named(&config.writes)?.ok_or_else(|| {
             malformed(
                 path,
-                "it is a transcoder and does not say which hook it writes (`hook_name_out`)".into(),
+                "it is a transcoder and does not say which hook it writes; add `hook_name_out` to it".into(),
             )
         })?,
     };
+    if reads.layer > writes.layer {
+        return Err(malformed(
+            path,
+            format!("it reads `{reads}`, which comes after `{writes}` that it writes"),
+        ));
+    }
     let of = weights()?;
     let (d_in, d_out, d_sae) = (config.d_in, config.d_out, config.d_sae);
     let activation = match config.kind {
@@ -224,6 +243,7 @@ fn lens<'a>(
         id: String::new(),
         hash: String::new(),
         model: config.model,
+        doubts: config.doubts,
         reads,
         writes,
         activation,
@@ -249,19 +269,24 @@ fn gemma_scope(path: &Path, at: Option<Hook>) -> Result<Sae> {
     let Some(hook) = at else {
         return Err(malformed(
             path,
-            "an `.npz` does not say which hook it reads; name it, such as `blocks.20.hook_resid_post`".into(),
+            format!("an `.npz` does not say which hook it reads; {NAME_IT}"),
         ));
     };
+    check_not_a_pointer(path)?;
     let tensors = npz::read(path, &ARRAYS).map_err(|reason| malformed(path, reason))?;
     let of = Arrays { path, tensors };
     let shape = of.get("W_enc")?.dims().to_vec();
     let [d_in, d_sae] = shape[..] else {
         return Err(malformed(path, format!("`W_enc` has the shape {shape:?}")));
     };
+    if d_in == 0 || d_sae == 0 {
+        return Err(malformed(path, format!("`W_enc` has the shape {shape:?}")));
+    }
     Ok(Sae {
         id: String::new(),
         hash: String::new(),
         model: None,
+        doubts: Vec::new(),
         reads: hook,
         writes: hook,
         activation: Activation::JumpRelu {

@@ -116,7 +116,7 @@ fn hint(rows: &[FileRow]) -> Option<String> {
     let last = clean.rsplit(' ').next().unwrap_or(clean);
     Some(format!(
         "answers are taken as they are written, and in {} of {} pairs one begins right behind a word (`{}` + `{}`); if a space stands \
-         between, write it in front of the answers or ask for one (`answer_space`)",
+         between, write it in front of the answers or ask for one (`ExpandOptions::answer_space`)",
         joined.len(),
         rows.len(),
         printable(last),

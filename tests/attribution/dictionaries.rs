@@ -54,7 +54,7 @@ fn every_architecture_is_that_of_saelens() {
         agrees(&sae, &folder.join("reference.safetensors"));
         read += 1;
     }
-    assert_eq!(read, 10);
+    assert_eq!(read, 11);
 }
 
 #[test]

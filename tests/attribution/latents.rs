@@ -40,6 +40,7 @@ fn random(spec: &ModelSpec, reads: Hook, writes: Hook, seed: u64) -> Arc<Sae> {
         id: "random".into(),
         hash: seed.to_string(),
         model: None,
+        doubts: Vec::new(),
         reads,
         writes,
         activation: match seed % 4 {
@@ -201,21 +202,45 @@ fn exact_effects_are_those_of_plain_runs() {
                             .to_vec1()
                             .unwrap()
                     };
-                    let own = sae.encode(&values(&pair.clean, sae.reads));
+                    let inputs = values(&pair.clean, sae.reads);
+                    let own = sae.encode(&inputs);
                     let other = sae.encode(&values(&pair.corrupted, sae.reads));
-                    let cells = one.cells.iter().zip(&one.values).step_by(5);
-                    for (&cell, &value) in cells {
-                        let Some(latent) = found.cells[cell as usize].neuron else {
-                            continue;
+                    let amount = |pos: usize, latent: u32| {
+                        let to = if to_zero { 0.0 } else { other.get(pos, latent) };
+                        (to - own.get(pos, latent)) * own.scale(pos) * sae.unit(latent as usize)
+                    };
+                    // What is left of the whole change; or of the hook, where latents go.
+                    let error: Vec<f32> = {
+                        let from = values(&pair.clean, sae.writes);
+                        let mut left: Vec<f32> = match to_zero {
+                            true => sae.decode(&own, &inputs),
+                            false => values(&pair.corrupted, sae.writes),
                         };
-                        let mut added = Vec::new();
-                        for pos in 0..pair.clean.len() {
-                            let to = if to_zero { 0.0 } else { other.get(pos, latent) };
-                            let amount = (to - own.get(pos, latent))
-                                * own.scale(pos)
-                                * sae.unit(latent as usize);
-                            added.extend(sae.direction(latent as usize).iter().map(|w| w * amount));
+                        left.iter_mut().zip(from).for_each(|(x, from)| *x -= from);
+                        for (pos, row) in left.chunks_exact_mut(sae.d_out).enumerate() {
+                            for latent in (0..LATENTS as u32).filter(|_| !to_zero) {
+                                let by = amount(pos, latent);
+                                let direction = sae.direction(latent as usize);
+                                row.iter_mut()
+                                    .zip(direction)
+                                    .for_each(|(x, w)| *x -= by * w);
+                            }
                         }
+                        left
+                    };
+                    let last = one.cells.len() - 1;
+                    let cells = one.cells.iter().zip(&one.values).enumerate();
+                    for (_, (&cell, &value)) in cells.filter(|(i, _)| i % 5 == 0 || *i == last) {
+                        let latent = found.cells[cell as usize].neuron;
+                        let added: Vec<f32> = match latent {
+                            None => error.clone(),
+                            Some(latent) => (0..pair.clean.len())
+                                .flat_map(|pos| {
+                                    let by = amount(pos, latent);
+                                    sae.direction(latent as usize).iter().map(move |w| w * by)
+                                })
+                                .collect(),
+                        };
                         let shape = sae.writes.shape(&model.spec, 1, pair.clean.len());
                         let added = candle_core::Tensor::from_vec(
                             added,
@@ -240,7 +265,7 @@ fn exact_effects_are_those_of_plain_runs() {
                         let plain = Metric::LogitDiff.value(&read, target, None).unwrap();
                         assert!(
                             (plain - value).abs() < 2e-4 * plain.abs().max(1.0),
-                            "{} {sae} {latent}: {plain} against {value}",
+                            "{} {sae} {latent:?}: {plain} against {value}",
                             model.spec.family
                         );
                     }
@@ -397,6 +422,13 @@ fn what_cannot_be_done_is_said() {
         ..base()
     });
     assert!(text.contains("at least one step"), "{text}");
+    let last = Hook::global(Kind::Normalized(Ln::Final));
+    let text = refused(LatentConfig::atp(Arc::new(Sae {
+        reads: last,
+        writes: last,
+        ..(*sae).clone()
+    })));
+    assert!(text.contains("exactly"), "{text}");
     let pattern = Hook::at(Kind::Pattern, 0);
     let text = refused(LatentConfig::atp(Arc::new(Sae {
         reads: pattern,

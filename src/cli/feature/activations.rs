@@ -1,10 +1,11 @@
 //! `candlewick feature activations`: where latents are on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candlewick::Error;
 use candlewick::methods::{LatentActivationsConfig, Method};
 use candlewick::model::Tokenizer;
+use candlewick::model::checkpoint::read_at_most;
 use clap::Args;
 
 use super::SaeArgs;
@@ -44,7 +45,12 @@ impl Ask for ActivationsArgs {
             "`feature activations`",
             &["sae", "hook", "texts", "latents"],
         )
-        .idle(&["metric", "verify"])
+        .idle(match self.texts {
+            Some(_) => &["metric", "verify", "n_pairs", "pairs"],
+            None => &["metric", "verify"],
+        })
+        .instead("n_pairs", "all texts are looked at; leave it out")
+        .instead("pairs", "the texts are looked at; leave one of the two out")
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
@@ -58,23 +64,20 @@ impl Ask for ActivationsArgs {
 }
 
 /// The token ids of each line that is not empty.
-fn texts(path: &PathBuf, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
-    let read = |source| Error::Read {
-        path: path.clone(),
-        source,
-    };
-    let size = std::fs::metadata(path).map_err(read)?.len();
-    if size > MOST_BYTES {
-        return Err(Error::Malformed {
-            path: path.clone(),
+fn texts(path: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
+    let bytes = read_at_most(path, MOST_BYTES)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        Error::Malformed {
+            path: path.to_path_buf(),
             format: "text",
             reason: format!(
-                "it has {size} bytes, and {MOST_BYTES} are read at most; take a part of it"
+                "line {} is not UTF-8; save it as UTF-8",
+                before.iter().filter(|&&byte| byte == b'\n').count() + 1
             ),
         }
-        .into());
-    }
-    let text = std::fs::read_to_string(path).map_err(read)?;
+    })?;
+    let text = text.trim_start_matches('\u{feff}');
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     let tokens = lines.map(|line| Ok(tokenizer.encode(line, tokenizer.adds_bos())?.ids));
     tokens.collect()

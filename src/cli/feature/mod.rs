@@ -46,7 +46,8 @@ pub struct SaeArgs {
     /// A folder of SAELens, a `params.npz`, or `embedded`.
     #[arg(long, value_name = "PATH", default_value = "embedded")]
     pub sae: String,
-    /// The hook that it reads and writes, such as `blocks.20.hook_resid_post`, where its files do not say so or say something else.
+    /// The hook that it reads (and writes, if it is no transcoder), such as `blocks.20.hook_resid_post`, where its files do not say so or
+    /// say something else.
     #[arg(long, value_name = "HOOK")]
     pub hook: Option<Hook>,
 }
@@ -54,6 +55,12 @@ pub struct SaeArgs {
 impl SaeArgs {
     fn open(&self) -> anyhow::Result<Arc<Sae>> {
         Ok(Arc::new(match self.sae.as_str() {
+            candlewick::model::EMBEDDED if self.hook.is_some() => {
+                return Err(candlewick::Error::invalid(
+                    "the embedded dictionary knows its hook; leave `--hook` out, or name another with `--sae`",
+                )
+                .into());
+            }
             candlewick::model::EMBEDDED => Sae::embedded()?,
             path => Sae::open(Path::new(path), self.hook)?,
         }))

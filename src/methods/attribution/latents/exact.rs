@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::change::changes;
 use super::config::LatentConfig;
-use super::parts::{Parts, fill, mean, noted};
+use super::parts::{ON, Parts, fill, mean, noted};
 use crate::error::Result;
 use crate::hooks::{Axes, Edit, Op, Pos, Site, Value};
 use crate::methods::activation_patching::{self, PatchConfig, PatchSource, SiteSet};
@@ -12,6 +12,7 @@ use crate::methods::captured::captured;
 use crate::methods::method::{Cost, Prepared, Running, Subject, Unit, pairs_of, unmeasured};
 use crate::nn::host::{tensor, to_host};
 use crate::run::{Progress, Variant, sweep};
+use crate::sae::Activation;
 use crate::scores::{Cell, Direction, ExampleScores, Measured};
 
 /// Latents that are on at a position, where a plan has to guess.
@@ -53,6 +54,14 @@ impl<'a> Patching<'a> {
         })
     }
 
+    /// Latents that are on at a position, at most, or as a guess.
+    fn at_a_position(&self) -> usize {
+        match self.config.sae.activation {
+            Activation::TopK { k } => k,
+            _ => GUESSED.min(self.config.sae.d_sae),
+        }
+    }
+
     /// The values that a variant adds at its positions, in the shape of the hook.
     fn value(&self, rows: usize, values: Vec<f32>) -> Result<Tensor> {
         match self.config.sae.writes.kind.axes(&self.on.model.spec) {
@@ -69,13 +78,18 @@ impl Prepared for Patching<'_> {
 
     fn bytes(&self, length: usize) -> usize {
         let sae = &self.config.sae;
-        self.runs.bytes(length) + 8 * length.min(128) * sae.d_sae + 16 * length * sae.d_out
+        let added = 4 * (4 + self.at_a_position()) * length * sae.d_out;
+        self.runs.bytes(length) + 8 * length.min(128) * sae.d_sae + added
     }
 
     /// Which latents change is known only once both runs are there, so all that could are counted, at most 64 a position.
     fn cost(&self, unit: &Unit) -> Result<Cost> {
         let pairs = pairs_of(self.on.task, &unit.items);
-        let variants = |length: usize| self.cells.len().min(2 * GUESSED * length);
+        let variants = |length: usize| {
+            self.cells
+                .len()
+                .min((2 * self.at_a_position() + 1) * length)
+        };
         let variants: usize = (pairs.iter()).map(|pair| variants(pair.clean.len())).sum();
         Ok(Cost {
             variants,
@@ -164,15 +178,19 @@ impl Prepared for Patching<'_> {
                 own.map(|((_, cell), value)| (*cell, *value)).unzip();
             one.cells = cells.into();
             one.values = values;
-            let rows = i * length..(i + 1) * length;
-            one.facts.insert("latents_on".into(), mean(&on[rows]));
+            let first = match to_zero {
+                true => 0,
+                false => pairs[i].first_difference().min(length - 1),
+            };
+            let rows = i * length + first..(i + 1) * length;
+            one.facts.insert(ON.into(), mean(&on[rows]));
             examples.push(one);
         }
         Ok(examples)
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
-        noted(measured, &self.config.sae);
+        noted(measured, self.config);
         fill(
             measured,
             &self.parts,

@@ -25,11 +25,12 @@ use serde_json::{Value, json};
 use change::{Change, changes};
 pub use config::{LatentConfig, LatentEstimate};
 use exact::Patching;
-use parts::{Part, Parts, fill, mean, noted};
+use parts::{ON, Part, Parts, fill, mean, noted};
 
 use super::runs::{Gradients, Runs};
 use super::setting::{Setting, check_metric};
 use crate::error::{Error, Result};
+use crate::hooks::{Hook, Kind, Ln};
 use crate::methods::activation_patching::PatchSource;
 use crate::methods::choice::{Heads, Layers};
 use crate::methods::method::{
@@ -108,13 +109,38 @@ impl Method for LatentConfig {
             ));
         }
         self.path().check()?;
-        match self.estimate {
-            LatentEstimate::Exact => Ok(()),
-            LatentEstimate::Atp => check_metric(self.metric(task), self.direction, true),
-            LatentEstimate::IntegratedGradients { .. } => {
-                check_metric(self.metric(task), self.direction, false)
-            }
+        if self.is_exact() {
+            return Ok(());
         }
+        let read = [self.sae.reads, self.sae.writes];
+        let after_all = |hook: &&Hook| matches!(hook.kind, Kind::Normalized(Ln::Final));
+        let by_head = |hook: &&Hook| {
+            matches!(
+                hook.kind,
+                Kind::QInput | Kind::KInput | Kind::VInput | Kind::Result
+            )
+        };
+        if let Some(hook) = read.iter().find(|hook| after_all(hook) || by_head(hook)) {
+            return Err(Error::HookAbsent {
+                hook: hook.to_string(),
+                reason:
+                    "no gradient is taken there; patch its latents exactly (`LatentConfig::exact`)"
+                        .into(),
+            });
+        }
+        let metric = self.metric(task);
+        if self.estimate == LatentEstimate::Atp
+            && metric.needs_reference()
+            && self.direction != Direction::Denoise
+        {
+            return Err(Error::NoGradient {
+                metric: metric.to_string(),
+                reason: "it is smallest at the clean run, where its gradient is zero; take integrated gradients or exact effects, denoise, or \
+                         another metric"
+                    .into(),
+            });
+        }
+        check_metric(metric, self.direction, false)
     }
 
     fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
@@ -260,14 +286,14 @@ impl Prepared for Attributing<'_> {
             };
             one.values = of_pair.values().map(|parts| base + effect(parts)).collect();
             one.cells = of_pair.into_keys().collect();
-            one.facts.insert("latents_on".into(), mean(&on[rows]));
+            one.facts.insert(ON.into(), mean(&on[rows]));
             examples.push(one);
         }
         Ok(examples)
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
-        noted(measured, &self.config.sae);
+        noted(measured, self.config);
         fill(
             measured,
             &self.parts,

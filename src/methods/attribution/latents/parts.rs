@@ -3,10 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::change::Change;
+use super::config::LatentConfig;
+use crate::methods::activation_patching::PatchSource;
 use crate::methods::sites::{Along, Extent, roles_with_other};
 use crate::sae::Sae;
 use crate::scores::{Cell, Direction, Measured};
 use crate::task::{Pair, Task};
+use crate::text::visible;
+
+/// The fact of an example that [`noted`] reads: latents that are on at a position.
+pub(super) const ON: &str = "latents_on";
 
 /// Which cells the latents and the error of a position belong to.
 pub(super) struct Parts {
@@ -47,7 +53,8 @@ impl Parts {
                         });
                     }
                 }
-                if let Some(&cell) = self.at.get(&(place, None)) {
+                let moves = change.error.iter().any(|&x| x != 0.0);
+                if let Some(&cell) = self.at.get(&(place, None)).filter(|_| moves) {
                     cells.entry(cell).or_default().push(Part {
                         row,
                         pos: change.pos,
@@ -139,23 +146,24 @@ pub(super) fn fill(
     measured.drop_unmeasured();
 }
 
-/// A note on how many latents are on; the facts were left by [`count`].
-pub(super) fn noted(measured: &mut Measured, sae: &Sae) {
-    let of = |fact: &str| -> Option<f64> {
-        let facts = measured
-            .examples
-            .iter()
-            .filter_map(|one| one.facts.get(fact));
-        let facts: Vec<f64> = facts.copied().collect();
-        (!facts.is_empty()).then(|| facts.iter().sum::<f64>() / facts.len() as f64)
-    };
-    if let Some(on) = of("latents_on") {
-        measured.notes.push(format!(
-            "of {} latents {on:.1} are on at a position of the run that is changed, in the mean; those that are the same in both ends \
-             have no row",
-            sae.d_sae
-        ));
+/// What the dictionary is, how many of its latents are on, and what has no row.
+pub(super) fn noted(measured: &mut Measured, config: &LatentConfig) {
+    let sae = &config.sae;
+    let facts = measured.examples.iter();
+    let on: Vec<f64> = facts.filter_map(|one| one.facts.get(ON).copied()).collect();
+    let mut note = format!("`{}`: {sae}", visible(&sae.id));
+    if !on.is_empty() {
+        let mean = on.iter().sum::<f64>() / on.len() as f64;
+        note += &format!("; {mean:.1} are on at a position that is looked at, in the mean");
     }
+    if config.latents.is_none() && config.only.is_none() {
+        note += match config.source {
+            PatchSource::Zero => "; those that are off everywhere have no row",
+            _ => "; those that are the same in both runs of every pair have no row",
+        };
+    }
+    measured.notes.push(note);
+    measured.warnings.extend(sae.doubts.iter().cloned());
 }
 
 pub(super) fn mean(counts: &[usize]) -> f64 {
