@@ -72,7 +72,10 @@ impl Method for LatentActivationsConfig {
     }
 
     fn needs(&self, _: &Task) -> Needs {
-        Needs::default()
+        Needs {
+            whole_answers: true,
+            ..Needs::default()
+        }
     }
 
     fn check(&self, spec: &ModelSpec, _: &Task) -> Result<()> {

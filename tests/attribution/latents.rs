@@ -114,9 +114,6 @@ fn of_nodes(model: &Model, task: &Task, sae: &Sae, direction: Direction) -> Vec<
 #[test]
 fn latents_and_error_together_are_the_hook() {
     for (seed, model) in every_kind().into_iter().enumerate() {
-        if model.spec.encoder.is_some() {
-            continue;
-        }
         let task = task();
         for sae in attached(&model, seed as u64) {
             for direction in [Direction::Noise, Direction::Denoise] {
@@ -154,9 +151,6 @@ fn latents_and_error_together_are_the_hook() {
 #[test]
 fn integrated_gradients_sum_to_the_exact_effect_of_the_hook() {
     for (seed, model) in every_kind().into_iter().enumerate() {
-        if model.spec.encoder.is_some() {
-            continue;
-        }
         let task = task();
         let hook = Hook::at(Kind::ResidPost, 1);
         let sae = random(&model.spec, hook, hook, seed as u64);

@@ -68,10 +68,10 @@ impl Method for LatentConfig {
 
     fn needs(&self, task: &Task) -> Needs {
         Needs {
-            decoder: (!self.is_exact()).then_some("gradients"),
             aligned: self.source == PatchSource::Pair,
             metric: Some(self.metric(task)),
             gradient: !self.is_exact(),
+            whole_answers: true,
             roles: self.along == Along::Role,
             ..Needs::default()
         }
