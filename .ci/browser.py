@@ -112,10 +112,10 @@ def large(folder):
     }
     section["grids"] = [{"measure": ATTACK, "pair": pair, "caption": ATTACK, "reach": 1.0, "panels": [panel]} for pair in (None, 0)]
     # 30 layers of 8 heads and an MLP, and the input: 271 nodes; every head reads the input and writes to the next MLP and the logits.
-    nodes = [["input", 0, 0]]
+    nodes = [["input", 0, "middle"]]
     for layer in range(30):
-        nodes += [[f"a{layer}.h{head}", 1 + 2 * layer, head] for head in range(8)] + [[f"m{layer}", 2 + 2 * layer, 0]]
-    nodes = nodes[:270] + [["logits", 2**53, 0]]
+        nodes += [[f"a{layer}.h{head}", 1 + 2 * layer, head] for head in range(8)] + [[f"m{layer}", 2 + 2 * layer, "beside"]]
+    nodes = nodes[:270] + [["logits", 2**53, "middle"]]
     last = len(nodes) - 1
     edges = []
     for at, (name, level, _) in enumerate(nodes[1:last], 1):
@@ -125,8 +125,10 @@ def large(folder):
         edges += [[at, other, "v" if nodes[other][0][0] == "a" else None, 0, None] for other in above]
     for number, edge in enumerate(edges):
         edge[3] = math.cos(number) / (1 + number / 300)
+        edge.append("")
     edges.sort(key=lambda edge: -abs(edge[3]))
-    section["graph"] = {"all": len(edges), "nodes": nodes, "edges": edges}
+    nodes = [node + [node[0]] for node in nodes]
+    section["graphs"] = [{"title": "", "all": len(edges), "nodes": nodes, "edges": edges, "columns": []}]
     text = lambda name, texts: {"name": name, "texts": texts, "shown": {}, "at": [row % len(texts) for row in range(1000)]}
     section["table"] = {
         "all": 1000,

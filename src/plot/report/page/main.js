@@ -24,7 +24,7 @@ function resultSection(result, _, all) {
   const rows = rowTable(result, table);
   const warnings = result.facts.filter(([name]) => name === "warning").map(([, text]) => text);
   const part = (title, content) => [html("h3", {}, title), content];
-  const isDrawn = result.graph || [result.grids, result.curves, result.attention, result.tokens, result.bars].some((list) => list.length > 0);
+  const isDrawn = [result.graphs, result.grids, result.curves, result.attention, result.tokens, result.bars].some((list) => list.length > 0);
   return html("section", { class: "result", id: result.id, "aria-label": result.name },
     all.length > 1 ? html("h2", {}, html("bdi", {}, result.name)) : null,
     factList(result),
