@@ -40,6 +40,7 @@ pub fn run(args: &MergeArgs, ctx: &Context) -> anyhow::Result<()> {
     let read = read_shards(&args.parts)?;
     let mut command = without_flag(&read.note.command, &["--shard"]);
     command = without_flag(&command, &["--out", "-o"]);
+    command.retain(|word| word != "--force");
     command.extend(["--out".into(), args.out.display().to_string()]);
     if args.force {
         command.push("--force".into());

@@ -1,6 +1,5 @@
 //! `candlewick show`: what a file of scores is, its picture, its strongest rows, and how to make it again.
 
-use std::convert::Infallible;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -96,13 +95,14 @@ pub enum ScaleEnd {
 }
 
 impl FromStr for ScaleEnd {
-    type Err = Infallible;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text.parse() {
-            Ok(value) => ScaleEnd::Value(value),
-            Err(_) => ScaleEnd::File(text.into()),
-        })
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<f64>() {
+            Ok(value) if value > 0.0 && value.is_finite() => Ok(ScaleEnd::Value(value)),
+            Ok(_) => Err("a scale ends at a number above 0".into()),
+            Err(_) => Ok(ScaleEnd::File(text.into())),
+        }
     }
 }
 

@@ -63,7 +63,7 @@ impl Method for AttentionConfig {
 
     fn needs(&self, _: &Task) -> Needs {
         Needs {
-            decoder: Some("a table of attention patterns"),
+            decoder: Some("table of attention patterns"),
             whole_answers: true,
             ..Needs::default()
         }

@@ -82,7 +82,11 @@ fn model(p: &Provenance) -> String {
 
 /// What an ablation puts in place, which is not its default everywhere, and of which other model.
 fn put_in_place(p: &Provenance) -> Option<String> {
-    let source = match p.config.get("source")? {
+    let source = match p
+        .config
+        .get("source")
+        .or_else(|| p.config.get("reference"))?
+    {
         Value::String(name) if name == "Pair" => "pair".to_string(),
         Value::String(name) => {
             let letter = |c: char| match c.is_uppercase() {
@@ -92,7 +96,7 @@ fn put_in_place(p: &Provenance) -> Option<String> {
             let name: String = name.chars().map(letter).collect();
             name.trim_start_matches('-').to_string()
         }
-        other => format!("scale:{}", other.get("Scale")?),
+        other => format!("scale:{}", other.get("Scale")?.as_f64()?),
     };
     let other = p.config.pointer("/source_model/id").and_then(Value::as_str);
     match other {

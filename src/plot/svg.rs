@@ -98,7 +98,7 @@ fn graph_page(scores: &Scores, options: &SvgOptions) -> Result<String> {
     let graphs = of_table(scores);
     if graphs.is_empty() {
         return Err(Error::invalid(
-            "there are no two edges to draw; a lower threshold follows more",
+            "there are no two edges among these rows to draw as a graph; a lower threshold follows more, and a condition may have left them out",
         ));
     }
     let mut page = options.look.page(&title(&scores.provenance));

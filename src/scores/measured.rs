@@ -189,6 +189,15 @@ impl ExampleScores {
     }
 }
 
+/// The least and the largest size of what lies between two ends.
+fn sizes_between(low: f64, high: f64) -> (f64, f64) {
+    let least = match low < 0.0 && high > 0.0 {
+        true => 0.0,
+        false => low.abs().min(high.abs()),
+    };
+    (least, low.abs().max(high.abs()))
+}
+
 /// Makes shares of the gap sizes, as the scores are; a gap below 0 turns an interval round.
 fn without_sign(scores: &mut Scores) -> Result<()> {
     let [share, low, high] = [
@@ -205,12 +214,13 @@ fn without_sign(scores: &mut Scores) -> Result<()> {
             .table
             .with_column(Filled::new(share.name().into(), sizes))?;
         if let Some((lows, highs)) = ends {
-            let turned = |pick: fn(f64, f64) -> f64| -> Vec<Option<f64>> {
-                let end =
-                    |(low, high): (&Option<f64>, &Option<f64>)| Some(pick(size(low)?, size(high)?));
+            let turned = |pick: fn((f64, f64)) -> f64| -> Vec<Option<f64>> {
+                let end = |(low, high): (&Option<f64>, &Option<f64>)| {
+                    Some(pick(sizes_between((*low)?, (*high)?)))
+                };
                 lows.iter().zip(&highs).map(end).collect()
             };
-            for (column, ends) in [(low, turned(f64::min)), (high, turned(f64::max))] {
+            for (column, ends) in [(low, turned(|ends| ends.0)), (high, turned(|ends| ends.1))] {
                 scores
                     .table
                     .with_column(Filled::new(column.name().into(), ends))?;
@@ -241,6 +251,13 @@ mod tests {
             ],
             ..Measured::default()
         }
+    }
+
+    #[test]
+    fn sizes_of_an_interval_on_both_sides_of_zero_begin_at_zero() {
+        assert_eq!(sizes_between(-1.881, 1.760), (0.0, 1.881));
+        assert_eq!(sizes_between(-3.0, -2.0), (2.0, 3.0));
+        assert_eq!(sizes_between(1.0, 4.0), (1.0, 4.0));
     }
 
     #[test]

@@ -391,8 +391,8 @@ impl ModelSpec {
         match self.encoder {
             None => Ok(()),
             Some(_) => Err(Error::invalid(format!(
-                "{what} need a residual stream that is the sum of what was written to it; in family `{}` each block norms it \
-                 (`candlewick patch` runs on it)",
+                "encoders such as `{}` have no {what} here: attention looks both ways, and each block norms the stream (patching and ablation run \
+                 on them)",
                 self.family
             ))),
         }

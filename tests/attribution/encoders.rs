@@ -229,7 +229,7 @@ fn edges_are_refused_by_name() {
     let refused =
         measurements(on, &*eap, &Running::default(), &Watch::default()).expect_err("refused");
     assert!(
-        refused.to_string().contains("edges need a residual stream"),
+        refused.to_string().contains("have no edges here"),
         "{refused}"
     );
 }

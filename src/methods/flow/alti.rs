@@ -108,6 +108,7 @@ impl Method for AltiFlowConfig {
             true => self.tokens().needs(task),
             false => Needs {
                 decoder: Some("ALTI"),
+                whole_answers: true,
                 ..Needs::default()
             },
         }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::cells::complete;
 use super::globenc::{GlobEnc, Rung, globenc_of, hooks};
 use super::layered::{Layered, LayeredCells};
+use super::parts::{GAP, larger};
 use super::place::{check_encoder, check_threshold, position};
 use crate::error::Result;
 use crate::hooks::Pos;
@@ -184,7 +185,7 @@ impl Prepared for Mixing<'_> {
             example.values = values.into_values().collect();
             example
                 .facts
-                .insert("gap".into(), globenc.gaps[0].max(globenc.gaps[1]));
+                .insert("gap".into(), larger(globenc.gaps[0], globenc.gaps[1]));
             examples.push(example);
         }
         Ok(examples)
@@ -195,8 +196,15 @@ impl Prepared for Mixing<'_> {
             .examples
             .iter()
             .filter_map(|one| one.facts.get("gap"));
-        let gap = gaps.copied().fold(0.0, f64::max);
+        let gap = gaps.copied().fold(0.0, larger);
         measured.found.insert("largest_gap".into(), json!(gap));
+        if gap.is_nan() || gap > GAP {
+            measured.warnings.push(format!(
+                "the parts of a state miss it by {:.2}% of its largest entry; this should not happen in f32: if the model is in f16 or bf16, \
+                 load it in f32 (`LoadOptions::dtype=f32`)",
+                100.0 * gap
+            ));
+        }
         complete(measured, self.on.task);
         let Some(against) = self.config.against else {
             return Ok(());
@@ -235,7 +243,7 @@ impl Prepared for Mixing<'_> {
             dst: Some(against.to_string()),
             ..Cell::default()
         });
-        measured.append(cells.collect(), |_, example| {
+        let first = measured.append(cells.collect(), |_, example| {
             let worth = worth.get(&example.example);
             tokens
                 .iter()
@@ -249,6 +257,17 @@ impl Prepared for Mixing<'_> {
                 })
                 .collect()
         });
+        let means = measured.means(Direction::Direct, false);
+        let each = names.iter().zip(&means[first..]);
+        let each: Vec<String> = each
+            .map(|(name, mean)| format!("{name} {mean:.2}"))
+            .collect();
+        measured.notes.push(format!(
+            "rank correlation of each rung's shares with the sizes of {against} (of the metric {}), prompt by prompt, in the mean: {}; intervals \
+             are in the table beside",
+            self.on.task.metric,
+            each.join(", ")
+        ));
         Ok(())
     }
 }

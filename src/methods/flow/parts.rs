@@ -79,6 +79,17 @@ pub(super) struct Sum {
     pub importance: Importance,
 }
 
+/// A sum of parts that misses the state by more than this share of its largest entry is warned of.
+pub(super) const GAP: f64 = 1e-3;
+
+/// The larger of two, or the one that is no number.
+pub(super) fn larger(a: f64, b: f64) -> f64 {
+    match a.is_nan() || b <= a {
+        true => a,
+        false => b,
+    }
+}
+
 impl Sum {
     pub fn new(whole: &[f32]) -> Self {
         let whole: Vec<f64> = whole.iter().map(|&x| f64::from(x)).collect();
@@ -105,7 +116,7 @@ impl Sum {
     /// Proximities become shares of 1.
     pub fn finish(self) -> Importance {
         let mut importance = self.importance;
-        let largest = |values: &[f64]| values.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+        let largest = |values: &[f64]| values.iter().fold(0.0, |most, x| larger(most, x.abs()));
         importance.gap = largest(&self.left) / largest(&self.whole).max(f64::MIN_POSITIVE);
         let sum = importance.sum();
         if sum > 0.0 {

@@ -12,6 +12,7 @@
 use serde_json::{Value, json};
 
 use super::cells::{Cells, complete, n_edges};
+use super::parts::{GAP, larger};
 use super::place::{check_threshold, position};
 use super::route::{Route, RouteSettings, hooks, routes, routes_of};
 use crate::error::{Error, Result};
@@ -26,12 +27,10 @@ use crate::methods::sites::parse_sites;
 use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta, View};
 use crate::spec::{Mlp, ModelSpec};
-use crate::task::Task;
+use crate::task::{END, Task};
 
 /// More possible edges than this are gigabytes of labels.
 const MOST_EDGES: usize = 1_000_000;
-/// A sum of parts that misses the state by more than this share of its largest entry is warned of.
-const GAP: f64 = 1e-3;
 
 /// Which routes are looked for.
 ///
@@ -81,7 +80,10 @@ impl Method for RouteConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         ScoresMeta::new(
             "flow_routes",
-            "importance",
+            match self.contrast {
+                true => "importance_difference",
+                false => "importance",
+            },
             "share of 1",
             Direction::Direct,
             self.seed.unwrap_or(task.seed),
@@ -103,6 +105,7 @@ impl Method for RouteConfig {
         Needs {
             decoder: Some("information flow"),
             aligned: self.contrast,
+            whole_answers: true,
             ..Needs::default()
         }
     }
@@ -152,7 +155,10 @@ impl Method for RouteConfig {
         } else {
             "z:all"
         };
-        (!self.contrast).then_some(())?;
+        // What patching does is read at the answer, so a route that starts elsewhere has no twin.
+        let at_the_answer =
+            self.start == Pos::FromEnd(1) || self.start == Pos::Role(END.to_string());
+        (at_the_answer && !self.contrast).then_some(())?;
         Some(Exact {
             method: Box::new(PatchConfig {
                 only: Some(cells.to_vec()),
@@ -226,7 +232,7 @@ impl Prepared for Following<'_> {
             example.cells = values.keys().copied().collect();
             example.values = values.into_values().collect();
             let both = || [Some(&clean[i]), corrupted.get(i)].into_iter().flatten();
-            let gap = both().map(|route| route.gap).fold(0.0, f64::max);
+            let gap = both().map(|route| route.gap).fold(0.0, larger);
             let unmixed: usize = both().map(|route| route.unmixed).sum();
             let facts = [
                 ("gap", gap),
@@ -246,7 +252,7 @@ impl Prepared for Following<'_> {
             examples.filter_map(move |example| example.facts.get(name).copied())
         };
         let mean = |name| facts(name).sum::<f64>() / measured.examples.len().max(1) as f64;
-        let gap = facts("gap").fold(0.0, f64::max);
+        let gap = facts("gap").fold(0.0, larger);
         let unmixed = facts("unmixed").sum::<f64>() as u64;
         let note = format!(
             "a route has {:.1} edges between {:.1} states on average (of clean prompts; threshold {})",
@@ -265,6 +271,16 @@ impl Prepared for Following<'_> {
                  try `--dtype f32`",
                 100.0 * gap
             ));
+        }
+        if unmixed > 0 {
+            measured.warnings.push(format!(
+                "in {unmixed} states no part comes near what they are the sum of; the stream counts as all of it there"
+            ));
+        }
+        if self.config.contrast {
+            measured.notes.push(
+                "each importance is that in the clean prompt less that in the corrupted one".into(),
+            );
         }
         if self.config.neurons > 0 {
             self.cells

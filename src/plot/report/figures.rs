@@ -235,6 +235,12 @@ fn name(columns: &Columns, row: usize) -> String {
     if let (Some(src), Some(dst)) = (text(&columns.src), text(&columns.dst)) {
         return match component.as_str() {
             "pair" => format!("{src} + {dst}"),
+            // What flows from state to state can do so in several ways.
+            "stream" | "mlp" | "attention" | "bias" => format!("{src} → {dst} ({component})"),
+            "head" => match columns.head[row] {
+                Some(head) => format!("{src} → {dst} (head {head})"),
+                None => format!("{src} → {dst}"),
+            },
             _ => format!("{src} → {dst}"),
         };
     }

@@ -151,7 +151,12 @@ fn row_name(columns: &Columns, row: usize) -> String {
             Some("pair") => "+",
             _ => "→",
         };
-        return format!("{} {between} {}", visible(src), visible(dst));
+        let way = match (columns.component[row], columns.head[row]) {
+            (Some("head"), Some(head)) => format!(" (head {head})"),
+            (Some(way @ ("stream" | "mlp" | "attention" | "bias")), _) => format!(" ({way})"),
+            _ => String::new(),
+        };
+        return format!("{} {between} {}{way}", visible(src), visible(dst));
     }
     let mut parts = vec![visible(columns.component[row].unwrap_or_default())];
     let numbers = [
