@@ -50,7 +50,7 @@ fn what_cannot_be_ablated_is_refused_before_anything_runs() {
             config.patch.source = PatchSource::Mean;
             config.patch.reference = Some(Arc::new(other));
         }),
-        "--source mean-role",
+        "`PatchConfig::source = mean-role`",
     );
 }
 

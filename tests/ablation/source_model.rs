@@ -195,7 +195,7 @@ fn a_model_that_does_not_fit_is_refused_by_what_differs() {
         assert!(message.contains("cannot be written"), "{message}");
     }
     let message = refusal(&|config| config.source_model = None);
-    assert!(message.contains("--source-model"), "{message}");
+    assert!(message.contains("`PatchConfig::source_model`"), "{message}");
     for source in [PatchSource::Zero, PatchSource::Scale(0.5)] {
         let message = refusal(&|config| config.source = source);
         assert!(message.contains("takes no values"), "{message}");

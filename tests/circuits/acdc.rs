@@ -151,7 +151,7 @@ fn a_search_with_little_memory_finds_the_same_and_with_too_little_is_refused() {
     );
     let message = with(Some(1000)).expect_err("no room").to_string();
     assert!(
-        message.contains("--n-pairs") && message.contains("MB"),
+        message.contains("`ExpandOptions::n_pairs`") && message.contains("MB"),
         "{message}"
     );
 }

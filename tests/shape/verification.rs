@@ -121,5 +121,5 @@ fn edges_and_tokens_are_verified_too() {
         .verified(&EdgeConfig::all(), 3)
         .expect_err("refused")
         .to_string();
-    assert!(refused.contains("--verify"), "{refused}");
+    assert!(refused.contains("`Running::verify`"), "{refused}");
 }
