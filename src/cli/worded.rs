@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 45] = [
+const FLAGS: [(&str, &str); 47] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -37,6 +37,8 @@ const FLAGS: [(&str, &str); 45] = [
     ("PruneConfig::steps", "--steps"),
     ("GenerateRequest::max_tokens", "--max-tokens"),
     ("Running::memory", "--memory"),
+    ("RouteConfig::neurons", "--neurons"),
+    ("RouteConfig::profile", "--profile"),
     ("Running::shard", "--shard"),
     ("Running::verify", "--verify"),
     ("Sae::reads", "--hook"),

@@ -184,7 +184,7 @@ impl Metric {
         Err(Error::BadMetric {
             metric: self.to_string(),
             reason: format!(
-                "compares single tokens, and an answer here has {}; `--metric log_prob` or `prob` measures all of it",
+                "compares single tokens, and an answer here has {}; `ExpandOptions::metric = log_prob` or `prob` measures all of it",
                 target.n_tokens()
             ),
         })

@@ -228,7 +228,7 @@ impl Prepared for Flowing<'_> {
         measured.found.insert("unmixed_rows".into(), json!(unmixed));
         if self.config.logit {
             measured.notes.push(
-                "only what attention brings flows to tokens; what MLPs and biases write: `candlewick attribute --method alti-logit`".into(),
+                "only what attention brings flows to tokens; what MLPs and biases write is in the method `alti-logit`".into(),
             );
         }
         complete(measured, self.on.task);

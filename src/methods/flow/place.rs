@@ -31,7 +31,7 @@ pub(super) fn check_encoder(spec: &ModelSpec) -> Result<()> {
     }
     Err(Error::invalid(format!(
         "GlobEnc is for encoders, whose blocks norm the stream behind attention and MLP; in family `{}` they do not \
-         (`--method routes` and `alti` follow its stream)",
+         (the methods `routes` and `alti` follow its stream)",
         spec.family
     )))
 }

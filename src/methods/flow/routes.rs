@@ -114,7 +114,7 @@ impl Method for RouteConfig {
         check_threshold(self.settings.threshold)?;
         if self.neurons > 0 && spec.mlp == Mlp::None {
             return Err(Error::invalid(
-                "its blocks have no MLP, so there are no neurons to rank; leave `--neurons` out",
+                "its blocks have no MLP, so there are no neurons to rank; leave `RouteConfig::neurons` out",
             ));
         }
         for pair in task.pairs() {
@@ -124,7 +124,7 @@ impl Method for RouteConfig {
         if n_edges > MOST_EDGES {
             return Err(Error::invalid(format!(
                 "there are {n_edges} edges between the states of these prompts, and a table takes {MOST_EDGES}; profile heads over them \
-                 (`--profile`), or take prompts of one template or fewer"
+                 (`RouteConfig::profile`), or take prompts of one template or fewer"
             )));
         }
         Ok(())
@@ -268,7 +268,7 @@ impl Prepared for Following<'_> {
         if gap.is_nan() || gap > GAP {
             measured.warnings.push(format!(
                 "the parts of a state miss it by {:.2}% of its largest entry; this should not happen in f32: if the model is in f16 or bf16, \
-                 try `--dtype f32`",
+                 try `LoadOptions::dtype = f32`",
                 100.0 * gap
             ));
         }
