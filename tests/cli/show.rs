@@ -234,7 +234,10 @@ fn pictures_share_a_scale_with_another_file_and_replace_nothing_unasked() {
     };
     scale(&at("c.parquet"), "pictures of one quantity share a scale");
     scale(&at("nowhere"), "no such file");
-    scale("0", "above 0");
+    for end in ["0", "nan", "-1"] {
+        let end = format!("--scale-to={end}");
+        check_failure(&["show", &b, "--png", &fresh, &end], 2, "above 0");
+    }
     fs::write(at("no.ttf"), "no font").unwrap();
     for (font, reason) in [("no.ttf", "is no font"), ("none.ttf", "cannot read")] {
         let font = at(font);
