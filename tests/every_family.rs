@@ -185,11 +185,7 @@ fn logits_are_taken_apart_whole(name: &str, loaded: &Loaded, task: &Task) {
 
 /// What takes the stream for a sum, or later positions for unseen, says so.
 fn decoders_methods_refuse(name: &str, loaded: &Loaded, task: &Task) {
-    let methods: [&dyn Method; 3] = [
-        &EdgeAttributionConfig::eap(),
-        &DlaConfig::default(),
-        &LensConfig::default(),
-    ];
+    let methods: [&dyn Method; 2] = [&EdgeAttributionConfig::eap(), &LensConfig::default()];
     for method in methods {
         let message = run(loaded, task, method).expect_err("refused").to_string();
         assert!(message.contains("candlewick patch"), "{name}: {message}");

@@ -218,7 +218,8 @@ mod tests {
             assert!(is_said, "no message names `{path}`");
         }
         // And nothing is named that has none.
-        for (name, text) in &library {
+        let printed = |name: &str| name == "error/remedy.rs";
+        for (name, text) in library.iter().filter(|(name, _)| !printed(name)) {
             for line in code(text) {
                 let Some(at) = line.find('`') else { continue };
                 let said = worded(&line[at..]);

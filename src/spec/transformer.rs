@@ -391,8 +391,8 @@ impl ModelSpec {
         match self.encoder {
             None => Ok(()),
             Some(_) => Err(Error::invalid(format!(
-                "encoders such as `{}` have no {what} here: attention looks both ways, and each block norms the stream (patching and ablation run \
-                 on them)",
+                "encoders such as `{}` have no {what} here: attention looks both ways, and each block norms the stream (`candlewick patch` runs on \
+                 them)",
                 self.family
             ))),
         }

@@ -166,7 +166,10 @@ fn what_has_no_gradient_is_refused_before_anything_runs() {
     };
     let error = message(&at(Metric::Kl, EdgeAttributionConfig::eap()));
     assert!(matches!(error, Error::NoGradient { .. }), "{error}");
-    assert!(error.to_string().contains("eap-ig"), "{error}");
+    assert!(
+        error.to_string().contains("`GradientPath::Inputs`"),
+        "{error}"
+    );
     assert!(matches!(
         message(&at(Metric::Rank, EdgeAttributionConfig::eap())),
         Error::NoGradient { .. }

@@ -113,6 +113,7 @@ fn every_method_measures_an_encoder_at_its_mask_or_refuses_it_by_name() {
             ..lab
         };
         let refusals = [
+            "encoders such as `bert`",
             "in family `bert`",
             "family `bert` predicts",
             "cannot be written into this model",

@@ -18,7 +18,7 @@ use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick feature activations
-  candlewick feature activations --latents 3,17 --per-example -o some.parquet")]
+  candlewick feature activations --latents 3,17 --per-example -o some-latents.parquet")]
 pub struct ActivationsArgs {
     #[command(flatten)]
     pub sae: SaeArgs,

@@ -17,9 +17,9 @@ use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick feature attribute
-  candlewick feature attribute --method ig --steps 8 --verify 10 --n-pairs 8 -o ig.parquet
-  candlewick feature attribute --method exact --by role --n-pairs 4 -o exact.parquet
-  candlewick feature attribute --source zero --by pos --n-pairs 4 -o zero.parquet")]
+  candlewick feature attribute --method ig --steps 8 --verify 10 --n-pairs 8 -o latent-ig.parquet
+  candlewick feature attribute --method exact --by role --n-pairs 4 -o latent-exact.parquet
+  candlewick feature attribute --source zero --by pos --n-pairs 4 -o latent-zero.parquet")]
 pub struct AttributeArgs {
     #[command(flatten)]
     pub sae: SaeArgs,

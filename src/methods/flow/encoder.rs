@@ -201,7 +201,7 @@ impl Prepared for Mixing<'_> {
         if gap.is_nan() || gap > GAP {
             measured.warnings.push(format!(
                 "the parts of a state miss it by {:.2}% of its largest entry; this should not happen in f32: if the model is in f16 or bf16, \
-                 load it in f32 (`LoadOptions::dtype=f32`)",
+                 try `LoadOptions::dtype = f32`",
                 100.0 * gap
             ));
         }
