@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 47] = [
+const FLAGS: [(&str, &str); 48] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -27,6 +27,7 @@ const FLAGS: [(&str, &str); 47] = [
     ("GradientPath::steps", "--steps"),
     ("HeadConfig::repeat_length", "--repeat-length"),
     ("HeadConfig::samples", "--samples"),
+    ("LatentConfig::exact", "--method exact"),
     ("LoadOptions::device", "--device"),
     ("LoadOptions::dtype", "--dtype"),
     ("LoadOptions::revision", "--revision"),
