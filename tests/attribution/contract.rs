@@ -180,7 +180,11 @@ fn what_has_no_gradient_is_refused_before_anything_runs() {
         reference: Reference::Zero,
         ..EdgeAttributionConfig::eap_ig(5)
     };
-    assert!(message(&zero).to_string().contains("`EdgePath::Activations`"));
+    assert!(
+        message(&zero)
+            .to_string()
+            .contains("`EdgePath::Activations`")
+    );
     let mean = EdgeAttributionConfig {
         reference: Reference::Mean,
         ..EdgeAttributionConfig::ceap(5)
