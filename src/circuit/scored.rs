@@ -93,14 +93,14 @@ impl ScoredGraph {
 
     /// The score of a node, if it has one.
     /// # Errors
-    /// [`Error::UnknownNode`]
+    /// [`crate::Error::UnknownNode`]
     pub fn node_score(&self, node: Node) -> Result<Option<f64>> {
         let score = self.node_scores[self.node_place(node)?];
         Ok((!score.is_nan()).then_some(score))
     }
 
     /// # Errors
-    /// [`Error::UnknownNode`]
+    /// [`crate::Error::UnknownNode`]
     pub fn set_node_score(&mut self, node: Node, score: f64) -> Result<()> {
         let place = self.node_place(node)?;
         self.node_scores[place] = score;
@@ -109,14 +109,14 @@ impl ScoredGraph {
 
     /// Whether a node is in the circuit.
     /// # Errors
-    /// [`Error::UnknownNode`]
+    /// [`crate::Error::UnknownNode`]
     pub fn contains_node(&self, node: Node) -> Result<bool> {
         Ok(self.nodes_in_graph[self.node_place(node)?])
     }
 
     /// Takes a node into the circuit, or out of it.
     /// # Errors
-    /// [`Error::UnknownNode`]
+    /// [`crate::Error::UnknownNode`]
     pub fn set_contains_node(&mut self, node: Node, is_in: bool) -> Result<()> {
         let place = self.node_place(node)?;
         self.nodes_in_graph[place] = is_in;

@@ -15,7 +15,7 @@ pub enum Reference {
     Zero,
     /// Its mean output over the corrupted prompts of the same template and length, position by position.
     Mean,
-    /// Its output in another model's run of the same prompt ([`EdgeConfig::source_model`]).
+    /// Its output in another model's run of the same prompt ([`EdgeConfig::source_model`](super::EdgeConfig::source_model)).
     Same,
 }
 
