@@ -202,5 +202,5 @@ fn what_has_no_gradient_is_refused_before_anything_runs() {
     refused(model, &task, &star);
     let inputs = NodeAttributionConfig::atp(patch("q_input", Direction::Noise));
     let error = refused(model, &task, &inputs);
-    assert!(error.to_string().contains("eap"), "{error}");
+    assert!(error.to_string().contains("edge method"), "{error}");
 }
