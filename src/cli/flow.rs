@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use candlewick::hooks::Pos;
 use candlewick::methods::flow::Against;
 use candlewick::methods::{AltiFlowConfig, GlobEncConfig, Method, RouteConfig, RouteSettings};
-use candlewick::task::END;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
@@ -34,8 +33,8 @@ pub struct FlowArgs {
     /// What is followed.
     #[arg(long, default_value = "routes")]
     pub method: Flow,
-    /// Parts of a state are followed whose share is larger than this; of ALTI and GlobEnc edges are shown along which more than
-    /// this share of all passes [default: 0.04; of ALTI and GlobEnc 0.02].
+    /// Parts of a state are followed whose share is larger than this; of ALTI and GlobEnc edges have a row along which, in the mean, more
+    /// than this share of all passes [default: 0.04; of ALTI and GlobEnc 0.02].
     #[arg(long, value_name = "SHARE")]
     pub threshold: Option<f64>,
     /// Scales the shares of the parts that are followed to sum to 1.
@@ -122,12 +121,7 @@ impl Ask for FlowArgs {
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
         let (seed, metric) = (Some(on.task.seed), Some(on.task.metric));
-        let usual = match self.method {
-            // Where the answer is read: the mask.
-            Flow::Globenc => Pos::Role(END.into()),
-            _ => Pos::FromEnd(1),
-        };
-        let start = self.at.clone().unwrap_or(usual);
+        let start = self.at.clone().unwrap_or(Pos::FromEnd(1));
         let alti = |config: AltiFlowConfig| AltiFlowConfig {
             threshold: self.threshold.unwrap_or(config.threshold),
             start: start.clone(),
@@ -153,7 +147,7 @@ impl Ask for FlowArgs {
             Flow::AltiLogit => Box::new(alti(AltiFlowConfig::alti_logit())),
             Flow::Globenc => Box::new(GlobEncConfig {
                 threshold: self.threshold.unwrap_or(GlobEncConfig::default().threshold),
-                start,
+                start: self.at.clone(),
                 against: self.against,
                 seed,
             }),

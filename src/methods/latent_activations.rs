@@ -1,6 +1,6 @@
 //! What latents of a dictionary are about: where each is on, how strongly, and in which contexts the most.
 //!
-//! Prompts are texts, or the task's clean prompts. A row is a latent: `value` is its largest activation in a prompt, in the mean over the `n`
+//! Prompts are the task's clean ones, or lines of text as a task ([`from_text_file`](crate::task::from_text_file)). A row is a latent: `value` is its largest activation in a prompt, in the mean over the `n`
 //! prompts in which it is on at all; beside the table stands its density, the share of all positions at which it is on. The column
 //! `class` holds the tokens at which it is strongest, and the provenance the contexts (MaxAct). Latents that are never on have no row.
 //!
@@ -13,7 +13,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::captured::{captured, captured_bytes};
-use super::method::{Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
+use super::method::{
+    Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, clean_prompts, pairs_of,
+    unmeasured,
+};
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
 use crate::nn::host::to_host;
@@ -38,8 +41,6 @@ const AFTER: usize = 2;
 #[derive(Debug, Clone, PartialEq)]
 pub struct LatentActivationsConfig {
     pub sae: Arc<Sae>,
-    /// Token ids of texts [default: the task's clean prompts].
-    pub texts: Option<Vec<Vec<u32>>>,
     /// Only these latents [default: all].
     pub latents: Option<Vec<usize>>,
 }
@@ -47,11 +48,7 @@ pub struct LatentActivationsConfig {
 impl LatentActivationsConfig {
     /// All latents on the task's clean prompts.
     pub fn new(sae: Arc<Sae>) -> Self {
-        LatentActivationsConfig {
-            sae,
-            texts: None,
-            latents: None,
-        }
+        LatentActivationsConfig { sae, latents: None }
     }
 }
 
@@ -68,7 +65,7 @@ impl Method for LatentActivationsConfig {
     }
 
     fn settings(&self) -> Value {
-        json!({ "sae": self.sae.settings(), "texts": self.texts, "latents": self.latents })
+        json!({ "sae": self.sae.settings(), "latents": self.latents })
     }
 
     fn needs(&self, _: &Task) -> Needs {
@@ -83,32 +80,6 @@ impl Method for LatentActivationsConfig {
         for &latent in self.latents.iter().flatten() {
             self.sae.check_latent(latent)?;
         }
-        let Some(texts) = &self.texts else {
-            return Ok(());
-        };
-        if texts.is_empty() {
-            return Err(Error::invalid(
-                "there is no text to look at; give one a line",
-            ));
-        }
-        for (i, text) in texts.iter().enumerate() {
-            if text.is_empty() || text.len() > spec.n_ctx {
-                return Err(Error::invalid(format!(
-                    "text {} has {} tokens, and the model takes 1 to {}; split it",
-                    i + 1,
-                    text.len(),
-                    spec.n_ctx
-                )));
-            }
-            if let Some(token) = text.iter().find(|&&token| token as usize >= spec.d_vocab) {
-                return Err(Error::OutOfRange {
-                    hook: "the vocabulary".into(),
-                    what: "token",
-                    value: token.to_string(),
-                    limit: format!("{} tokens", spec.d_vocab),
-                });
-            }
-        }
         Ok(())
     }
 
@@ -120,15 +91,6 @@ impl Method for LatentActivationsConfig {
         };
         latents.sort_unstable();
         latents.dedup();
-        let prompts: Vec<Vec<u32>> = match &self.texts {
-            Some(texts) => texts.clone(),
-            None => on
-                .task
-                .pairs()
-                .iter()
-                .map(|pair| pair.clean.clone())
-                .collect(),
-        };
         let cell = |latent: u32, measure: Option<&str>| Cell {
             component: format!("{}.{LATENTS}", sae.reads.kind.name()),
             layer: sae.reads.layer.map(|layer| layer as u32),
@@ -145,19 +107,17 @@ impl Method for LatentActivationsConfig {
             config: self,
             hooks: [sae.reads],
             latents,
-            prompts,
             cells,
         }))
     }
 }
 
-/// A checked run in progress. Items are prompts.
+/// A checked run in progress.
 struct Looking<'a> {
     on: Subject<'a>,
     config: &'a LatentActivationsConfig,
     hooks: [Hook; 1],
     latents: Vec<u32>,
-    prompts: Vec<Vec<u32>>,
     /// Of each latent its largest activation, and where that is.
     cells: Vec<Cell>,
 }
@@ -172,48 +132,22 @@ impl Prepared for Looking<'_> {
         captured_bytes(&self.hooks, &self.on.model.spec, length) + latents
     }
 
-    /// Prompts of one length together, in their order.
-    fn units(&self, _: &Task, running: &Running) -> Vec<Unit> {
-        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (item, prompt) in self.prompts.iter().enumerate() {
-            by_length.entry(prompt.len()).or_default().push(item);
-        }
-        let mut all = Vec::new();
-        for (length, items) in by_length {
-            let room = running.planned_memory() / self.bytes(length).max(1);
-            let together = room.clamp(1, running.batch.max(1));
-            all.extend(items.chunks(together).map(|items| Unit {
-                items: items.to_vec(),
-                cells: 0..self.cells.len(),
-            }));
-        }
-        all
-    }
-
-    fn example(&self, task: &Task, item: usize) -> usize {
-        match &self.config.texts {
-            Some(_) => item,
-            None => task.pairs()[item].index,
-        }
-    }
-
     fn cost(&self, unit: &Unit) -> Result<Cost> {
         Ok(Cost {
-            bytes: unit.items.len() * self.bytes(self.prompts[unit.items[0]].len()),
+            bytes: unit.items.len() * self.bytes(self.on.task.pairs()[unit.items[0]].clean.len()),
             ..Cost::passes(unit.items.len() as f64)
         })
     }
 
     fn measure(&self, unit: &Unit, _: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let sae = &self.config.sae;
-        let prompts: Vec<Vec<u32>> = (unit.items.iter())
-            .map(|&item| self.prompts[item].clone())
-            .collect();
-        let cache = captured(self.on.model, &prompts, &self.hooks, &[])?;
+        let Subject { model, task } = self.on;
+        let prompts = clean_prompts(&pairs_of(task, &unit.items));
+        let cache = captured(model, &prompts, &self.hooks, &[])?;
         let latents = sae.encode(&to_host(cache.packed(sae.reads)?)?);
         let rows = latents.rows.chunks_exact(cache.length);
         let mut examples = Vec::with_capacity(prompts.len());
-        for ((&item, prompt), rows) in unit.items.iter().zip(&prompts).zip(rows) {
+        for (&item, rows) in unit.items.iter().zip(rows) {
             // Of each latent that is on: the largest, where, and at how many positions.
             let mut on: BTreeMap<u32, (f32, usize, usize)> = BTreeMap::new();
             for (pos, row) in rows.iter().enumerate() {
@@ -225,13 +159,7 @@ impl Prepared for Looking<'_> {
                     known.2 += 1;
                 }
             }
-            let mut one = ExampleScores {
-                example: self.example(self.on.task, item),
-                clean: f64::NAN,
-                corrupted: f64::NAN,
-                tokens: self.on.task.texts(prompt),
-                ..ExampleScores::default()
-            };
+            let mut one = unmeasured(task, item, f64::NAN, f64::NAN);
             let mut cells = Vec::new();
             for (index, latent) in self.latents.iter().enumerate() {
                 if let Some(&(value, pos, positions)) = on.get(latent) {
@@ -247,16 +175,13 @@ impl Prepared for Looking<'_> {
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
-        let positions: usize = self.prompts.iter().map(Vec::len).sum();
-        let items: BTreeMap<usize, usize> = (0..self.prompts.len())
-            .map(|item| (self.example(self.on.task, item), item))
+        let pairs = self.on.task.pairs();
+        let positions: usize = pairs.iter().map(|pair| pair.clean.len()).sum();
+        let prompts: BTreeMap<usize, &[u32]> = (pairs.iter())
+            .map(|pair| (pair.index, &pair.clean[..]))
             .collect();
-        let context = |example: &ExampleScores, pos: usize| {
-            let item = items.get(&example.example);
-            item.map_or(Ok(String::new()), |&item| {
-                self.context(&self.prompts[item], pos)
-            })
-        };
+        let context =
+            |example: &ExampleScores, pos: usize| self.context(prompts[&example.example], pos);
         let (mut contexts, mut densities) = (BTreeMap::new(), BTreeMap::new());
         for (index, &latent) in self.latents.iter().enumerate() {
             let mut strongest: Vec<(f64, usize, usize)> = Vec::new();
@@ -299,7 +224,7 @@ impl Prepared for Looking<'_> {
             return Err(Error::invalid(format!(
                 "none of the {} latents is on anywhere in these {} prompts; take others, or other texts",
                 self.latents.len(),
-                self.prompts.len()
+                pairs.len()
             )));
         }
         measured.notes.push(format!(

@@ -152,7 +152,7 @@ pub fn product<'a>(
 /// Writes `x @ w` into as many columns of `y` as `w` has, or adds it.
 /// # Shapes
 /// `y [rows, width]`, of which the columns from `first` on are written; `sizes = [rows, in, out]`.
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "a product and where it goes")]
 fn into_columns(
     y: &mut [f32],
     [width, first]: [usize; 2],

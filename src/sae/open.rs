@@ -1,8 +1,6 @@
 //! Sparse autoencoders as they lie on disk.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -13,7 +11,7 @@ use super::{Activation, Normalize, Sae, length, npz};
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
 use crate::model::EMBEDDED;
-use crate::model::checkpoint::{check_not_a_stand_in, read_at_most};
+use crate::model::checkpoint::{hex, map, read_at_most};
 
 /// A larger `cfg.json` is none.
 /// How a hook is named where the files do not.
@@ -51,7 +49,7 @@ impl Sae {
         sae.check_numbers(&weights)?;
         Ok(Sae {
             id: path.display().to_string(),
-            hash: hash(&weights)?,
+            hash: hex(&Sha256::digest(&*map(&weights)?)),
             ..sae
         })
     }
@@ -108,37 +106,6 @@ fn malformed(path: &Path, reason: String) -> Error {
     }
 }
 
-fn read_error(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
-    move |source| Error::Read {
-        path: path.to_path_buf(),
-        source,
-    }
-}
-
-/// What is often found in the place of large files.
-fn check_not_a_pointer(path: &Path) -> Result<()> {
-    let mut start = Vec::new();
-    let file = fs::File::open(path).map_err(read_error(path))?;
-    (file.take(256).read_to_end(&mut start)).map_err(read_error(path))?;
-    check_not_a_stand_in(path, &start)
-}
-
-fn hash(path: &Path) -> Result<String> {
-    let mut digest = Sha256::new();
-    let mut file = fs::File::open(path).map_err(read_error(path))?;
-    let mut bytes = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut bytes).map_err(read_error(path))? {
-            0 => return Ok(hex(&digest.finalize())),
-            n => digest.update(&bytes[..n]),
-        }
-    }
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn lens_folder(folder: &Path, at: Option<Hook>) -> Result<(Sae, PathBuf)> {
     let path = folder.join("cfg.json");
     let bytes = read_at_most(&path, MOST_CONFIG)?;
@@ -151,8 +118,7 @@ fn lens_folder(folder: &Path, at: Option<Hook>) -> Result<(Sae, PathBuf)> {
                 hint: "SAELens keeps the weights beside `cfg.json` under this name".into(),
             });
         }
-        check_not_a_pointer(&weights)?;
-        let tensors = candle_core::safetensors::load(&weights, &Device::Cpu)
+        let tensors = candle_core::safetensors::load_buffer(&map(&weights)?, &Device::Cpu)
             .map_err(|error| malformed(&weights, crate::text::one_line(&error.to_string())))?;
         Ok(Arrays {
             path: &weights,
@@ -200,7 +166,7 @@ fn lens<'a>(
             format!("it reads `{reads}`, which comes after `{writes}` that it writes"),
         ));
     }
-    let of = weights()?;
+    let mut of = weights()?;
     let (d_in, d_out, d_sae) = (config.d_in, config.d_out, config.d_sae);
     let activation = match config.kind {
         Kind::Relu => Activation::Relu,
@@ -272,9 +238,10 @@ fn gemma_scope(path: &Path, at: Option<Hook>) -> Result<Sae> {
             format!("an `.npz` does not say which hook it reads; {NAME_IT}"),
         ));
     };
-    check_not_a_pointer(path)?;
+    // Refuses what is often found in the place of large files.
+    map(path)?;
     let tensors = npz::read(path, &ARRAYS).map_err(|reason| malformed(path, reason))?;
-    let of = Arrays { path, tensors };
+    let mut of = Arrays { path, tensors };
     let shape = of.get("W_enc")?.dims().to_vec();
     let [d_in, d_sae] = shape[..] else {
         return Err(malformed(path, format!("`W_enc` has the shape {shape:?}")));
@@ -317,7 +284,8 @@ impl Arrays<'_> {
         (self.tensors.get(name)).ok_or_else(|| malformed(self.path, format!("it has no `{name}`")))
     }
 
-    fn take(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// An array as f32, and lets go of it.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let tensor = self.get(name)?;
         if tensor.dims() != shape {
             return Err(malformed(
@@ -325,10 +293,12 @@ impl Arrays<'_> {
                 format!("`{name}` has the shape {:?}, not {shape:?}", tensor.dims()),
             ));
         }
-        Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        self.tensors.remove(name);
+        Ok(values)
     }
 
-    fn maybe(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
+    fn maybe(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         match self.tensors.contains_key(name) {
             true => self.take(name, shape).map(Some),
             false => Ok(None),

@@ -199,17 +199,8 @@ fn check_prompts(
             "too long: {longest} tokens, the model takes at most {limit}"
         ));
     }
-    if let Some(unknown) = setting.tokenizer.unknown() {
-        for framed in [clean, corrupted] {
-            if let Some(at) = framed.encoded.ids.iter().position(|&id| id == unknown) {
-                let span = framed.encoded.spans[at].clone();
-                let word = framed.prompt.text.get(span).unwrap_or("?");
-                return Err(format!(
-                    "unknown word: the vocabulary cannot spell `{}`",
-                    printable(word)
-                ));
-            }
-        }
+    for framed in [clean, corrupted] {
+        check_known(setting.tokenizer, &framed.encoded, &framed.prompt.text)?;
     }
     let behind = (
         behind_the_mask(clean_ids, setting)?,
@@ -232,6 +223,24 @@ fn check_prompts(
         return Err("no difference: clean and corrupted are the same tokens".into());
     }
     Ok(())
+}
+
+/// # Errors
+/// A word that the vocabulary cannot spell.
+pub(super) fn check_known(
+    tokenizer: &Tokenizer,
+    encoded: &Encoded,
+    text: &str,
+) -> Result<(), String> {
+    let unknown = tokenizer.unknown();
+    let Some(at) = encoded.ids.iter().position(|&id| Some(id) == unknown) else {
+        return Ok(());
+    };
+    let word = text.get(encoded.spans[at].clone()).unwrap_or("?");
+    Err(format!(
+        "unknown word: the vocabulary cannot spell `{}`",
+        printable(word)
+    ))
 }
 
 /// How many tokens stand behind the one at which an answer is read: the only mask of an encoder's prompt, the last token of any other.

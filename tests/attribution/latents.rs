@@ -14,12 +14,12 @@ use candlewick::run::{Logits, Request, run, run_with_cache};
 use candlewick::sae::{Activation, Normalize, Sae};
 use candlewick::scores::{Direction, Measured};
 use candlewick::spec::ModelSpec;
-use candlewick::task::Task;
+use candlewick::task::{Pair, Task};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::models::every_kind;
-use crate::models::task::task;
+use crate::models::task::{task, task_of};
 use crate::{measured, near, patch};
 
 const LATENTS: usize = 40;
@@ -323,14 +323,15 @@ fn what_does_not_differ_has_effect_zero_or_no_row() {
 #[test]
 fn activations_are_what_the_encoder_says() {
     let model = every_kind().swap_remove(0);
-    let task = task();
     let hook = Hook::at(Kind::ResidPost, 1);
     let sae = random(&model.spec, hook, hook, 2);
     let texts = vec![vec![1, 2, 3, 4, 5, 6, 7], vec![8, 9, 10], vec![11, 12, 13]];
-    let config = LatentActivationsConfig {
-        texts: Some(texts.clone()),
-        ..LatentActivationsConfig::new(Arc::clone(&sae))
-    };
+    let pairs = texts.iter().enumerate().map(|(index, text)| Pair {
+        index,
+        ..Pair::new(text.clone(), text.clone())
+    });
+    let task = task_of(pairs.collect());
+    let config = LatentActivationsConfig::new(Arc::clone(&sae));
     let found = measured(&model, &task, &config);
     let mut of_latents = vec![(Vec::new(), 0usize); LATENTS];
     for text in &texts {

@@ -10,8 +10,7 @@
 
 use serde_json::{Value, json};
 
-use super::cells::complete;
-use super::layered::{Layered, LayeredCells};
+use super::layered::{Layered, LayeredCells, drop_weak};
 use super::place::{check_threshold, position};
 use crate::error::{Error, Result};
 use crate::hooks::Pos;
@@ -38,7 +37,7 @@ use crate::task::Task;
 pub struct AltiFlowConfig {
     /// To the metric instead of to a state.
     pub logit: bool,
-    /// An edge is shown if more than this share of all that is handed out passes along it.
+    /// An edge has a row if, in the mean, more than this share of all that is handed out passes along it.
     pub threshold: f64,
     /// The position whose last state is explained; the metric is read at the last.
     pub start: Pos,
@@ -207,12 +206,8 @@ impl Prepared for Flowing<'_> {
         Ok(each
             .map(|((pair, &item), (flow, own, other, unmixed))| {
                 let tokens = &flow.masses[..1];
-                let values = self
-                    .cells
-                    .values(pair, &flow, self.config.threshold, tokens);
                 let mut example = unmeasured(task, item, own, other);
-                example.cells = values.keys().copied().collect();
-                example.values = values.into_values().collect();
+                self.cells.fill(&mut example, pair, &flow, tokens);
                 example.facts.insert("unmixed".into(), unmixed as f64);
                 example
             })
@@ -231,7 +226,7 @@ impl Prepared for Flowing<'_> {
                 "only what attention brings flows to tokens; what MLPs and biases write is in the method `alti-logit`".into(),
             );
         }
-        complete(measured, self.on.task);
+        drop_weak(measured, self.config.threshold);
         Ok(())
     }
 }

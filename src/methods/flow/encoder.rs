@@ -5,12 +5,11 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::cells::complete;
 use super::globenc::{GlobEnc, Rung, globenc_of, hooks};
-use super::layered::{Layered, LayeredCells};
+use super::layered::{Layered, LayeredCells, drop_weak};
 use super::parts::{GAP, larger};
 use super::place::{check_encoder, check_threshold, position};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hooks::Pos;
 use crate::methods::activation_patching::{PatchConfig, PatchSource};
 use crate::methods::captured::{captured_and_judged, captured_bytes};
@@ -24,7 +23,7 @@ use crate::run::Progress;
 use crate::scores::statistics::rank_correlation;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta, View};
 use crate::spec::ModelSpec;
-use crate::task::Task;
+use crate::task::{Pair, Task};
 
 /// What the rungs are held against, as sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -53,10 +52,10 @@ impl fmt::Display for Against {
 /// `score`: a share of 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GlobEncConfig {
-    /// An edge is shown if more than this share passes along it.
+    /// An edge has a row if, in the mean, more than this share passes along it.
     pub threshold: f64,
-    /// The position that is explained, such as that of `[CLS]` or of the mask; of a role of several tokens the last.
-    pub start: Pos,
+    /// The position that is explained, such as that of `[CLS]`; of a role of several tokens the last [default: where the answer is read].
+    pub start: Option<Pos>,
     pub against: Option<Against>,
     /// Of the bootstrap [default: the task's].
     pub seed: Option<u64>,
@@ -66,7 +65,7 @@ impl Default for GlobEncConfig {
     fn default() -> Self {
         GlobEncConfig {
             threshold: 0.02,
-            start: Pos::FromEnd(1),
+            start: None,
             against: None,
             seed: None,
         }
@@ -74,6 +73,15 @@ impl Default for GlobEncConfig {
 }
 
 impl GlobEncConfig {
+    /// The position that is explained.
+    fn start_in(&self, pair: &Pair) -> Result<usize> {
+        let length = pair.clean.len();
+        match &self.start {
+            Some(pos) => position(pos, length, &pair.roles),
+            None => Ok(pair.target.positions(length).start),
+        }
+    }
+
     fn yardstick(&self, against: Against) -> Result<Box<dyn Method>> {
         Ok(match against {
             Against::Occlusion => Box::new(PatchConfig {
@@ -98,7 +106,7 @@ impl Method for GlobEncConfig {
     }
 
     fn settings(&self) -> Value {
-        json!({ "threshold": self.threshold, "start": self.start.to_string(), "against": self.against })
+        json!({ "threshold": self.threshold, "start": self.start.as_ref().map(Pos::to_string), "against": self.against })
     }
 
     fn needs(&self, _: &Task) -> Needs {
@@ -109,7 +117,12 @@ impl Method for GlobEncConfig {
         check_encoder(spec)?;
         check_threshold(self.threshold)?;
         for pair in task.pairs() {
-            position(&self.start, pair.clean.len(), &pair.roles)?;
+            self.start_in(pair)?;
+        }
+        if self.against.is_some() && self.start.is_some() {
+            return Err(Error::invalid(
+                "what a token does is read where the answer is; leave the position out, or what the shares are held against",
+            ));
         }
         LayeredCells::check(spec, task)?;
         match self.against {
@@ -172,17 +185,12 @@ impl Prepared for Mixing<'_> {
         let all = globenc_of(model, &cache)?;
         let mut examples = Vec::with_capacity(pairs.len());
         for (i, (pair, globenc)) in pairs.iter().zip(&all).enumerate() {
-            let length = pair.clean.len();
-            let start = position(&self.config.start, length, &pair.roles)?;
+            let start = self.config.start_in(pair)?;
             let flow = flow(globenc, start);
             let shares = Rung::ALL.map(|rung| globenc.shares(rung, start));
-            let values = self
-                .cells
-                .values(pair, &flow, self.config.threshold, &shares);
             let mut example = unmeasured(task, unit.items[i], f64::NAN, f64::NAN);
             example.judged(judged[i]);
-            example.cells = values.keys().copied().collect();
-            example.values = values.into_values().collect();
+            self.cells.fill(&mut example, pair, &flow, &shares);
             example
                 .facts
                 .insert("gap".into(), larger(globenc.gaps[0], globenc.gaps[1]));
@@ -205,7 +213,7 @@ impl Prepared for Mixing<'_> {
                 100.0 * gap
             ));
         }
-        complete(measured, self.on.task);
+        drop_weak(measured, self.config.threshold);
         let Some(against) = self.config.against else {
             return Ok(());
         };

@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use super::parts::brought;
+use super::parts::{brought, larger};
 use super::place::check_encoder;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind, Ln};
@@ -177,7 +177,7 @@ pub(super) fn globenc_of(model: &Model, cache: &Cache) -> Result<Vec<GlobEnc>> {
                 of_rung.push(matrix);
             }
             for (known, gap) in globenc.gaps.iter_mut().zip(gaps) {
-                *known = known.max(gap);
+                *known = larger(*known, gap);
             }
         }
     }
@@ -329,7 +329,7 @@ impl<'a> Layer<'a> {
             let wholes = [wide(&self.resid_mid), behind];
             for ((gap, sum), whole) in gaps.iter_mut().zip(&sums).zip(&wholes) {
                 let each = sum.iter().zip(whole);
-                *gap = each.map(|(a, b)| (a - b).abs()).fold(*gap, f64::max);
+                *gap = each.map(|(a, b)| (a - b).abs()).fold(*gap, larger);
             }
             let own = rungs[4][i * n + i];
             let kept = own / (own + size(&others));

@@ -6,7 +6,7 @@ use super::cells::{Group, group_of, groups};
 use crate::error::{Error, Result};
 use crate::hooks::StreamNode;
 use crate::methods::sites::Extent;
-use crate::scores::Cell;
+use crate::scores::{Cell, ExampleScores, Measured};
 use crate::spec::ModelSpec;
 use crate::task::{Pair, Task};
 
@@ -47,7 +47,6 @@ pub(super) struct LayeredCells {
     pub all: Vec<Cell>,
     extent: Extent,
     groups: BTreeMap<Group, usize>,
-    n_layers: usize,
 }
 
 impl LayeredCells {
@@ -120,46 +119,61 @@ impl LayeredCells {
             all,
             extent,
             groups: first,
-            n_layers,
         }
     }
 
-    /// The edges along which more than a share of all passes, and the rows of tokens.
-    pub fn values(
+    /// Every edge and the rows of tokens, as cells and values of an example, which also keeps how much is handed out in all.
+    pub fn fill(
         &self,
+        example: &mut ExampleScores,
         pair: &Pair,
         flow: &Layered,
-        threshold: f64,
         of_tokens: &[Vec<f64>],
-    ) -> BTreeMap<u32, f64> {
+    ) {
         let length = pair.clean.len();
         let first = self.groups[&group_of(&self.extent, pair)];
-        let least = threshold * flow.size();
-        let mut values = BTreeMap::new();
-        let mut keep = |cell: usize, value: f64| {
-            if value.abs() > least {
-                values.insert((first + cell) as u32, value);
-            }
-        };
+        let mut values = Vec::new();
         for level in 0..flow.mixing.len() {
             for to in 0..length {
                 for from in 0..length {
-                    let cell = (level * length + to) * length + from;
-                    keep(cell, flow.edge(level, from, to));
+                    values.push(flow.edge(level, from, to));
                 }
             }
         }
-        let mut next = self.n_layers * length * length;
         if !flow.read.is_empty() {
-            for (at, read) in flow.read.iter().flatten().enumerate() {
-                keep(next + at, *read);
-            }
-            next += self.n_layers * length;
-            keep(next, flow.embed);
-            next += 1;
+            values.extend(flow.read.iter().flatten());
+            values.push(flow.embed);
         }
-        let tokens = of_tokens.iter().flatten().enumerate();
-        values.extend(tokens.map(|(at, value)| ((first + next + at) as u32, *value)));
-        values
+        values.extend(of_tokens.iter().flatten());
+        example.cells = (first as u32..(first + values.len()) as u32).collect();
+        example.values = values;
+        example.facts.insert(HANDED_OUT.into(), flow.size());
     }
+}
+
+/// The fact of an example that says how much is handed out in all, as a size.
+const HANDED_OUT: &str = "handed_out";
+
+/// Drops the edges along which, in the mean over the examples, no more than a share of all that is handed out passes.
+pub(super) fn drop_weak(measured: &mut Measured, threshold: f64) {
+    let mut sums = vec![(0.0, 0.0); measured.cells.len()];
+    for example in &measured.examples {
+        let handed_out = example.facts.get(HANDED_OUT).copied().unwrap_or_default();
+        for (&cell, value) in example.cells.iter().zip(&example.values) {
+            let (passes, all) = &mut sums[cell as usize];
+            *passes += value;
+            *all += handed_out;
+        }
+    }
+    let is_kept = |&cell: &u32| {
+        let (passes, all) = sums[cell as usize];
+        measured.cells[cell as usize].src.is_none() || passes.abs() > threshold * all
+    };
+    for example in &mut measured.examples {
+        let own = example.cells.iter().copied().zip(&example.values);
+        let (cells, values): (Vec<u32>, Vec<f64>) = own.filter(|(cell, _)| is_kept(cell)).unzip();
+        example.cells = cells.into();
+        example.values = values;
+    }
+    measured.drop_unmeasured();
 }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::change::changes;
 use super::config::LatentConfig;
-use super::parts::{ON, Parts, fill, mean, noted};
+use super::parts::{ON, Parts, conclude, mean};
 use crate::error::Result;
 use crate::hooks::{Axes, Edit, Op, Pos, Site, Value};
 use crate::methods::activation_patching::{self, PatchConfig, PatchSource, SiteSet};
@@ -190,14 +190,7 @@ impl Prepared for Patching<'_> {
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
-        noted(measured, self.config);
-        fill(
-            measured,
-            &self.parts,
-            self.on.task,
-            self.config.direction,
-            self.config.only.is_some() || self.config.latents.is_some(),
-        );
+        conclude(measured, self.config, &self.parts, self.on.task);
         Ok(())
     }
 }

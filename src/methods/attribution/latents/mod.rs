@@ -18,14 +18,14 @@ mod config;
 mod exact;
 mod parts;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Value, json};
 
 use change::{Change, changes};
 pub use config::{LatentConfig, LatentEstimate};
 use exact::Patching;
-use parts::{ON, Part, Parts, fill, mean, noted};
+use parts::{ON, Part, Parts, conclude, mean};
 
 use super::runs::{Gradients, Runs};
 use super::setting::{Setting, check_metric};
@@ -156,33 +156,24 @@ impl Method for LatentConfig {
             }
         };
         let (hook, layer) = (sae.writes.kind.name(), sae.writes.layer);
-        let part = |place: &Cell, name: &str, latent: Option<usize>| Cell {
-            component: format!("{hook}.{name}"),
+        let part = |place: &Cell, latent: Option<usize>| Cell {
+            component: format!("{hook}.{}", latent.map_or(ERROR, |_| LATENTS)),
             layer: layer.map(|layer| layer as u32),
             neuron: latent.map(|latent| latent as u32),
             ..place.clone()
         };
         let places = extent.places(self.along);
-        let mut all = Vec::with_capacity(places.len() * (latents.len() + 1));
-        for place in &places {
-            all.extend((latents.iter()).map(|&latent| part(place, LATENTS, Some(latent))));
-            all.push(part(place, ERROR, None));
-        }
-        let cells = match &self.only {
-            None => all,
-            Some(only) => all.into_iter().filter(|cell| only.contains(cell)).collect(),
-        };
-        // Where the parts of each place are, which is looked up for each position.
-        let mut at = HashMap::new();
-        for (index, cell) in cells.iter().enumerate() {
-            let place = Cell {
-                component: String::new(),
-                layer: None,
-                neuron: None,
-                ..cell.clone()
-            };
-            let place = places.iter().position(|known| *known == place);
-            at.insert((place.unwrap_or_default(), cell.neuron), index as u32);
+        let only: Option<HashSet<&Cell>> = self.only.as_ref().map(|only| only.iter().collect());
+        // Which cell each latent of a place is, and its error.
+        let (mut cells, mut at) = (Vec::new(), HashMap::new());
+        for (index, place) in places.iter().enumerate() {
+            for latent in latents.iter().copied().map(Some).chain([None]) {
+                let cell = part(place, latent);
+                if only.as_ref().is_none_or(|only| only.contains(&cell)) {
+                    at.insert((index, cell.neuron), cells.len() as u32);
+                    cells.push(cell);
+                }
+            }
         }
         let parts = Parts {
             along: self.along,
@@ -259,15 +250,16 @@ impl Prepared for Attributing<'_> {
             Ok([to_host(&base)?, to_host(&other)?])
         };
         let inputs = host(values(sae.reads)?)?;
-        let outputs = match sae.reads == sae.writes {
-            true => inputs.clone(),
-            false => host(values(sae.writes)?)?,
+        let apart = match sae.is_transcoder() {
+            true => Some(host(values(sae.writes)?)?),
+            false => None,
         };
+        let outputs = apart.as_ref().unwrap_or(&inputs);
         let positions: Vec<usize> = (runs.rows.segments.iter())
             .flat_map(|segment| segment.positions.iter().map(|&pos| pos as usize))
             .collect();
         let zero = config.source == PatchSource::Zero;
-        let (changes, on) = changes(sae, &positions, &inputs, &outputs, zero);
+        let (changes, on) = changes(sae, &positions, &inputs, outputs, zero);
         let gradient = self.gradient(&runs, &outputs[0], &changes)?;
         let mut examples = Vec::with_capacity(unit.items.len());
         for (i, &item) in unit.items.iter().enumerate() {
@@ -293,14 +285,7 @@ impl Prepared for Attributing<'_> {
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
-        noted(measured, self.config);
-        fill(
-            measured,
-            &self.parts,
-            self.setting.task,
-            self.config.direction,
-            self.config.only.is_some() || self.config.latents.is_some(),
-        );
+        conclude(measured, self.config, &self.parts, self.setting.task);
         Ok(())
     }
 }

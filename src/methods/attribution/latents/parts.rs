@@ -7,11 +7,11 @@ use super::config::LatentConfig;
 use crate::methods::activation_patching::PatchSource;
 use crate::methods::sites::{Along, Extent, roles_with_other};
 use crate::sae::Sae;
-use crate::scores::{Cell, Direction, Measured};
+use crate::scores::{Cell, Measured};
 use crate::task::{Pair, Task};
 use crate::text::visible;
 
-/// The fact of an example that [`noted`] reads: latents that are on at a position.
+/// The fact of an example that is told of: latents that are on at a position.
 pub(super) const ON: &str = "latents_on";
 
 /// Which cells the latents and the error of a position belong to.
@@ -108,15 +108,12 @@ impl What<'_> {
     }
 }
 
-/// Cells in which some example's latent differs, in every example that has their place: what is not there is 0, exactly.
-pub(super) fn fill(
-    measured: &mut Measured,
-    parts: &Parts,
-    task: &Task,
-    direction: Direction,
-    all: bool,
-) {
-    let mut moves = vec![all; measured.cells.len()];
+/// What is said of the dictionary; and the cells in which some example's latent differs (or that were asked for), in every example that
+/// has their place: what is not there is 0, exactly.
+pub(super) fn conclude(measured: &mut Measured, config: &LatentConfig, parts: &Parts, task: &Task) {
+    note(measured, config);
+    let asked_for = config.only.is_some() || config.latents.is_some();
+    let mut moves = vec![asked_for; measured.cells.len()];
     let cells = measured.examples.iter().flat_map(|one| one.cells.iter());
     cells.for_each(|&cell| moves[cell as usize] = true);
     for example in &mut measured.examples {
@@ -127,7 +124,7 @@ pub(super) fn fill(
         else {
             continue;
         };
-        let base = example.base(direction);
+        let base = example.base(config.direction);
         let (mut cells, mut values) = (Vec::new(), Vec::new());
         let of_example = std::mem::take(&mut example.values);
         let mut own = example.cells.iter().zip(of_example).peekable();
@@ -147,22 +144,22 @@ pub(super) fn fill(
 }
 
 /// What the dictionary is, how many of its latents are on, and what has no row.
-pub(super) fn noted(measured: &mut Measured, config: &LatentConfig) {
+fn note(measured: &mut Measured, config: &LatentConfig) {
     let sae = &config.sae;
     let facts = measured.examples.iter();
     let on: Vec<f64> = facts.filter_map(|one| one.facts.get(ON).copied()).collect();
-    let mut note = format!("`{}`: {sae}", visible(&sae.id));
+    let mut text = format!("`{}`: {sae}", visible(&sae.id));
     if !on.is_empty() {
         let mean = on.iter().sum::<f64>() / on.len() as f64;
-        note += &format!("; {mean:.1} are on at a position that is looked at, in the mean");
+        text += &format!("; {mean:.1} are on at a position that is looked at, in the mean");
     }
     if config.latents.is_none() && config.only.is_none() {
-        note += match config.source {
+        text += match config.source {
             PatchSource::Zero => "; those that are off everywhere have no row",
             _ => "; those that are the same in both runs of every pair have no row",
         };
     }
-    measured.notes.push(note);
+    measured.notes.push(text);
     measured.warnings.extend(sae.doubts.iter().cloned());
 }
 
