@@ -125,7 +125,7 @@ impl SourceModel {
         let [clean, corrupted] = self.metric(on.model, on.task, metric, batch, progress)?;
         measured.notes.push(format!(
             "the values are those of `{}`, whose own {metric} is {clean:.3} on the clean prompts and {corrupted:.3} on the corrupted \
-             ones; the gap and `normalised` are those of the model that is patched",
+             ones; what the table says of clean and corrupted runs is of the model that is patched",
             visible(self.id())
         ));
         let found = json!({"clean": clean, "corrupted": corrupted});

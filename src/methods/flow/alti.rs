@@ -6,7 +6,8 @@
 //! position of what enters each layer, in the metric's unit and with its sign; the tokens get its shares. MLPs and biases are no part of
 //! either flow.
 //!
-//! Sources: as [`crate::methods::tokens::alti`]. Ours: an edge is shown if more than a share of all that is handed out passes along it.
+//! Sources: as [`crate::methods::tokens::alti`]. Ours: an edge is shown if, in the mean over prompts, more than a share of
+//! all that is handed out passes along it.
 
 use serde_json::{Value, json};
 
