@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::models::every_kind;
-use crate::models::task::{task, task_of};
+use crate::models::task::{task, tokenizer};
 use crate::{measured, near, patch};
 
 const LATENTS: usize = 40;
@@ -330,7 +330,7 @@ fn activations_are_what_the_encoder_says() {
         index,
         ..Pair::new(text.clone(), text.clone())
     });
-    let task = task_of(pairs.collect());
+    let task = Task::new("texts", tokenizer(), Metric::Kl, pairs.collect::<Vec<_>>()).unwrap();
     let config = LatentActivationsConfig::new(Arc::clone(&sae));
     let found = measured(&model, &task, &config);
     let mut of_latents = vec![(Vec::new(), 0usize); LATENTS];

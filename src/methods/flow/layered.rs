@@ -47,6 +47,7 @@ pub(super) struct LayeredCells {
     pub all: Vec<Cell>,
     extent: Extent,
     groups: BTreeMap<Group, usize>,
+    n_layers: usize,
 }
 
 impl LayeredCells {
@@ -119,6 +120,7 @@ impl LayeredCells {
             all,
             extent,
             groups: first,
+            n_layers,
         }
     }
 
@@ -133,11 +135,13 @@ impl LayeredCells {
         let length = pair.clean.len();
         let first = self.groups[&group_of(&self.extent, pair)];
         let mut values = Vec::new();
-        for level in 0..flow.mixing.len() {
+        // Nothing is mixed above the last level that hands down; the edges there are nobody's, and 0.
+        for level in 0..self.n_layers {
             for to in 0..length {
-                for from in 0..length {
-                    values.push(flow.edge(level, from, to));
-                }
+                values.extend((0..length).map(|from| match level < flow.mixing.len() {
+                    true => flow.edge(level, from, to),
+                    false => 0.0,
+                }));
             }
         }
         if !flow.read.is_empty() {
