@@ -14,7 +14,9 @@ use candlewick::hooks::Edge;
 use candlewick::methods::attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
 };
-use candlewick::methods::tokens::{Baseline, TokenConfig, TokenMethod};
+use candlewick::methods::tokens::{
+    Baseline, NoiseTunnel, OverNoise, ReferenceSet, TokenConfig, TokenMethod,
+};
 use candlewick::methods::{
     EdgeConfig, Method, PatchConfig, PatchSource, Reference, Removal, RemovalConfig, Summary,
     parse_sites,
@@ -40,8 +42,8 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// Nodes (`--sites`, as in `candlewick patch`): `atp`, `atp-star`, `relp`, `layer-ig`, `conductance`.
 /// Edges (what one component writes, as another reads it): `eap`, `eap-ig`, `ceap`, `clean-corrupted`, `eap-ig-activations`,
 /// `relp-edges`; and `exact-edges`, which patches each edge for real.
-/// Tokens of the prompt: `grad-x-input`, `saliency-l1`, `saliency-l2`, `smooth-grad`, `ig`, `expected-gradients`, `lrp`, `attn-lrp`,
-/// `alti-logit`, `alti-rollout`.
+/// Tokens of the prompt: `grad-x-input`, `saliency-l1`, `saliency-l2`, `smooth-grad`, `ig`, `expected-gradients`, `gradient-shap`, `lrp`,
+/// `attn-lrp`, `alti-logit`, `alti-rollout`, and as baselines `last-attention`, `attention-rollout`, `attention-x-grad`.
 /// What happens without parts of the prompt or the model (`--players`, `--removal`): `leave-one-out`, `include-one`, `shapley`, `kernel-shap`,
 /// `lime`, `sobol`; of up to 12 parts all coalitions are run.
 ///
@@ -61,6 +63,10 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick attribute --method exact-edges --edges 'input->a0.h2<v>,m3->logits' -o e.parquet
   candlewick attribute --method attn-lrp --verify 4 -o lrp.parquet
   candlewick attribute --method ig --baseline pair --steps 20 -o tokens.parquet
+  candlewick attribute --method ig --baseline mean --via pair --steps 10 --n-pairs 4 -o bent.parquet
+  candlewick attribute --method gradient-shap --noise 0.02 --draws 50 --n-pairs 4 -o shap.parquet
+  candlewick attribute --method grad-x-input --tunnel vargrad --n-pairs 4 -o variance.parquet
+  candlewick attribute --method attention-rollout -o rollout.parquet
   candlewick attribute --method shapley --removal zero --n-pairs 2 -o shapley.parquet
   candlewick attribute --method kernel-shap --players heads --n-pairs 4 -o heads.parquet
   candlewick attribute --method sobol --players roles --removal delete -o roles.parquet")]
@@ -82,10 +88,14 @@ pub struct AttributeArgs {
     pub source: Option<PatchSource>,
     #[command(flatten)]
     pub values: SourceModelArgs,
-    /// With `ig`: what the integral starts from: zero, mean (of all embeddings), bos, pair (the corrupted prompt), or a token of the
-    /// vocabulary at every position, as in `token:<pad>`.
-    #[arg(long, default_value = "mean")]
-    pub baseline: Baseline,
+    /// What paths start from: zero, mean (of all embeddings), bos, pair (the corrupted prompt), or a token of the vocabulary at every
+    /// position, as in `token:<pad>`; with `expected-gradients` and `gradient-shap` also corrupted or clean, which draw among the prompts
+    /// of the task [default: ig: mean; else corrupted].
+    #[arg(long)]
+    pub baseline: Option<ReferenceSet>,
+    /// With `ig`: baselines that the path leads through before it comes to the prompt, in order; each leg has its own points.
+    #[arg(long, value_name = "BASELINE")]
+    pub via: Vec<Baseline>,
     /// Points of an integral [default: 5; ig: 50].
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
@@ -93,10 +103,20 @@ pub struct AttributeArgs {
     /// `ig` from the baseline to the prompt [default: midpoint; ceap: trapezoid; ig: Gauss-Legendre].
     #[arg(long)]
     pub step_rule: Option<StepRule>,
-    /// Draws for each prompt [default: 50; expected-gradients: 200; with more than 12 parts that are removed, shapley: 100 orders and their
+    /// Draws for each prompt [default: 50; expected-gradients, gradient-shap: 200; with more than 12 parts that are removed, shapley: 100 orders and their
     /// reverses, kernel-shap: 1024 coalitions and their complements, lime: 1024, sobol: 128].
     #[arg(long, value_name = "N")]
     pub draws: Option<usize>,
+    /// Gradients of tokens at noisy copies of the prompt: their mean, the mean of their squares, or their variance.
+    #[arg(long)]
+    pub tunnel: Option<OverNoise>,
+    /// With `--tunnel`: noisy copies of each prompt [default: 20].
+    #[arg(long, value_name = "N")]
+    pub tunnel_draws: Option<usize>,
+    /// With `smooth-grad`, `gradient-shap` or `--tunnel`: standard deviation of the noise, as a share of the span of the prompt's embeddings
+    /// [default: 0.15; gradient-shap: 0.05].
+    #[arg(long, value_name = "SHARE")]
+    pub noise: Option<f64>,
     /// Removals: the parts that are there or not.
     #[arg(long, default_value = "tokens")]
     pub players: PlayersChoice,
@@ -183,16 +203,31 @@ impl Ask for AttributeArgs {
             }
             MethodChoice::EapIgActivations => &["steps", "step_rule", "every_edge"],
             MethodChoice::Conductance => &["steps"],
-            MethodChoice::Ig => &["steps", "step_rule", "baseline"],
-            MethodChoice::SmoothGrad
-            | MethodChoice::ExpectedGradients
-            | MethodChoice::Shapley
+            MethodChoice::Ig => &["steps", "step_rule", "baseline", "via"],
+            MethodChoice::SmoothGrad => &["draws", "noise"],
+            MethodChoice::ExpectedGradients => &["draws", "baseline"],
+            MethodChoice::GradientShap => &["draws", "noise", "baseline"],
+            MethodChoice::Shapley
             | MethodChoice::KernelShap
             | MethodChoice::Lime
             | MethodChoice::Sobol => &["draws"],
             _ => &[],
         });
-        let mode = Mode::new(format!("`--method {}`", self.method.name()), &acts);
+        let has_tunnels = self.method.goes_through_noise();
+        if has_tunnels {
+            acts.push("tunnel");
+            if self.tunnel.is_some() {
+                acts.extend(["tunnel_draws", "noise"]);
+            }
+        }
+        let mut mode = Mode::new(format!("`--method {}`", self.method.name()), &acts);
+        if has_tunnels {
+            let remedy =
+                "it is for a noise tunnel; add `--tunnel smoothgrad`, `smoothgrad-sq` or `vargrad`";
+            mode = mode
+                .instead("tunnel_draws", remedy)
+                .instead("noise", remedy);
+        }
         match self.method {
             MethodChoice::AtpStar => mode.instead(
                 "bound_draws",
@@ -202,7 +237,9 @@ impl Ask for AttributeArgs {
                 "source",
                 "say what the integral starts from with `--baseline zero|mean|bos|pair|token:...`",
             ),
-            MethodChoice::SmoothGrad | MethodChoice::ExpectedGradients => {
+            MethodChoice::SmoothGrad
+            | MethodChoice::ExpectedGradients
+            | MethodChoice::GradientShap => {
                 mode.instead("steps", "say how many points are drawn with `--draws`")
             }
             MethodChoice::Conductance => mode.instead(
@@ -213,8 +250,14 @@ impl Ask for AttributeArgs {
                 "source",
                 "say what becomes of a part that is not there with `--removal pair|zero|mean|delete|token:...`",
             ),
-            // It mixes tokens and knows no metric, which only what it is held against has.
-            MethodChoice::AltiRollout if !verifies => mode.idle(&["metric"]),
+            // They mix tokens and know no metric, which only what it is held against has.
+            MethodChoice::AltiRollout
+            | MethodChoice::LastAttention
+            | MethodChoice::AttentionRollout
+                if !verifies =>
+            {
+                mode.idle(&["metric"])
+            }
             _ => mode,
         }
     }
@@ -229,7 +272,7 @@ impl Ask for AttributeArgs {
                 reference: self.reference()?,
                 source_model: self.values.open(on.options)?,
             }),
-            Scored::Tokens => Box::new(TokenConfig::new(self.tokens()?)),
+            Scored::Tokens => Box::new(self.tokens()?),
             Scored::Removal => Box::new(self.removal()?),
         })
     }
@@ -363,24 +406,60 @@ impl AttributeArgs {
         })
     }
 
-    fn tokens(&self) -> anyhow::Result<TokenMethod> {
+    fn tokens(&self) -> anyhow::Result<TokenConfig> {
         let mut method: TokenMethod = self.method.name().parse()?;
         match &mut method {
             TokenMethod::IntegratedGradients {
                 steps,
                 rule,
                 baseline,
+                via,
             } => {
                 *steps = self.steps.unwrap_or(*steps);
                 *rule = self.step_rule.map_or(*rule, Into::into);
-                *baseline = self.baseline.clone();
+                via.clone_from(&self.via);
+                match &self.baseline {
+                    None => {}
+                    Some(ReferenceSet::One(one)) => *baseline = one.clone(),
+                    Some(set) => {
+                        return Err(Error::invalid(format!(
+                            "`ig` starts from one baseline, and `{set}` is many; take `--method expected-gradients`, which draws among them, or \
+                             `--baseline pair`"
+                        ))
+                        .into());
+                    }
+                }
             }
-            TokenMethod::SmoothGrad { draws, .. }
-            | TokenMethod::ExpectedGradients { draws, .. } => {
+            TokenMethod::SmoothGrad { draws, noise } => {
                 *draws = self.draws.unwrap_or(*draws);
+                *noise = self.noise.unwrap_or(*noise);
+            }
+            TokenMethod::ExpectedGradients { draws, reference } => {
+                *draws = self.draws.unwrap_or(*draws);
+                *reference = self.baseline.clone().unwrap_or_default();
+            }
+            TokenMethod::GradientShap {
+                draws,
+                noise,
+                reference,
+            } => {
+                *draws = self.draws.unwrap_or(*draws);
+                *noise = self.noise.unwrap_or(*noise);
+                *reference = self.baseline.clone().unwrap_or_default();
             }
             _ => {}
         }
-        Ok(method)
+        let tunnel = self.tunnel.map(|over| {
+            let default = NoiseTunnel::new(over);
+            NoiseTunnel {
+                draws: self.tunnel_draws.unwrap_or(default.draws),
+                noise: self.noise.unwrap_or(default.noise),
+                ..default
+            }
+        });
+        Ok(TokenConfig {
+            tunnel,
+            ..TokenConfig::new(method)
+        })
     }
 }

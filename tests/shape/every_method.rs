@@ -7,7 +7,7 @@ use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::hooks::Positions;
 use candlewick::methods::attribution::{DimAttributionConfig, GradientPath};
 use candlewick::methods::flow::Against;
-use candlewick::methods::tokens::{Baseline, Quadrature, ReferenceSet};
+use candlewick::methods::tokens::{Baseline, NoiseTunnel, OverNoise, Quadrature, ReferenceSet};
 use candlewick::methods::{Along, LatentActivationsConfig, LatentConfig, Plan};
 use candlewick::model::Model;
 use candlewick::prelude::*;
@@ -163,6 +163,29 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
                 reference: ReferenceSet::Corrupted,
             }),
         ),
+        (
+            "gradient-shap",
+            tokens(TokenMethod::GradientShap {
+                draws: 3,
+                noise: 0.05,
+                reference: ReferenceSet::One(Baseline::Mean),
+            }),
+        ),
+        (
+            "lrp:vargrad",
+            Box::new(TokenConfig {
+                tunnel: Some(NoiseTunnel {
+                    draws: 2,
+                    ..NoiseTunnel::new(OverNoise::Vargrad)
+                }),
+                ..TokenConfig::new(TokenMethod::Lrp)
+            }),
+        ),
+        ("attention-rollout", tokens(TokenMethod::AttentionRollout)),
+        (
+            "attention-x-grad",
+            tokens(TokenMethod::AttentionTimesGradient),
+        ),
         ("lrp", tokens(TokenMethod::Lrp)),
         ("attn-lrp", tokens(TokenMethod::AttnLrp)),
         ("alti-logit", tokens(TokenMethod::AltiLogit)),
@@ -315,6 +338,7 @@ pub fn ig(steps: usize, baseline: Baseline) -> TokenMethod {
         steps,
         rule: Quadrature::Midpoint,
         baseline,
+        via: Vec::new(),
     }
 }
 

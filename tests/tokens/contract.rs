@@ -2,7 +2,7 @@
 
 use candlewick::Error;
 use candlewick::methods::tokens::{
-    Baseline, Prompts, Quadrature, ReferenceSet, TokenConfig, TokenMethod,
+    Baseline, NoiseTunnel, OverNoise, Prompts, Quadrature, ReferenceSet, TokenConfig, TokenMethod,
 };
 use candlewick::methods::{Running, Subject, Watch, measurements};
 use candlewick::metric::Metric;
@@ -47,6 +47,13 @@ fn nothing_depends_on_what_runs_together() {
                         reference,
                     }
                 }
+                TokenMethod::GradientShap {
+                    noise, reference, ..
+                } => TokenMethod::GradientShap {
+                    draws: 7,
+                    noise,
+                    reference,
+                },
                 TokenMethod::SmoothGrad { noise, .. } => {
                     TokenMethod::SmoothGrad { draws: 5, noise }
                 }
@@ -95,7 +102,7 @@ fn what_cannot_be_explained_is_refused_before_anything_runs() {
         ..TokenConfig::new(method)
     };
     for method in TokenMethod::all() {
-        if method != TokenMethod::AltiRollout {
+        if method.knows_metric() {
             let error = refused(&with(method.clone(), Metric::Rank, Prompts::Clean));
             assert!(
                 matches!(error, Error::NoGradient { .. }),
@@ -107,9 +114,9 @@ fn what_cannot_be_explained_is_refused_before_anything_runs() {
             method,
             TokenMethod::IntegratedGradients { .. }
                 | TokenMethod::ExpectedGradients { .. }
-                | TokenMethod::AltiRollout
+                | TokenMethod::GradientShap { .. }
         );
-        if !path {
+        if !path && method.knows_metric() {
             let error = refused(&kl);
             assert!(
                 matches!(error, Error::NoGradient { .. }),
@@ -138,6 +145,17 @@ fn what_cannot_be_explained_is_refused_before_anything_runs() {
         let message = refused(&config(method)).to_string();
         assert!(message.contains(needle), "{message}");
     }
+    let mut through = config(TokenMethod::AltiLogit);
+    through.tunnel = Some(NoiseTunnel::new(OverNoise::Smoothgrad));
+    let message = refused(&through).to_string();
+    assert!(message.contains("no noise tunnel"), "{message}");
+    let mut through = config(TokenMethod::Lrp);
+    through.tunnel = Some(NoiseTunnel {
+        draws: 0,
+        ..NoiseTunnel::new(OverNoise::Vargrad)
+    });
+    let message = refused(&through).to_string();
+    assert!(message.contains("0 draws"), "{message}");
     let alone = first(&task(), 1);
     let method = TokenMethod::ExpectedGradients {
         draws: 3,

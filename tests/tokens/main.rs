@@ -1,6 +1,7 @@
 //! Token methods keep their identities on models of every kind: sums close, gradients are slopes, shares are shares.
 
 mod answers;
+mod attention;
 mod contract;
 mod flow;
 mod gradient;
@@ -8,6 +9,7 @@ mod integrated;
 mod mixing;
 #[path = "../models/mod.rs"]
 mod models;
+mod noise;
 mod relevance;
 mod removal;
 
@@ -55,6 +57,7 @@ fn ig(steps: usize, rule: Quadrature, baseline: Baseline) -> TokenMethod {
         steps,
         rule,
         baseline,
+        via: Vec::new(),
     }
 }
 

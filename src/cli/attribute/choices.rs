@@ -1,6 +1,6 @@
 //! What `candlewick attribute` lets one choose, and what is scored by each choice.
 
-use candlewick::methods::Players;
+use candlewick::methods::{Players, TokenMethod};
 use clap::ValueEnum;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,11 +36,19 @@ pub enum MethodChoice {
     /// Integrated gradients of the tokens.
     Ig,
     ExpectedGradients,
+    /// Expected gradients to a noisy prompt.
+    GradientShap,
     /// Layer-wise relevance propagation, conservative (CP-LRP).
     Lrp,
     AttnLrp,
     AltiLogit,
     AltiRollout,
+    /// Where the answer's position looks in the last layer, the mean over heads.
+    LastAttention,
+    /// Attention followed down to the tokens.
+    AttentionRollout,
+    /// Attention times the metric's slope at it.
+    AttentionXGrad,
     /// What is lost without a part.
     LeaveOneOut,
     /// What a part does alone.
@@ -105,6 +113,12 @@ impl MethodChoice {
         value.get_name().to_string()
     }
 
+    /// Whether it is a method of tokens that a noise tunnel may lead through.
+    pub fn goes_through_noise(self) -> bool {
+        let method = self.name().parse::<TokenMethod>();
+        method.is_ok_and(|method| method.goes_through_noise())
+    }
+
     pub fn scored(self) -> Scored {
         match self {
             MethodChoice::Atp
@@ -125,10 +139,14 @@ impl MethodChoice {
             | MethodChoice::SmoothGrad
             | MethodChoice::Ig
             | MethodChoice::ExpectedGradients
+            | MethodChoice::GradientShap
             | MethodChoice::Lrp
             | MethodChoice::AttnLrp
             | MethodChoice::AltiLogit
-            | MethodChoice::AltiRollout => Scored::Tokens,
+            | MethodChoice::AltiRollout
+            | MethodChoice::LastAttention
+            | MethodChoice::AttentionRollout
+            | MethodChoice::AttentionXGrad => Scored::Tokens,
             MethodChoice::LeaveOneOut
             | MethodChoice::IncludeOne
             | MethodChoice::Shapley

@@ -81,7 +81,7 @@ fn a_flag_acts_with_a_method_or_is_refused() {
     let edge = "m0->logits".parse().expect("an edge");
     graph.set_score(&edge, 0.25).expect("an edge of the model");
     graph.write(theirs.as_ref()).expect("writes");
-    let own: [(&str, &[&str]); 20] = [
+    let own: [(&str, &[&str]); 24] = [
         ("sites", &["--sites", "resid_pre"]),
         ("direction", &["--direction", "denoise"]),
         ("source", &["--source", "zero"]),
@@ -94,6 +94,13 @@ fn a_flag_acts_with_a_method_or_is_refused() {
         ("steps", &["--steps", "3"]),
         ("step_rule", &["--step-rule", "left"]),
         ("draws", &["--draws", "3"]),
+        ("via", &["--via", "pair"]),
+        ("tunnel", &["--tunnel", "vargrad"]),
+        (
+            "tunnel_draws",
+            &["--tunnel", "vargrad", "--tunnel-draws", "3"],
+        ),
+        ("noise", &["--noise", "0.3"]),
         ("rules", &["--rules", "cp-lrp"]),
         ("no_qk_fix", &["--no-qk-fix"]),
         ("no_grad_drop", &["--no-grad-drop"]),
@@ -145,6 +152,8 @@ fn a_flag_that_does_nothing_names_what_does() {
         (["--method=ig", "--source=zero"], "--baseline zero"),
         (["--method=smooth-grad", "--steps=3"], "--draws"),
         (["--method=shapley", "--source=zero"], "--removal"),
+        (["--method=ig", "--noise=0.1"], "--tunnel smoothgrad"),
+        (["--method=lrp", "--tunnel-draws=3"], "--tunnel smoothgrad"),
         (["--method=atp-star", "--bound-draws=16"], "--verify K"),
         (["--method=conductance", "--step-rule=left"], "layer-ig"),
         (

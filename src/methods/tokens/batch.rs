@@ -6,7 +6,8 @@ use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Prompts, TokenConfig, TokenMethod};
+use super::config::{Prompts, TokenConfig};
+use super::method::TokenMethod;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site, Value};
 use crate::methods::method::{Running, Subject, pairs_of, targets_of};
@@ -37,13 +38,14 @@ pub(super) struct Shares {
 }
 
 /// A batch in progress.
+#[derive(Clone)]
 pub(super) struct Batch<'a> {
     pub model: &'a Model,
     pub task: &'a Task,
     pub config: &'a TokenConfig,
     pub metric: Metric,
     /// Bytes of activations that may be kept at once, and points that run together at most.
-    memory: usize,
+    pub memory: usize,
     at_once: usize,
     pub progress: &'a dyn Progress,
     pub pairs: Vec<&'a Pair>,
@@ -59,6 +61,10 @@ pub(super) struct Batch<'a> {
     pub length: usize,
     /// `[batch, pos, d_model]`, after any multiplier.
     pub embeddings: Vec<f32>,
+    /// Puts them in place, where they are not those of the tokens.
+    edits: Vec<Edit>,
+    /// Draws of one round are not those of another.
+    round: u64,
 }
 
 impl<'a> Batch<'a> {
@@ -102,10 +108,34 @@ impl<'a> Batch<'a> {
             pairs,
             prompts,
             others,
+            edits: Vec::new(),
+            round: 0,
         };
         batch.values = batch.metric(&batch.prompts)?;
         batch.other_values = batch.metric(&batch.others)?;
         Ok(batch)
+    }
+
+    /// The same prompts at other places of embedding space, where `place` moves the embeddings of each.
+    pub fn moved(
+        &self,
+        round: u64,
+        place: impl Fn(&[f32], &mut ChaCha8Rng) -> Vec<f32>,
+    ) -> Result<Self> {
+        self.check_cancelled()?;
+        let mut moved = Batch {
+            round,
+            ..self.clone()
+        };
+        let mut embeddings = Vec::with_capacity(self.embeddings.len());
+        for prompt in 0..self.len() {
+            embeddings.extend(place(self.embedding(prompt), &mut moved.rng(prompt, MOVES)));
+        }
+        let shape = (self.len(), self.length, self.model.spec.d_model);
+        moved.edits = vec![at_embed(tensor(embeddings.clone(), shape)?)];
+        moved.embeddings = embeddings;
+        moved.values = moved.measured(&moved.record()?)?.values;
+        Ok(moved)
     }
 
     pub fn len(&self) -> usize {
@@ -132,9 +162,15 @@ impl<'a> Batch<'a> {
 
     /// A generator of its own for each draw of each pair, so that nothing depends on which pairs run together.
     pub fn rng(&self, prompt: usize, draw: usize) -> ChaCha8Rng {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.task));
+        let of_round = self.round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.task) ^ of_round);
         rng.set_stream(((self.pairs[prompt].index as u64) << 20) + draw as u64 + 1);
         rng
+    }
+
+    /// A forward pass of the explained prompts, ready to be walked back.
+    pub fn record(&self) -> Result<Tape> {
+        self.tape(&self.prompts, &self.edits)
     }
 
     /// A forward pass of these prompts, ready to be walked back.
@@ -230,6 +266,14 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// The draw that moves a prompt; methods have fewer of their own.
+const MOVES: usize = (1 << 20) - 2;
+
+fn at_embed(embeddings: Tensor) -> Edit {
+    let site = Site::all(Hook::global(Kind::Embed));
+    Edit::new(site, Op::Replace(Value::Tensor(embeddings)))
+}
+
 /// Some points of embedding space, as prompts whose embeddings are replaced.
 struct Points {
     prompts: Vec<Vec<u32>>,
@@ -252,14 +296,12 @@ impl Points {
             embeddings.extend(embedding);
         }
         let shape = (points.len(), batch.length, batch.model.spec.d_model);
-        let site = Site::all(Hook::global(Kind::Embed));
-        let replace = Op::Replace(Value::Tensor(tensor(embeddings, shape)?));
         let reference = batch.reference.as_ref();
         Ok(Points {
             prompts: of.iter().map(|&i| batch.prompts[i].clone()).collect(),
             targets: of.iter().map(|&i| batch.targets[i].clone()).collect(),
             reference: reference.map(|all| of.iter().map(|&i| all[i].clone()).collect()),
-            edits: vec![Edit::new(site, replace)],
+            edits: vec![at_embed(tensor(embeddings, shape)?)],
         })
     }
 
@@ -330,6 +372,9 @@ pub(super) fn bytes(
     // ALTI looks at whole patterns, and mixes in f64.
     let patterns = match config.method {
         TokenMethod::AltiLogit | TokenMethod::AltiRollout => length * (2 * spec.n_heads + 6),
+        TokenMethod::LastAttention => length * spec.n_heads,
+        TokenMethod::AttentionRollout => length * spec.n_heads * spec.n_layers,
+        TokenMethod::AttentionTimesGradient => 2 * length * spec.n_heads * spec.n_layers,
         _ => 0,
     };
     4 * (length * (spec.n_layers * kept + layer + patterns) + logits)

@@ -1,6 +1,8 @@
 //! What is shared out, by which method.
 
-use super::method::{Baseline, TokenMethod};
+use super::baseline::Baseline;
+use super::method::TokenMethod;
+use super::noise::NoiseTunnel;
 use crate::methods::activation_patching::PatchSource;
 use crate::metric::Metric;
 use crate::task::Task;
@@ -21,6 +23,8 @@ pub struct TokenConfig {
     /// [default: the task's]
     pub metric: Option<Metric>,
     pub prompts: Prompts,
+    /// Through noisy copies of the prompts.
+    pub tunnel: Option<NoiseTunnel>,
     /// Of noise, draws and bootstrap [default: the task's].
     pub seed: Option<u64>,
 }
@@ -32,6 +36,7 @@ impl TokenConfig {
             method,
             metric: None,
             prompts: Prompts::Clean,
+            tunnel: None,
             seed: None,
         }
     }
@@ -46,14 +51,22 @@ impl TokenConfig {
 
     /// What takes a token away, and what is put in its place: what a share of it is held against.
     pub(super) fn removal(&self) -> PatchSource {
-        match &self.method {
-            TokenMethod::IntegratedGradients { baseline, .. } => match baseline {
-                Baseline::Pair => PatchSource::Pair,
-                Baseline::Zero | Baseline::Mean | Baseline::Bos | Baseline::Token(_) => {
-                    PatchSource::Zero
-                }
-            },
+        match self.method.baselines().first() {
+            Some(Baseline::Pair) => PatchSource::Pair,
             _ => PatchSource::Zero,
         }
+    }
+
+    /// The method's name, and that of the noise tunnel around it: `ig:vargrad`.
+    pub(super) fn name(&self) -> String {
+        match self.tunnel {
+            None => self.method.name().into(),
+            Some(tunnel) => format!("{}:{}", self.method, tunnel.over.name()),
+        }
+    }
+
+    /// Forward passes with a gradient for each prompt, about.
+    pub(super) fn passes(&self) -> usize {
+        self.method.passes() * self.tunnel.map_or(1, |tunnel| tunnel.draws)
     }
 }

@@ -6,11 +6,9 @@
 //! Sources: Simonyan et al. 2014 (saliency); Shrikumar et al. 2017 (gradient times input); Smilkov et al. 2017 (SmoothGrad),
 //! where we average the gradient and not its magnitude, so that the score keeps its sign.
 
-use rand_chacha::ChaCha8Rng;
-
 use super::batch::{Batch, Shares, dot};
+use super::noise::{noisy, span};
 use crate::error::Result;
-use crate::methods::gaussian::normal;
 
 /// What is read off a gradient.
 pub(super) enum Reading {
@@ -78,17 +76,6 @@ pub(super) fn smooth(batch: &Batch<'_>, draws: usize, noise: f64) -> Result<Vec<
             ..Shares::default()
         })
         .collect())
-}
-
-fn noisy(x: &[f32], deviation: f32, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    x.iter().map(|x| x + deviation * normal(rng)).collect()
-}
-
-/// Largest minus smallest entry.
-fn span(x: &[f32]) -> f64 {
-    let least = x.iter().copied().fold(f32::INFINITY, f32::min);
-    let most = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    f64::from(most) - f64::from(least)
 }
 
 /// `<x_t, g_t>` for each token.

@@ -12,6 +12,8 @@
 //! tokens (leave-one-out, Shapley values), which are [`super::removal`].
 
 mod alti;
+mod attention;
+mod baseline;
 mod batch;
 mod cells;
 mod config;
@@ -19,20 +21,25 @@ mod frozen;
 mod gradient;
 mod integrated;
 mod method;
+mod noise;
+mod quadrature;
 mod relevance;
 
 use serde_json::{Value, json};
 
 pub use alti::{Alti, alti};
 pub(super) use alti::{LogitFlow, passed_down};
+pub use baseline::{Baseline, ReferenceSet};
+use baseline::{Start, baseline_token, check_references};
 pub(super) use batch::InCells;
 use batch::{Batch, Shares};
 use cells::{Cells, EMBED};
 pub use config::{Prompts, TokenConfig};
 pub(super) use frozen::Write;
 use gradient::Reading;
-use integrated::{Start, baseline_token, check_references};
-pub use method::{Baseline, Quadrature, ReferenceSet, TokenMethod};
+pub use method::TokenMethod;
+pub use noise::{NoiseTunnel, OverNoise};
+pub use quadrature::Quadrature;
 
 use super::activation_patching::{PatchConfig, PatchSource};
 use super::method::{Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
@@ -74,15 +81,9 @@ impl Method for TokenConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         let metric = self.metric(task);
         ScoresMeta {
-            method: self.method.name().into(),
+            method: self.name(),
             metric: metric.to_string(),
-            unit: match self.method {
-                TokenMethod::SaliencyL1 | TokenMethod::SaliencyL2 => {
-                    format!("{} per unit of embedding", metric.unit())
-                }
-                TokenMethod::AltiRollout => "share of 1".into(),
-                _ => metric.unit().into(),
-            },
+            unit: self.unit(metric),
             direction: Direction::Direct,
             base: (self.prompts == Prompts::Corrupted).then_some("corrupted"),
             seed: self.seed(task),
@@ -90,7 +91,11 @@ impl Method for TokenConfig {
     }
 
     fn settings(&self) -> Value {
-        json!({ "method": self.method, "prompts": self.prompts })
+        let mut settings = json!({ "method": self.method, "prompts": self.prompts });
+        if let Some(tunnel) = self.tunnel {
+            settings["tunnel"] = json!(tunnel);
+        }
+        settings
     }
 
     fn needs(&self, task: &Task) -> Needs {
@@ -103,20 +108,31 @@ impl Method for TokenConfig {
             decoder: mixes.then_some("ALTI's mixtures"),
             aligned: true,
             metric: Some(self.metric(task)),
-            gradient: self.method != TokenMethod::AltiRollout,
-            whole_answers: !mixes,
+            gradient: self.method.knows_metric(),
+            whole_answers: !self.method.reads_one_position(),
             ..Needs::default()
         }
     }
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         self.method.check()?;
-        match &self.method {
-            TokenMethod::IntegratedGradients { baseline, .. } => {
-                baseline_token(spec, task.tokenizer(), baseline)?;
+        for baseline in self.method.baselines() {
+            baseline_token(spec, task.tokenizer(), baseline)?;
+        }
+        if let TokenMethod::ExpectedGradients { reference, .. }
+        | TokenMethod::GradientShap { reference, .. } = &self.method
+        {
+            check_references(task, reference)?;
+        }
+        if let Some(tunnel) = self.tunnel {
+            tunnel.check()?;
+            if !self.method.goes_through_noise() {
+                return Err(Error::invalid(format!(
+                    "`{}` goes through no noise tunnel: it has noise of its own, or takes no gradient at the embeddings; leave `TokenConfig::tunnel` \
+                     out, or take a gradient method such as `grad-x-input`",
+                    self.method
+                )));
             }
-            TokenMethod::ExpectedGradients { reference, .. } => check_references(task, *reference)?,
-            _ => {}
         }
         let metric = self.metric(task);
         if metric.needs_reference() && self.prompts == Prompts::Clean && self.method.at_the_prompt()
@@ -134,17 +150,14 @@ impl Method for TokenConfig {
     }
 
     fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
-        let start = match &self.method {
-            TokenMethod::IntegratedGradients { baseline, .. } => {
-                Some(Start::new(on.model, on.task.tokenizer(), baseline)?)
-            }
-            _ => None,
-        };
+        let baselines = self.method.baselines().into_iter();
+        let starts = baselines.map(|baseline| Start::new(on.model, on.task.tokenizer(), baseline));
+        let starts = starts.collect::<Result<Vec<Start>>>()?;
         Ok(Box::new(Sharing {
             on,
             config: self,
             running,
-            start,
+            starts,
             cells: Cells::new(on),
         }))
     }
@@ -165,7 +178,10 @@ impl Method for TokenConfig {
                 ..PatchConfig::new(parse_sites("embed:pos").ok()?)
             }),
             sign: -1.0,
-            sizes: false,
+            // Squares and variances have no sign to be held against.
+            sizes: self
+                .tunnel
+                .is_some_and(|tunnel| tunnel.over != OverNoise::Smoothgrad),
         })
     }
 
@@ -176,12 +192,28 @@ impl Method for TokenConfig {
     }
 }
 
+impl TokenConfig {
+    fn unit(&self, metric: Metric) -> String {
+        let unit = match self.method {
+            TokenMethod::SaliencyL1 | TokenMethod::SaliencyL2 => {
+                format!("{} per unit of embedding", metric.unit())
+            }
+            _ if !self.method.knows_metric() => "share of 1".into(),
+            _ => metric.unit().to_string(),
+        };
+        match self.tunnel.map(|tunnel| tunnel.over) {
+            Some(OverNoise::SmoothgradSq | OverNoise::Vargrad) => format!("square of {unit}"),
+            Some(OverNoise::Smoothgrad) | None => unit,
+        }
+    }
+}
+
 /// A checked run in progress.
 struct Sharing<'a> {
     on: Subject<'a>,
     config: &'a TokenConfig,
     running: &'a Running,
-    start: Option<Start>,
+    starts: Vec<Start>,
     cells: Cells,
 }
 
@@ -201,15 +233,21 @@ impl Prepared for Sharing<'_> {
 
     fn cost(&self, unit: &Unit) -> Result<Cost> {
         // A forward and a backward pass for each point, the metric of both prompts, and how the model does on the clean one.
-        let passes = 3.0 + 2.0 * self.config.method.passes() as f64;
+        let passes = 3.0 + 2.0 * self.config.passes() as f64;
         Ok(Cost::passes(unit.items.len() as f64 * passes))
     }
 
     fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
-        let points = self.config.method.passes();
+        let points = self.config.passes();
         let progress = InCells::new(progress, unit.cells.len(), points);
         let batch = Batch::new(self.on, &unit.items, self.config, self.running, &progress)?;
-        let (shares, unmixed) = run(&batch, self.start.as_ref())?;
+        let (shares, unmixed) = match self.config.tunnel {
+            None => run(&batch, &self.starts)?,
+            Some(tunnel) => {
+                let of = |noisy: &Batch<'_>| Ok(run(noisy, &self.starts)?.0);
+                (noise::through(&batch, tunnel, of)?, 0)
+            }
+        };
         let mut examples = Vec::with_capacity(shares.len());
         for (i, shares) in shares.iter().enumerate() {
             let mut example = self.cells.example(&batch, i, unit.items[i], shares)?;
@@ -252,7 +290,7 @@ impl Prepared for Sharing<'_> {
 }
 
 /// The shares of a batch, and how many rows of ALTI were unmixed.
-fn run(batch: &Batch<'_>, start: Option<&Start>) -> Result<(Vec<Shares>, usize)> {
+fn run(batch: &Batch<'_>, starts: &[Start]) -> Result<(Vec<Shares>, usize)> {
     let relevance = |rules: &Rules| -> Result<Vec<Shares>> {
         let shares = relevance::relevance(batch, rules)?;
         batch.progress.advance(batch.len() as u64);
@@ -264,16 +302,23 @@ fn run(batch: &Batch<'_>, start: Option<&Start>) -> Result<(Vec<Shares>, usize)>
         TokenMethod::SaliencyL2 => gradient::gradient(batch, &Reading::L2)?,
         TokenMethod::SmoothGrad { draws, noise } => gradient::smooth(batch, *draws, *noise)?,
         TokenMethod::IntegratedGradients { steps, rule, .. } => {
-            let start = start.expect("looked up for this method");
-            integrated::integrated(batch, *steps, *rule, start)?
+            integrated::integrated(batch, *steps, *rule, starts)?
         }
         TokenMethod::ExpectedGradients { draws, reference } => {
-            integrated::expected(batch, *draws, *reference)?
+            integrated::drawn(batch, *draws, 0.0, reference, starts.first())?
         }
+        TokenMethod::GradientShap {
+            draws,
+            noise,
+            reference,
+        } => integrated::drawn(batch, *draws, *noise, reference, starts.first())?,
         TokenMethod::Lrp => relevance(&Rules::cp_lrp())?,
         TokenMethod::AttnLrp => relevance(&Rules::attn_lrp())?,
         TokenMethod::AltiLogit => return alti::logit(batch),
         TokenMethod::AltiRollout => return alti::rollout(batch),
+        TokenMethod::LastAttention => attention::last_layer(batch)?,
+        TokenMethod::AttentionRollout => attention::rollout(batch)?,
+        TokenMethod::AttentionTimesGradient => attention::times_gradient(batch)?,
     };
     Ok((shares, 0))
 }
@@ -325,6 +370,9 @@ fn doubts(config: &TokenConfig, completeness: &[Completeness]) -> Option<String>
         .clone()
         .max_by(|a, b| a.delta.abs().total_cmp(&b.delta.abs()))?;
     let remedy = match config.method {
+        _ if config.tunnel.is_some() => {
+            "the method misses it at noisy prompts; take less noise, or see what it does without"
+        }
         TokenMethod::IntegratedGradients {
             baseline: Baseline::Zero,
             ..
@@ -334,6 +382,9 @@ fn doubts(config: &TokenConfig, completeness: &[Completeness]) -> Option<String>
         TokenMethod::IntegratedGradients { .. } => "take more steps, or a nearer baseline",
         TokenMethod::ExpectedGradients { .. } => {
             "the sum is only expected to agree; take more draws"
+        }
+        TokenMethod::GradientShap { .. } => {
+            "the sum is only expected to agree, but for what the noise does; take more draws, or less noise"
         }
         _ => {
             "this should not happen in f32; if the model is in f16 or bf16, try `LoadOptions::dtype = f32`"

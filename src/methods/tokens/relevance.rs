@@ -39,7 +39,7 @@ pub(super) const METRIC: &str = "metric";
 
 pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>> {
     let (model, d) = (batch.model, batch.model.spec.d_model);
-    let tape = batch.tape(&batch.prompts, &[])?;
+    let tape = batch.record()?;
     let measured = batch.measured(&tape)?;
     let mut ledger = Ledger::new(batch, rules);
     let start = measured.gradient(model, rules, &tape.rows, &mut ledger)?;
