@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 48] = [
+const FLAGS: [(&str, &str); 49] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -49,6 +49,7 @@ const FLAGS: [(&str, &str); 48] = [
     ("SvgOptions::panel", "--panel"),
     ("SvgOptions::reach", "--scale-to"),
     ("SvgOptions::scale", "--scale"),
+    ("TokenConfig::tunnel", "--tunnel"),
     ("Watch::keeping", "--out"),
     ("interchange::like", "--like"),
     ("task::from_pairs_file", "--pairs"),
