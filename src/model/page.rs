@@ -13,7 +13,8 @@
 //!
 //! A line names what fills a slot, from left to right: tensors `NAME.weight`, and with `+bias` also `NAME.bias`. How wide each is
 //! follows from the spec. Lines of slots that the spec has no place for are passed over, so one page serves a family's variants.
-//! After `each`, names are those of every block behind its prefix; a name with `{` in it is whole.
+//! After `each`, names are those of every block behind its prefix; a name with `{l}` or the like in it is whole. One with `{h}` stands for
+//! as many as there are heads.
 //! Of two lines for one slot the later holds, so a family can take another's page and write below it what differs.
 //!
 //! | word | meaning |
@@ -24,6 +25,7 @@
 //! | `skip=N` | the first N rows are not taken |
 //! | `plus=1` | one is added: the norm's weight is stored less 1 |
 //! | `ones` | there is no tensor: the norm has no weight |
+//! | `in_heads` | the weights of all heads' norms lie `[head, d_head]` |
 //!
 //! | line | meaning |
 //! |---|---|
@@ -49,8 +51,8 @@ const SLOTS: [(&str, Slot, Option<Slot>); 19] = [
     ("ln_head", Slot::LnHead, Some(Slot::LnHeadBias)),
     ("ln1", Slot::Ln1, Some(Slot::Ln1Bias)),
     ("qkv", Slot::Qkv, Some(Slot::QkvBias)),
-    ("q_norm", Slot::QNorm, None),
-    ("k_norm", Slot::KNorm, None),
+    ("q_norm", Slot::QNorm, Some(Slot::QNormBias)),
+    ("k_norm", Slot::KNorm, Some(Slot::KNormBias)),
     ("o", Slot::O, Some(Slot::OBias)),
     ("ln1_post", Slot::Ln1Post, Some(Slot::Ln1PostBias)),
     ("ln2", Slot::Ln2, Some(Slot::Ln2Bias)),
@@ -128,6 +130,9 @@ fn put(
     list.push((slot, pieces(&Parts::new(slot, spec))));
 }
 
+/// Stands for the number of a head in a name.
+const HEAD: &str = "{h}";
+
 /// Of what a slot's last axis is made.
 struct Parts {
     whole: usize,
@@ -165,6 +170,7 @@ struct Line<'a> {
     skip: usize,
     plus: f32,
     is_nowhere: bool,
+    is_in_heads: bool,
 }
 
 impl<'a> Line<'a> {
@@ -176,10 +182,12 @@ impl<'a> Line<'a> {
             skip: 0,
             plus: 0.0,
             is_nowhere: false,
+            is_in_heads: false,
         };
         for &word in words {
             match (word, word.split_once('=')) {
                 ("+bias", _) => line.has_bias = true,
+                ("in_heads", _) => line.is_in_heads = true,
                 ("by_head" | "by_group", _) => line.fused = Some(word),
                 (_, Some(("skip", rows))) => line.skip = rows.parse().expect("a number of rows"),
                 (_, Some(("plus", one))) => line.plus = one.parse().expect("a number"),
@@ -187,7 +195,9 @@ impl<'a> Line<'a> {
                     (line.is_nowhere, line.plus) = (true, 1.0);
                     line.names.push("ones".to_string());
                 }
-                (name, _) if name.contains('{') => line.names.push(name.to_string()),
+                (name, _) if name.replace(HEAD, "").contains('{') => {
+                    line.names.push(name.to_string());
+                }
                 (name, _) => line.names.push(format!("{prefix}{name}")),
             }
         }
@@ -201,6 +211,7 @@ impl<'a> Line<'a> {
             stored: match (self.is_nowhere, parts.is_matrix) {
                 (true, _) => Stored::Nowhere,
                 (false, true) => stored,
+                (false, false) if self.is_in_heads => Stored::HeadColumns { d_head },
                 (false, false) => Stored::AsIs,
             },
             out,
@@ -225,6 +236,11 @@ impl<'a> Line<'a> {
             ),
         };
         match (self.names.as_slice(), takes) {
+            ([name], _) if name.contains(HEAD) => {
+                let heads = 0..parts.whole / d_head;
+                let names = heads.map(|head| name.replace(HEAD, &head.to_string()));
+                names.map(|name| piece(&name, d_head, Take::All)).collect()
+            }
             ([name], Some(takes)) => {
                 let parts = parts.widths.iter().zip(takes);
                 parts.map(|(&out, take)| piece(name, out, take)).collect()
@@ -245,6 +261,7 @@ impl<'a> Line<'a> {
 mod tests {
     use super::*;
     use crate::model::families::from_config;
+    use crate::model::spec::QkNorm;
 
     /// A Llama of 2 layers, 4 heads of 6 and 2 heads for keys.
     fn spec() -> ModelSpec {
@@ -313,6 +330,23 @@ mod tests {
             pieces(&layout, Slot::O),
             [("here.{l}.o.weight".to_string(), 24)]
         );
+    }
+
+    #[test]
+    fn a_tensor_for_each_head_is_a_piece_of_its_own() {
+        let spec = ModelSpec {
+            qk_norm: QkNorm::OwnLayer,
+            ..spec()
+        };
+        let layout = layout(
+            "each h.{l}. \n q_norm q in_heads \n k_norm k.{h}.n",
+            &spec,
+        );
+        let (_, q) = &layout.blocks[0];
+        assert_eq!(q[0].stored_shape(&[24]), [4, 6]);
+        let names = ["h.{l}.k.0.n.weight", "h.{l}.k.1.n.weight"];
+        let k = pieces(&layout, Slot::KNorm);
+        assert_eq!(k, names.map(|name| (name.to_string(), 6)));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! works on tokens alone.
 
 pub mod attention;
+pub mod clip;
 pub mod embed;
 mod frequencies;
 pub mod host;

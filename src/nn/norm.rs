@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::host::{dot, fold, host, is_host, on_host, simd, tensor};
 use super::rules::NormRule;
 use crate::error::Result;
-use crate::spec::{NormKind, NormWeights};
+use crate::spec::{NormKind, NormWeights, QkNorm};
 
 /// What a norm computes on the way to its output.
 pub struct Parts {
@@ -20,7 +20,7 @@ pub struct Parts {
 
 /// The norm of each row.
 /// # Shapes
-/// `x [tokens, d]`; gives the same.
+/// `x [tokens, d]`; gives the same. Or `x [tokens, n, d]` and weights `[n, d]`, other ones for each of `n` rows in turn.
 pub fn forward(x: &Tensor, w: &NormWeights, kind: NormKind, eps: f64) -> Result<Tensor> {
     if !is_host(x) {
         return Ok(parts(x, w, kind, eps)?.y);
@@ -100,7 +100,8 @@ pub fn apply_weight(normalized: &Tensor, w: &NormWeights) -> Result<Tensor> {
 /// The gradient at the input of a norm, from what its forward pass made: with `n = normalized` and `g = dy w`,
 /// `(g [- mean g] - n mean(g n)) / scale`; the last term is that of the scale.
 /// # Shapes
-/// `dy`, `normalized [tokens, d]` and `scale [tokens, 1]`, f32 on the host; gives `[tokens, d]`.
+/// `dy`, `normalized [tokens, d]` and `scale [tokens, 1]`, f32 on the host; gives `[tokens, d]`. Or with `n` rows for each token, as
+/// [`forward`] has it.
 pub fn backward(
     dy: &Tensor,
     normalized: &Tensor,
@@ -117,16 +118,19 @@ pub fn backward(
         let (dy, normalized) = (host(&dy)?, host(&normalized)?);
         let (scale, weight) = (host(&scale)?, host(&weight)?);
         let (dy, normalized, scale, weight) = (&*dy, &*normalized, &*scale, &*weight);
-        let block = 32 * d;
+        let rows = rows_at_once(weight, d);
+        let block = rows * d;
         dx.par_chunks_mut(block)
             .zip(dy.par_chunks(block))
             .zip(normalized.par_chunks(block))
-            .zip(scale.par_chunks(32))
+            .zip(scale.par_chunks(rows))
             .for_each(|(((dx, dy), normalized), scale)| {
                 simd(
                     #[inline(always)]
                     || {
+                        let n = weight.len() / d;
                         for (i, dx) in dx.chunks_exact_mut(d).enumerate() {
+                            let weight = &weight[i % n * d..][..d];
                             let row = i * d..(i + 1) * d;
                             let (dy, n) = (&dy[row.clone()], &normalized[row]);
                             for j in 0..d {
@@ -154,30 +158,23 @@ pub fn backward(
 
 /// [`backward`] of [`heads`].
 /// # Shapes
-/// `dy`, `x [tokens, heads, d]`; `w [d]` or `[heads * d]`; gives the shape of `x`.
+/// `dy`, `x [tokens, heads, d]`; gives the same.
 pub fn heads_backward(
     dy: &Tensor,
     x: &Tensor,
-    w: &Tensor,
+    w: &NormWeights,
+    norm: QkNorm,
     eps: f64,
     rule: NormRule,
 ) -> Result<Tensor> {
-    let weights = NormWeights {
-        w: on_host(w)?,
-        b: None,
+    let w = NormWeights {
+        w: on_host(&w.w)?,
+        b: w.b.as_ref().map(on_host).transpose()?,
     };
-    let width = w.elem_count();
-    let rows = on_host(x)?.reshape(((), width))?;
-    let dy = dy.contiguous()?.reshape(((), width))?;
-    let made = parts(&rows, &weights, NormKind::Rms, eps)?;
-    let dx = backward(
-        &dy,
-        &made.normalized,
-        &made.scale,
-        &weights,
-        NormKind::Rms,
-        rule,
-    )?;
+    let (rows, w) = by_head(&on_host(x)?, &w, norm)?;
+    let dy = dy.contiguous()?.reshape(rows.shape())?;
+    let of = parts(&rows, &w, norm.kind(), eps)?;
+    let dx = backward(&dy, &of.normalized, &of.scale, &w, norm.kind(), rule)?;
     Ok(dx.reshape(x.shape())?)
 }
 
@@ -210,12 +207,17 @@ fn run(
     let weight = host(&w.w)?;
     let bias = w.b.as_ref().map(host).transpose()?;
     let (weight, bias) = (&*weight, bias.as_deref());
-    let block = 32 * d;
+    let rows_at_once = rows_at_once(weight, d);
+    let block = rows_at_once * d;
     let norm_rows = |x: &[f32], y: &mut [f32], mut extra: Extra<'_>| {
         simd(
             #[inline(always)]
             || {
+                // Of one row of weights, or of several in turn, the first of which is that of the block's first row.
+                let n = weight.len() / d;
                 for (i, (x, y)) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).enumerate() {
+                    let of_row = i % n * d;
+                    let weight = &weight[of_row..of_row + d];
                     let mean = if kind == NormKind::Layer {
                         sum(x) / d as f32
                     } else {
@@ -239,6 +241,7 @@ fn run(
                         }
                     }
                     if let Some(bias) = bias {
+                        let bias = &bias[of_row..of_row + d];
                         for j in 0..d {
                             y[j] += bias[j];
                         }
@@ -252,7 +255,7 @@ fn run(
             let rows = x.par_chunks(block).zip(y.par_chunks_mut(block));
             let rows = rows
                 .zip(normalized.par_chunks_mut(block))
-                .zip(scales.par_chunks_mut(32));
+                .zip(scales.par_chunks_mut(rows_at_once));
             rows.for_each(|(((x, y), normalized), scales)| {
                 norm_rows(x, y, Some((normalized, scales)))
             });
@@ -263,6 +266,11 @@ fn run(
             .for_each(|(x, y)| norm_rows(x, y, None)),
     }
     Ok(())
+}
+
+/// A block of rows begins with the first of the rows of weights.
+fn rows_at_once(weight: &[f32], d: usize) -> usize {
+    32usize.next_multiple_of((weight.len() / d.max(1)).max(1))
 }
 
 #[inline(always)]
@@ -290,17 +298,56 @@ fn squares(x: &[f32], mean: f32) -> f32 {
     fold(sums) + rest.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>()
 }
 
-/// RMSNorm of each head's slice, for q/k-norms.
+/// The norm of queries or keys.
 /// # Shapes
-/// `x [tokens, heads, d]`, `w [d]`; or `w [heads * d]`, one norm over all heads at once.
-pub fn heads(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-    let weights = NormWeights {
-        w: w.clone(),
-        b: None,
+/// `x [tokens, heads, d]`; gives the same. `w [d]`, or `[heads * d]` where weights differ from head to head, for the heads of `x` or for
+/// fewer, each of which serves as many in a row.
+pub fn heads(x: &Tensor, w: &NormWeights, norm: QkNorm, eps: f64) -> Result<Tensor> {
+    let (rows, w) = by_head(x, w, norm)?;
+    Ok(forward(&rows, &w, norm.kind(), eps)?.reshape(x.shape())?)
+}
+
+/// What a norm of queries or keys takes for a row, and its weights beside each other.
+fn by_head(x: &Tensor, w: &NormWeights, norm: QkNorm) -> Result<(Tensor, NormWeights)> {
+    let (tokens, heads, d) = x.dims3()?;
+    let x = x.contiguous()?;
+    let weights = |shape: &[usize]| -> Result<NormWeights> {
+        // Where each query head has a key of its own, it has its key head's weights.
+        let of = |w: &Tensor| -> Result<Tensor> {
+            let own = w.elem_count() / d;
+            let w = w.reshape((own, 1, d))?;
+            let w = w.broadcast_as((own, heads / own, d))?.contiguous()?;
+            Ok(w.reshape(shape)?)
+        };
+        Ok(NormWeights {
+            w: of(&w.w)?,
+            b: w.b.as_ref().map(of).transpose()?,
+        })
     };
-    let width = w.elem_count();
-    let rows = x.contiguous()?.reshape(((), width))?;
-    Ok(forward(&rows, &weights, NormKind::Rms, eps)?.reshape(x.shape())?)
+    match norm {
+        QkNorm::FullWidth => Ok((x.reshape((tokens, heads * d))?, weights(&[heads * d])?)),
+        QkNorm::OwnLayer => Ok((x, weights(&[heads, d])?)),
+        QkNorm::None | QkNorm::PerHead | QkNorm::PerHeadLayer => Ok((x, w.clone())),
+    }
+}
+
+/// The weights of a norm of queries or keys for some heads alone, where it does not see all at once.
+pub fn of_heads(
+    w: &NormWeights,
+    norm: QkNorm,
+    heads: impl IntoIterator<Item = usize>,
+    d: usize,
+) -> Result<NormWeights> {
+    if norm != QkNorm::OwnLayer {
+        return Ok(w.clone());
+    }
+    let heads: Vec<u32> = heads.into_iter().map(|head| head as u32).collect();
+    let heads = Tensor::new(heads, w.w.device())?;
+    let own = |w: &Tensor| w.reshape(((), d))?.index_select(&heads, 0)?.flatten_all();
+    Ok(NormWeights {
+        w: own(&w.w)?,
+        b: w.b.as_ref().map(own).transpose()?,
+    })
 }
 
 #[cfg(test)]

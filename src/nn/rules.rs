@@ -13,6 +13,7 @@ use serde::Serialize;
 pub struct Rules {
     /// At every norm: around the branches, before the unembedding, on queries and keys.
     pub norm: NormRule,
+    /// At the activation of the MLP, and where queries, keys and values are cut off.
     pub activation: ActivationRule,
     pub gate: GateRule,
     pub pattern: PatternRule,

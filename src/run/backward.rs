@@ -44,8 +44,10 @@ pub(crate) trait Probe {
 
 /// What arrives at queries, keys and values of one layer, each of one query head.
 pub(crate) struct Readers<'a> {
-    /// `[rows, n_heads, d_head]` each, at `hook_q`, `hook_k`, `hook_v`: before q/k-norm and rotation.
+    /// `[rows, n_heads, d_head]` each, before q/k-norm and rotation, and before anything is cut off.
     pub gradients: [&'a Tensor; 3],
+    /// What was read, alike, in a model that cuts it off after that.
+    pub read: Option<[Tensor; 3]>,
     pub saved: &'a Saved<'a>,
     pub rows: &'a Rows,
 }

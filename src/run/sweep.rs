@@ -24,7 +24,7 @@
 //! #     family: "tiny".into(), n_layers: 2, n_heads: 2, n_kv_heads: 1, d_model: 8, d_head: 4, d_mlp: 12, d_vocab: 20,
 //! #     n_ctx: 16, norm: NormKind::Rms, norm_eps: 1e-5, norm_placement: NormPlacement::Pre, block: Block::Sequential,
 //! #     position: Position::Learned, attn_scale: vec![0.5; 2], attn_softcap: None, windows: vec![None; 2],
-//! #     qk_norm: QkNorm::None, mlp: Mlp::Gated, activation: Activation::Silu, embed_norm: false, embed_scale: None,
+//! #     qk_norm: QkNorm::None, qkv_clip: None, mlp: Mlp::Gated, activation: Activation::Silu, embed_norm: false, embed_scale: None,
 //! #     residual_multiplier: None, logit_scale: None, final_softcap: None, tied: false, encoder: None,
 //! # };
 //! # let model = Model::random(spec, 1)?;

@@ -27,7 +27,9 @@ pub enum Slot {
     Qkv,
     QkvBias,
     QNorm,
+    QNormBias,
     KNorm,
+    KNormBias,
     O,
     OBias,
     Ln1Post,
@@ -70,13 +72,15 @@ impl Slot {
     ];
 
     /// The slots of each block.
-    pub const BLOCK: [Slot; 18] = [
+    pub const BLOCK: [Slot; 20] = [
         Slot::Ln1,
         Slot::Ln1Bias,
         Slot::Qkv,
         Slot::QkvBias,
         Slot::QNorm,
+        Slot::QNormBias,
         Slot::KNorm,
+        Slot::KNormBias,
         Slot::O,
         Slot::OBias,
         Slot::Ln1Post,
@@ -113,7 +117,7 @@ impl Slot {
             Mlp::Gated => 2 * spec.d_mlp,
             Mlp::None | Mlp::Plain => spec.d_mlp,
         };
-        let full_width = spec.qk_norm == QkNorm::FullWidth;
+        let by_head = spec.qk_norm.has_weights_by_head();
         match self {
             Slot::Embed | Slot::Unembed => vec![spec.d_vocab, spec.d_model],
             Slot::Positions => vec![spec.n_ctx, spec.d_model],
@@ -125,8 +129,8 @@ impl Slot {
             Slot::Head => vec![spec.d_model, spec.d_model],
             Slot::Qkv => vec![spec.d_model, heads + 2 * kv_heads],
             Slot::QkvBias => vec![heads + 2 * kv_heads],
-            Slot::QNorm => vec![if full_width { heads } else { spec.d_head }],
-            Slot::KNorm => vec![if full_width { kv_heads } else { spec.d_head }],
+            Slot::QNorm | Slot::QNormBias => vec![if by_head { heads } else { spec.d_head }],
+            Slot::KNorm | Slot::KNormBias => vec![if by_head { kv_heads } else { spec.d_head }],
             Slot::O => vec![heads, spec.d_model],
             Slot::MlpIn => vec![spec.d_model, mlp_in],
             Slot::MlpInBias => vec![mlp_in],
@@ -179,6 +183,7 @@ impl Slot {
             Slot::Ln1 => required(spec.has_pre_norm()),
             Slot::Ln1Bias => optional(layer_norm && spec.has_pre_norm()),
             Slot::QNorm | Slot::KNorm => required(spec.qk_norm != QkNorm::None),
+            Slot::QNormBias | Slot::KNormBias => optional(spec.qk_norm.kind() == NormKind::Layer),
             Slot::Ln1Post => required(spec.has_post_norm()),
             Slot::Ln1PostBias => optional(layer_norm && spec.has_post_norm()),
             Slot::Ln2 => required(has_ln2),
@@ -219,8 +224,10 @@ impl Slot {
             Slot::Ln1Bias => shift(&block?.ln1),
             Slot::Qkv => Some(&block?.w_qkv),
             Slot::QkvBias => block?.b_qkv.as_ref(),
-            Slot::QNorm => block?.q_norm.as_ref(),
-            Slot::KNorm => block?.k_norm.as_ref(),
+            Slot::QNorm => scale(&block?.q_norm),
+            Slot::QNormBias => shift(&block?.q_norm),
+            Slot::KNorm => scale(&block?.k_norm),
+            Slot::KNormBias => shift(&block?.k_norm),
             Slot::O => Some(&block?.w_o),
             Slot::OBias => block?.b_o.as_ref(),
             Slot::Ln1Post => scale(&block?.ln1_post),

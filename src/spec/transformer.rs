@@ -37,6 +37,9 @@ pub struct ModelSpec {
     /// Sliding window per layer: a query at `i` sees keys `j` with `i - j < window`. `None`: all earlier keys.
     pub windows: Vec<Option<usize>>,
     pub qk_norm: QkNorm,
+    /// Queries, keys and values are cut off at this size, either way, as soon as they are read (OLMo 1, MPT).
+    #[serde(default)]
+    pub qkv_clip: Option<f32>,
 
     pub mlp: Mlp,
     pub activation: Activation,
@@ -202,6 +205,25 @@ pub enum QkNorm {
     PerHead,
     /// RMS norm over all heads at once (OLMo 2).
     FullWidth,
+    /// LayerNorm over each head's `d_head`, with the same weights for all (Phi).
+    PerHeadLayer,
+    /// LayerNorm over each head's `d_head`, with weights of its own for each (Command-R+, StableLM 2 12B).
+    OwnLayer,
+}
+
+impl QkNorm {
+    /// Its kind; that of a model without one does not matter.
+    pub fn kind(self) -> NormKind {
+        match self {
+            QkNorm::None | QkNorm::PerHead | QkNorm::FullWidth => NormKind::Rms,
+            QkNorm::PerHeadLayer | QkNorm::OwnLayer => NormKind::Layer,
+        }
+    }
+
+    /// Whether weights differ from head to head.
+    pub fn has_weights_by_head(self) -> bool {
+        matches!(self, QkNorm::FullWidth | QkNorm::OwnLayer)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -333,6 +355,11 @@ impl ModelSpec {
             QkNorm::None => (),
             QkNorm::PerHead => say("q/k-norm".into()),
             QkNorm::FullWidth => say("q/k-norm over all heads".into()),
+            QkNorm::PerHeadLayer => say("q/k-LayerNorm".into()),
+            QkNorm::OwnLayer => say("q/k-LayerNorm, other weights in each head".into()),
+        }
+        if let Some(most) = self.qkv_clip {
+            say(format!("q, k and v cut off at {most}"));
         }
         let usual = 1.0 / (self.d_head as f32).sqrt();
         if self
@@ -444,6 +471,7 @@ mod tests {
             attn_softcap: None,
             windows: vec![None; n_layers],
             qk_norm: QkNorm::None,
+            qkv_clip: None,
             mlp: Mlp::None,
             activation: Activation::Relu,
             embed_norm: false,

@@ -47,9 +47,9 @@ pub struct BlockWeights {
     /// `[d_model, (n_heads + 2 n_kv_heads) d_head]`: queries, then keys, then values; heads in order inside each.
     pub w_qkv: Tensor,
     pub b_qkv: Option<Tensor>,
-    /// `[d_head]` (`PerHead`), or `[n_heads d_head]` and `[n_kv_heads d_head]` (`FullWidth`).
-    pub q_norm: Option<Tensor>,
-    pub k_norm: Option<Tensor>,
+    /// `[d_head]`, or `[n_heads d_head]` and `[n_kv_heads d_head]` where weights differ from head to head.
+    pub q_norm: Option<NormWeights>,
+    pub k_norm: Option<NormWeights>,
     /// `[n_heads d_head, d_model]`
     pub w_o: Tensor,
     pub b_o: Option<Tensor>,
@@ -87,11 +87,9 @@ impl Weights {
             let mlp = b.mlp.as_ref().map_or(0, |m| {
                 size(&m.w_in) + some(&m.b_in) + size(&m.w_out) + some(&m.b_out)
             });
-            let norms = norm(&b.ln1) + norm(&b.ln1_post) + norm(&b.ln2) + norm(&b.ln2_post);
+            let norms = norm(&b.q_norm) + norm(&b.k_norm) + norm(&b.ln1) + norm(&b.ln1_post) + norm(&b.ln2) + norm(&b.ln2_post);
             size(&b.w_qkv)
                 + some(&b.b_qkv)
-                + some(&b.q_norm)
-                + some(&b.k_norm)
                 + size(&b.w_o)
                 + some(&b.b_o)
                 + norms

@@ -335,7 +335,7 @@ add("microsoft/phi-2", PHI)
 add("microsoft/phi-1_5", PHI, partial_rotary_factor=0.5, num_key_value_heads=None, bos_token_id=None, eos_token_id=None, resid_pdrop=0.0)
 add("microsoft/phi-1 with its code", PHI, auto_map=dict(AutoConfig="configuration_phi.PhiConfig"))
 add("Phi 2 without its share", PHI, drop=["partial_rotary_factor"])
-add("a Phi whose queries and keys have norms", PHI, refused="qk_layernorm", qk_layernorm=True)
+add("a Phi whose queries and keys have norms", PHI, qk_layernorm=True)
 PHI3 = dict(
     architectures=["Phi3ForCausalLM"], attention_bias=False, attention_dropout=0.0, auto_map=dict(
         AutoConfig="configuration_phi3.Phi3Config", AutoModelForCausalLM="modeling_phi3.Phi3ForCausalLM"), bos_token_id=1, embd_pdrop=0.0,
@@ -387,7 +387,8 @@ OLMO = dict(
 )
 add("allenai/OLMo-1B-hf", OLMO)
 add("allenai/OLMo-7B-hf", OLMO, tie_word_embeddings=False)
-add("allenai/OLMo-7B-0424-hf", OLMO, refused="cut off", clip_qkv=8.0)
+add("allenai/OLMo-7B-0424-hf", OLMO, clip_qkv=8.0)
+add("an OLMo that cuts off what its shrunk weights give", OLMO, clip_qkv=0.7)
 OLMO3 = dict(
     OLMO2, architectures=["Olmo3ForCausalLM"], model_type="olmo3",
     sliding_window=4096, max_position_embeddings=65536, layer_types=KINDS, rope_scaling=dict(
@@ -424,7 +425,7 @@ STABLELM = dict(
 )
 add("stabilityai/stablelm-2-1_6b", STABLELM)
 add("StableLM without its share", STABLELM, drop=["partial_rotary_factor", "use_qkv_bias", "use_parallel_residual"])
-add("stabilityai/stablelm-2-12b", STABLELM, refused="for each head", qk_layernorm=True, use_parallel_residual=True)
+add("stabilityai/stablelm-2-12b", STABLELM, qk_layernorm=True, use_parallel_residual=True)
 COHERE = dict(
     architectures=["CohereForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=5, eos_token_id=255001,
     hidden_act="silu", hidden_size=8192, initializer_range=0.02, intermediate_size=22528, layer_norm_eps=1e-5, logit_scale=0.0625,
@@ -433,7 +434,7 @@ COHERE = dict(
 )
 add("CohereLabs/c4ai-command-r-v01", COHERE)
 add("CohereLabs/aya-23-8B without its base", COHERE, drop=["rope_theta", "logit_scale"], num_key_value_heads=8, use_qk_norm=False)
-add("CohereLabs/c4ai-command-r-plus", COHERE, refused="for each head", use_qk_norm=True, num_key_value_heads=8)
+add("CohereLabs/c4ai-command-r-plus", COHERE, use_qk_norm=True, num_key_value_heads=8)
 COHERE2 = dict(
     COHERE, architectures=["Cohere2ForCausalLM"], cache_implementation="hybrid", head_dim=128, layer_switch=4, logit_scale=0.25,
     model_type="cohere2", num_key_value_heads=8, order_of_interleaved_layers="local_attn_first", position_embedding_type="rope_gptj",
@@ -603,7 +604,8 @@ MPT = dict(
 )
 add("mosaicml/mpt-7b", MPT)
 add("an MPT without the settings of its attention", MPT, drop=["attn_config"])
-add("mosaicml/mpt-7b-storywriter", MPT, refused="cut off", attn_config=dict(alibi=True, alibi_bias_max=16, clip_qkv=6))
+add("mosaicml/mpt-7b-storywriter", MPT, refused="takes 8", attn_config=dict(alibi=True, alibi_bias_max=16, clip_qkv=6))
+add("an MPT that cuts off what its shrunk weights give", MPT, attn_config=dict(alibi=True, alibi_bias_max=8, clip_qkv=0.7))
 
 
 # --- Checkpoints of tied models that have an unembedding

@@ -302,6 +302,7 @@ impl Walk<'_> {
             if let Some(b) = &w.b_qkv {
                 t = t.broadcast_add(&cut(b, 0)?.squeeze(0)?)?;
             }
+            let t = self.clip(&t)?;
             letters.push(self.at_layer(kind, layer, &t)?);
             column += columns;
         }
@@ -405,24 +406,50 @@ impl Walk<'_> {
         }
     }
 
+    /// Between minus and plus the largest size that the model allows, with no slope beyond it.
+    fn clip(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(most) = self.spec.qkv_clip.map(f64::from) else {
+            return Ok(x.clone());
+        };
+        let within = x.abs()?.le(most)?.to_dtype(DType::F64)?;
+        let beyond = ((within.neg()? + 1.0)? * most)?;
+        let signs = ((x.ge(0f64)?.to_dtype(DType::F64)? * 2.0)? - 1.0)?;
+        let y = ((x * &within)? + (beyond * signs)?)?;
+        match self.rules.activation {
+            ActivationRule::Exact => Ok(y),
+            ActivationRule::Ratio => ratio_rule(x, &y, ACTIVATION_FLOOR),
+        }
+    }
+
     /// The norm of queries or keys, where the model has one.
     /// # Shapes
     /// `x [batch, pos, n_heads, d_head]`.
-    fn heads_norm(&self, x: &Tensor, w: Option<&Tensor>) -> Result<Tensor> {
-        let Some(w) = w else { return Ok(x.clone()) };
-        let (batch, length, heads, width) = x.dims4()?;
-        let (rows, w) = match self.spec.qk_norm {
-            QkNorm::FullWidth => {
-                let w = wide(w)?.reshape((1, (), width))?;
-                let w = copy_heads(&w, heads / w.dim(1)?)?.flatten_all()?;
-                (x.reshape((batch, length, heads * width))?, w)
-            }
-            QkNorm::PerHead | QkNorm::None => (x.clone(), wide(w)?),
+    fn heads_norm(&self, x: &Tensor, w: Option<&NormWeights>) -> Result<Tensor> {
+        let Some(NormWeights { w, b }) = w else {
+            return Ok(x.clone());
         };
-        let y = rows
-            .broadcast_div(&self.divisor(&rows)?)?
-            .broadcast_mul(&w)?;
-        y.reshape(x.shape())
+        let (batch, length, heads, width) = x.dims4()?;
+        let of_heads = |w: &Tensor| -> Result<Tensor> {
+            let w = wide(w)?.reshape((1, (), width))?;
+            copy_heads(&w, heads / w.dim(1)?)?.squeeze(0) // [n_heads, d_head]
+        };
+        let is_full = self.spec.qk_norm == QkNorm::FullWidth;
+        let rows = match is_full {
+            true => x.reshape((batch, length, heads * width))?,
+            false => x.clone(),
+        };
+        let rows = match self.spec.qk_norm {
+            QkNorm::PerHeadLayer | QkNorm::OwnLayer => {
+                rows.broadcast_sub(&rows.mean_keepdim(D::Minus1)?)?
+            }
+            QkNorm::FullWidth | QkNorm::PerHead | QkNorm::None => rows,
+        };
+        let y = rows.broadcast_div(&self.divisor(&rows)?)?;
+        let y = y.reshape(x.shape())?.broadcast_mul(&of_heads(w)?)?;
+        match b {
+            Some(b) => y.broadcast_add(&of_heads(b)?),
+            None => Ok(y),
+        }
     }
 
     /// The root mean square of each row.

@@ -103,6 +103,17 @@ fn combinations() -> Vec<Model> {
             attn_softcap: Some(1.5),
             ..like("llama", "without norms")
         },
+        // Queries and keys are cut off and then centred, under biases and shared keys.
+        ModelSpec {
+            qkv_clip: Some(0.8),
+            qk_norm: QkNorm::PerHeadLayer,
+            ..like("phi", "cut off and centred")
+        },
+        ModelSpec {
+            qk_norm: QkNorm::OwnLayer,
+            attn_softcap: Some(0.7),
+            ..like("gemma2", "centred head by head")
+        },
         ModelSpec {
             n_layers: 1,
             n_heads: 1,

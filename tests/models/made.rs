@@ -27,6 +27,7 @@ pub fn affine(n_layers: usize) -> Model {
         attn_softcap: None,
         windows: vec![None; n_layers],
         qk_norm: QkNorm::None,
+        qkv_clip: None,
         mlp: Mlp::None,
         activation: Activation::Relu,
         embed_norm: false,

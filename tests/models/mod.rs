@@ -42,6 +42,7 @@ fn llama(n_layers: usize, n_heads: usize, n_kv_heads: usize, d_head: usize) -> M
         attn_softcap: None,
         windows: vec![None; n_layers],
         qk_norm: QkNorm::None,
+        qkv_clip: None,
         mlp: Mlp::Gated,
         activation: Activation::Silu,
         embed_norm: false,
@@ -227,6 +228,21 @@ pub fn every_kind() -> Vec<Model> {
             ),
             ..llama(2, 4, 2, 8)
         },
+        // A third of its queries, keys and values is cut off.
+        ModelSpec {
+            family: "olmo".into(),
+            norm: NormKind::Layer,
+            qkv_clip: Some(0.9),
+            ..llama(3, 4, 2, 6)
+        },
+        ModelSpec {
+            family: "cohere".into(),
+            norm: NormKind::Layer,
+            block: Block::Parallel { shared_norm: true },
+            qk_norm: QkNorm::OwnLayer,
+            tied: true,
+            ..llama(2, 4, 2, 6)
+        },
     ];
     let random = |(i, (spec, biases)): (usize, (ModelSpec, bool))| {
         let seed = 100 + i as u64;
@@ -264,8 +280,8 @@ pub fn cast(model: &Model, dtype: DType) -> Model {
         ln1: norm(&block.ln1),
         w_qkv: to(&block.w_qkv),
         b_qkv: maybe(&block.b_qkv),
-        q_norm: maybe(&block.q_norm),
-        k_norm: maybe(&block.k_norm),
+        q_norm: norm(&block.q_norm),
+        k_norm: norm(&block.k_norm),
         w_o: to(&block.w_o),
         b_o: maybe(&block.b_o),
         ln1_post: norm(&block.ln1_post),

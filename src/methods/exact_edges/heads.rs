@@ -12,18 +12,18 @@ use crate::hooks::{Hook, Kind, Letter};
 use crate::metric::Target;
 use crate::model::{Model, ModelSpec};
 use crate::nn::attention::{self, KeysValues, Shape, Slopes};
-use crate::nn::{linear, norm, rope};
+use crate::nn::{clip, linear, norm, rope};
 use crate::run::BaseRun;
 use crate::run::forward::rotated;
 use crate::run::rows::{self, Rows, pick, regather};
-use crate::spec::QkNorm;
+use crate::spec::{NormWeights, QkNorm};
 
 /// What [`Read`] needs of the base run besides what every sweep does.
 pub(super) fn kinds(spec: &ModelSpec) -> &'static [Kind] {
     match spec.qk_norm {
         // A norm over all heads sees the other heads' queries and keys before it.
         QkNorm::FullWidth => &[Kind::Q, Kind::K],
-        QkNorm::None | QkNorm::PerHead => &[],
+        QkNorm::None | QkNorm::PerHead | QkNorm::PerHeadLayer | QkNorm::OwnLayer => &[],
     }
 }
 
@@ -66,6 +66,7 @@ impl<'a> Read<'a> {
             Some(w) => norm::forward(&x, w, spec.norm, spec.norm_eps)?,
             None => x,
         };
+        let qkv = linear::forward(&x, &weights.w_qkv, weights.b_qkv.as_ref())?;
         Ok(Read {
             model,
             base,
@@ -73,7 +74,7 @@ impl<'a> Read<'a> {
             layer,
             ropes: rope::Tables::new(spec, base.length),
             rows,
-            qkv: linear::forward(&x, &weights.w_qkv, weights.b_qkv.as_ref())?,
+            qkv: clip::forward(qkv, spec.qkv_clip)?,
         })
     }
 
@@ -163,18 +164,23 @@ impl<'a> Read<'a> {
             Ok(Tensor::cat(&parts, 1)?)
         };
         let weights = &self.model.weights.blocks[layer];
-        let rotate = |x: Tensor, w: &Option<Tensor>| {
+        let rotate = |x: Tensor, w: &Option<NormWeights>, head: usize| {
+            let of_head = |w| norm::of_heads(w, spec.qk_norm, [head], spec.d_head);
+            let w = w.as_ref().map(of_head).transpose()?;
             rotated(spec, layer, &x, w.as_ref(), &rows.positions(), &self.ropes)
         };
         let q = match letter {
             Letter::Q => {
-                let q = rotate(beside(Kind::Q, 1)?, &weights.q_norm)?;
+                let q = rotate(beside(Kind::Q, 1)?, &weights.q_norm, head)?;
                 regather(&q, rows, asking, None)?
             }
             _ => pick(&base_q, asking)?,
         };
         let k = match letter {
-            Letter::K => rotate(beside(Kind::K, spec.group())?, &weights.k_norm)?,
+            Letter::K => {
+                let shared = head / spec.group();
+                rotate(beside(Kind::K, spec.group())?, &weights.k_norm, shared)?
+            }
             _ => pick(&base_k, rows)?,
         };
         let v = match letter {

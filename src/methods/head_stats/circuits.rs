@@ -8,9 +8,9 @@ use crate::error::Result;
 use crate::methods::logits::distinct_texts;
 use crate::methods::method::Subject;
 use crate::model::Model;
-use crate::nn::{embed::embed, linear, norm};
+use crate::nn::{clip, embed::embed, linear, norm};
 use crate::scores::Cell;
-use crate::spec::QkNorm;
+use crate::spec::NormWeights;
 
 /// Rows of the embedding read at once: a vocabulary of keys is not made in one piece.
 const ROWS: usize = 4096;
@@ -85,8 +85,9 @@ fn read(model: &Model, layer: usize, tokens: &[u32]) -> Result<[Tensor; 3]> {
         None => x,
     };
     let qkv = linear::forward(&x, &block.w_qkv, block.b_qkv.as_ref())?;
+    let qkv = clip::forward(qkv, spec.qkv_clip)?;
     let counts = [spec.n_heads, spec.n_kv_heads, spec.n_kv_heads];
-    let norms: [Option<&Tensor>; 3] = [block.q_norm.as_ref(), block.k_norm.as_ref(), None];
+    let norms: [Option<&NormWeights>; 3] = [block.q_norm.as_ref(), block.k_norm.as_ref(), None];
     let mut start = 0;
     let mut out = Vec::with_capacity(3);
     for (count, w) in counts.into_iter().zip(norms) {
@@ -94,9 +95,9 @@ fn read(model: &Model, layer: usize, tokens: &[u32]) -> Result<[Tensor; 3]> {
         let t = qkv.narrow(1, start, width)?.contiguous()?;
         let t = t.reshape((tokens.len(), count, spec.d_head))?;
         start += width;
-        let t = match (spec.qk_norm, w) {
-            (QkNorm::None, _) | (_, None) => t,
-            (QkNorm::PerHead | QkNorm::FullWidth, Some(w)) => norm::heads(&t, w, spec.norm_eps)?,
+        let t = match w {
+            None => t,
+            Some(w) => norm::heads(&t, w, spec.qk_norm, spec.norm_eps)?,
         };
         out.push(t.to_dtype(DType::F32)?);
     }

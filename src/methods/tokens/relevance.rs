@@ -27,7 +27,7 @@ use crate::model::Model;
 use crate::nn::host::to_host;
 use crate::nn::linear;
 use crate::nn::rules::{PatternRule, Rules};
-use crate::run::backward::{Descent, Probe, Readers};
+use crate::run::backward::{Descent, Probe, Readers, reader_column};
 use crate::run::gradients::Measured;
 use crate::run::rows::Rows;
 use crate::spec::{Block, BlockWeights, Mlp, NormWeights};
@@ -135,15 +135,13 @@ struct Ledger<'a> {
 }
 
 /// Where a layer's biases and its softmax are read off.
-const WATCHED: [Kind; 9] = [
+const WATCHED: [Kind; 7] = [
     Kind::MlpOut,
     Kind::MlpPre,
     Kind::MlpPreLinear,
     Kind::AttnOut,
     Kind::RotQ,
     Kind::RotK,
-    Kind::Q,
-    Kind::K,
     Kind::V,
 ];
 
@@ -167,10 +165,9 @@ impl Probe for Ledger<'_> {
             let [q, k, v] = [Kind::RotQ, Kind::RotK, Kind::V].map(|kind| {
                 let gradient = self.take(kind);
                 let value = readers.saved.get(kind, readers.rows)?;
-                self.by_prompt(&value, &gradient).map(|r| (r, gradient))
+                self.by_prompt(&value, &gradient)
             });
-            let ((q, _), (k, _), (v, at_v)) = (q?, k?, v?);
-            self.at.insert(Kind::V, at_v);
+            let (q, k, v) = (q?, k?, v?);
             let leak = v.iter().zip(q).zip(k).map(|((v, q), k)| v - q - k);
             self.parts
                 .push(("attn.hook_pattern", layer, leak.collect()));
@@ -193,7 +190,7 @@ impl Probe for Ledger<'_> {
                     }
                 }
             }
-            add(self.attention_inputs(weights)?);
+            add(self.attention_inputs(weights, readers)?);
             let b_o = weights.b_o.as_ref();
             let attention = Write::new(self.model, weights.ln1_post.as_ref(), b_o)?;
             add(self.written(&attention, Kind::AttnOut, Ln::OnePost, readers)?);
@@ -257,13 +254,26 @@ impl<'a> Ledger<'a> {
         Ok(shares)
     }
 
-    /// Of queries, keys and values: their own bias, and what the norm's makes of them.
-    fn attention_inputs(&mut self, weights: &BlockWeights) -> Result<Vec<f64>> {
-        let norm = weights.ln1.as_ref();
-        match read_bias(norm, &weights.w_qkv, weights.b_qkv.as_ref())? {
-            Some(bias) => self.along(&bias, &[Kind::Q, Kind::K, Kind::V]),
-            None => Ok(vec![0.0; self.prompts]),
+    /// Of queries, keys and values: their own bias, and what the norm's makes of them, by what went on before they were cut off.
+    fn attention_inputs(&self, weights: &BlockWeights, readers: &Readers<'_>) -> Result<Vec<f64>> {
+        let (spec, norm) = (&self.model.spec, weights.ln1.as_ref());
+        let mut shares = vec![0.0; self.prompts];
+        let Some(bias) = read_bias(norm, &weights.w_qkv, weights.b_qkv.as_ref())? else {
+            return Ok(shares);
+        };
+        for (letter, gradient) in readers.gradients.into_iter().enumerate() {
+            let of_heads: Vec<f32> = (0..spec.n_heads)
+                .flat_map(|head| &bias[reader_column(spec, letter, head)..][..spec.d_head])
+                .copied()
+                .collect();
+            let gradient = to_host(gradient)?;
+            let prompts = gradient.chunks_exact(gradient.len() / self.prompts);
+            for (share, rows) in shares.iter_mut().zip(prompts) {
+                let rows = rows.chunks_exact(of_heads.len());
+                *share += rows.map(|row| dot(&of_heads, row)).sum::<f64>();
+            }
         }
+        Ok(shares)
     }
 
     fn mlp_inputs(&mut self, weights: &BlockWeights) -> Result<Vec<f64>> {

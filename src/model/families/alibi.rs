@@ -149,7 +149,7 @@ struct Mpt {
 struct MptAttention {
     alibi: bool,
     alibi_bias_max: f32,
-    clip_qkv: Option<f64>,
+    clip_qkv: Option<f32>,
     prefix_lm: bool,
     qk_ln: bool,
     softmax_scale: Option<f32>,
@@ -195,7 +195,6 @@ fn describe_mpt(keys: &mut Keys) -> Result<Description> {
     let config: Mpt = keys.read()?;
     keys.refuse_unhandled(&config.rest, MPT_AT_DEFAULT, MPT_CHANGES)?;
     let attention = &config.attn_config;
-    let clip = attention.clip_qkv.filter(|most| *most != 0.0);
     for (key, is_refused, value, reason) in [
         (
             "attn_config.alibi",
@@ -208,12 +207,6 @@ fn describe_mpt(keys: &mut Keys) -> Result<Description> {
             attention.alibi_bias_max != MAX_BIAS,
             attention.alibi_bias_max.to_string(),
             "transformers does not read it, and takes 8",
-        ),
-        (
-            "attn_config.clip_qkv",
-            clip.is_some(),
-            clip.unwrap_or_default().to_string(),
-            "its queries, keys and values are cut off at a largest value, which is not handled",
         ),
         (
             "attn_config.prefix_lm",
@@ -246,6 +239,8 @@ fn describe_mpt(keys: &mut Keys) -> Result<Description> {
     let position = Position::Alibi(Alibi { max_bias: MAX_BIAS });
     let mut spec = decoder::gpt(spec, position);
     spec.activation = Activation::Gelu;
+    // Zero is as good as none here.
+    spec.qkv_clip = attention.clip_qkv.filter(|most| *most != 0.0);
     if let Some(scale) = attention.softmax_scale {
         spec.attn_scale.fill(scale);
     }

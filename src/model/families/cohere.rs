@@ -1,5 +1,5 @@
 //! Command-R (Cohere) and Command R7B, Command A (Cohere 2): attention and MLP side by side under one LayerNorm without bias, rotary
-//! pairs side by side, logits times a number. In Cohere 2 most layers slide, and those that do not have no positions.
+//! pairs side by side, logits times a number. In Command-R+ each head norms its queries and keys with weights of its own. In Cohere 2 most layers slide, and those that do not have no positions.
 
 use serde::Deserialize;
 
@@ -8,7 +8,7 @@ use super::decoder::{self, Biases, LlamaLike};
 use super::rope::{self, RopeSettings};
 use super::{Description, Family};
 use crate::error::Result;
-use crate::model::spec::{Block, ModelSpec, NormKind, Position, RotaryStyle};
+use crate::model::spec::{Block, ModelSpec, NormKind, Position, QkNorm, RotaryStyle};
 
 pub const COHERE: Family = Family {
     name: "cohere",
@@ -17,7 +17,11 @@ pub const COHERE: Family = Family {
     synonyms: &[],
     from_config: describe_cohere,
     gguf: None,
-    examples: &["CohereLabs/c4ai-command-r-v01", "CohereLabs/aya-23-8B"],
+    examples: &[
+        "CohereLabs/c4ai-command-r-v01",
+        "CohereLabs/c4ai-command-r-plus",
+        "CohereLabs/aya-23-8B",
+    ],
 };
 
 pub const COHERE2: Family = Family {
@@ -29,11 +33,6 @@ pub const COHERE2: Family = Family {
     gguf: None,
     examples: &["CohereLabs/c4ai-command-r7b-12-2024"],
 };
-
-const CHANGES: &[(&str, &str)] = &[(
-    "use_qk_norm",
-    "its queries and keys have norms with other weights for each head (Command-R+), which are not handled",
-)];
 
 /// What the published files of Cohere 2 say of what is there anyway.
 const AT_DEFAULT: &[(&str, &str)] = &[
@@ -61,12 +60,19 @@ const COHERE2_DEFAULTS: &str = r#"{
     "tie_word_embeddings": true, "attention_bias": false, "sliding_window": 4096, "sliding_window_pattern": 4
 }"#;
 
+const DIFFERS: &str = "
+    each      layers.{l}.
+    q_norm    self_attn.q_norm in_heads
+    k_norm    self_attn.k_norm in_heads
+";
+
 #[derive(Deserialize)]
 struct Own {
     layer_norm_eps: f64,
     hidden_act: String,
     attention_bias: bool,
     logit_scale: f32,
+    use_qk_norm: bool,
 }
 
 #[derive(Deserialize)]
@@ -82,10 +88,10 @@ struct Own2 {
 }
 
 fn describe_cohere(keys: &mut Keys) -> Result<Description> {
-    let config = LlamaLike::<Own>::read(keys, &[], CHANGES)?;
+    let config = LlamaLike::<Own>::read(keys, &[], &[])?;
     let own = &config.own;
     let rope = config.rope_of_whole_heads(keys, THETA)?;
-    let spec = spec(
+    let mut spec = spec(
         &config,
         rope,
         "cohere",
@@ -93,6 +99,9 @@ fn describe_cohere(keys: &mut Keys) -> Result<Description> {
         &own.hidden_act,
         own.logit_scale,
     )?;
+    if own.use_qk_norm {
+        spec.qk_norm = QkNorm::OwnLayer;
+    }
     Ok(described(spec, own.attention_bias))
 }
 
@@ -145,6 +154,6 @@ fn described(spec: ModelSpec, attention_bias: bool) -> Description {
         o: attention_bias,
         mlp: false,
     };
-    let layout = decoder::layout(&spec, "", biases);
+    let layout = decoder::layout(&spec, DIFFERS, biases);
     Description::new(spec, layout)
 }

@@ -66,6 +66,7 @@ impl Sizes {
             attn_softcap: None,
             windows: vec![None; n_layers],
             qk_norm: QkNorm::None,
+            qkv_clip: None,
             mlp: Mlp::Gated,
             activation: Activation::Silu,
             embed_norm: false,

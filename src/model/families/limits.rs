@@ -95,6 +95,7 @@ pub fn check_spec(spec: &ModelSpec) -> Result<()> {
     for (key, cap) in [
         ("attention soft-cap", spec.attn_softcap),
         ("final soft-cap", spec.final_softcap),
+        ("clip_qkv", spec.qkv_clip),
     ] {
         if let Some(cap) = cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
             return bad(key, format!("{cap} is not a positive number"));

@@ -1,4 +1,4 @@
-//! OLMo 1: a Llama whose LayerNorms have neither weights nor biases.
+//! OLMo 1: a Llama whose LayerNorms have neither weights nor biases, and which may cut its queries, keys and values off.
 
 use serde::Deserialize;
 
@@ -15,13 +15,8 @@ pub const FAMILY: Family = Family {
     synonyms: &[],
     from_config: describe,
     gguf: None,
-    examples: &["allenai/OLMo-1B-hf", "allenai/OLMo-7B-hf"],
+    examples: &["allenai/OLMo-1B-hf", "allenai/OLMo-7B-0424-hf"],
 };
-
-const CHANGES: &[(&str, &str)] = &[(
-    "clip_qkv",
-    "its queries, keys and values are cut off at a largest value, which is not handled",
-)];
 
 /// The config has none.
 const NORM_EPS: f64 = 1e-5;
@@ -42,14 +37,16 @@ const DIFFERS: &str = "
 struct Own {
     hidden_act: String,
     attention_bias: bool,
+    clip_qkv: Option<f32>,
 }
 
 fn describe(keys: &mut Keys) -> Result<Description> {
-    let config = LlamaLike::<Own>::read(keys, &[], CHANGES)?;
+    let config = LlamaLike::<Own>::read(keys, &[], &[])?;
     let own = &config.own;
     let activation = ("hidden_act", own.hidden_act.as_str());
     let mut spec = config.spec("olmo", NORM_EPS, activation, keys)?;
     spec.norm = NormKind::Layer;
+    spec.qkv_clip = own.clip_qkv;
     let biases = Biases {
         qkv: own.attention_bias,
         o: own.attention_bias,

@@ -11,7 +11,7 @@ use super::{Description, Family};
 use crate::error::Result;
 use crate::model::gguf::Gguf;
 use crate::model::page;
-use crate::model::spec::{Block, ModelSpec};
+use crate::model::spec::{Block, ModelSpec, QkNorm};
 
 pub const FAMILY: Family = Family {
     name: "phi",
@@ -22,8 +22,6 @@ pub const FAMILY: Family = Family {
     gguf: Some(("phi2", describe_gguf)),
     examples: &["microsoft/phi-2", "microsoft/phi-1_5"],
 };
-
-const CHANGES: &[(&str, &str)] = &[("qk_layernorm", "each query and key has a norm")];
 
 const DEFAULTS: &str = r#"{
     "vocab_size": 51200, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
@@ -41,6 +39,7 @@ struct Config {
     rope: RopeConfig,
     layer_norm_eps: f64,
     hidden_act: String,
+    qk_layernorm: bool,
     tie_word_embeddings: bool,
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -48,7 +47,7 @@ struct Config {
 
 fn describe(keys: &mut Keys) -> Result<Description> {
     let config: Config = keys.read()?;
-    keys.refuse_unhandled(&config.rest, &[], CHANGES)?;
+    keys.refuse_unhandled(&config.rest, &[], &[])?;
     let n_ctx = config.sizes.max_position_embeddings;
     let rope = config
         .rope
@@ -56,6 +55,9 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     let mut spec = of_phi(config.sizes.spec("phi", config.layer_norm_eps, rope)?);
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;
+    if config.qk_layernorm {
+        spec.qk_norm = QkNorm::PerHeadLayer;
+    }
     let layout = page::layout(LAYOUT, &spec);
     Ok(Description::new(spec, layout))
 }
@@ -77,6 +79,8 @@ const LAYOUT: &str = "
     ln1       input_layernorm +bias
     qkv       self_attn.q_proj self_attn.k_proj self_attn.v_proj +bias
     o         self_attn.dense +bias
+    q_norm    self_attn.q_layernorm +bias
+    k_norm    self_attn.k_layernorm +bias
     mlp_in    mlp.fc1 +bias
     mlp_out   mlp.fc2 +bias
     ignore    *.rotary_emb.inv_freq

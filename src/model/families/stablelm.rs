@@ -1,4 +1,5 @@
-//! StableLM 2 and StableLM 3B: a Llama with LayerNorms, in which a quarter of each head rotates; its branches may stand side by side.
+//! StableLM 2 and StableLM 3B: a Llama with LayerNorms, in which a quarter of each head rotates; its branches may stand side by
+//! side. In the 12B of StableLM 2 each head norms its queries and keys with weights of its own.
 
 use serde::Deserialize;
 
@@ -7,7 +8,7 @@ use super::decoder::{self, Biases, LlamaLike};
 use super::rope::DEFAULT_THETA as THETA;
 use super::{Description, Family};
 use crate::error::Result;
-use crate::model::spec::{Block, NormKind};
+use crate::model::spec::{Block, NormKind, QkNorm};
 
 pub const FAMILY: Family = Family {
     name: "stablelm",
@@ -18,14 +19,10 @@ pub const FAMILY: Family = Family {
     gguf: None,
     examples: &[
         "stabilityai/stablelm-2-1_6b",
+        "stabilityai/stablelm-2-12b",
         "stabilityai/stablelm-3b-4e1t",
     ],
 };
-
-const CHANGES: &[(&str, &str)] = &[(
-    "qk_layernorm",
-    "its queries and keys have norms with other weights for each head (the 12B), which are not handled",
-)];
 
 /// The share of each head that rotates, where a file leaves it out.
 const PARTIAL: f64 = 0.25;
@@ -41,6 +38,8 @@ const DIFFERS: &str = "
     each      layers.{l}.
     ln1       input_layernorm +bias
     ln2       post_attention_layernorm +bias
+    q_norm    self_attn.q_layernorm.norms.{h}
+    k_norm    self_attn.k_layernorm.norms.{h}
 ";
 
 #[derive(Deserialize)]
@@ -49,16 +48,20 @@ struct Own {
     hidden_act: String,
     use_qkv_bias: bool,
     use_parallel_residual: bool,
+    qk_layernorm: bool,
 }
 
 fn describe(keys: &mut Keys) -> Result<Description> {
-    let config = LlamaLike::<Own>::read(keys, &[], CHANGES)?;
+    let config = LlamaLike::<Own>::read(keys, &[], &[])?;
     let own = &config.own;
     let n_ctx = config.sizes.max_position_embeddings;
     let rope = config.rope.settings_or(keys, n_ctx, THETA, PARTIAL)?;
     let activation = ("hidden_act", own.hidden_act.as_str());
     let mut spec = config.spec_with(rope, "stablelm", own.layer_norm_eps, activation)?;
     spec.norm = NormKind::Layer;
+    if own.qk_layernorm {
+        spec.qk_norm = QkNorm::OwnLayer;
+    }
     if own.use_parallel_residual {
         spec.block = Block::Parallel { shared_norm: true };
     }

@@ -242,6 +242,7 @@ fn spec(config: &Config, shapes: &Shapes) -> Result<ModelSpec> {
         attn_softcap: None,
         windows: vec![None; n_layers],
         qk_norm: QkNorm::None,
+        qkv_clip: None,
         mlp: if has_mlp { Mlp::Plain } else { Mlp::None },
         activation,
         embed_norm: false,

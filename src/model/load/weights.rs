@@ -293,6 +293,8 @@ pub(in crate::model) fn assemble(
         let ln1_post = norm(Slot::Ln1Post, Slot::Ln1PostBias);
         let ln2 = norm(Slot::Ln2, Slot::Ln2Bias);
         let ln2_post = norm(Slot::Ln2Post, Slot::Ln2PostBias);
+        let q_norm = norm(Slot::QNorm, Slot::QNormBias);
+        let k_norm = norm(Slot::KNorm, Slot::KNormBias);
         let mlp = match Slot::MlpIn.need(spec) {
             Need::Absent => None,
             Need::Required | Need::Optional => Some(MlpWeights {
@@ -306,8 +308,8 @@ pub(in crate::model) fn assemble(
             ln1,
             w_qkv: needed(take(Slot::Qkv, layer), Slot::Qkv)?,
             b_qkv: take(Slot::QkvBias, layer),
-            q_norm: take(Slot::QNorm, layer),
-            k_norm: take(Slot::KNorm, layer),
+            q_norm,
+            k_norm,
             w_o: needed(take(Slot::O, layer), Slot::O)?,
             b_o: take(Slot::OBias, layer),
             ln1_post,

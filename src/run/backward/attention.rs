@@ -8,9 +8,9 @@ use crate::hooks::{Kind, Ln};
 use crate::nn::attention::{self, KeysValues, Shape};
 use crate::nn::host::{on_host, tensor};
 use crate::nn::linear::{View, small_product};
-use crate::nn::{host, linear, norm, rope};
+use crate::nn::{clip, host, linear, norm, rope};
 use crate::run::tape::Saved;
-use crate::spec::{ModelSpec, QkNorm};
+use crate::spec::ModelSpec;
 
 impl BackwardLayer<'_> {
     /// From what attention adds to the stream that it reads.
@@ -36,9 +36,11 @@ impl BackwardLayer<'_> {
         let at_z = linear::backward(&at_out, &self.weights.w_o)?.reshape((rows.total, heads, d))?;
         let at_z = self.at(Kind::Z, at_z, probe)?;
 
-        let [q, k, at_v] = self.readers(at_z, saved, probe)?;
+        let readers = self.readers(at_z, saved, probe)?;
+        let ([q, k, at_v], read) = self.before_clip(readers, saved)?;
         let readers = Readers {
             gradients: [&q, &k, &at_v],
+            read,
             saved,
             rows,
         };
@@ -95,8 +97,66 @@ impl BackwardLayer<'_> {
         probe: &mut dyn Probe,
     ) -> Result<[Tensor; 3]> {
         let of = self.readers(at_z, saved, probe)?;
-        let at_input = |letter: usize| self.reader_input(letter, &of[letter], inputs[letter]);
+        let at_input = |letter: usize| -> Result<Tensor> {
+            let (x, at_letter) = (inputs[letter], &of[letter]);
+            let Some(most) = self.spec.qkv_clip else {
+                return self.reader_input(letter, at_letter, x);
+            };
+            let read = self.letter(letter, &self.read_again(x)?)?;
+            let rule = self.walk.rules.activation;
+            let before = clip::backward(at_letter, &read, most, rule)?;
+            self.reader_input(letter, &before, x)
+        };
         Ok([at_input(0)?, at_input(1)?, at_input(2)?])
+    }
+
+    /// From queries, keys and values, each query head's own part, to what they were before they were cut off, with what that was. It
+    /// is read again, since what was kept has been through the edits of its hooks.
+    fn before_clip(
+        &self,
+        readers: [Tensor; 3],
+        saved: &Saved<'_>,
+    ) -> Result<([Tensor; 3], Option<[Tensor; 3]>)> {
+        let Some(most) = self.spec.qkv_clip else {
+            return Ok((readers, None));
+        };
+        let x = saved.get(Kind::ResidPre, self.walk.rows)?.unsqueeze(1)?;
+        let again = self.read_again(&x)?;
+        let read = [0, 1, 2].map(|letter| self.letter(letter, &again));
+        let [q, k, v] = read;
+        let read = [q?, k?, v?];
+        let rule = self.walk.rules.activation;
+        let before = |letter: usize| clip::backward(&readers[letter], &read[letter], most, rule);
+        Ok(([before(0)?, before(1)?, before(2)?], Some(read)))
+    }
+
+    /// Queries, keys and values side by side, before they are cut off, of some streams.
+    /// # Shapes
+    /// `x [rows, streams, d_model]`; gives `[rows, streams, (n_heads + 2 n_kv_heads) d_head]`, on the host.
+    fn read_again(&self, x: &Tensor) -> Result<Tensor> {
+        let (spec, weights) = (self.spec, self.weights);
+        let (rows, streams, d) = x.dims3()?;
+        let x = x.contiguous()?.reshape((rows * streams, d))?;
+        let x = x.to_device(weights.w_qkv.device())?;
+        let x = match &weights.ln1 {
+            Some(w) => norm::forward(&x.to_dtype(w.w.dtype())?, w, spec.norm, spec.norm_eps)?,
+            None => x,
+        };
+        let all = linear::forward(&x, &weights.w_qkv, weights.b_qkv.as_ref())?;
+        Ok(on_host(&all)?.reshape((rows, streams, ()))?)
+    }
+
+    /// One letter of what was read, of each query head.
+    /// # Shapes
+    /// `read [rows, 1 or n_heads, columns]`; gives `[rows, n_heads, d_head]`.
+    fn letter(&self, letter: usize, read: &Tensor) -> Result<Tensor> {
+        let spec = self.spec;
+        let mut heads = Vec::with_capacity(spec.n_heads);
+        for head in 0..spec.n_heads {
+            let own = read.narrow(1, head.min(read.dim(1)? - 1), 1)?;
+            heads.push(own.narrow(2, reader_column(spec, letter, head), spec.d_head)?);
+        }
+        Ok(Tensor::cat(&heads, 1)?)
     }
 
     /// From z to rotated queries and keys and to values.
@@ -211,22 +271,13 @@ impl BackwardLayer<'_> {
             Kind::Q => &self.weights.q_norm,
             _ => &self.weights.k_norm,
         };
-        let (Some(w), true) = (w, self.spec.qk_norm != QkNorm::None) else {
-            return Ok(gradient);
-        };
+        let Some(w) = w else { return Ok(gradient) };
         let x = on_host(&saved.get(kind, self.walk.rows)?)?;
         // A key is normed once for each query head that uses it, as if each had a copy of its own.
         let times = self.spec.n_heads / x.dim(1)?;
         let x = attention::repeat(&x, times)?.contiguous()?;
-        let w = match self.spec.qk_norm {
-            QkNorm::FullWidth => {
-                let heads = on_host(w)?.reshape((1, (), self.spec.d_head))?;
-                let times = self.spec.n_heads / heads.dim(1)?;
-                attention::repeat(&heads, times)?.flatten_all()?
-            }
-            _ => w.clone(),
-        };
-        norm::heads_backward(&gradient, &x, &w, self.spec.norm_eps, self.walk.rules.norm)
+        let (spec, rule) = (self.spec, self.walk.rules.norm);
+        norm::heads_backward(&gradient, &x, w, spec.qk_norm, spec.norm_eps, rule)
     }
 
     /// The gradient at the stream that each query head's q, k or v reads, `[rows, n_heads, d_model]`. As large as that: only

@@ -7,11 +7,11 @@ use super::stream::{Layer, Packed, Tap};
 use crate::error::{Error, Result};
 use crate::hooks::{Kind, Ln};
 use crate::nn::attention::{self, KeysValues, Shape};
-use crate::nn::{linear, norm, rope};
+use crate::nn::{clip, linear, norm, rope};
 use crate::run::rows::{Rows, regather};
-use crate::spec::{ModelSpec, QkNorm};
+use crate::spec::{ModelSpec, NormWeights};
 
-/// Queries, keys and values, before hooks of their own: `[rows, heads, d_head]`.
+/// Queries, keys and values, cut off where the model does that, before hooks of their own: `[rows, heads, d_head]`.
 pub(super) fn read(
     layer: &Layer<'_>,
     x: &Tensor,
@@ -53,6 +53,7 @@ pub(super) fn read(
         &layer.weights.w_qkv,
         layer.weights.b_qkv.as_ref(),
     )?;
+    let qkv = clip::forward(qkv, spec.qkv_clip)?;
     let n = qkv.dim(0)?;
     let mut out = Vec::with_capacity(3);
     for (letter, edited) in edited.into_iter().enumerate() {
@@ -88,7 +89,7 @@ fn read_by_head(layer: &Layer<'_>, input: &Tensor, start: usize, group: usize) -
             .transpose()?;
         out.push(linear::forward(&x, &w, b.as_ref())?);
     }
-    Ok(Tensor::stack(&out, 1)?)
+    clip::forward(Tensor::stack(&out, 1)?, spec.qkv_clip)
 }
 
 /// From `[x, q, k, v]` to `[x, z]`, over the rows that go on.
@@ -182,7 +183,7 @@ fn rotate(
     positions: &[u32],
     ropes: &rope::Tables,
 ) -> Result<(Tensor, Tensor)> {
-    let rotated_through = |x: &Tensor, w: &Option<Tensor>| {
+    let rotated_through = |x: &Tensor, w: &Option<NormWeights>| {
         rotated(layer.spec, layer.index, x, w.as_ref(), positions, ropes)
     };
     Ok((
@@ -198,20 +199,13 @@ pub(crate) fn rotated(
     spec: &ModelSpec,
     layer: usize,
     x: &Tensor,
-    w: Option<&Tensor>,
+    w: Option<&NormWeights>,
     positions: &[u32],
     ropes: &rope::Tables,
 ) -> Result<Tensor> {
-    let x = match (spec.qk_norm, w) {
-        (QkNorm::None, _) | (_, None) => x.clone(),
-        (QkNorm::PerHead, Some(w)) => norm::heads(x, w, spec.norm_eps)?,
-        (QkNorm::FullWidth, Some(w)) => {
-            // Where each query head has a key of its own, it has its key head's weights.
-            let d = spec.d_head;
-            let times = x.dim(1)? * d / w.elem_count();
-            let w = attention::repeat(&w.reshape((1, (), d))?, times)?.flatten_all()?;
-            norm::heads(x, &w, spec.norm_eps)?
-        }
+    let x = match w {
+        None => x.clone(),
+        Some(w) => norm::heads(x, w, spec.qk_norm, spec.norm_eps)?,
     };
     match ropes.of(layer) {
         Some(table) => rope::forward(&x, positions, table),

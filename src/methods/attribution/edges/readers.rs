@@ -155,7 +155,10 @@ impl Probe for EdgeProbe<'_, '_> {
         };
         let mut factors = vec![0f32; rows.total * 3 * heads];
         for (letter, kind) in [Kind::Q, Kind::K, Kind::V].into_iter().enumerate() {
-            let values = on_host(&at_rows(self.tape, Hook::at(kind, layer), rows)?)?;
+            let values = match &readers.read {
+                Some(read) => read[letter].clone(),
+                None => on_host(&at_rows(self.tape, Hook::at(kind, layer), rows)?)?,
+            };
             let own = values.dim(1)?;
             let (values, gradient) = (host(&values)?, readers.gradients[letter].contiguous()?);
             let gradient = host(&gradient)?;

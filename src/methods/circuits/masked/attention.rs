@@ -17,6 +17,7 @@ use crate::nn::linear::{View, small_product};
 use crate::nn::norm;
 use crate::run::backward::reader_column;
 use crate::run::forward::rotated;
+use crate::spec::NormWeights;
 
 /// The queries, keys or values of some heads: for each the head, and `[at, d_head]`.
 type Letters = Vec<(usize, Vec<f32>)>;
@@ -50,10 +51,14 @@ impl Masked<'_> {
         }
         .into_iter();
         let mut next = || letters.next().expect("three letters");
-        let rotate = |own: Letters, w: &Option<Tensor>, at: At<'_>| -> Result<Letters> {
+        type Norm = Option<NormWeights>;
+        let rotate = |own: Letters, w: &Norm, group: usize, at: At<'_>| -> Result<Letters> {
             if own.is_empty() {
                 return Ok(own);
             }
+            let read = own.iter().map(|(head, _)| head / group);
+            let of_heads = |w| norm::of_heads(w, spec.qk_norm, read, d);
+            let w = w.as_ref().map(of_heads).transpose()?;
             let positions: Vec<u32> = (0..at.len()).map(|i| self.positions[at.row(i)]).collect();
             let x = beside_each_other(&own, at.len(), d)?;
             let x = to_host(&rotated(
@@ -73,8 +78,8 @@ impl Masked<'_> {
             });
             Ok(rotated.collect())
         };
-        let q = rotate(next(), &weights.q_norm, at)?;
-        let k = rotate(next(), &weights.k_norm, every)?;
+        let q = rotate(next(), &weights.q_norm, 1, at)?;
+        let k = rotate(next(), &weights.k_norm, spec.group(), every)?;
         let v = next();
 
         let reference = to_host(&ground.q)?; // [rows, n_heads, d_head]
@@ -212,6 +217,9 @@ impl Masked<'_> {
                 1.0,
                 b.is_some(),
             );
+            if let Some(most) = spec.qkv_clip {
+                y.iter_mut().for_each(|y| *y = y.clamp(-most, most));
+            }
             (index, head, y)
         };
         for (index, head, y) in asked.par_iter().map(one).collect::<Vec<_>>() {

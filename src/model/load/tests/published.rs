@@ -236,7 +236,6 @@ fn what_is_known_to_change_the_function_is_refused_without_advice_to_take_it_on(
         ("llama", "is_causal", false.into()),
         ("opt", "do_layer_norm_before", false.into()),
         ("opt", "_remove_final_layer_norm", true.into()),
-        ("phi", "qk_layernorm", true.into()),
         ("gemma3_text", "use_bidirectional_attention", true.into()),
         ("bert", "num_key_value_heads", 1.into()),
         ("gpt_neox", "num_key_value_heads", 1.into()),
