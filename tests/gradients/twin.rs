@@ -414,11 +414,15 @@ impl Walk<'_> {
         let within = x.abs()?.le(most)?.to_dtype(DType::F64)?;
         let beyond = ((within.neg()? + 1.0)? * most)?;
         let signs = ((x.ge(0f64)?.to_dtype(DType::F64)? * 2.0)? - 1.0)?;
-        let y = ((x * &within)? + (beyond * signs)?)?;
-        match self.rules.activation {
-            ActivationRule::Exact => Ok(y),
-            ActivationRule::Ratio => ratio_rule(x, &y, ACTIVATION_FLOOR),
-        }
+        let limit = (&beyond * signs)?;
+        let cut = match self.rules.activation {
+            ActivationRule::Exact => limit,
+            ActivationRule::Ratio => {
+                let is_beyond = (beyond / most)?;
+                ratio_rule(&(x * is_beyond)?, &limit, ACTIVATION_FLOOR)?
+            }
+        };
+        (x * within)? + cut
     }
 
     /// The norm of queries or keys, where the model has one.
