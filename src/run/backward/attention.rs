@@ -156,7 +156,7 @@ impl BackwardLayer<'_> {
             let own = read.narrow(1, head.min(read.dim(1)? - 1), 1)?;
             heads.push(own.narrow(2, reader_column(spec, letter, head), spec.d_head)?);
         }
-        Ok(Tensor::cat(&heads, 1)?)
+        Ok(Tensor::cat(&heads, 1)?.contiguous()?)
     }
 
     /// From z to rotated queries and keys and to values.
