@@ -338,10 +338,7 @@ mod tests {
             qk_norm: QkNorm::OwnLayer,
             ..spec()
         };
-        let layout = layout(
-            "each h.{l}. \n q_norm q in_heads \n k_norm k.{h}.n",
-            &spec,
-        );
+        let layout = layout("each h.{l}. \n q_norm q in_heads \n k_norm k.{h}.n", &spec);
         let (_, q) = &layout.blocks[0];
         assert_eq!(q[0].stored_shape(&[24]), [4, 6]);
         let names = ["h.{l}.k.0.n.weight", "h.{l}.k.1.n.weight"];

@@ -87,13 +87,13 @@ impl Weights {
             let mlp = b.mlp.as_ref().map_or(0, |m| {
                 size(&m.w_in) + some(&m.b_in) + size(&m.w_out) + some(&m.b_out)
             });
-            let norms = norm(&b.q_norm) + norm(&b.k_norm) + norm(&b.ln1) + norm(&b.ln1_post) + norm(&b.ln2) + norm(&b.ln2_post);
-            size(&b.w_qkv)
-                + some(&b.b_qkv)
-                + size(&b.w_o)
-                + some(&b.b_o)
-                + norms
-                + mlp
+            let norms = norm(&b.q_norm)
+                + norm(&b.k_norm)
+                + norm(&b.ln1)
+                + norm(&b.ln1_post)
+                + norm(&b.ln2)
+                + norm(&b.ln2_post);
+            size(&b.w_qkv) + some(&b.b_qkv) + size(&b.w_o) + some(&b.b_o) + norms + mlp
         };
         let unembed = if self.w_u.id() == self.w_e.id() {
             0

@@ -33,7 +33,11 @@ fn edited(model: &Model, edit: &Edit) -> Vec<f64> {
 fn gradient_times_input_is_the_slope_along_the_input() {
     for model in every_kind() {
         // What is cut off makes corners, which a shorter way meets less often.
-        let step = if model.spec.qkv_clip.is_some() { 5e-4 } else { 4e-3 };
+        let step = if model.spec.qkv_clip.is_some() {
+            5e-4
+        } else {
+            4e-3
+        };
         let measured = measure(&model, &config(TokenMethod::GradientTimesInput));
         for kind in [Kind::Embed, Kind::PosEmbed] {
             if kind.absent(&model.spec).is_some() {
