@@ -121,6 +121,7 @@ pub fn gpt2_small() -> ModelSpec {
         attn_softcap: None,
         windows: vec![None; 12],
         qk_norm: QkNorm::None,
+        qkv_clip: None,
         mlp: Mlp::Plain,
         activation: Activation::GeluTanh,
         embed_norm: false,
