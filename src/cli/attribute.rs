@@ -4,6 +4,7 @@ mod choices;
 mod scoring;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -14,12 +15,10 @@ use candlewick::hooks::Edge;
 use candlewick::methods::attribution::{
     EdgeAttributionConfig, EdgePath, GradientPath, NodeAttributionConfig, StepRule, parse_rules,
 };
-use candlewick::methods::tokens::{
-    Baseline, NoiseTunnel, OverNoise, ReferenceSet, TokenConfig, TokenMethod,
-};
+use candlewick::methods::tokens::{Baseline, OverNoise, ReferenceSet};
 use candlewick::methods::{
     EdgeConfig, Method, PatchConfig, PatchSource, Reference, Removal, RemovalConfig, Summary,
-    parse_sites,
+    TokenScore, parse_sites,
 };
 use candlewick::model::ModelSpec;
 use candlewick::nn::rules::Rules;
@@ -43,9 +42,11 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// Edges (what one component writes, as another reads it): `eap`, `eap-ig`, `ceap`, `clean-corrupted`, `eap-ig-activations`,
 /// `relp-edges`; and `exact-edges`, which patches each edge for real.
 /// Tokens of the prompt: `grad-x-input`, `saliency-l1`, `saliency-l2`, `smooth-grad`, `ig`, `expected-gradients`, `gradient-shap`, `lrp`,
-/// `attn-lrp`, `alti-logit`, `alti-rollout`, and as baselines `last-attention`, `attention-rollout`, `attention-x-grad`.
-/// What happens without parts of the prompt or the model (`--players`, `--removal`): `leave-one-out`, `include-one`, `shapley`, `kernel-shap`,
-/// `lime`, `sobol`; of up to 12 parts all coalitions are run.
+/// `attn-lrp`, `alti-logit`, `alti-rollout`, and as baselines `last-attention`, `attention-rollout`, `attention-x-grad`,
+/// `random`. `--score` holds these methods against what is asked of them, by a role of the task that they ought to find (`--gold`), and by
+/// what the model does without the tokens that they name.
+/// What happens without parts of the prompt or the model (`--players`, `--removal`): `leave-one-out`, `include-one`, `occlusion`, `shapley`,
+/// `kernel-shap`, `lime`, `sobol`; of up to 12 parts all coalitions are run.
 ///
 /// Nodes and edges say what the corrupted value would do in the clean run (noise), where `candlewick patch` denoises unless
 /// told otherwise. Estimates are first order and can be far off, even in sign, where attention saturates: `--verify 20` patches
@@ -67,13 +68,26 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick attribute --method gradient-shap --noise 0.02 --draws 50 --n-pairs 4 -o shap.parquet
   candlewick attribute --method grad-x-input --tunnel vargrad --n-pairs 4 -o variance.parquet
   candlewick attribute --method attention-rollout -o rollout.parquet
+  candlewick attribute --score --gold IO --n-pairs 2 --steps 5 --draws 5 --top 20 -o methods.parquet
+  candlewick attribute --score --method lrp --by comprehensiveness,sufficiency -o lrp-score.parquet
   candlewick attribute --method shapley --removal zero --n-pairs 2 -o shapley.parquet
   candlewick attribute --method kernel-shap --players heads --n-pairs 4 -o heads.parquet
-  candlewick attribute --method sobol --players roles --removal delete -o roles.parquet")]
+  candlewick attribute --method sobol --players roles --removal delete -o roles.parquet
+  candlewick attribute --method occlusion --window 3 --removal mean --n-pairs 4 -o windows.parquet
+  candlewick attribute --method leave-one-out --removal permute --n-pairs 8 -o permuted.parquet")]
 pub struct AttributeArgs {
-    /// How effects are estimated.
-    #[arg(long, default_value = "atp")]
-    pub method: MethodChoice,
+    /// How effects are estimated [default: atp].
+    #[arg(long)]
+    pub method: Option<MethodChoice>,
+    /// Score methods of tokens, `--method` and random shares or all of them: a row for each.
+    #[arg(long)]
+    pub score: bool,
+    /// With `--score`: the role whose tokens a method ought to find, such as the subject that the verb agrees with.
+    #[arg(long, value_name = "ROLE")]
+    pub gold: Option<String>,
+    /// With `--score`: only these scores, sorted by the first [default: all; those of known tokens with `--gold`].
+    #[arg(long, value_name = "SCORES", value_delimiter = ',')]
+    pub by: Vec<TokenScore>,
     /// Nodes: hooks, each with optional axes, as for `candlewick patch` [default: z,mlp_out; AtP*: q,k,v,z,mlp_out].
     #[arg(long, short)]
     pub sites: Option<String>,
@@ -121,9 +135,16 @@ pub struct AttributeArgs {
     #[arg(long, default_value = "tokens")]
     pub players: PlayersChoice,
     /// Removals: what becomes of a part that is not there: pair (its value in the corrupted run), zero, mean (over the corrupted prompts,
-    /// per position); of tokens and roles also delete, or another token in their place, as in `token:<pad>`.
+    /// per position); of tokens and roles also delete, permute (what stands there in another pair's clean prompt), or another token in their
+    /// place, as in `token:<pad>`.
     #[arg(long, default_value = "pair")]
     pub removal: Removal,
+    /// With `occlusion`: neighbours that are removed together [default: 3].
+    #[arg(long, value_name = "N")]
+    pub window: Option<usize>,
+    /// With `occlusion`: parts from one window to the next [default: 1].
+    #[arg(long, value_name = "N")]
+    pub stride: Option<usize>,
     /// Nodes and edges: backward rules, one of gradient, relp, relp-frozen-pattern, attn-lrp, cp-lrp [default: the method's].
     #[arg(long, value_name = "NAME", value_parser = parse_rules)]
     pub rules: Option<Rules>,
@@ -164,9 +185,24 @@ impl Ask for AttributeArgs {
     }
 
     fn mode(&self) -> Mode {
+        if self.score {
+            let mut acts = vec!["score", "method", "gold", "by"];
+            if matches!(self.method, None | Some(MethodChoice::Ig)) {
+                acts.push("steps");
+            }
+            let draws = [
+                MethodChoice::SmoothGrad,
+                MethodChoice::ExpectedGradients,
+                MethodChoice::GradientShap,
+            ];
+            if self.method.is_none_or(|method| draws.contains(&method)) {
+                acts.push("draws");
+            }
+            return Mode::new("`--score`", &acts);
+        }
         let verifies = self.common.running.verify.is_some();
         let mut acts = vec!["method"];
-        acts.extend_from_slice(match self.method.scored() {
+        acts.extend_from_slice(match self.method().scored() {
             Scored::Nodes => &[
                 "sites",
                 "direction",
@@ -195,7 +231,7 @@ impl Ask for AttributeArgs {
             Scored::Tokens => &[],
             Scored::Removal => &["players", "removal"],
         });
-        acts.extend_from_slice(match self.method {
+        acts.extend_from_slice(match self.method() {
             MethodChoice::AtpStar if verifies => &["no_qk_fix", "no_grad_drop", "bound_draws"],
             MethodChoice::AtpStar => &["no_qk_fix", "no_grad_drop"],
             MethodChoice::LayerIg | MethodChoice::EapIg | MethodChoice::Ceap => {
@@ -207,20 +243,24 @@ impl Ask for AttributeArgs {
             MethodChoice::SmoothGrad => &["draws", "noise"],
             MethodChoice::ExpectedGradients => &["draws", "baseline"],
             MethodChoice::GradientShap => &["draws", "noise", "baseline"],
+            MethodChoice::Occlusion => &["window", "stride"],
             MethodChoice::Shapley
             | MethodChoice::KernelShap
             | MethodChoice::Lime
             | MethodChoice::Sobol => &["draws"],
             _ => &[],
         });
-        let has_tunnels = self.method.goes_through_noise();
+        let has_tunnels = self.method().goes_through_noise();
         if has_tunnels {
             acts.push("tunnel");
             if self.tunnel.is_some() {
                 acts.extend(["tunnel_draws", "noise"]);
             }
         }
-        let mut mode = Mode::new(format!("`--method {}`", self.method.name()), &acts);
+        let of_scores = "it is for the scores of methods; add `--score`";
+        let mut mode = Mode::new(format!("`--method {}`", self.method().name()), &acts)
+            .instead("gold", of_scores)
+            .instead("by", of_scores);
         if has_tunnels {
             let remedy =
                 "it is for a noise tunnel; add `--tunnel smoothgrad`, `smoothgrad-sq` or `vargrad`";
@@ -228,7 +268,7 @@ impl Ask for AttributeArgs {
                 .instead("tunnel_draws", remedy)
                 .instead("noise", remedy);
         }
-        match self.method {
+        match self.method() {
             MethodChoice::AtpStar => mode.instead(
                 "bound_draws",
                 "it is for the bound that `--verify K` gives; add that, or leave it out",
@@ -246,14 +286,15 @@ impl Ask for AttributeArgs {
                 "step_rule",
                 "it goes by the trapezoid rule; leave it out, or take `layer-ig`",
             ),
-            _ if self.method.scored() == Scored::Removal => mode.instead(
+            _ if self.method().scored() == Scored::Removal => mode.instead(
                 "source",
-                "say what becomes of a part that is not there with `--removal pair|zero|mean|delete|token:...`",
+                "say what becomes of a part that is not there with `--removal pair|zero|mean|delete|permute|token:...`",
             ),
             // They mix tokens and know no metric, which only what it is held against has.
             MethodChoice::AltiRollout
             | MethodChoice::LastAttention
             | MethodChoice::AttentionRollout
+            | MethodChoice::Random
                 if !verifies =>
             {
                 mode.idle(&["metric"])
@@ -263,7 +304,10 @@ impl Ask for AttributeArgs {
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
-        Ok(match self.method.scored() {
+        if self.score {
+            return Ok(Box::new(self.scores(on.spec)?));
+        }
+        Ok(match self.method().scored() {
             Scored::Nodes => Box::new(self.nodes(on)?),
             Scored::Edges => Box::new(self.edge_estimates(on)?),
             Scored::ExactEdges => Box::new(EdgeConfig {
@@ -278,7 +322,7 @@ impl Ask for AttributeArgs {
     }
 
     fn bound_draws(&self) -> usize {
-        if self.method == MethodChoice::AtpStar {
+        if self.method() == MethodChoice::AtpStar {
             self.bound_draws
         } else {
             0
@@ -325,6 +369,10 @@ impl Ask for AttributeArgs {
 }
 
 impl AttributeArgs {
+    fn method(&self) -> MethodChoice {
+        self.method.unwrap_or(MethodChoice::Atp)
+    }
+
     fn source(&self) -> PatchSource {
         self.values.source(self.source, PatchSource::Pair)
     }
@@ -346,7 +394,7 @@ impl AttributeArgs {
     }
 
     fn nodes(&self, on: &Asked<'_>) -> anyhow::Result<NodeAttributionConfig> {
-        let default = match (self.method, on.spec.mlp != Mlp::None) {
+        let default = match (self.method(), on.spec.mlp != Mlp::None) {
             (MethodChoice::AtpStar, true) => "q,k,v,z,mlp_out",
             (MethodChoice::AtpStar, false) => "q,k,v,z",
             (_, true) => "z,mlp_out",
@@ -361,7 +409,7 @@ impl AttributeArgs {
             ..PatchConfig::new(sites)
         };
         let steps = self.steps.unwrap_or(STEPS);
-        let mut config = self.method.nodes(patch, steps);
+        let mut config = self.method().nodes(patch, steps);
         config.qk_fix &= !self.no_qk_fix;
         config.grad_drop &= !self.no_grad_drop;
         if let GradientPath::Inputs { rule, .. } = &mut config.path {
@@ -373,7 +421,7 @@ impl AttributeArgs {
 
     fn edge_estimates(&self, on: &Asked<'_>) -> anyhow::Result<EdgeAttributionConfig> {
         let steps = self.steps.unwrap_or(STEPS);
-        let mut config = self.method.edges(steps);
+        let mut config = self.method().edges(steps);
         match &mut config.path {
             EdgePath::Along(GradientPath::Inputs { rule, .. })
             | EdgePath::Conductance { rule, .. } => {
@@ -395,71 +443,18 @@ impl AttributeArgs {
     }
 
     fn removal(&self) -> anyhow::Result<RemovalConfig> {
-        let mut summary: Summary = self.method.name().parse()?;
+        let mut summary: Summary = self.method().name().parse()?;
         if let Some(draws) = self.draws {
             summary = summary.with_draws(draws)?;
+        }
+        if let Summary::Occlusion { window, stride } = &mut summary {
+            *window = self.window.unwrap_or(*window);
+            *stride = self.stride.unwrap_or(*stride);
         }
         Ok(RemovalConfig {
             players: self.players.into(),
             removal: self.removal.clone(),
             ..RemovalConfig::new(summary)
-        })
-    }
-
-    fn tokens(&self) -> anyhow::Result<TokenConfig> {
-        let mut method: TokenMethod = self.method.name().parse()?;
-        match &mut method {
-            TokenMethod::IntegratedGradients {
-                steps,
-                rule,
-                baseline,
-                via,
-            } => {
-                *steps = self.steps.unwrap_or(*steps);
-                *rule = self.step_rule.map_or(*rule, Into::into);
-                via.clone_from(&self.via);
-                match &self.baseline {
-                    None => {}
-                    Some(ReferenceSet::One(one)) => *baseline = one.clone(),
-                    Some(set) => {
-                        return Err(Error::invalid(format!(
-                            "`ig` starts from one baseline, and `{set}` is many; take `--method expected-gradients`, which draws among them, or \
-                             `--baseline pair`"
-                        ))
-                        .into());
-                    }
-                }
-            }
-            TokenMethod::SmoothGrad { draws, noise } => {
-                *draws = self.draws.unwrap_or(*draws);
-                *noise = self.noise.unwrap_or(*noise);
-            }
-            TokenMethod::ExpectedGradients { draws, reference } => {
-                *draws = self.draws.unwrap_or(*draws);
-                *reference = self.baseline.clone().unwrap_or_default();
-            }
-            TokenMethod::GradientShap {
-                draws,
-                noise,
-                reference,
-            } => {
-                *draws = self.draws.unwrap_or(*draws);
-                *noise = self.noise.unwrap_or(*noise);
-                *reference = self.baseline.clone().unwrap_or_default();
-            }
-            _ => {}
-        }
-        let tunnel = self.tunnel.map(|over| {
-            let default = NoiseTunnel::new(over);
-            NoiseTunnel {
-                draws: self.tunnel_draws.unwrap_or(default.draws),
-                noise: self.noise.unwrap_or(default.noise),
-                ..default
-            }
-        });
-        Ok(TokenConfig {
-            tunnel,
-            ..TokenConfig::new(method)
         })
     }
 }

@@ -99,7 +99,7 @@ fn build() -> &'static str {
 #[derive(Debug, Subcommand)]
 enum Command {
     Patch(patch::PatchArgs),
-    Attribute(attribute::AttributeArgs),
+    Attribute(Box<attribute::AttributeArgs>),
     Logits(logits::LogitsArgs),
     Heads(heads::HeadsArgs),
     Attention(attention::AttentionArgs),
@@ -245,7 +245,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Merge(args) => merge::run(args, ctx),
         Command::Run(args) => plan::run(args, ctx),
         Command::Submit(args) => submit::run(args, ctx),
-        Command::Attribute(args) => session::run(args, &args.common, ctx),
+        Command::Attribute(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Logits(args) => session::run(args, &args.common, ctx),
         Command::Heads(args) => session::run(args, &args.common, ctx),
         Command::Attention(args) => attention::run(args, ctx),
@@ -275,7 +275,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
     Some(match command {
         Command::Patch(args) => (args, &args.common),
         Command::Ablate(args) => (args, &args.common),
-        Command::Attribute(args) => (args, &args.common),
+        Command::Attribute(args) => (args.as_ref(), &args.common),
         Command::Logits(args) => (args, &args.common),
         Command::Heads(args) => (args, &args.common),
         Command::Path(args) => (args, &args.common),

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 49] = [
+const FLAGS: [(&str, &str); 54] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -45,7 +45,12 @@ const FLAGS: [(&str, &str); 49] = [
     ("Sae::reads", "--hook"),
     ("Sampling::temperature", "--temperature"),
     ("SourceConfig::subject", "--subject"),
+    ("ScoreConfig::gold", "--gold"),
+    ("ScoreConfig::methods", "--method"),
+    ("ScoreConfig::scores", "--by"),
     ("Summary::draws", "--draws"),
+    ("Summary::stride", "--stride"),
+    ("Summary::window", "--window"),
     ("SvgOptions::panel", "--panel"),
     ("SvgOptions::reach", "--scale-to"),
     ("SvgOptions::scale", "--scale"),

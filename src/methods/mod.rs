@@ -71,5 +71,5 @@ pub use removal::{Players, Removal, RemovalConfig, Summary};
 pub use scaling::{ScalingConfig, scaling};
 pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};
 pub use sites::{Along, Sites, parse_sites};
-pub use tokens::{TokenConfig, TokenMethod};
+pub use tokens::{ScoreConfig, TokenConfig, TokenMethod, TokenScore};
 pub use verify::Verification;

@@ -181,6 +181,14 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
                 ..TokenConfig::new(TokenMethod::Lrp)
             }),
         ),
+        (
+            "token scores",
+            Box::new(ScoreConfig {
+                changes: 3,
+                places: 2,
+                ..ScoreConfig::new(vec![TokenMethod::Lrp, TokenMethod::Random]).with_gold("IO")
+            }),
+        ),
         ("attention-rollout", tokens(TokenMethod::AttentionRollout)),
         (
             "attention-x-grad",
@@ -193,6 +201,23 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "shapley",
             removal(Summary::Shapley { draws: 2 }, Players::Tokens),
+        ),
+        (
+            "occlusion",
+            removal(
+                Summary::Occlusion {
+                    window: 2,
+                    stride: 1,
+                },
+                Players::Tokens,
+            ),
+        ),
+        (
+            "leave-one-out permuted",
+            Box::new(RemovalConfig {
+                removal: Removal::Permute,
+                ..RemovalConfig::new(Summary::LeaveOneOut)
+            }),
         ),
         (
             "kernel-shap",

@@ -12,6 +12,7 @@ mod models;
 mod noise;
 mod relevance;
 mod removal;
+mod score;
 
 use candle_core::Tensor;
 use candlewick::methods::tokens::{Baseline, Completeness, Quadrature, TokenConfig, TokenMethod};

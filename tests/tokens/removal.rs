@@ -1,5 +1,7 @@
 //! Removals against whole runs of each coalition, written out; sums, dummies, refusals.
 
+use std::collections::BTreeSet;
+
 use candlewick::Error;
 use candlewick::hooks::{Edit, Hook, Kind, Op, Site};
 use candlewick::methods::removal::{EXACT, Players, Removal, RemovalConfig, Summary};
@@ -78,6 +80,42 @@ fn leaving_a_token_out_is_a_run_of_the_prompt_without_it() {
             }
         }
     }
+}
+
+#[test]
+fn a_permutation_gives_each_prompt_the_tokens_of_another() {
+    let task = task();
+    let config = config(Summary::LeaveOneOut, Players::Tokens, Removal::Permute);
+    for model in two_kinds() {
+        let measured = measure(&model, &task, &config);
+        let mut taken = BTreeSet::new();
+        for (one, pair) in measured.examples.iter().zip(task.pairs()) {
+            let with = |other: &Pair| -> Vec<f64> {
+                let places = one
+                    .cells
+                    .iter()
+                    .map(|&cell| measured.cells[cell as usize].pos);
+                let lost = places.map(|pos| {
+                    let pos = pos.expect("a token") as usize;
+                    let mut prompt = pair.clean.clone();
+                    prompt[pos] = other.clean[pos];
+                    one.clean - whole(&model, pair, prompt)
+                });
+                lost.collect()
+            };
+            let is_it = |other: &&Pair| {
+                let wanted = with(other);
+                let each = one.values.iter().zip(wanted);
+                other.index != pair.index && each.into_iter().all(|(a, b)| (a - b).abs() < 1e-3)
+            };
+            let other = task.pairs().iter().find(is_it).expect("another prompt");
+            taken.insert(other.index);
+        }
+        assert_eq!(taken.len(), 3, "each is taken once");
+    }
+    let on = check(&config, &two_kinds()[0].spec, &first(&task, 1));
+    let message = on.expect_err("refused").to_string();
+    assert!(message.contains("more pairs"), "{message}");
 }
 
 /// Shapley values by the formula, from a value for every set of three.

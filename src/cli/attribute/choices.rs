@@ -49,10 +49,14 @@ pub enum MethodChoice {
     AttentionRollout,
     /// Attention times the metric's slope at it.
     AttentionXGrad,
-    /// What is lost without a part.
+    /// Shares of tokens drawn at random, which every method has to beat.
+    Random,
+    /// What is lost without a part: feature ablation; with `--removal permute` feature permutation.
     LeaveOneOut,
     /// What a part does alone.
     IncludeOne,
+    /// What is lost without neighbours, the mean over the windows that a part is in.
+    Occlusion,
     /// Shapley values.
     Shapley,
     /// Shapley values, as a weighted fit.
@@ -146,9 +150,11 @@ impl MethodChoice {
             | MethodChoice::AltiRollout
             | MethodChoice::LastAttention
             | MethodChoice::AttentionRollout
-            | MethodChoice::AttentionXGrad => Scored::Tokens,
+            | MethodChoice::AttentionXGrad
+            | MethodChoice::Random => Scored::Tokens,
             MethodChoice::LeaveOneOut
             | MethodChoice::IncludeOne
+            | MethodChoice::Occlusion
             | MethodChoice::Shapley
             | MethodChoice::KernelShap
             | MethodChoice::Lime

@@ -81,7 +81,7 @@ fn a_flag_acts_with_a_method_or_is_refused() {
     let edge = "m0->logits".parse().expect("an edge");
     graph.set_score(&edge, 0.25).expect("an edge of the model");
     graph.write(theirs.as_ref()).expect("writes");
-    let own: [(&str, &[&str]); 24] = [
+    let own: [(&str, &[&str]); 29] = [
         ("sites", &["--sites", "resid_pre"]),
         ("direction", &["--direction", "denoise"]),
         ("source", &["--source", "zero"]),
@@ -112,6 +112,11 @@ fn a_flag_acts_with_a_method_or_is_refused() {
         ("compare", &["--compare", &theirs]),
         ("players", &["--players", "heads"]),
         ("removal", &["--removal", "zero"]),
+        ("window", &["--window", "2"]),
+        ("stride", &["--stride", "2"]),
+        ("score", &["--score"]),
+        ("gold", &["--score", "--gold", "IO"]),
+        ("by", &["--score", "--by", "complexity"]),
     ];
     let command = Only::command();
     let all: BTreeSet<&str> = (command.get_arguments())

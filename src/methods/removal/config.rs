@@ -67,12 +67,15 @@ pub enum Removal {
     Delete,
     /// This token of the vocabulary stands in its place.
     Token(String),
+    /// What stands there in the clean prompt of another pair of the same template and length: the prompts are permuted, once, so that none
+    /// stays itself.
+    Permute,
 }
 
 impl Removal {
     /// Whether it makes other prompts, and not other activations.
     pub(super) fn edits_the_prompt(&self) -> bool {
-        matches!(self, Removal::Delete | Removal::Token(_))
+        matches!(self, Removal::Delete | Removal::Token(_) | Removal::Permute)
     }
 
     /// What is written at the sites of players.
@@ -80,7 +83,9 @@ impl Removal {
         match self {
             Removal::Pair => PatchSource::Pair,
             Removal::Mean => PatchSource::Mean,
-            Removal::Zero | Removal::Delete | Removal::Token(_) => PatchSource::Zero,
+            Removal::Zero | Removal::Delete | Removal::Token(_) | Removal::Permute => {
+                PatchSource::Zero
+            }
         }
     }
 }
@@ -92,6 +97,7 @@ impl fmt::Display for Removal {
             Removal::Zero => f.write_str("zero"),
             Removal::Mean => f.write_str("mean"),
             Removal::Delete => f.write_str("delete"),
+            Removal::Permute => f.write_str("permute"),
             Removal::Token(token) => write!(f, "token:{token}"),
         }
     }
@@ -106,12 +112,13 @@ impl FromStr for Removal {
             "zero" => Ok(Removal::Zero),
             "mean" => Ok(Removal::Mean),
             "delete" => Ok(Removal::Delete),
+            "permute" => Ok(Removal::Permute),
             _ => match text.strip_prefix("token:") {
                 Some(token) if !token.is_empty() => Ok(Removal::Token(token.into())),
                 _ => Err(Error::Parse {
                     what: "a removal",
                     text: text.into(),
-                    reason: "it is `pair`, `zero`, `mean`, `delete`, or `token:` and a token as the vocabulary writes it".into(),
+                    reason: "it is `pair`, `zero`, `mean`, `delete`, `permute`, or `token:` and a token as the vocabulary writes it".into(),
                 }),
             },
         }
@@ -126,6 +133,13 @@ pub enum Summary {
     LeaveOneOut,
     /// What it does alone: `v(it) - v(none)`.
     IncludeOne,
+    /// What is lost without neighbours, `v(all) - v(all but the window)`, the mean over the windows that it is in (occlusion).
+    Occlusion {
+        /// Players of a window.
+        window: usize,
+        /// From one window to the next; the last one ends with the last player.
+        stride: usize,
+    },
     /// The mean over all orders of what it adds to those before it.
     Shapley {
         /// Orders that are drawn, each with its reverse.
@@ -157,7 +171,7 @@ pub const EXACT: usize = 12;
 
 impl Summary {
     /// Every summary, its knobs at their defaults.
-    pub const ALL: [Summary; 6] = [
+    pub const ALL: [Summary; 7] = [
         Summary::LeaveOneOut,
         Summary::IncludeOne,
         Summary::Shapley { draws: 100 },
@@ -168,12 +182,17 @@ impl Summary {
             ridge: 1.0,
         },
         Summary::Sobol { draws: 128 },
+        Summary::Occlusion {
+            window: 3,
+            stride: 1,
+        },
     ];
 
     pub fn name(self) -> &'static str {
         match self {
             Summary::LeaveOneOut => "leave-one-out",
             Summary::IncludeOne => "include-one",
+            Summary::Occlusion { .. } => "occlusion",
             Summary::Shapley { .. } => "shapley",
             Summary::KernelShap { .. } => "kernel-shap",
             Summary::Lime { .. } => "lime",
@@ -194,16 +213,18 @@ impl Summary {
                 ridge,
             }),
             Summary::Sobol { .. } => Ok(Summary::Sobol { draws: n }),
-            Summary::LeaveOneOut | Summary::IncludeOne => Err(Error::invalid(format!(
-                "`{}` draws nothing; leave the draws out",
-                self.name()
-            ))),
+            Summary::LeaveOneOut | Summary::IncludeOne | Summary::Occlusion { .. } => {
+                Err(Error::invalid(format!(
+                    "`{}` draws nothing; leave the draws out",
+                    self.name()
+                )))
+            }
         }
     }
 
     fn draws(self) -> Option<usize> {
         match self {
-            Summary::LeaveOneOut | Summary::IncludeOne => None,
+            Summary::LeaveOneOut | Summary::IncludeOne | Summary::Occlusion { .. } => None,
             Summary::Shapley { draws }
             | Summary::KernelShap { draws }
             | Summary::Lime { draws, .. }
@@ -250,6 +271,14 @@ impl Summary {
             return Err(Error::invalid(format!(
                 "`{}` takes at most {MOST_DRAWS} draws; its error falls with their root",
                 self.name()
+            )));
+        }
+        if let Summary::Occlusion { window, stride } = self
+            && !(1..=window).contains(&stride)
+        {
+            return Err(Error::invalid(format!(
+                "windows of {window} parts, {stride} apart, would leave parts out; a stride is from 1 to the window (`Summary::window`, \
+                 `Summary::stride`)"
             )));
         }
         if let Summary::Lime { width, ridge, .. } = self

@@ -1,8 +1,8 @@
 //! Removal-based attribution: which parts are credited with the metric, judged by what it is without them.
 //!
 //! Every such method is a choice of three: what *removes* a part ([`Removal`]), which *behaviour* is looked at (the metric
-//! at the end of the clean prompt), and how the outcomes are *summed up* ([`Summary`]): leave-one-out, include-one, Shapley
-//! values, LIME, total Sobol indices. The parts are the players of a game ([`Players`]): tokens, spans that are roles of the task, heads,
+//! at the end of the clean prompt), and how the outcomes are *summed up* ([`Summary`]): leave-one-out (Captum's feature ablation; with
+//! [`Removal::Permute`] its feature permutation), include-one, occlusion by windows, Shapley values, LIME, total Sobol indices. The parts are the players of a game ([`Players`]): tokens, spans that are roles of the task, heads,
 //! MLPs. `v(S)` is the metric where only the players of `S` are there. A game of at most [`EXACT`] players has every coalition
 //! measured; larger ones are sampled, with a standard error for each share in the side table. A coalition is measured once for each
 //! prompt, through the sweep engine, or for [`Removal::Delete`] and [`Removal::Token`] as a prompt of its own.
@@ -11,7 +11,7 @@
 //! add up to `v(all) - v(none)`.
 //!
 //! Sources: Covert, Lundberg and Lee 2021, "Explaining by removing"; Shapley 1953; Lundberg and Lee 2017 (KernelSHAP); Mitchell
-//! et al. 2022 (antithetic orders); Ribeiro et al. 2016 (LIME; its kernel over the share that is removed); Sobol 2001 and Jansen 1999 (total
+//! et al. 2022 (antithetic orders); Zeiler and Fergus 2014 (occlusion); Breiman 2001 (permutation); Ribeiro et al. 2016 (LIME; its kernel over the share that is removed); Sobol 2001 and Jansen 1999 (total
 //! indices). Left out on purpose: text masks by super-pixels or sentences, which the roles of a task can say.
 
 mod coalitions;
@@ -19,7 +19,7 @@ mod config;
 mod fit;
 mod prompts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 pub use coalitions::{Game, Values};
 pub use config::{EXACT, Players, Removal, RemovalConfig, Summary};
 pub use fit::{Coalition, Share};
-use prompts::{changed, metrics};
+use prompts::{Filler, changed, metrics, permuted};
 
 use super::ablation::site_of;
 use super::activation_patching::{PatchConfig, Patching, SiteSet};
@@ -138,6 +138,9 @@ impl Method for RemovalConfig {
         if let Removal::Token(text) = &self.removal {
             filler(text, spec, task)?;
         }
+        if self.removal == Removal::Permute {
+            permuted(task, self.seed(task))?;
+        }
         self.patching(spec).check(spec, task)
     }
 
@@ -181,6 +184,8 @@ struct Removing<'a> {
     cells: Vec<Cell>,
     n_shares: usize,
     filler: Option<u32>,
+    /// What stands in the place of the tokens of each pair, by its index, where prompts are permuted.
+    others: HashMap<usize, Vec<u32>>,
 }
 
 impl<'a> Removing<'a> {
@@ -214,6 +219,10 @@ impl<'a> Removing<'a> {
             cells: cells.clone(),
             n_shares,
             filler,
+            others: match config.removal {
+                Removal::Permute => permuted(task, config.seed(task))?,
+                _ => HashMap::new(),
+            },
         };
         for pair in task.pairs() {
             config
@@ -251,10 +260,10 @@ impl<'a> Removing<'a> {
                 (_, Some(pos)) => vec![pos as usize],
                 _ => continue,
             };
-            let removed = changed(pair, &positions, self.filler);
+            let removed = changed(pair, &positions, self.filler(pair));
             let is_idle = match self.config.removal {
                 Removal::Pair => (positions.iter()).all(|&at| pair.clean[at] == pair.corrupted[at]),
-                Removal::Delete | Removal::Token(_) => removed == pair.clean,
+                Removal::Delete | Removal::Token(_) | Removal::Permute => removed == pair.clean,
                 Removal::Zero | Removal::Mean => false,
             };
             if is_idle {
@@ -265,6 +274,14 @@ impl<'a> Removing<'a> {
             }
         }
         (players, idle)
+    }
+
+    fn filler(&self, pair: &Pair) -> Filler<'_> {
+        match (self.others.get(&pair.index), self.filler) {
+            (Some(other), _) => Filler::Prompt(other),
+            (None, Some(token)) => Filler::Token(token),
+            (None, None) => Filler::Nothing,
+        }
     }
 
     fn game(&self, pair: &Pair, players: &[Player]) -> Game {
@@ -381,7 +398,7 @@ impl Prepared for Removing<'_> {
                     let prompts = (some.iter())
                         .map(|it| {
                             let absent = Self::absent_positions(&players, it);
-                            changed(pair, &absent, self.filler)
+                            changed(pair, &absent, self.filler(pair))
                         })
                         .collect();
                     let at_once = self.running.memory_now() / self.bytes(pair.clean.len()).max(1);

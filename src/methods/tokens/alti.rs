@@ -62,7 +62,7 @@ pub fn alti(model: &Model, prompts: &[Vec<u32>]) -> Result<Vec<Alti>> {
         gap: 0.0,
     };
     let mut all = vec![fresh; prompts.len()];
-    walk(model, prompts, &mut |layer| {
+    walk(model, prompts, None, &mut |layer| {
         for (prompt, alti) in all.iter_mut().enumerate() {
             let mixing = layer.mixing(prompt)?;
             alti.unmixed += mixing.unmixed;
@@ -80,7 +80,7 @@ pub(super) fn rollout(batch: &Batch<'_>) -> Result<(Vec<Shares>, usize)> {
     let length = batch.length;
     let mut mixed = vec![identity(length); batch.len()];
     let mut unmixed = 0;
-    walk(batch.model, &batch.prompts, &mut |layer| {
+    walk(batch.model, &batch.prompts, batch.place()?, &mut |layer| {
         for (prompt, rollout) in mixed.iter_mut().enumerate() {
             let mixing = layer.mixing(prompt)?;
             unmixed += mixing.unmixed;
@@ -156,7 +156,7 @@ pub(super) fn logit(batch: &Batch<'_>) -> Result<(Vec<Shares>, usize)> {
 /// The flows behind the shares.
 pub(super) fn logit_flows(batch: &Batch<'_>) -> Result<Vec<LogitFlow>> {
     let (model, length, d) = (batch.model, batch.length, batch.model.spec.d_model);
-    let tape = batch.tape(&batch.prompts, &[])?;
+    let tape = batch.record()?;
     let measured = batch.measured(&tape)?;
     // The read-out with the final norm's divisor frozen: what a part of the final stream is worth is its product with this.
     let readout = measured.gradient(model, &Rules::cp_lrp(), &tape.rows, &mut Nobody)?;
@@ -167,7 +167,7 @@ pub(super) fn logit_flows(batch: &Batch<'_>) -> Result<Vec<LogitFlow>> {
 
     let mut all = vec![LogitFlow::default(); batch.len()];
     let last_layer = model.spec.n_layers - 1;
-    walk(model, &batch.prompts, &mut |layer| {
+    walk(model, &batch.prompts, batch.place()?, &mut |layer| {
         let index = layer.index;
         for (prompt, flow) in all.iter_mut().enumerate() {
             let readout = readout(prompt);
@@ -350,17 +350,22 @@ impl Layer<'_> {
     }
 }
 
-/// Shows each layer of one forward pass in turn; nothing of it is kept afterwards.
+/// Shows each layer of one forward pass in turn; nothing of it is kept afterwards. The prompts begin at `place`, `[rows, d_model]`, or at
+/// their tokens' embeddings.
 fn walk(
     model: &Model,
     prompts: &[Vec<u32>],
+    place: Option<Tensor>,
     each: &mut dyn FnMut(&Layer<'_>) -> Result<()>,
 ) -> Result<()> {
     let length = prompts[0].len();
     let examples: Vec<usize> = (0..prompts.len()).collect();
     let rows = Rows::whole_as(&examples, length);
     let ropes = rope::Tables::new(&model.spec, length);
-    let mut keep = Keep::default();
+    let mut keep = Keep {
+        kept: HashMap::new(),
+        place,
+    };
     let x = forward::embed(model, &prompts.concat(), &rows, &mut keep)?;
     let mut stream = Stream { rows, x: Some(x) };
     for index in 0..model.spec.n_layers {
@@ -383,9 +388,9 @@ fn walk(
 }
 
 /// Keeps what ALTI reads.
-#[derive(Default)]
 struct Keep {
     kept: HashMap<Kind, Tensor>,
+    place: Option<Tensor>,
 }
 
 impl Tap for Keep {
@@ -401,11 +406,17 @@ impl Tap for Keep {
         )
     }
 
-    fn edits(&self, _: Hook) -> bool {
-        false
+    fn edits(&self, hook: Hook) -> bool {
+        hook.kind == Kind::Embed && self.place.is_some()
     }
 
     fn at(&mut self, hook: Hook, t: Tensor, _: &Rows) -> Result<Tensor> {
+        if hook.kind == Kind::Embed {
+            return Ok(match self.place.take() {
+                Some(place) => place.to_device(t.device())?.to_dtype(t.dtype())?,
+                None => t,
+            });
+        }
         if self.wants(hook) {
             self.kept.insert(hook.kind, t.clone());
         }

@@ -53,6 +53,7 @@ pub(super) fn times_gradient(batch: &Batch<'_>) -> Result<Vec<Shares>> {
     let request = GradientRequest {
         reference: batch.reference.as_deref(),
         memory: Some(batch.memory),
+        edits: batch.edits(),
         ..GradientRequest::new(batch.metric, &batch.targets, &hooks)
     };
     let slopes = gradients(batch.model, &batch.prompts, &request)?.cache;
@@ -74,7 +75,7 @@ fn hooks(layers: &[usize]) -> Vec<Hook> {
 }
 
 fn patterns(batch: &Batch<'_>, layers: &[usize]) -> Result<Cache> {
-    captured(batch.model, &batch.prompts, &hooks(layers), &[])
+    captured(batch.model, &batch.prompts, &hooks(layers), batch.edits())
 }
 
 /// `[batch, query, key]`

@@ -168,6 +168,20 @@ impl<'a> Batch<'a> {
         rng
     }
 
+    /// What puts the prompts where they are, where that is not at their tokens' embeddings.
+    pub fn edits(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    /// Where the prompts are, if not at their tokens' embeddings. `[rows, d_model]`
+    pub fn place(&self) -> Result<Option<Tensor>> {
+        if self.edits.is_empty() {
+            return Ok(None);
+        }
+        let shape = (self.len() * self.length, self.model.spec.d_model);
+        Ok(Some(tensor(self.embeddings.clone(), shape)?))
+    }
+
     /// A forward pass of the explained prompts, ready to be walked back.
     pub fn record(&self) -> Result<Tape> {
         self.tape(&self.prompts, &self.edits)

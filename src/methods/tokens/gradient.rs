@@ -9,6 +9,7 @@
 use super::batch::{Batch, Shares, dot};
 use super::noise::{noisy, span};
 use crate::error::Result;
+use crate::methods::gaussian::normal;
 
 /// What is read off a gradient.
 pub(super) enum Reading {
@@ -76,6 +77,21 @@ pub(super) fn smooth(batch: &Batch<'_>, draws: usize, noise: f64) -> Result<Vec<
             ..Shares::default()
         })
         .collect())
+}
+
+/// Of no method: normal draws.
+pub(super) fn random(batch: &Batch<'_>) -> Vec<Shares> {
+    let of = |prompt: usize| {
+        let mut rng = batch.rng(prompt, 0);
+        Shares {
+            tokens: (0..batch.length)
+                .map(|_| f64::from(normal(&mut rng)))
+                .collect(),
+            ..Shares::default()
+        }
+    };
+    batch.progress.advance(batch.len() as u64);
+    (0..batch.len()).map(of).collect()
 }
 
 /// `<x_t, g_t>` for each token.

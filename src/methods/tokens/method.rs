@@ -61,6 +61,8 @@ pub enum TokenMethod {
     AttentionRollout,
     /// Attention times the metric's slope at it, over all layers, heads and queries.
     AttentionTimesGradient,
+    /// Shares drawn at random, which every method has to beat. Knows no metric.
+    Random,
 }
 
 impl TokenMethod {
@@ -96,6 +98,7 @@ impl TokenMethod {
             TokenMethod::LastAttention,
             TokenMethod::AttentionRollout,
             TokenMethod::AttentionTimesGradient,
+            TokenMethod::Random,
         ]
     }
 
@@ -115,6 +118,7 @@ impl TokenMethod {
             TokenMethod::LastAttention => "last-attention",
             TokenMethod::AttentionRollout => "attention-rollout",
             TokenMethod::AttentionTimesGradient => "attention-x-grad",
+            TokenMethod::Random => "random",
         }
     }
 
@@ -122,13 +126,21 @@ impl TokenMethod {
     pub fn knows_metric(&self) -> bool {
         !matches!(
             self,
-            TokenMethod::AltiRollout | TokenMethod::LastAttention | TokenMethod::AttentionRollout
+            TokenMethod::AltiRollout
+                | TokenMethod::LastAttention
+                | TokenMethod::AttentionRollout
+                | TokenMethod::Random
         )
+    }
+
+    /// Whether it takes the stream for a sum of what looks back alone.
+    pub fn needs_decoder(&self) -> bool {
+        matches!(self, TokenMethod::AltiLogit | TokenMethod::AltiRollout)
     }
 
     /// Whether it reads one position, and so knows answers of one token.
     pub(super) fn reads_one_position(&self) -> bool {
-        !self.knows_metric() || *self == TokenMethod::AltiLogit
+        (!self.knows_metric() && *self != TokenMethod::Random) || *self == TokenMethod::AltiLogit
     }
 
     /// Whether a noise tunnel may lead through it: it takes gradients at the embeddings, and no noise of its own.
@@ -147,7 +159,8 @@ impl TokenMethod {
             | TokenMethod::AltiRollout
             | TokenMethod::LastAttention
             | TokenMethod::AttentionRollout
-            | TokenMethod::AttentionTimesGradient => false,
+            | TokenMethod::AttentionTimesGradient
+            | TokenMethod::Random => false,
         }
     }
 
@@ -182,7 +195,8 @@ impl TokenMethod {
             | TokenMethod::GradientShap { .. }
             | TokenMethod::AltiRollout
             | TokenMethod::LastAttention
-            | TokenMethod::AttentionRollout => false,
+            | TokenMethod::AttentionRollout
+            | TokenMethod::Random => false,
         }
     }
 

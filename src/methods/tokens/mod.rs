@@ -24,6 +24,8 @@ mod method;
 mod noise;
 mod quadrature;
 mod relevance;
+mod score;
+mod shares;
 
 use serde_json::{Value, json};
 
@@ -31,22 +33,22 @@ pub use alti::{Alti, alti};
 pub(super) use alti::{LogitFlow, passed_down};
 pub use baseline::{Baseline, ReferenceSet};
 use baseline::{Start, baseline_token, check_references};
+use batch::Batch;
 pub(super) use batch::InCells;
-use batch::{Batch, Shares};
 use cells::{Cells, EMBED};
 pub use config::{Prompts, TokenConfig};
 pub(super) use frozen::Write;
-use gradient::Reading;
 pub use method::TokenMethod;
 pub use noise::{NoiseTunnel, OverNoise};
 pub use quadrature::Quadrature;
+pub use score::{ScoreConfig, TokenScore};
+use shares::shares_of;
 
 use super::activation_patching::{PatchConfig, PatchSource};
 use super::method::{Cost, Exact, Method, Needs, Preparation, Prepared, Running, Subject, Unit};
 use super::sites::parse_sites;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
-use crate::nn::rules::Rules;
 use crate::run::Progress;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
@@ -100,10 +102,7 @@ impl Method for TokenConfig {
 
     fn needs(&self, task: &Task) -> Needs {
         // ALTI takes the stream to be a sum, and reads it at one position.
-        let mixes = matches!(
-            self.method,
-            TokenMethod::AltiLogit | TokenMethod::AltiRollout
-        );
+        let mixes = self.method.needs_decoder();
         Needs {
             decoder: mixes.then_some("ALTI's mixtures"),
             aligned: true,
@@ -198,6 +197,7 @@ impl TokenConfig {
             TokenMethod::SaliencyL1 | TokenMethod::SaliencyL2 => {
                 format!("{} per unit of embedding", metric.unit())
             }
+            TokenMethod::Random => "standard deviation".into(),
             _ if !self.method.knows_metric() => "share of 1".into(),
             _ => metric.unit().to_string(),
         };
@@ -241,13 +241,7 @@ impl Prepared for Sharing<'_> {
         let points = self.config.passes();
         let progress = InCells::new(progress, unit.cells.len(), points);
         let batch = Batch::new(self.on, &unit.items, self.config, self.running, &progress)?;
-        let (shares, unmixed) = match self.config.tunnel {
-            None => run(&batch, &self.starts)?,
-            Some(tunnel) => {
-                let of = |noisy: &Batch<'_>| Ok(run(noisy, &self.starts)?.0);
-                (noise::through(&batch, tunnel, of)?, 0)
-            }
-        };
+        let (shares, unmixed) = shares_of(&batch, &self.starts)?;
         let mut examples = Vec::with_capacity(shares.len());
         for (i, shares) in shares.iter().enumerate() {
             let mut example = self.cells.example(&batch, i, unit.items[i], shares)?;
@@ -287,40 +281,6 @@ impl Prepared for Sharing<'_> {
         measured.warnings.extend(doubts(self.config, &completeness));
         Ok(())
     }
-}
-
-/// The shares of a batch, and how many rows of ALTI were unmixed.
-fn run(batch: &Batch<'_>, starts: &[Start]) -> Result<(Vec<Shares>, usize)> {
-    let relevance = |rules: &Rules| -> Result<Vec<Shares>> {
-        let shares = relevance::relevance(batch, rules)?;
-        batch.progress.advance(batch.len() as u64);
-        Ok(shares)
-    };
-    let shares = match &batch.config.method {
-        TokenMethod::GradientTimesInput => gradient::gradient(batch, &Reading::TimesInput)?,
-        TokenMethod::SaliencyL1 => gradient::gradient(batch, &Reading::L1)?,
-        TokenMethod::SaliencyL2 => gradient::gradient(batch, &Reading::L2)?,
-        TokenMethod::SmoothGrad { draws, noise } => gradient::smooth(batch, *draws, *noise)?,
-        TokenMethod::IntegratedGradients { steps, rule, .. } => {
-            integrated::integrated(batch, *steps, *rule, starts)?
-        }
-        TokenMethod::ExpectedGradients { draws, reference } => {
-            integrated::drawn(batch, *draws, 0.0, reference, starts.first())?
-        }
-        TokenMethod::GradientShap {
-            draws,
-            noise,
-            reference,
-        } => integrated::drawn(batch, *draws, *noise, reference, starts.first())?,
-        TokenMethod::Lrp => relevance(&Rules::cp_lrp())?,
-        TokenMethod::AttnLrp => relevance(&Rules::attn_lrp())?,
-        TokenMethod::AltiLogit => return alti::logit(batch),
-        TokenMethod::AltiRollout => return alti::rollout(batch),
-        TokenMethod::LastAttention => attention::last_layer(batch)?,
-        TokenMethod::AttentionRollout => attention::rollout(batch)?,
-        TokenMethod::AttentionTimesGradient => attention::times_gradient(batch)?,
-    };
-    Ok((shares, 0))
 }
 
 /// How attention hands the metric of some pairs to their tokens under ALTI-Logit, and the metric of each pair's explained prompt and of its
