@@ -202,7 +202,7 @@ impl Ask for AttributeArgs {
         }
         let verifies = self.common.running.verify.is_some();
         let mut acts = vec!["method"];
-        acts.extend_from_slice(match self.method().scored() {
+        acts.extend_from_slice(match self.chosen().scored() {
             Scored::Nodes => &[
                 "sites",
                 "direction",
@@ -231,7 +231,7 @@ impl Ask for AttributeArgs {
             Scored::Tokens => &[],
             Scored::Removal => &["players", "removal"],
         });
-        acts.extend_from_slice(match self.method() {
+        acts.extend_from_slice(match self.chosen() {
             MethodChoice::AtpStar if verifies => &["no_qk_fix", "no_grad_drop", "bound_draws"],
             MethodChoice::AtpStar => &["no_qk_fix", "no_grad_drop"],
             MethodChoice::LayerIg | MethodChoice::EapIg | MethodChoice::Ceap => {
@@ -250,7 +250,7 @@ impl Ask for AttributeArgs {
             | MethodChoice::Sobol => &["draws"],
             _ => &[],
         });
-        let has_tunnels = self.method().goes_through_noise();
+        let has_tunnels = self.chosen().goes_through_noise();
         if has_tunnels {
             acts.push("tunnel");
             if self.tunnel.is_some() {
@@ -258,7 +258,7 @@ impl Ask for AttributeArgs {
             }
         }
         let of_scores = "it is for the scores of methods; add `--score`";
-        let mut mode = Mode::new(format!("`--method {}`", self.method().name()), &acts)
+        let mut mode = Mode::new(format!("`--method {}`", self.chosen().name()), &acts)
             .instead("gold", of_scores)
             .instead("by", of_scores);
         if has_tunnels {
@@ -268,7 +268,7 @@ impl Ask for AttributeArgs {
                 .instead("tunnel_draws", remedy)
                 .instead("noise", remedy);
         }
-        match self.method() {
+        match self.chosen() {
             MethodChoice::AtpStar => mode.instead(
                 "bound_draws",
                 "it is for the bound that `--verify K` gives; add that, or leave it out",
@@ -286,7 +286,7 @@ impl Ask for AttributeArgs {
                 "step_rule",
                 "it goes by the trapezoid rule; leave it out, or take `layer-ig`",
             ),
-            _ if self.method().scored() == Scored::Removal => mode.instead(
+            _ if self.chosen().scored() == Scored::Removal => mode.instead(
                 "source",
                 "say what becomes of a part that is not there with `--removal pair|zero|mean|delete|permute|token:...`",
             ),
@@ -307,7 +307,7 @@ impl Ask for AttributeArgs {
         if self.score {
             return Ok(Box::new(self.scores(on.spec)?));
         }
-        Ok(match self.method().scored() {
+        Ok(match self.chosen().scored() {
             Scored::Nodes => Box::new(self.nodes(on)?),
             Scored::Edges => Box::new(self.edge_estimates(on)?),
             Scored::ExactEdges => Box::new(EdgeConfig {
@@ -322,7 +322,7 @@ impl Ask for AttributeArgs {
     }
 
     fn bound_draws(&self) -> usize {
-        if self.method() == MethodChoice::AtpStar {
+        if self.chosen() == MethodChoice::AtpStar {
             self.bound_draws
         } else {
             0
@@ -369,7 +369,7 @@ impl Ask for AttributeArgs {
 }
 
 impl AttributeArgs {
-    fn method(&self) -> MethodChoice {
+    fn chosen(&self) -> MethodChoice {
         self.method.unwrap_or(MethodChoice::Atp)
     }
 
@@ -394,7 +394,7 @@ impl AttributeArgs {
     }
 
     fn nodes(&self, on: &Asked<'_>) -> anyhow::Result<NodeAttributionConfig> {
-        let default = match (self.method(), on.spec.mlp != Mlp::None) {
+        let default = match (self.chosen(), on.spec.mlp != Mlp::None) {
             (MethodChoice::AtpStar, true) => "q,k,v,z,mlp_out",
             (MethodChoice::AtpStar, false) => "q,k,v,z",
             (_, true) => "z,mlp_out",
@@ -409,7 +409,7 @@ impl AttributeArgs {
             ..PatchConfig::new(sites)
         };
         let steps = self.steps.unwrap_or(STEPS);
-        let mut config = self.method().nodes(patch, steps);
+        let mut config = self.chosen().nodes(patch, steps);
         config.qk_fix &= !self.no_qk_fix;
         config.grad_drop &= !self.no_grad_drop;
         if let GradientPath::Inputs { rule, .. } = &mut config.path {
@@ -421,7 +421,7 @@ impl AttributeArgs {
 
     fn edge_estimates(&self, on: &Asked<'_>) -> anyhow::Result<EdgeAttributionConfig> {
         let steps = self.steps.unwrap_or(STEPS);
-        let mut config = self.method().edges(steps);
+        let mut config = self.chosen().edges(steps);
         match &mut config.path {
             EdgePath::Along(GradientPath::Inputs { rule, .. })
             | EdgePath::Conductance { rule, .. } => {
@@ -443,7 +443,7 @@ impl AttributeArgs {
     }
 
     fn removal(&self) -> anyhow::Result<RemovalConfig> {
-        let mut summary: Summary = self.method().name().parse()?;
+        let mut summary: Summary = self.chosen().name().parse()?;
         if let Some(draws) = self.draws {
             summary = summary.with_draws(draws)?;
         }

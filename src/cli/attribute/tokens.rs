@@ -10,7 +10,7 @@ use super::choices::{MethodChoice, Scored};
 
 impl AttributeArgs {
     pub(super) fn tokens(&self) -> anyhow::Result<TokenConfig> {
-        let method = self.token_method(self.method().name().parse()?)?;
+        let method = self.token_method(self.chosen().name().parse()?)?;
         let tunnel = self.tunnel.map(|over| {
             let default = NoiseTunnel::new(over);
             NoiseTunnel {
