@@ -321,7 +321,19 @@ fn a_small_llama_tells_the_genders_of_names_apart() {
 
 #[test]
 fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
-    let model = models::encoder();
+    models::encoders().iter().for_each(sweeps_agree);
+    let refused = "blocks.1.ln1.hook_normalized *= 0.5"
+        .parse::<Edit>()
+        .expect("parses");
+    let refused = refused.check(&models::encoder().spec).unwrap_err();
+    assert!(refused.to_string().contains("hook_resid_pre"));
+    // No norm stands there.
+    let refused = "blocks.0.ln1.hook_normalized *= 0.5".parse::<Edit>();
+    let refused = refused.expect("parses").check(&models::modern_encoder().spec);
+    assert!(refused.unwrap_err().to_string().contains("first attention"));
+}
+
+fn sweeps_agree(model: &Model) {
     let spec = &model.spec;
     let prompts = vec![vec![3, 14, 15, 9, 26], vec![5, 8, 9, 7, 9]];
     let kinds: Vec<Kind> = Kind::ALL
@@ -343,7 +355,7 @@ fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
     }
     assert!(variants.len() > 500);
     let base =
-        BaseRun::new(&model, prompts, vec![], vec![], Sources::default(), &kinds).expect("runs");
+        BaseRun::new(model, prompts, vec![], vec![], Sources::default(), &kinds).expect("runs");
     let target = Target {
         answers: vec![4],
         wrong: vec![20],
@@ -356,7 +368,7 @@ fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
     };
     let none = Sources::default();
     let fast = sweep(
-        &model,
+        model,
         &base,
         &variants,
         &none,
@@ -365,8 +377,8 @@ fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
         &Quiet,
     )
     .expect("sweeps");
-    let slow = sweep_plain(&model, &base, &variants, &none, &readout).expect("runs");
-    let unchanged = base.metric(&model, &readout).expect("metric");
+    let slow = sweep_plain(model, &base, &variants, &none, &readout).expect("runs");
+    let unchanged = base.metric(model, &readout).expect("metric");
     let mut moved = 0;
     for ((variant, fast), slow) in variants.iter().zip(&fast).zip(&slow) {
         assert!(
@@ -382,9 +394,4 @@ fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
         "{moved} of {}",
         variants.len()
     );
-    let refused = "blocks.1.ln1.hook_normalized *= 0.5"
-        .parse::<Edit>()
-        .expect("parses")
-        .check(spec);
-    assert!(refused.unwrap_err().to_string().contains("hook_resid_pre"));
 }

@@ -1,7 +1,7 @@
 //! Activations of another implementation, as a `reference.safetensors` beside a model has them.
 //!
 //! For prompt `i`: `p{i}/ids [pos]`; `p{i}/logits_last [d_vocab]`, `p{i}/logits_all [pos, d_vocab]`; `p{i}/full/<hook>`, the whole
-//! tensor of a hook for every layer (`[n_layers, pos, ..]`, patterns `[n_layers, head, query, key]`), without a layer axis for
+//! tensor of a hook for every layer that has it (`[n_layers, pos, ..]`, patterns `[n_layers, head, query, key]`), without a layer axis for
 //! those that the model has once; `p{i}/norm/<hook> [n_layers, pos]`, its length over `d_model`. Hooks go by their short names.
 //! `p{i}/full/final_norm_in` and `final_norm_out` are the final norm, the latter with its weight.
 
@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use super::relative;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
-use crate::model::Model;
+use crate::model::{Model, ModelSpec};
 use crate::nn::norm;
 use crate::run::{Cache, Logits, Request, run};
 
@@ -125,7 +125,8 @@ impl Content {
     }
 
     /// What has to be captured to compare.
-    fn hooks(self, n_layers: usize) -> Vec<Hook> {
+    fn hooks(self, spec: &ModelSpec) -> Vec<Hook> {
+        let n_layers = spec.n_layers;
         match self {
             Content::LogitsAll | Content::LogitsLast => vec![],
             Content::FinalNormIn => vec![Hook::at(Kind::ResidPost, n_layers - 1)],
@@ -133,9 +134,11 @@ impl Content {
             Content::Full(kind) | Content::Norm(kind) if !kind.per_layer() => {
                 vec![Hook::global(kind)]
             }
-            Content::Full(kind) | Content::Norm(kind) => {
-                (0..n_layers).map(|layer| Hook::at(kind, layer)).collect()
-            }
+            // A hook that some layers lack has a row for each of the others; of one that all lack the run says why.
+            Content::Full(kind) | Content::Norm(kind) => (0..n_layers)
+                .map(|layer| Hook::at(kind, layer))
+                .filter(|hook| kind.absent(spec).is_some() || hook.absent(spec).is_none())
+                .collect(),
         }
     }
 
@@ -168,7 +171,7 @@ fn compare_prompt(
     prompt: &str,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<Vec<(usize, Gap)>> {
-    let n_layers = model.spec.n_layers;
+    let spec = &model.spec;
     let mut wanted = Vec::new();
     for (name, tensor) in tensors {
         if let Some(content) = Content::of(name)? {
@@ -177,7 +180,7 @@ fn compare_prompt(
     }
     let mut capture: Vec<Hook> = wanted
         .iter()
-        .flat_map(|(_, content, _)| content.hooks(n_layers))
+        .flat_map(|(_, content, _)| content.hooks(spec))
         .collect();
     capture.sort_unstable();
     capture.dedup();
@@ -194,17 +197,18 @@ fn compare_prompt(
             Content::LogitsAll => vec![logits.clone()],
             Content::LogitsLast => vec![logits.get(logits.dim(0)? - 1)?],
             _ => content
-                .hooks(n_layers)
+                .hooks(spec)
                 .into_iter()
                 .map(|hook| seen(model, &ours.cache, hook, content))
                 .collect::<Result<_>>()?,
         };
-        let layers = layers(&place, theirs, &ours, content.hooks(n_layers))?;
-        for (layer, (ours, theirs)) in ours.iter().zip(layers).enumerate() {
-            let place = if ours.dims() == theirs.dims() && content.hooks(n_layers).len() > 1 {
-                format!("{place}, layer {layer}")
-            } else {
-                place.clone()
+        let hooks = content.hooks(spec);
+        let layers = layers(&place, theirs, &ours, hooks.clone())?;
+        for (i, (ours, theirs)) in ours.iter().zip(layers).enumerate() {
+            let layer = hooks.get(i).and_then(|hook| hook.layer);
+            let place = match layer.filter(|_| hooks.len() > 1) {
+                Some(layer) => format!("{place}, layer {layer}"),
+                None => place.clone(),
             };
             let gap = Gap {
                 what: content.name(),

@@ -63,7 +63,7 @@ pub fn run(args: &HooksArgs) -> anyhow::Result<()> {
 
 fn print_json(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::Result<()> {
     for kind in Kind::ALL {
-        let absent = kind.absent(spec);
+        let absent = absent(kind, args.layer, spec);
         let row = json!({
             "name": name(kind, args.layer),
             "short": kind.short(),
@@ -93,9 +93,9 @@ fn print_table(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::
         spec.n_ctx,
     );
     writeln!(out, "{about}\n")?;
-    let (absent, present): (Vec<Kind>, Vec<Kind>) = Kind::ALL
+    let (missing, present): (Vec<Kind>, Vec<Kind>) = Kind::ALL
         .into_iter()
-        .partition(|kind| kind.absent(spec).is_some());
+        .partition(|kind| absent(*kind, args.layer, spec).is_some());
     let mut rows = vec![["name", "short", "shape", "meaning"].map(String::from)];
     rows.extend(present.into_iter().map(|kind| {
         let shape = match shape(kind, args, spec) {
@@ -110,11 +110,11 @@ fn print_table(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::
         ]
     }));
     write!(out, "{}", aligned(&rows, &[Align::Left]))?;
-    if absent.is_empty() {
+    if missing.is_empty() {
         return Ok(());
     }
-    let reasons = absent.into_iter().map(|kind| {
-        let reason = kind.absent(spec).unwrap_or_default();
+    let reasons = missing.into_iter().map(|kind| {
+        let reason = absent(kind, args.layer, spec).unwrap_or_default();
         [name(kind, args.layer), reason.to_string()]
     });
     let reasons: Vec<[String; 2]> = reasons.collect();
@@ -123,6 +123,14 @@ fn print_table(args: &HooksArgs, spec: &ModelSpec, out: &mut impl Write) -> io::
         "\nnot in this model:\n{}",
         aligned(&reasons, &[Align::Left])
     )
+}
+
+/// Why the layer asked for has no such hook, or no layer has.
+fn absent(kind: Kind, layer: Option<usize>, spec: &ModelSpec) -> Option<&'static str> {
+    match layer {
+        Some(layer) => Hook::at(kind, layer).absent(spec),
+        None => kind.absent(spec),
+    }
 }
 
 fn name(kind: Kind, layer: Option<usize>) -> String {

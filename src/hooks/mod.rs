@@ -292,6 +292,14 @@ impl Hook {
         }
     }
 
+    /// Why a model has no such hook in this layer, or `None` where it has.
+    pub fn absent(&self, spec: &ModelSpec) -> Option<&'static str> {
+        let is_ln1 = matches!(self.kind, Kind::Scale(Ln::One) | Kind::Normalized(Ln::One));
+        let there = self.layer.is_none_or(|layer| spec.has_ln1(layer));
+        let absent = self.kind.absent(spec);
+        absent.or((is_ln1 && !there).then_some("no norm stands before its first attention"))
+    }
+
     /// # Errors
     /// [`Error::HookAbsent`] if this model has no such hook, [`Error::OutOfRange`] if it has fewer layers.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
@@ -307,7 +315,7 @@ impl Hook {
                 ),
             });
         }
-        match self.kind.absent(spec) {
+        match self.absent(spec) {
             Some(reason) => Err(Error::HookAbsent {
                 hook: self.to_string(),
                 reason: reason.into(),
@@ -325,7 +333,8 @@ impl Hook {
             .partition(|k| matches!(k, Kind::Embed | Kind::PosEmbed));
         let (inside, after): (Vec<_>, Vec<_>) = rest.into_iter().partition(|k| k.per_layer());
         let blocks = (0..spec.n_layers)
-            .flat_map(|layer| inside.iter().map(move |&kind| Hook::at(kind, layer)));
+            .flat_map(|layer| inside.iter().map(move |&kind| Hook::at(kind, layer)))
+            .filter(|hook| hook.absent(spec).is_none());
         let outside = |kinds: Vec<Kind>| kinds.into_iter().map(Hook::global);
         outside(before)
             .chain(blocks)

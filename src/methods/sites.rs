@@ -183,7 +183,12 @@ impl Sites {
         } else {
             0
         });
-        layers.retain(|layer| layer.is_none_or(|layer| extent.layers.has(layer as usize)));
+        layers.retain(|layer| {
+            layer.is_none_or(|layer| {
+                let hook = Hook::at(self.kind, layer as usize);
+                extent.layers.has(layer as usize) && hook.absent(spec).is_none()
+            })
+        });
         let heads = all(self.n_heads(spec));
         let n_neurons = match self.kind.axes(spec) {
             Axes::Neurons => spec.d_mlp,

@@ -30,7 +30,7 @@ impl Layout {
     /// Every tensor of a whole checkpoint, by name, with its shape.
     pub fn tensors(&self, spec: &ModelSpec) -> BTreeMap<String, Vec<usize>> {
         let mut tensors = BTreeMap::new();
-        for (slot, layer, pieces) in self.filled(spec.n_layers) {
+        for (slot, layer, pieces) in self.filled(spec) {
             for piece in pieces
                 .iter()
                 .filter(|piece| piece.stored != Stored::Nowhere)
@@ -43,9 +43,9 @@ impl Layout {
     }
 
     /// The slots that are filled, with their layer (0 where a model has one of them) and pieces.
-    pub(super) fn filled(&self, n_layers: usize) -> impl Iterator<Item = (Slot, usize, &[Piece])> {
+    pub(super) fn filled(&self, spec: &ModelSpec) -> impl Iterator<Item = (Slot, usize, &[Piece])> {
         let once = self.model.iter().map(|(slot, pieces)| (*slot, 0, pieces));
-        let per_block = (0..n_layers).flat_map(|layer| {
+        let per_block = (0..spec.n_layers).flat_map(|layer| {
             let blocks = self.blocks.iter();
             blocks.map(move |(slot, pieces)| (*slot, layer, pieces))
         });
@@ -54,6 +54,7 @@ impl Layout {
             .filter(|(_, layer, pieces)| {
                 *layer > 0 || pieces.iter().all(|piece| !piece.name.contains("{l-1}"))
             })
+            .filter(|(slot, layer, _)| slot.need(spec, *layer) != Need::Absent)
             .map(|(slot, layer, pieces)| (slot, layer, pieces.as_slice()))
     }
 

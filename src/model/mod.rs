@@ -97,7 +97,7 @@ impl Model {
             };
             let tensor = slot.get(&weights, layer.unwrap_or(0));
             let is_placed = layer.is_none_or(|layer| layer < spec.n_layers);
-            let expected = match slot.need(&spec) {
+            let expected = match slot.need(&spec, layer.unwrap_or(0)) {
                 Need::Absent => Vec::new(),
                 Need::Optional if tensor.is_none() => Vec::new(),
                 Need::Optional | Need::Required if is_placed => slot.shape(&spec),

@@ -118,7 +118,7 @@ fn put(
     spec: &ModelSpec,
     pieces: impl Fn(&Parts) -> Vec<Piece>,
 ) {
-    if slot.need(spec) == Need::Absent {
+    if slot.need(spec, spec.n_layers.saturating_sub(1)) == Need::Absent {
         return;
     }
     let list = if is_of_blocks {

@@ -52,7 +52,7 @@ pub(super) fn filled(
     let once = Slot::MODEL.map(|slot| (slot, 0));
     let per_block = (0..spec.n_layers).flat_map(|layer| Slot::BLOCK.map(|slot| (slot, layer)));
     for (slot, layer) in once.into_iter().chain(per_block) {
-        let is_wanted = match slot.need(&spec) {
+        let is_wanted = match slot.need(&spec, layer) {
             Need::Required => slot != Slot::Unembed || !spec.tied,
             Need::Optional => biases,
             Need::Absent => false,

@@ -21,7 +21,7 @@ pub use backward::{AttentionGradients, Forward, backward, softcap_slope};
 pub use composed::repeat;
 use composed::{composed_mix, composed_scores};
 use kernel::{fill_scores, multiply, softmax_row};
-pub use shape::{KeysValues, SegmentPlace, Shape, Slopes};
+pub use shape::{KeysValues, SegmentPlace, Shape, Slopes, visible};
 use task::{Gather, HeadTask, Queries, Scratch, head_tasks, lines_of};
 
 use super::host::{host, is_host, simd, tensor};

@@ -67,6 +67,7 @@ impl BaseRun {
                 }
                 (true, _) => (0..spec.n_layers)
                     .map(|layer| Hook::at(*kind, layer))
+                    .filter(|hook| hook.absent(spec).is_none())
                     .collect(),
             }
         };

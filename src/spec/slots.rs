@@ -123,8 +123,8 @@ impl Slot {
             Slot::Positions => vec![spec.n_ctx, spec.d_model],
             Slot::UnembedBias => vec![spec.d_vocab],
             Slot::Segments => {
-                let rows = spec.encoder.map_or(0, |encoder| encoder.n_segments);
-                vec![rows, spec.d_model]
+                let rows = spec.encoder.and_then(|encoder| encoder.n_segments);
+                vec![rows.unwrap_or(0), spec.d_model]
             }
             Slot::Head => vec![spec.d_model, spec.d_model],
             Slot::Qkv => vec![spec.d_model, heads + 2 * kv_heads],
@@ -155,8 +155,9 @@ impl Slot {
         }
     }
 
-    /// Whether a spec asks for this slot, allows it, or has no place for it.
-    pub fn need(self, spec: &ModelSpec) -> Need {
+    /// Whether a spec asks for this slot in a layer, allows it, or has no place for it; `layer` is ignored by the slots that a model has
+    /// once.
+    pub fn need(self, spec: &ModelSpec, layer: usize) -> Need {
         let required = |wanted: bool| if wanted { Need::Required } else { Need::Absent };
         let optional = |allowed: bool| {
             if allowed {
@@ -177,11 +178,13 @@ impl Slot {
             Slot::LnFinal => required(spec.norm_placement != NormPlacement::None),
             Slot::LnFinalBias => optional(layer_norm && spec.norm_placement != NormPlacement::None),
             Slot::UnembedBias | Slot::QkvBias | Slot::OBias => Need::Optional,
-            Slot::Segments | Slot::Head | Slot::HeadBias | Slot::LnHead | Slot::LnHeadBias => {
-                required(spec.encoder.is_some())
+            Slot::Segments => {
+                required(spec.encoder.is_some_and(|encoder| encoder.n_segments.is_some()))
             }
-            Slot::Ln1 => required(spec.has_pre_norm()),
-            Slot::Ln1Bias => optional(layer_norm && spec.has_pre_norm()),
+            Slot::Head | Slot::LnHead => required(spec.encoder.is_some()),
+            Slot::HeadBias | Slot::LnHeadBias => optional(spec.encoder.is_some()),
+            Slot::Ln1 => required(spec.has_ln1(layer)),
+            Slot::Ln1Bias => optional(layer_norm && spec.has_ln1(layer)),
             Slot::QNorm | Slot::KNorm => required(spec.qk_norm != QkNorm::None),
             Slot::QNormBias | Slot::KNormBias => optional(spec.qk_norm.kind() == NormKind::Layer),
             Slot::Ln1Post => required(spec.has_post_norm()),
@@ -215,9 +218,9 @@ impl Slot {
             Slot::LnFinalBias => shift(&weights.ln_final),
             Slot::Unembed => Some(&weights.w_u),
             Slot::UnembedBias => weights.b_u.as_ref(),
-            Slot::Segments => Some(&encoder?.segments),
+            Slot::Segments => encoder?.segments.as_ref(),
             Slot::Head => Some(&encoder?.w_head),
-            Slot::HeadBias => Some(&encoder?.b_head),
+            Slot::HeadBias => encoder?.b_head.as_ref(),
             Slot::LnHead => Some(&encoder?.ln_head.w),
             Slot::LnHeadBias => encoder?.ln_head.b.as_ref(),
             Slot::Ln1 => scale(&block?.ln1),

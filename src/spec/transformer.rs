@@ -34,7 +34,8 @@ pub struct ModelSpec {
     pub attn_scale: Vec<f32>,
     /// `cap * tanh(scores / cap)` before the mask.
     pub attn_softcap: Option<f32>,
-    /// Sliding window per layer: a query at `i` sees keys `j` with `i - j < window`. `None`: all earlier keys.
+    /// Sliding window per layer: a query at `i` sees keys `j` with `i - j < window`, in an encoder those with `|i - j| < window`. `None`:
+    /// all that it may see.
     pub windows: Vec<Option<usize>>,
     pub qk_norm: QkNorm,
     /// Queries, keys and values are cut off at this size, either way, as soon as they are read (OLMo 1, MPT).
@@ -61,12 +62,13 @@ pub struct ModelSpec {
     pub encoder: Option<Encoder>,
 }
 
-/// BERT: attention in both directions, norms on the stream itself, embeddings of segments (every token is taken to be of the first),
-/// and a dense layer, the activation and a norm between the last block and the unembedding.
+/// BERT: attention in both directions, and a dense layer, the activation and a norm between the last block and the unembedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Encoder {
-    /// Rows of the table of segments.
-    pub n_segments: usize,
+    /// Rows of the table of segments, where there is one; every token is taken to be of the first.
+    pub n_segments: Option<usize>,
+    /// Whether a norm stands before the first attention. In ModernBERT none does: the embeddings have just been normed.
+    pub first_norm: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -306,6 +308,12 @@ impl ModelSpec {
         )
     }
 
+    /// Whether a norm stands before the attention of a layer.
+    pub fn has_ln1(&self, layer: usize) -> bool {
+        let first_norm = self.encoder.is_none_or(|encoder| encoder.first_norm);
+        self.has_pre_norm() && (layer > 0 || first_norm)
+    }
+
     pub fn has_post_norm(&self) -> bool {
         matches!(
             self.norm_placement,
@@ -334,6 +342,9 @@ impl ModelSpec {
             NormKind::Rms => "RMSNorm",
         };
         match self.norm_placement {
+            NormPlacement::Pre if !self.has_ln1(0) => {
+                say(format!("{norm} before, not before the first attention"));
+            }
             NormPlacement::Pre => say(format!("{norm} before")),
             NormPlacement::Post => say(format!("{norm} after")),
             NormPlacement::Sandwich => say(format!("{norm} before and after")),
@@ -372,7 +383,8 @@ impl ModelSpec {
         let windows: Vec<usize> = self.windows.iter().flatten().copied().collect();
         if let Some(window) = windows.iter().min() {
             say(format!(
-                "window {window} in {} of {} layers",
+                "window {window}{} in {} of {} layers",
+                if self.is_causal() { "" } else { " either way" },
                 windows.len(),
                 self.n_layers
             ));
@@ -418,9 +430,9 @@ impl ModelSpec {
         match self.encoder {
             None => Ok(()),
             Some(_) => Err(Error::invalid(format!(
-                "encoders such as `{}` have no {what} here: attention looks both ways, and each block norms the stream (`candlewick patch` runs on \
-                 them)",
-                self.family
+                "encoders such as `{}` have no {what} here: attention looks both ways{} (`candlewick patch` runs on them)",
+                self.family,
+                if self.norms_stream() { ", and each block norms the stream" } else { "" }
             ))),
         }
     }

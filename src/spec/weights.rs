@@ -23,12 +23,12 @@ pub struct Weights {
 
 #[derive(Debug, Clone)]
 pub struct EncoderWeights {
-    /// `[n_segments, d_model]`
-    pub segments: Tensor,
+    /// `[n_segments, d_model]`, where there are segments.
+    pub segments: Option<Tensor>,
     /// `[d_model, d_model]`: read by the unembedding through the activation and `ln_head`.
     pub w_head: Tensor,
     /// `[d_model]`
-    pub b_head: Tensor,
+    pub b_head: Option<Tensor>,
     pub ln_head: NormWeights,
 }
 
@@ -42,7 +42,7 @@ pub struct NormWeights {
 
 #[derive(Debug, Clone)]
 pub struct BlockWeights {
-    /// Pre-attention norm (placements `Pre`, `Sandwich`).
+    /// Pre-attention norm (placements `Pre`, `Sandwich`, `Stream`).
     pub ln1: Option<NormWeights>,
     /// `[d_model, (n_heads + 2 n_kv_heads) d_head]`: queries, then keys, then values; heads in order inside each.
     pub w_qkv: Tensor,
@@ -102,7 +102,7 @@ impl Weights {
         };
         let encoder = self.encoder.as_ref().map_or(0, |encoder| {
             let norm = size(&encoder.ln_head.w) + some(&encoder.ln_head.b);
-            size(&encoder.segments) + size(&encoder.w_head) + size(&encoder.b_head) + norm
+            some(&encoder.segments) + size(&encoder.w_head) + some(&encoder.b_head) + norm
         });
         let ends = size(&self.w_e)
             + norm(&self.ln_embed)

@@ -1,4 +1,4 @@
-//! Attribution on models whose attention sees both ways and whose norms stand on the stream (BERT, RoBERTa), read before the end.
+//! Attribution on models whose attention sees both ways (BERT, RoBERTa, ModernBERT), read before the end.
 
 use candle_core::{Device, Tensor};
 use candlewick::methods::attribution::{
@@ -12,7 +12,7 @@ use candlewick::scores::Direction;
 use candlewick::task::{Pair, Task};
 
 use crate::edges::wide;
-use crate::models::encoder;
+use crate::models::{encoder, encoders, modern_encoder};
 use crate::models::task::{pairs, task_of};
 use crate::{measured, near, nodes, patch, scores};
 
@@ -44,7 +44,7 @@ fn reference_pairs(refs: &std::collections::HashMap<String, Tensor>) -> Vec<Pair
 
 #[test]
 fn attribution_at_the_mask_is_what_autograd_in_transformers_gives() {
-    for family in ["bert-tiny", "roberta-tiny"] {
+    for family in ["bert-tiny", "roberta-tiny", "modernbert-tiny"] {
         let (loaded, refs) = fixture(family);
         let pairs = reference_pairs(&refs);
         let (metric, model) = (Metric::LogitDiff, &loaded.model);
@@ -106,8 +106,10 @@ fn all_but_equal(mut model: Model, after: usize) -> (Model, Task) {
 fn a_small_change_has_the_effect_that_its_gradient_says() {
     let models = [
         encoder(),
+        modern_encoder(),
         fixture("bert-tiny").0.model,
         fixture("roberta-tiny").0.model,
+        fixture("modernbert-tiny").0.model,
     ];
     for model in models {
         let (model, task) = all_but_equal(model, 3);
@@ -151,6 +153,7 @@ fn integrals_along_a_hook_sum_to_the_change() {
     let (loaded, refs) = fixture("roberta-tiny");
     for (model, pairs) in [
         (encoder(), with_a_tail(pairs(), 4)),
+        (modern_encoder(), with_a_tail(pairs(), 4)),
         (loaded.model, reference_pairs(&refs)),
     ] {
         let task = task_of(pairs);
@@ -220,16 +223,18 @@ fn what_goes_two_ways_is_refused_by_name() {
 
 #[test]
 fn edges_are_refused_by_name() {
-    let (model, task) = (encoder(), task_of(pairs()));
-    let on = Subject {
-        model: &model,
-        task: &task,
-    };
-    let eap: Box<dyn Method> = Box::new(EdgeAttributionConfig::eap_ig(2));
-    let refused =
-        measurements(on, &*eap, &Running::default(), &Watch::default()).expect_err("refused");
-    assert!(
-        refused.to_string().contains("have no edges here"),
-        "{refused}"
-    );
+    let task = task_of(pairs());
+    for model in encoders() {
+        let on = Subject {
+            model: &model,
+            task: &task,
+        };
+        let eap: Box<dyn Method> = Box::new(EdgeAttributionConfig::eap_ig(2));
+        let refused =
+            measurements(on, &*eap, &Running::default(), &Watch::default()).expect_err("refused");
+        let message = refused.to_string();
+        assert!(message.contains("have no edges here"), "{message}");
+        let says_norms = message.contains("norms the stream");
+        assert_eq!(says_norms, model.spec.norms_stream(), "{message}");
+    }
 }

@@ -56,12 +56,12 @@ SMALL = dict(
     max_position_embeddings=CONTEXT, n_positions=CONTEXT, n_ctx=CONTEXT, max_sequence_length=CONTEXT, sliding_window=WINDOW,
     sliding_window_size=WINDOW, window_size=WINDOW, rotary_dim=4, original_max_position_embeddings=TRAINED, query_pre_attn_scalar=9,
     n_embed=24, d_model=24, n_heads=4, n_layers=LAYERS, max_seq_len=CONTEXT, seq_length=CONTEXT, ffn_hidden_size=44,
-    type_vocab_size=2, sliding_window_pattern=2, _sliding_window_pattern=2,
+    type_vocab_size=2, local_attention=6, sliding_window_pattern=2, _sliding_window_pattern=2,
 )
 
 
 # The shares of a head that rotate must come out even: 2 of 8, 4 or 6 of 12.
-ENCODERS = ("bert", "roberta", "xlm-roberta")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert")
 # The text model inside one that reads images as well.
 TEXT_OF = dict(gemma3="gemma3_text", mistral3="mistral")
 
@@ -114,7 +114,7 @@ def logits(config, extra=(), without=()):
     keys = dict(config)
     model = kind.from_config(AutoConfig.for_model(keys.pop("model_type"), **keys))
     heads = {"lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
-             "lm_head.decoder.weight", "lm_head.decoder.bias"}
+             "lm_head.decoder.weight", "lm_head.decoder.bias", "decoder.weight"}
     if not model.config.tie_word_embeddings:
         heads = set()
     # GPT-NeoX's unembedding has this name in most files, and another one in memory.
@@ -606,6 +606,23 @@ add("mosaicml/mpt-7b", MPT)
 add("an MPT without the settings of its attention", MPT, drop=["attn_config"])
 add("mosaicml/mpt-7b-storywriter", MPT, refused="takes 8", attn_config=dict(alibi=True, alibi_bias_max=16, clip_qkv=6))
 add("an MPT that cuts off what its shrunk weights give", MPT, attn_config=dict(alibi=True, alibi_bias_max=8, clip_qkv=0.7))
+MODERNBERT = dict(
+    architectures=["ModernBertForMaskedLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=50281, classifier_activation="gelu",
+    classifier_bias=False, classifier_dropout=0.0, classifier_pooling="mean", cls_token_id=50281, decoder_bias=True,
+    deterministic_flash_attn=False, embedding_dropout=0.0, eos_token_id=50282, global_attn_every_n_layers=3, global_rope_theta=160000.0,
+    gradient_checkpointing=False, hidden_activation="gelu", hidden_size=768, initializer_cutoff_factor=2.0, initializer_range=0.02,
+    intermediate_size=1152, layer_norm_eps=1e-5, local_attention=128, local_rope_theta=10000.0, max_position_embeddings=8192,
+    mlp_bias=False, mlp_dropout=0.0, model_type="modernbert", norm_bias=False, norm_eps=1e-5, num_attention_heads=12, num_hidden_layers=22,
+    pad_token_id=50283, position_embedding_type="absolute", sep_token_id=50282, tie_word_embeddings=True, torch_dtype="float32",
+    transformers_version="4.47.0.dev0", vocab_size=50368,
+)
+add("answerdotai/ModernBERT-base", MODERNBERT)
+add("answerdotai/ModernBERT-large", MODERNBERT, classifier_pooling="mean", hidden_size=1024, intermediate_size=2624, num_attention_heads=16,
+    num_hidden_layers=28, repad_logits_with_grad=False, sparse_pred_ignore_index=-100, sparse_prediction=False)
+add("a ModernBERT that leaves its settings out, with biases", MODERNBERT, attention_bias=True, classifier_bias=True, mlp_bias=True,
+    norm_bias=True, decoder_bias=False, tie_word_embeddings=False, drop=[
+        "global_attn_every_n_layers", "global_rope_theta", "hidden_activation", "classifier_activation", "local_rope_theta", "norm_eps"])
+add("a ModernBERT whose head has another activation", MODERNBERT, classifier_activation="relu", refused="classifier_activation")
 
 
 # --- Checkpoints of tied models that have an unembedding

@@ -8,13 +8,13 @@ use candlewick::nn::rules::Rules;
 use candlewick::run::{Request, run, run_with_cache};
 
 use crate::case::Case;
-use crate::models::{Pairs, encoder, every_kind};
+use crate::models::{Pairs, encoders, every_kind};
 use crate::{flat, trust, twin};
 
 #[test]
 fn a_gradient_is_the_central_difference_of_the_engines_own_runs() {
     let mut wrong = Vec::new();
-    for model in every_kind().into_iter().chain([encoder()]) {
+    for model in every_kind().into_iter().chain(encoders()) {
         let case = Case::new(Metric::LogProb, Rules::gradient());
         let mut hooks = Hook::all(&model.spec);
         // Where norms stand on the stream, what they make of it goes two ways and is not edited.

@@ -5,12 +5,12 @@ use candlewick::model::Model;
 use candlewick::nn::rules::Rules;
 
 use crate::case::{Case, check};
-use crate::models::{VOCAB, encoder, every_kind};
+use crate::models::{VOCAB, encoders, every_kind};
 use crate::{DIFFERENTIABLE, RULES, variations};
 
 #[test]
 fn the_gradient_at_every_hook_is_the_oracles() {
-    for model in variations::all().into_iter().chain([encoder()]) {
+    for model in variations::all().into_iter().chain(encoders()) {
         check(
             &model,
             &Case::new(Metric::LogitDiff, Rules::gradient()),
@@ -21,7 +21,7 @@ fn the_gradient_at_every_hook_is_the_oracles() {
 
 #[test]
 fn every_rule_is_the_oracles() {
-    for model in variations::all().into_iter().chain([encoder()]) {
+    for model in variations::all().into_iter().chain(encoders()) {
         for (name, rules) in RULES {
             check(&model, &Case::new(Metric::LogitDiff, rules()), name);
         }

@@ -211,8 +211,9 @@ impl Walk<'_> {
             let pos = pos.broadcast_as(stream)?.contiguous()?;
             x = (x + self.at(Hook::global(Kind::PosEmbed), &pos)?)?;
         }
-        if let Some(encoder) = &weights.encoder {
-            x = x.broadcast_add(&wide(&encoder.segments.narrow(0, 0, 1)?)?)?;
+        let encoder = weights.encoder.as_ref();
+        if let Some(segments) = encoder.and_then(|encoder| encoder.segments.as_ref()) {
+            x = x.broadcast_add(&wide(&segments.narrow(0, 0, 1)?)?)?;
         }
         for (layer, block) in weights.blocks.iter().enumerate() {
             x = self.block(layer, block, &x)?;
@@ -222,7 +223,7 @@ impl Walk<'_> {
             x = self.norm(&x, w, Some(hooks))?;
         }
         if let Some(encoder) = &weights.encoder {
-            let pre = linear(&x, &encoder.w_head, Some(&encoder.b_head))?;
+            let pre = linear(&x, &encoder.w_head, encoder.b_head.as_ref())?;
             x = self.norm(&self.activation(&pre)?, &encoder.ln_head, None)?;
         }
         let logits = linear(&x, &weights.w_u.t()?, weights.b_u.as_ref())?;
@@ -689,7 +690,10 @@ fn frequencies(rotary: &Rotary, base: &RotaryBase, length: usize) -> (Vec<f64>, 
 pub fn visible(spec: &ModelSpec, layer: usize, length: usize) -> Tensor {
     let window = spec.windows[layer].unwrap_or(length);
     let causal = spec.is_causal();
-    let sees = |q: usize, k: usize| f64::from(u8::from(!causal || k <= q && q - k < window));
+    let sees = |q: usize, k: usize| {
+        let is_seen = q.abs_diff(k) < window && (k <= q || !causal);
+        f64::from(u8::from(is_seen))
+    };
     let all = (0..length).flat_map(|q| (0..length).map(move |k| sees(q, k)));
     Tensor::from_vec(all.collect(), (length, length), &Device::Cpu).expect("a square")
 }

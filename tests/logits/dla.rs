@@ -36,9 +36,11 @@ fn contributions_sum_to_the_logits_in_every_kind_of_model() {
 fn contributions_sum_to_the_logits_at_the_mask_of_an_encoder() {
     let masked = |after: usize| changed(&task(), |pair| *pair = pair.clone().read_before(after));
     for after in [0, 4] {
-        contributions_sum_to_the_logits(&models::encoder(), &masked(after));
+        for model in models::encoders() {
+            contributions_sum_to_the_logits(&model, &masked(after));
+        }
     }
-    for name in ["bert-tiny", "bert-tiny-untied", "roberta-tiny"] {
+    for name in ["bert-tiny", "bert-tiny-untied", "roberta-tiny", "modernbert-tiny"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/fixtures")
             .join(name);
@@ -183,7 +185,7 @@ fn swapping_the_answers_flips_every_sign() {
 fn what_a_part_writes_is_read_over_the_whole_vocabulary() {
     let task = task();
     let vocab = models::VOCAB;
-    for model in models::two_kinds().into_iter().chain([models::encoder()]) {
+    for model in models::two_kinds().into_iter().chain(models::encoders()) {
         // Every token is listed, so the answer's entry must be its centred contribution.
         for by in [Part::Head, Part::Component, Part::Neuron] {
             if by == Part::Neuron && model.spec.mlp == Mlp::None {

@@ -100,10 +100,35 @@ pub fn encoder() -> Model {
     let spec = ModelSpec {
         norm_placement: NormPlacement::Stream,
         position: Position::Learned,
-        encoder: Some(Encoder { n_segments: 2 }),
+        encoder: Some(Encoder {
+            n_segments: Some(2),
+            first_norm: true,
+        }),
         ..layer_norm(llama(3, 4, 4, 6), "bert")
     };
     Model::random(spec, 77).expect("the spec is whole")
+}
+
+/// A ModernBERT: its attention sees both ways, in most layers not far, and its stream is a sum. No norm stands before the first attention.
+pub fn modern_encoder() -> Model {
+    let spec = ModelSpec {
+        family: "modernbert".into(),
+        norm: NormKind::Layer,
+        activation: Activation::Gelu,
+        windows: vec![None, Some(3), Some(3)],
+        embed_norm: true,
+        encoder: Some(Encoder {
+            n_segments: None,
+            first_norm: false,
+        }),
+        ..llama(3, 4, 4, 6)
+    };
+    Model::random(spec, 78).expect("the spec is whole")
+}
+
+/// An encoder of each kind.
+pub fn encoders() -> [Model; 2] {
+    [encoder(), modern_encoder()]
 }
 
 /// One model of every kind, under the name of a family that is like it.
@@ -235,15 +260,15 @@ pub fn every_kind() -> Vec<Model> {
             qkv_clip: Some(0.9),
             ..llama(3, 4, 2, 6)
         },
-        ModelSpec {
-            family: "cohere".into(),
-            norm: NormKind::Layer,
-            block: Block::Parallel { shared_norm: true },
-            qk_norm: QkNorm::OwnLayer,
-            tied: true,
-            ..llama(2, 4, 2, 6)
-        },
     ];
+    let with_biases_too = ModelSpec {
+        family: "cohere".into(),
+        norm: NormKind::Layer,
+        block: Block::Parallel { shared_norm: true },
+        qk_norm: QkNorm::OwnLayer,
+        tied: true,
+        ..llama(2, 4, 2, 6)
+    };
     let random = |(i, (spec, biases)): (usize, (ModelSpec, bool))| {
         let seed = 100 + i as u64;
         let model = if biases {
@@ -255,7 +280,8 @@ pub fn every_kind() -> Vec<Model> {
     };
     let with = with_biases.into_iter().map(|spec| (spec, true));
     let without = without_biases.into_iter().map(|spec| (spec, false));
-    with.chain(without).enumerate().map(random).collect()
+    let last = [(with_biases_too, true)];
+    with.chain(without).chain(last).enumerate().map(random).collect()
 }
 
 /// Two models that between them have grouped heads, windows, soft-caps, post-norms, biases and learned positions.
@@ -307,9 +333,9 @@ pub fn cast(model: &Model, dtype: DType) -> Model {
             .encoder
             .as_ref()
             .map(|encoder| EncoderWeights {
-                segments: to(&encoder.segments),
+                segments: maybe(&encoder.segments),
                 w_head: to(&encoder.w_head),
-                b_head: to(&encoder.b_head),
+                b_head: maybe(&encoder.b_head),
                 ln_head: norm(&Some(encoder.ln_head.clone())).expect("given"),
             }),
     };

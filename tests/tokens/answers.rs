@@ -8,7 +8,7 @@ use candlewick::scores::Measured;
 use candlewick::task::{Pair, Task};
 
 use crate::models::task::{pairs, task_of, tokenizer};
-use crate::models::{encoder, every_kind, two_kinds};
+use crate::models::{encoder, encoders, every_kind, two_kinds};
 use crate::{SUMS, completeness, config, ig, measure_so};
 
 fn masked(after: usize) -> Task {
@@ -44,8 +44,8 @@ fn closes(model: &Model, task: &Task, method: TokenMethod, tolerance: f64) {
 
 #[test]
 fn relevances_of_an_encoder_sum_to_the_metric_at_its_mask() {
-    let plain = Model::random_without_biases(encoder().spec, 5).expect("a model");
-    for model in [encoder(), plain] {
+    let plain = |model: Model| Model::random_without_biases(model.spec, 5).expect("a model");
+    for model in encoders().into_iter().chain(encoders().map(plain)) {
         for after in [0, 4] {
             for method in [TokenMethod::Lrp, TokenMethod::AttnLrp] {
                 closes(&model, &masked(after), method, SUMS);
@@ -58,7 +58,9 @@ fn relevances_of_an_encoder_sum_to_the_metric_at_its_mask() {
 fn integrated_gradients_of_an_encoder_sum_to_the_change() {
     for baseline in [Baseline::Pair, Baseline::Mean] {
         let method = ig(100, Quadrature::GaussLegendre, baseline);
-        closes(&encoder(), &masked(3), method, 1e-2);
+        for model in encoders() {
+            closes(&model, &masked(3), method.clone(), 1e-2);
+        }
     }
 }
 

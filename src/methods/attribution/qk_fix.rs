@@ -10,6 +10,7 @@
 use rayon::prelude::*;
 
 use crate::model::ModelSpec;
+use crate::nn::attention::{Shape, visible};
 use crate::nn::host::dot;
 
 /// One layer's attention in the base run, and the queries and keys that are put in place.
@@ -81,12 +82,13 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
         })
     };
     let slope_of_alibi = f64::from(spec.alibi_slope(head).unwrap_or(0.0));
+    let shape = Shape::of(spec, of.layer, of.length);
     let (mut of_queries, mut of_keys) = (vec![0.0; rows], vec![0.0; rows]);
     for (row, of_query) in of_queries.iter_mut().enumerate() {
         let pos = prompt.first_pos + row;
         let bias = |key_pos: usize| slope_of_alibi * (key_pos as f64 - pos as f64);
-        let low = spec.windows[of.layer].map_or(0, |window| (pos + 1).saturating_sub(window));
-        let seen = low..if spec.is_causal() { pos + 1 } else { of.length };
+        let (low, high) = visible(&shape, pos);
+        let seen = low..high;
         let scores = |run: usize| -> Vec<f64> {
             let q = query(run, row);
             seen.clone()

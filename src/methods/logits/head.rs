@@ -29,7 +29,10 @@ impl Head {
         };
         let x = norm::parts(stream, &in_f32(ln_final)?, spec.norm, spec.norm_eps)?.y;
         let pre = x.matmul(&encoder.w_head.to_dtype(DType::F32)?)?;
-        let pre = pre.broadcast_add(&encoder.b_head.to_dtype(DType::F32)?)?;
+        let pre = match &encoder.b_head {
+            Some(b) => pre.broadcast_add(&b.to_dtype(DType::F32)?)?,
+            None => pre,
+        };
         let post = mlp::forward(&pre, spec.activation)?;
         let (on_host, dims) = ((to_host(&post)?, to_host(&pre)?), pre.dims2()?);
         let each = on_host.0.iter().zip(&on_host.1);
@@ -53,7 +56,9 @@ impl Head {
         }
         let u = u.broadcast_mul(&encoder.ln_head.w.to_dtype(DType::F32)?)?;
         let u = (centred(&model.spec, &u)?.broadcast_div(&self.scale)? * &self.gate)?;
-        add_along(&encoder.b_head, &u, &mut bias)?;
+        if let Some(b) = &encoder.b_head {
+            add_along(b, &u, &mut bias)?;
+        }
         let w_head = encoder.w_head.to_dtype(DType::F32)?;
         Ok((u.matmul(&w_head.t()?)?, bias))
     }

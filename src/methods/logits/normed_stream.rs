@@ -40,9 +40,9 @@ impl Ends<'_> {
         }
         attn.reverse();
         mlp.reverse();
-        if let Some(encoder) = &self.model.weights.encoder {
-            let segment = encoder.segments.narrow(0, 0, 1)?;
-            add_along(&segment, &at, &mut bias)?;
+        let encoder = self.model.weights.encoder.as_ref();
+        if let Some(segments) = encoder.and_then(|encoder| encoder.segments.as_ref()) {
+            add_along(&segments.narrow(0, 0, 1)?, &at, &mut bias)?;
         }
         Ok(StreamReaders {
             attn,

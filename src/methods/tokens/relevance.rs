@@ -54,9 +54,10 @@ pub(super) fn relevance(batch: &Batch<'_>, rules: &Rules) -> Result<Vec<Shares>>
     let gradient = ledger.take(Kind::Embed);
     let positions = batch.positions()?;
     let gradient = to_host(&gradient)?;
-    if let Some(encoder) = &model.weights.encoder {
+    let encoder = model.weights.encoder.as_ref();
+    if let Some(segments) = encoder.and_then(|encoder| encoder.segments.as_ref()) {
         // What every token is given because it is of the first segment, is of no token.
-        let segment = to_host(&encoder.segments.narrow(0, 0, 1)?)?;
+        let segment = to_host(&segments.narrow(0, 0, 1)?)?;
         let of_prompts = gradient.chunks_exact(batch.width());
         let of_segment =
             of_prompts.map(|rows| rows.chunks_exact(d).map(|g| dot(&segment, g)).sum());
@@ -135,13 +136,15 @@ struct Ledger<'a> {
 }
 
 /// Where a layer's biases and its softmax are read off.
-const WATCHED: [Kind; 7] = [
+const WATCHED: [Kind; 9] = [
     Kind::MlpOut,
     Kind::MlpPre,
     Kind::MlpPreLinear,
     Kind::AttnOut,
     Kind::RotQ,
     Kind::RotK,
+    Kind::Q,
+    Kind::K,
     Kind::V,
 ];
 
@@ -161,6 +164,7 @@ impl Probe for Ledger<'_> {
     /// Attention is passed after the MLP, so that here everything of a layer has been seen.
     fn readers(&mut self, layer: usize, readers: &Readers<'_>) -> Result<()> {
         let weights = &self.model.weights.blocks[layer];
+        let of_norms = self.query_key_norms(weights, readers)?;
         if self.with_softmax {
             let [q, k, v] = [Kind::RotQ, Kind::RotK, Kind::V].map(|kind| {
                 let gradient = self.take(kind);
@@ -190,6 +194,7 @@ impl Probe for Ledger<'_> {
                     }
                 }
             }
+            add(of_norms);
             add(self.attention_inputs(weights, readers)?);
             let b_o = weights.b_o.as_ref();
             let attention = Write::new(self.model, weights.ln1_post.as_ref(), b_o)?;
@@ -249,6 +254,27 @@ impl<'a> Ledger<'a> {
                     .chunks_exact(own.len())
                     .map(|row| dot(own, row))
                     .sum::<f64>();
+            }
+        }
+        Ok(shares)
+    }
+
+    /// Of the norms of queries and keys: what comes out of them less what went in, as their divisor is held.
+    fn query_key_norms(&self, weights: &BlockWeights, readers: &Readers<'_>) -> Result<Vec<f64>> {
+        let mut shares = vec![0.0; self.prompts];
+        let has_bias = |norm: &Option<NormWeights>| norm.as_ref().is_some_and(|w| w.b.is_some());
+        for (norm, after, before) in [
+            (&weights.q_norm, Kind::RotQ, Kind::Q),
+            (&weights.k_norm, Kind::RotK, Kind::K),
+        ] {
+            if !has_bias(norm) {
+                continue;
+            }
+            for (kind, sign) in [(after, 1.0), (before, -1.0)] {
+                let value = readers.saved.get(kind, readers.rows)?;
+                let products = self.by_prompt(&value, &self.at[&kind])?;
+                let more = products.into_iter().map(|product| sign * product);
+                shares.iter_mut().zip(more).for_each(|(share, more)| *share += more);
             }
         }
         Ok(shares)
@@ -343,6 +369,8 @@ fn read_bias(
 fn has_bias(weights: &BlockWeights) -> bool {
     let norms = [
         &weights.ln1,
+        &weights.q_norm,
+        &weights.k_norm,
         &weights.ln1_post,
         &weights.ln2,
         &weights.ln2_post,

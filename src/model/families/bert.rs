@@ -133,7 +133,8 @@ fn spec(family: &str, keys: &mut Keys, config: &Config) -> Result<ModelSpec> {
     let mut spec = decoder::gpt(spec, Position::Learned);
     spec.norm_placement = NormPlacement::Stream;
     spec.encoder = Some(Encoder {
-        n_segments: config.type_vocab_size,
+        n_segments: Some(config.type_vocab_size),
+        first_norm: true,
     });
     spec.activation = activation("hidden_act", &config.hidden_act)?;
     spec.tied = config.tie_word_embeddings;

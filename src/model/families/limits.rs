@@ -42,8 +42,8 @@ pub fn check_sizes(spec: &ModelSpec) -> Result<()> {
     in_range("vocab_size", spec.d_vocab, MOST_VOCAB)?;
     in_range("number of positions", spec.n_ctx, MOST_POSITIONS)?;
     in_range("heads x d_head", spec.n_heads * spec.d_head, MOST_WIDTH)?;
-    if let Some(encoder) = spec.encoder {
-        in_range("type_vocab_size", encoder.n_segments, MOST_WIDTH)?;
+    if let Some(n_segments) = spec.encoder.and_then(|encoder| encoder.n_segments) {
+        in_range("type_vocab_size", n_segments, MOST_WIDTH)?;
     }
     if !spec.n_heads.is_multiple_of(spec.n_kv_heads) {
         return Err(Error::BadConfig {

@@ -240,9 +240,9 @@ pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
         Slot::MlpOutBias,
     ];
     let missing: Vec<Slot> = layout
-        .filled(1)
-        .filter(|(slot, _, pieces)| {
-            of_products.contains(slot) && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
+        .filled(&spec)
+        .filter(|(slot, layer, pieces)| {
+            *layer == 0 && of_products.contains(slot) && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
         })
         .map(|(slot, ..)| slot)
         .collect();
@@ -447,7 +447,7 @@ mod tests {
                         .map(|weights| slot.get(weights, layer).map(flat));
                     assert_eq!(ours, theirs, "{fixture}: {slot:?} of layer {layer}");
                     assert!(
-                        ours.is_some() || slot.need(spec) != Need::Required,
+                        ours.is_some() || slot.need(spec, layer) != Need::Required,
                         "{fixture}: {slot:?}"
                     );
                 }

@@ -21,6 +21,7 @@ mod limits;
 pub mod llama;
 mod llama_cpp;
 pub mod mistral;
+pub mod modernbert;
 mod multimodal;
 pub mod olmo;
 pub mod olmo2;
@@ -118,6 +119,7 @@ pub const FAMILIES: &[Family] = &[
     alibi::MPT,
     bert::BERT,
     bert::ROBERTA,
+    modernbert::FAMILY,
 ];
 
 /// What is often tried and is none of these, with the reason. A `*` stands for any end of the name.
@@ -161,7 +163,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("modernbert*", NO_FIRST_NORM),
 ];
 const NO_FIRST_NORM: &str =
-    "its first layer has no norm in front of attention, which is not handled";
+    "its first layer has no norm in front of attention, which is handled in encoders only";
 const MULTIMODAL: &str = "it reads more than text, and only text models are handled";
 const EXPERTS: &str = "its MLPs are mixtures of experts, which are not handled";
 const ENCODER_DECODER: &str =

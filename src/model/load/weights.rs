@@ -89,7 +89,7 @@ fn plan<'a>(checkpoint: &dyn Checkpoint, description: &'a Description) -> Result
     let mut missing = Vec::new();
     let mut misshaped = Vec::new();
     let mut used = HashSet::new();
-    for (slot, layer, pieces) in layout.filled(spec.n_layers) {
+    for (slot, layer, pieces) in layout.filled(spec) {
         let slot_shape = slot.shape(spec);
         check_pieces_add_up(slot, pieces, &slot_shape)?;
         let mut named = Vec::new();
@@ -230,11 +230,12 @@ fn refuse_what_is_no_whole_model(tensors: &[(&str, &[usize])], missing: &[String
             "load the model that they were made from, or its GGUF",
         ));
     }
-    let is_headless = |name: &String| name.starts_with("cls.predictions.");
+    const HEADS: [&str; 3] = ["cls.predictions.", "head.", "decoder.bias"];
+    let is_headless = |name: &String| HEADS.iter().any(|head| name.starts_with(head));
     if !missing.is_empty() && missing.iter().all(is_headless) {
         return Err(refusal(
             "an encoder without its masked-language head, which has no logits".to_string(),
-            "load one that was saved with it (`BertForMaskedLM` in transformers)",
+            "load one that was saved with it (`AutoModelForMaskedLM` in transformers)",
         ));
     }
     Ok(())
@@ -295,7 +296,7 @@ pub(in crate::model) fn assemble(
         let ln2_post = norm(Slot::Ln2Post, Slot::Ln2PostBias);
         let q_norm = norm(Slot::QNorm, Slot::QNormBias);
         let k_norm = norm(Slot::KNorm, Slot::KNormBias);
-        let mlp = match Slot::MlpIn.need(spec) {
+        let mlp = match Slot::MlpIn.need(spec, layer) {
             Need::Absent => None,
             Need::Required | Need::Optional => Some(MlpWeights {
                 w_in: needed(take(Slot::MlpIn, layer), Slot::MlpIn)?,
@@ -325,9 +326,9 @@ pub(in crate::model) fn assemble(
     let encoder = match spec.encoder {
         None => None,
         Some(_) => Some(EncoderWeights {
-            segments: needed(take(Slot::Segments, 0), Slot::Segments)?,
+            segments: take(Slot::Segments, 0),
             w_head: needed(take(Slot::Head, 0), Slot::Head)?,
-            b_head: needed(take(Slot::HeadBias, 0), Slot::HeadBias)?,
+            b_head: take(Slot::HeadBias, 0),
             ln_head: NormWeights {
                 w: needed(take(Slot::LnHead, 0), Slot::LnHead)?,
                 b: take(Slot::LnHeadBias, 0),

@@ -103,11 +103,16 @@ pub struct KeysValues<'a> {
     pub base: Option<(&'a Tensor, &'a Tensor)>,
 }
 
-/// The key positions that a query at `pos` sees.
+/// The key positions that a query at `pos` sees, from the first to the one before which they end.
 #[inline(always)]
-pub(super) fn visible(shape: &Shape, pos: usize) -> (usize, usize) {
+pub fn visible(shape: &Shape, pos: usize) -> (usize, usize) {
     let low = shape
         .window
         .map_or(0, |window| (pos + 1).saturating_sub(window));
-    (low, if shape.causal { pos + 1 } else { shape.length })
+    let high = match (shape.causal, shape.window) {
+        (true, _) => pos + 1,
+        (false, Some(window)) => (pos + window).min(shape.length),
+        (false, None) => shape.length,
+    };
+    (low, high)
 }

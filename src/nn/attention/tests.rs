@@ -37,6 +37,7 @@ fn the_fast_form_agrees_with_tensor_operations() {
         (Some(5), Some(4.0), 2, true, None),
         (None, None, 6, true, Some(slopes)),
         (None, None, 2, false, None),
+        (Some(5), None, 2, false, None),
     ] {
         let shape = Shape {
             n_heads: 6,

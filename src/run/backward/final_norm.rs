@@ -67,7 +67,8 @@ fn head(
     rules: &Rules,
 ) -> Result<Tensor> {
     let w_head = on_host(&encoder.w_head)?;
-    let pre = linear::forward(x, &w_head, Some(&on_host(&encoder.b_head)?))?;
+    let b_head = encoder.b_head.as_ref().map(on_host).transpose()?;
+    let pre = linear::forward(x, &w_head, b_head.as_ref())?;
     let post = mlp::forward(&pre, spec.activation)?;
     let w = on_host_weights(&encoder.ln_head)?;
     let of = norm::parts(&post, &w, spec.norm, spec.norm_eps)?;

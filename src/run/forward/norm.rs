@@ -83,7 +83,7 @@ pub(crate) fn final_norm(
     let Some(encoder) = &model.weights.encoder else {
         return Ok(x);
     };
-    let pre = linear::forward(&x, &encoder.w_head, Some(&encoder.b_head))?;
+    let pre = linear::forward(&x, &encoder.w_head, encoder.b_head.as_ref())?;
     let post = mlp::forward(&pre, model.spec.activation)?;
     norm::forward(
         &post,
