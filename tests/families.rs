@@ -329,7 +329,9 @@ fn sweeps_of_an_encoder_agree_with_whole_passes_at_every_hook_and_position() {
     assert!(refused.to_string().contains("hook_resid_pre"));
     // No norm stands there.
     let refused = "blocks.0.ln1.hook_normalized *= 0.5".parse::<Edit>();
-    let refused = refused.expect("parses").check(&models::modern_encoder().spec);
+    let refused = refused
+        .expect("parses")
+        .check(&models::modern_encoder().spec);
     assert!(refused.unwrap_err().to_string().contains("first attention"));
 }
 

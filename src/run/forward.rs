@@ -117,7 +117,12 @@ pub(crate) fn embed(
             let pos = w_pos.index_select(&Tensor::new(rows.positions(), w_pos.device())?, 0)?;
             let pos = tap.at(Hook::global(Kind::PosEmbed), pos, rows)?;
             let x = (x + pos)?;
-            match &model.weights.encoder.as_ref().and_then(|e| e.segments.as_ref()) {
+            match &model
+                .weights
+                .encoder
+                .as_ref()
+                .and_then(|e| e.segments.as_ref())
+            {
                 None => Ok(x),
                 // Every token is taken to be of the first segment.
                 Some(segments) => Ok(x.broadcast_add(&segments.narrow(0, 0, 1)?)?),

@@ -178,9 +178,10 @@ impl Slot {
             Slot::LnFinal => required(spec.norm_placement != NormPlacement::None),
             Slot::LnFinalBias => optional(layer_norm && spec.norm_placement != NormPlacement::None),
             Slot::UnembedBias | Slot::QkvBias | Slot::OBias => Need::Optional,
-            Slot::Segments => {
-                required(spec.encoder.is_some_and(|encoder| encoder.n_segments.is_some()))
-            }
+            Slot::Segments => required(
+                spec.encoder
+                    .is_some_and(|encoder| encoder.n_segments.is_some()),
+            ),
             Slot::Head | Slot::LnHead => required(spec.encoder.is_some()),
             Slot::HeadBias | Slot::LnHeadBias => optional(spec.encoder.is_some()),
             Slot::Ln1 => required(spec.has_ln1(layer)),

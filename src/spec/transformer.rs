@@ -432,7 +432,11 @@ impl ModelSpec {
             Some(_) => Err(Error::invalid(format!(
                 "encoders such as `{}` have no {what} here: attention looks both ways{} (`candlewick patch` runs on them)",
                 self.family,
-                if self.norms_stream() { ", and each block norms the stream" } else { "" }
+                if self.norms_stream() {
+                    ", and each block norms the stream"
+                } else {
+                    ""
+                }
             ))),
         }
     }

@@ -12,8 +12,8 @@ use candlewick::scores::Direction;
 use candlewick::task::{Pair, Task};
 
 use crate::edges::wide;
-use crate::models::{encoder, encoders, modern_encoder};
 use crate::models::task::{pairs, task_of};
+use crate::models::{encoder, encoders, modern_encoder};
 use crate::{measured, near, nodes, patch, scores};
 
 fn fixture(name: &str) -> (Loaded, std::collections::HashMap<String, Tensor>) {

@@ -40,7 +40,12 @@ fn contributions_sum_to_the_logits_at_the_mask_of_an_encoder() {
             contributions_sum_to_the_logits(&model, &masked(after));
         }
     }
-    for name in ["bert-tiny", "bert-tiny-untied", "roberta-tiny", "modernbert-tiny"] {
+    for name in [
+        "bert-tiny",
+        "bert-tiny-untied",
+        "roberta-tiny",
+        "modernbert-tiny",
+    ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/fixtures")
             .join(name);

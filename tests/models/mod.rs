@@ -281,7 +281,11 @@ pub fn every_kind() -> Vec<Model> {
     let with = with_biases.into_iter().map(|spec| (spec, true));
     let without = without_biases.into_iter().map(|spec| (spec, false));
     let last = [(with_biases_too, true)];
-    with.chain(without).chain(last).enumerate().map(random).collect()
+    with.chain(without)
+        .chain(last)
+        .enumerate()
+        .map(random)
+        .collect()
 }
 
 /// Two models that between them have grouped heads, windows, soft-caps, post-norms, biases and learned positions.

@@ -274,7 +274,10 @@ impl<'a> Ledger<'a> {
                 let value = readers.saved.get(kind, readers.rows)?;
                 let products = self.by_prompt(&value, &self.at[&kind])?;
                 let more = products.into_iter().map(|product| sign * product);
-                shares.iter_mut().zip(more).for_each(|(share, more)| *share += more);
+                shares
+                    .iter_mut()
+                    .zip(more)
+                    .for_each(|(share, more)| *share += more);
             }
         }
         Ok(shares)

@@ -242,7 +242,9 @@ pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
     let missing: Vec<Slot> = layout
         .filled(&spec)
         .filter(|(slot, layer, pieces)| {
-            *layer == 0 && of_products.contains(slot) && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
+            *layer == 0
+                && of_products.contains(slot)
+                && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
         })
         .map(|(slot, ..)| slot)
         .collect();

@@ -24,7 +24,10 @@ pub const FAMILY: Family = Family {
     synonyms: &[],
     from_config: describe,
     gguf: None,
-    examples: &["answerdotai/ModernBERT-base", "answerdotai/ModernBERT-large"],
+    examples: &[
+        "answerdotai/ModernBERT-base",
+        "answerdotai/ModernBERT-large",
+    ],
 };
 
 /// What the published files say beside what is read.
