@@ -407,7 +407,10 @@ fn encoder(n_pairs: usize) -> Lab {
         norm_placement: NormPlacement::Stream,
         position: Position::Learned,
         mlp: Mlp::Plain,
-        encoder: Some(Encoder { n_segments: 2 }),
+        encoder: Some(Encoder {
+            n_segments: Some(2),
+            first_norm: true,
+        }),
         ..model.spec
     };
     Lab::new(
