@@ -10,12 +10,14 @@ use candlewick::run::{
     GenerateRequest, MeanOf, Progress, Roles, Sampling, Source, Sources, check_room, generate,
     run_with_cache,
 };
+use candlewick::spec::ModelSpec;
 use candlewick::text::printable;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use super::Context;
 use super::args::{ModelArgs, TaskArgs};
+use super::feature::SaeArgs;
 use super::open::{load_options, open_task, read_weights};
 
 /// Prompts of the task that are continued if `--n-pairs` says nothing.
@@ -32,11 +34,16 @@ const PROMPTS: u32 = 4;
 /// prompt's. `run:clean` and `run:corrupted` are the runs of the task's pair, `freeze` writes what the unedited run of the prompt
 /// has, `mean` the mean over all positions of the task's corrupted prompts (of all prompts given, with `--prompt`). `--seed` is
 /// that of the drawn prompts and of the drawn tokens.
+///
+/// `--latent 61=4` clamps a latent of a sparse autoencoder, `61+=4` steers along it, `61*=0` takes it out; all other latents and what the
+/// autoencoder does not explain stay as they are.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("changes").args(["edit", "latent"]).multiple(true))]
 #[command(after_help = "Examples:
   candlewick generate
   candlewick generate --edit z1*=0 --compare --max-tokens 4
   candlewick generate --edit resid_pre0[pos=@S2]=run:corrupted --compare --max-tokens 2
+  candlewick generate --latent 61=4 --latent 81*=0 --compare --max-tokens 4
   candlewick generate --temperature 1 --top-k 10 --seed 7 --json")]
 pub struct GenerateArgs {
     /// A text to continue; can be given again.
@@ -50,8 +57,17 @@ pub struct GenerateArgs {
     /// A change of an activation; can be given again, and all are in force at once.
     #[arg(long, short, value_name = "EDIT")]
     pub edit: Vec<Edit>,
+    /// A change of a latent, in force like an edit; can be given again.
+    #[arg(long, value_name = "CHANGE")]
+    pub latent: Vec<String>,
+    /// Whose latents: a folder of SAELens, a `params.npz`, or `embedded` [default: embedded].
+    #[arg(long, value_name = "PATH", requires = "latent")]
+    pub sae: Option<String>,
+    /// The hook where it is attached, where its files do not say so.
+    #[arg(long, value_name = "HOOK", requires = "latent")]
+    pub hook: Option<Hook>,
     /// Also continue without the edits.
-    #[arg(long, requires = "edit")]
+    #[arg(long, requires = "changes")]
     pub compare: bool,
     /// At most so many tokens for each prompt.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
@@ -99,14 +115,14 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     // Everything that can be wrong is found before the weights are read.
     let opened = open(&args.model.model, &options)?;
     let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
-    args.edit.iter().try_for_each(|edit| edit.check(&spec))?;
+    let edits = edits(args, &spec, ctx)?;
     let prompts = prompts(args, &tokenizer, spec.n_ctx, ctx)?;
     for prompt in &prompts {
         check_room(&spec, prompt.tokens.len(), args.max_tokens as usize)?;
     }
     let progress = ctx.progress();
     let model = read_weights(opened, ctx)?;
-    let mean = mean(&model, &prompts, &args.edit)?;
+    let mean = mean(&model, &prompts, &edits)?;
     let stop: Vec<u32> = tokenizer
         .eos()
         .filter(|_| !args.ignore_eos)
@@ -115,11 +131,11 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     let continued =
         |edits: &[Edit]| continue_all(&model, &prompts, edits, &mean, args, &stop, &progress);
     let plain = (args.compare).then(|| continued(&[])).transpose()?;
-    let edited = continued(&args.edit)?;
+    let edited = continued(&edits)?;
     let mut out = BufWriter::new(io::stdout().lock());
     for (i, prompt) in prompts.iter().enumerate() {
         let plain = plain.as_ref().map(|plain| (&[][..], &plain[i]));
-        let runs = plain.into_iter().chain([(&args.edit[..], &edited[i])]);
+        let runs = plain.into_iter().chain([(&edits[..], &edited[i])]);
         if args.json {
             for (edits, continuation) in runs {
                 let row = as_json(&tokenizer, prompt, edits, continuation, &stop)?;
@@ -133,6 +149,24 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
         }
     }
     Ok(out.flush()?)
+}
+
+/// Those of activations and of latents, checked.
+fn edits(args: &GenerateArgs, spec: &ModelSpec, ctx: &Context) -> anyhow::Result<Vec<Edit>> {
+    let mut edits = args.edit.clone();
+    if !args.latent.is_empty() {
+        let sae = SaeArgs {
+            sae: args.sae.clone().unwrap_or_else(|| EMBEDDED.into()),
+            hook: args.hook,
+        };
+        let sae = sae.open()?;
+        sae.check(spec)?;
+        sae.doubts.iter().for_each(|doubt| ctx.warn(doubt));
+        let of_latents = args.latent.iter().map(|text| sae.edit(text));
+        edits.extend(of_latents.collect::<candlewick::Result<Vec<_>>>()?);
+    }
+    edits.iter().try_for_each(|edit| edit.check(spec))?;
+    Ok(edits)
 }
 
 /// The prompts given, or those of the task.

@@ -252,7 +252,10 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Flow(args) => session::run(args, &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
-        Command::Feature(args) => feature::run(args, ctx),
+        Command::Feature(args) => {
+            let (ask, common) = args.asked();
+            session::run(ask, common, ctx)
+        }
         Command::Generate(args) => generate::run(args, ctx),
         Command::Scale(args) => session::run(args, &args.common, ctx),
         Command::Tokens(args) => tokens::run(args, ctx),
@@ -282,6 +285,8 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Scale(args) => (args, &args.common),
         Command::Attention(args) => (args, &args.common),
         Command::Flow(args) => (args, &args.common),
+        Command::Feature(args) => args.asked(),
+        Command::Circuit(args) => return args.asked(),
         _ => return None,
     })
 }

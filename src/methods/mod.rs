@@ -11,6 +11,7 @@ pub(crate) mod choice;
 pub mod circuits;
 mod columns;
 pub mod composition;
+mod dictionary_eval;
 pub mod exact_edges;
 pub mod flow;
 mod gaussian;
@@ -45,6 +46,7 @@ pub use circuits::{
     circuit_values_plain, find_circuit,
 };
 pub use composition::{CompositionConfig, composition_scores};
+pub use dictionary_eval::DictionaryEvalConfig;
 pub use exact_edges::{
     EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,
 };

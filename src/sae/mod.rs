@@ -14,6 +14,7 @@
 mod config;
 mod npz;
 mod open;
+mod steer;
 
 use std::fmt;
 
@@ -22,9 +23,12 @@ use crate::hooks::{Axes, Hook};
 use crate::nn::linear::{Right, product};
 use crate::spec::ModelSpec;
 
-/// The names under which SAELens attaches latents and error to a hook.
+pub use steer::Steer;
+
+/// The names under which SAELens attaches latents, error and reconstruction to a hook.
 pub const LATENTS: &str = "hook_sae_acts_post";
 pub const ERROR: &str = "hook_sae_error";
+pub const RECONSTRUCTION: &str = "hook_sae_recons";
 
 /// How the inputs of the latents become their activations.
 #[derive(Debug, Clone, PartialEq)]

@@ -15,7 +15,7 @@ mod compare;
 mod condition;
 mod extra;
 mod file;
-mod interval;
+pub(crate) mod interval;
 pub mod leftover;
 mod lock;
 mod measured;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use candlewick::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site, Value};
 use candlewick::methods::attribution::NodeAttributionConfig;
 use candlewick::methods::{
-    Along, LatentActivationsConfig, LatentConfig, LatentEstimate, Method, PatchSource, Running,
-    Subject, Watch, measurements,
+    Along, DictionaryEvalConfig, LatentActivationsConfig, LatentConfig, LatentEstimate, Method,
+    PatchSource, Running, Subject, Watch, measurements,
 };
 use candlewick::metric::Metric;
 use candlewick::model::Model;
@@ -325,16 +325,12 @@ fn activations_are_what_the_encoder_says() {
     let model = every_kind().swap_remove(0);
     let hook = Hook::at(Kind::ResidPost, 1);
     let sae = random(&model.spec, hook, hook, 2);
-    let texts = vec![vec![1, 2, 3, 4, 5, 6, 7], vec![8, 9, 10], vec![11, 12, 13]];
-    let pairs = texts.iter().enumerate().map(|(index, text)| Pair {
-        index,
-        ..Pair::new(text.clone(), text.clone())
-    });
-    let task = Task::new("texts", tokenizer(), Metric::Kl, pairs.collect::<Vec<_>>()).unwrap();
+    let given = [vec![1, 2, 3, 4, 5, 6, 7], vec![8, 9, 10], vec![11, 12, 13]];
+    let task = texts(&given);
     let config = LatentActivationsConfig::new(Arc::clone(&sae));
     let found = measured(&model, &task, &config);
     let mut of_latents = vec![(Vec::new(), 0usize); LATENTS];
-    for text in &texts {
+    for text in &given {
         let (_, cache) = run_with_cache(&model, std::slice::from_ref(text), &[hook]).unwrap();
         let x: Vec<f32> = cache
             .get(hook)
@@ -431,4 +427,216 @@ fn what_cannot_be_done_is_said() {
         ..(*sae).clone()
     })));
     assert!(text.contains("positions"), "{text}");
+}
+
+/// The hook's values of a pair's clean prompt, one row a position, and the hook that is read.
+fn hooks_of(model: &Model, sae: &Sae, pair: &Pair, edits: &[Edit]) -> [Vec<f32>; 2] {
+    let hooks = [sae.reads, sae.writes];
+    let request = Request {
+        edits,
+        capture: &hooks,
+        logits: Logits::All,
+        ..Request::default()
+    };
+    let cache = run(model, std::slice::from_ref(&pair.clean), &request)
+        .unwrap()
+        .cache;
+    hooks.map(|hook| {
+        let values = cache.get(hook).unwrap().flatten_all().unwrap();
+        values.to_vec1().unwrap()
+    })
+}
+
+#[test]
+fn a_latent_that_is_steered_moves_along_its_direction_and_nothing_else_moves() {
+    for (seed, model) in every_kind().into_iter().enumerate() {
+        let task = task();
+        let pair = &task.pairs()[0];
+        for sae in attached(&model, seed as u64) {
+            let [read, written] = hooks_of(&model, &sae, pair, &[]);
+            let latents = sae.encode(&read);
+            let latent = latents.rows.iter().flatten().next().expect("one is on").0;
+            let changes = [
+                ("=1.5", false),
+                ("*=3", false),
+                ("=zero", false),
+                ("+=2", true),
+            ];
+            for (change, is_added) in changes {
+                let edit = sae.edit(&format!("{latent}{change}"));
+                if sae.is_transcoder() && !is_added {
+                    let refused = edit.unwrap_err().to_string();
+                    assert!(refused.contains("add to it"), "{refused}");
+                    continue;
+                }
+                let edited = hooks_of(&model, &sae, pair, &[edit.unwrap()])[1].clone();
+                let rows = written.chunks_exact(sae.d_out).enumerate();
+                let expected = rows.flat_map(|(row, x)| {
+                    let own = latents.get(row, latent);
+                    let more = match change {
+                        "=1.5" => 1.5 - own,
+                        "*=3" => 2.0 * own,
+                        "+=2" => 2.0,
+                        _ => -own,
+                    };
+                    let more = more * latents.scale(row) * sae.unit(latent as usize);
+                    let direction = sae.direction(latent as usize);
+                    let each = x.iter().zip(direction);
+                    each.map(move |(x, w)| x + more * w).collect::<Vec<_>>()
+                });
+                for (found, expected) in edited.iter().zip(expected) {
+                    let bound = 1e-4 * expected.abs().max(1.0);
+                    assert!(
+                        (found - expected).abs() < bound,
+                        "{} {sae} {change}: {found} for {expected}",
+                        model.spec.family
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_latent_is_steered_at_some_positions_and_bad_changes_are_said() {
+    let model = every_kind().swap_remove(0);
+    let hook = Hook::at(Kind::ResidPost, 1);
+    let sae = random(&model.spec, hook, hook, 0);
+    let task = task();
+    let pair = &task.pairs()[0];
+    let own = hooks_of(&model, &sae, pair, &[])[1].clone();
+    let edit = sae.edit(" 3[pos=-1] += 2 ").unwrap();
+    assert_eq!(
+        edit.to_string(),
+        "blocks.1.hook_resid_post[pos=-1] = closure latent 3 += 2"
+    );
+    let edited = hooks_of(&model, &sae, pair, &[edit])[1].clone();
+    let last = own.len() - sae.d_out;
+    assert_eq!(own[..last], edited[..last]);
+    assert_ne!(own[last..], edited[last..]);
+    for (text, says) in [
+        ("3", "LATENT+=VALUE"),
+        ("x=4", "LATENT+=VALUE"),
+        ("3=mean", "LATENT+=VALUE"),
+        ("3=[1,2]", "LATENT+=VALUE"),
+        ("3[neuron=1]=4", "whole positions"),
+        ("3[pos=x]=4", "x"),
+        ("3=inf", "finite"),
+        ("40=1", "40 latents, 0 to 39"),
+        ("99999999999999999999=1", "LATENT+=VALUE"),
+    ] {
+        let error = sae.edit(text).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}
+
+/// A task of texts, as `--texts` makes one.
+fn texts(texts: &[Vec<u32>]) -> Task {
+    let pairs = texts.iter().enumerate().map(|(index, text)| Pair {
+        index,
+        ..Pair::new(text.clone(), text.clone())
+    });
+    Task::new("texts", tokenizer(), Metric::Kl, pairs.collect::<Vec<_>>()).unwrap()
+}
+
+/// The loss of a text's next tokens in one whole run, and all logits.
+fn loss(model: &Model, text: &[u32], edits: &[Edit]) -> f64 {
+    let request = Request {
+        edits,
+        logits: Logits::All,
+        ..Request::default()
+    };
+    let all = run(model, &[text.to_vec()], &request).unwrap();
+    let rows: Vec<Vec<f32>> = all.logits.unwrap().get(0).unwrap().to_vec2().unwrap();
+    let of = |pos: usize| {
+        let exponents = rows[pos].iter().map(|&x| f64::from(x).exp());
+        exponents.sum::<f64>().ln() - f64::from(rows[pos][text[pos + 1] as usize])
+    };
+    (0..text.len() - 1).map(of).sum::<f64>() / (text.len() - 1) as f64
+}
+
+#[test]
+fn a_dictionary_is_as_good_as_plain_runs_say() {
+    let given = [vec![1, 2, 3, 4, 5, 6, 7], vec![8, 9, 10], vec![11, 12, 13]];
+    for (seed, model) in every_kind().into_iter().enumerate() {
+        for sae in attached(&model, seed as u64) {
+            let config = DictionaryEvalConfig::new(Arc::clone(&sae));
+            let found = measured(&model, &texts(&given), &config);
+            let (mut l0, mut positions) = (0, 0);
+            for (text, one) in given.iter().zip(&found.examples) {
+                let pair = Pair::new(text.clone(), text.clone());
+                let [read, written] = hooks_of(&model, &sae, &pair, &[]);
+                let latents = sae.encode(&read);
+                l0 += latents.rows.iter().map(Vec::len).sum::<usize>();
+                positions += text.len();
+                let shape = sae.writes.shape(&model.spec, 1, text.len());
+                assert_eq!(written.len(), shape.iter().product::<usize>());
+                let decoded = sae.decode(&latents, &read);
+                let decoded = candle_core::Tensor::from_vec(decoded, shape, &model.device).unwrap();
+                let whole = Site::all(sae.writes);
+                let replaced = Edit::new(whole.clone(), Op::Replace(Value::Tensor(decoded)));
+                let expected = [
+                    loss(&model, text, &[replaced]),
+                    loss(&model, text, &[Edit::new(whole, Op::Zero)]),
+                ];
+                near(
+                    &[one.clean, one.values[0], one.values[1]],
+                    &[loss(&model, text, &[]), expected[0], expected[1]],
+                    1e-4,
+                    &format!("{} {sae}", model.spec.family),
+                );
+            }
+            let of_l0 = found.examples.iter().zip(&given);
+            let l0_found: f64 = (of_l0.map(|(one, text)| one.values[3] * text.len() as f64)).sum();
+            assert!(
+                (l0_found - l0 as f64).abs() < 1e-6,
+                "{l0_found} of {positions}: {l0}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_dictionary_of_every_direction_both_ways_recovers_all_of_the_loss() {
+    let given = [vec![1, 2, 3, 4, 5, 6, 7], vec![8, 9, 10], vec![11, 12, 13]];
+    let mut recovered = 0;
+    for model in every_kind() {
+        let hook = Hook::at(Kind::ResidPost, 1);
+        let d = model.spec.d_model;
+        let mut sae = Sae::clone(&random(&model.spec, hook, hook, 0));
+        sae.d_sae = 2 * d;
+        sae.activation = Activation::Relu;
+        sae.normalize = Normalize::None;
+        sae.b_enc = vec![0.0; 2 * d];
+        sae.b_dec = vec![0.0; d];
+        sae.w_enc = vec![0.0; 2 * d * d];
+        sae.w_dec = vec![0.0; 2 * d * d];
+        for i in 0..d {
+            for (latent, sign) in [(i, 1.0), (d + i, -1.0)] {
+                sae.w_enc[i * 2 * d + latent] = sign;
+                sae.w_dec[latent * d + i] = sign;
+            }
+        }
+        let config = DictionaryEvalConfig::new(Arc::new(sae));
+        let found = measured(&model, &texts(&given), &config);
+        for one in &found.examples {
+            let [kl, l0, cosine] = [one.values[2], one.values[3], one.values[4]];
+            assert!(
+                (one.values[0] - one.clean).abs() < 1e-5,
+                "{}",
+                one.values[0]
+            );
+            assert!(kl < 1e-6 && (cosine - 1.0).abs() < 1e-5, "{kl} {cosine}");
+            assert_eq!(l0, d as f64);
+        }
+        // A random model may do no worse with zeros; then nothing is recovered, and that is said.
+        let share = found.found.get("loss_recovered");
+        let is_said = |note: &String| note.contains("no share of it is recovered");
+        assert_eq!(share.is_none(), found.notes.iter().any(is_said));
+        if let Some(share) = share.and_then(serde_json::Value::as_f64) {
+            assert!((share - 1.0).abs() < 1e-3, "{share}");
+            recovered += 1;
+        }
+    }
+    assert!(recovered > 0);
 }

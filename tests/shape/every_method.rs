@@ -8,7 +8,9 @@ use candlewick::hooks::Positions;
 use candlewick::methods::attribution::{DimAttributionConfig, GradientPath};
 use candlewick::methods::flow::Against;
 use candlewick::methods::tokens::{Baseline, NoiseTunnel, OverNoise, Quadrature, ReferenceSet};
-use candlewick::methods::{Along, LatentActivationsConfig, LatentConfig, Plan};
+use candlewick::methods::{
+    Along, DictionaryEvalConfig, LatentActivationsConfig, LatentConfig, Plan,
+};
 use candlewick::model::Model;
 use candlewick::prelude::*;
 use candlewick::sae::Sae;
@@ -114,6 +116,10 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "latent_activations",
             Box::new(LatentActivationsConfig::new(sae())),
+        ),
+        (
+            "dictionary_eval",
+            Box::new(DictionaryEvalConfig::new(sae())),
         ),
         ("eap", Box::new(EdgeAttributionConfig::eap())),
         (

@@ -20,6 +20,7 @@ use candlewick::text::shell_quoted;
 use clap::{Args, Subcommand};
 
 use super::Context;
+use super::session::{Ask, CommonArgs};
 
 /// Find the edges that do a task together, check them on other pairs, and draw them.
 ///
@@ -47,6 +48,16 @@ enum Command {
     Compare(compare::CompareArgs),
     Cross(cross::CrossArgs),
     Convert(convert::ConvertArgs),
+}
+
+impl CircuitArgs {
+    /// What is asked for, if it is a measurement that plans and shards can hold.
+    pub fn asked(&self) -> Option<(&dyn Ask, &CommonArgs)> {
+        match &self.command {
+            Command::Eval(args) => Some((args, &args.common)),
+            _ => None,
+        }
+    }
 }
 
 pub fn run(args: &CircuitArgs, ctx: &Context) -> anyhow::Result<()> {

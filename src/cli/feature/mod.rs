@@ -2,6 +2,7 @@
 
 mod activations;
 mod attribute;
+mod eval;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use candlewick::hooks::Hook;
 use candlewick::sae::Sae;
 use clap::{Args, Subcommand};
 
-use super::{Context, session};
+use super::session::{Ask, CommonArgs};
 
 /// Latents of a sparse autoencoder or a transcoder: which of them cause the answer.
 ///
@@ -21,7 +22,8 @@ use super::{Context, session};
 #[command(after_help = "Examples:
   candlewick feature attribute
   candlewick feature attribute --verify 10 --n-pairs 8
-  candlewick feature activations")]
+  candlewick feature activations
+  candlewick feature eval --n-pairs 8")]
 pub struct FeatureArgs {
     #[command(subcommand)]
     command: Command,
@@ -31,12 +33,17 @@ pub struct FeatureArgs {
 enum Command {
     Attribute(attribute::AttributeArgs),
     Activations(activations::ActivationsArgs),
+    Eval(eval::EvalArgs),
 }
 
-pub fn run(args: &FeatureArgs, ctx: &Context) -> anyhow::Result<()> {
-    match &args.command {
-        Command::Attribute(args) => session::run(args, &args.common, ctx),
-        Command::Activations(args) => session::run(args, &args.common, ctx),
+impl FeatureArgs {
+    /// What is asked for.
+    pub fn asked(&self) -> (&dyn Ask, &CommonArgs) {
+        match &self.command {
+            Command::Attribute(args) => (args, &args.common),
+            Command::Activations(args) => (args, &args.common),
+            Command::Eval(args) => (args, &args.common),
+        }
     }
 }
 
@@ -53,7 +60,7 @@ pub struct SaeArgs {
 }
 
 impl SaeArgs {
-    fn open(&self) -> anyhow::Result<Arc<Sae>> {
+    pub fn open(&self) -> anyhow::Result<Arc<Sae>> {
         Ok(Arc::new(match self.sae.as_str() {
             candlewick::model::EMBEDDED if self.hook.is_some() => {
                 return Err(candlewick::Error::invalid(

@@ -11,15 +11,20 @@ use clap::CommandFactory;
 use super::file::{PlanFile, bad, nearest};
 use crate::cli::{Cli, Command, parse_again};
 
-/// Commands that a plan can hold: those that can be sharded.
+/// Commands that a plan can hold: those that can be sharded, `feature attribute` among them.
 fn measuring() -> Vec<String> {
-    let command = Cli::command();
-    let shards =
-        |command: &&clap::Command| command.get_arguments().any(|flag| flag.get_id() == "shard");
-    let measuring = command.get_subcommands().filter(shards);
-    measuring
-        .map(|command| command.get_name().to_string())
-        .collect()
+    fn collect(command: &clap::Command, name: &str, found: &mut Vec<String>) {
+        for command in command.get_subcommands() {
+            let name = format!("{name} {}", command.get_name());
+            match command.get_arguments().any(|flag| flag.get_id() == "shard") {
+                true => found.push(name.trim_start().to_string()),
+                false => collect(command, &name, found),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(&Cli::command(), "", &mut found);
+    found
 }
 
 /// Flags that the plan gives itself, and where.
@@ -172,7 +177,9 @@ pub fn expand(plan: &PlanFile, path: &Path) -> Result<Vec<Run>, Error> {
 pub fn not_measuring(command: &[String]) -> Option<String> {
     let name = command.first().map_or("", String::as_str);
     let measuring = measuring();
-    (!measuring.iter().any(|known| known == name)).then(|| {
+    let line = command.join(" ") + " ";
+    let is_meant = |known: &String| line.starts_with(&format!("{known} "));
+    (!measuring.iter().any(is_meant)).then(|| {
         format!(
             "`{}` is no command that measures; {}",
             visible(name),
@@ -299,10 +306,32 @@ mod tests {
     }
 
     #[test]
+    fn commands_of_commands_are_run_too() {
+        let runs = expand(
+            &plan("feature activations --latents 1"),
+            Path::new("p.toml"),
+        )
+        .unwrap();
+        let begins = "candlewick feature activations --latents 1 --model org/model";
+        assert!(runs[0].command.join(" ").starts_with(begins));
+        for command in measuring() {
+            let run = match command.as_str() {
+                "circuit eval" => "circuit eval circuit.toml".into(),
+                "scale" => "scale --heads a0.h0".into(),
+                _ => command,
+            };
+            let runs = expand(&plan(&run), Path::new("p.toml")).expect(&run);
+            assert!(crate::cli::asked(&runs[0].parsed).is_some(), "{run}");
+        }
+    }
+
+    #[test]
     fn commands_that_are_none_are_refused_with_their_lines() {
         for (method, says) in [
             ("pach --sites z", "did you mean `patch`?"),
             ("tokens", "no command that measures"),
+            ("feature", "`feature` is no command that measures"),
+            ("feature show", "no command that measures"),
             ("patch --sitez z", "--sitez"),
             ("patch --model x", "`--model` has its own place"),
             ("path --composition", "measures no prompts"),

@@ -109,8 +109,10 @@ function widthOf(text) {
   return ruler.measureText(text).width;
 }
 
-/** A text cut to a number of characters. */
+/** A text of at most so many characters: both its ends, since names that begin alike differ in theirs. */
 function cut(text, most) {
   const characters = [...text];
-  return characters.length > most ? characters.slice(0, most - 1).join("") + "…" : text;
+  if (characters.length <= most) return text;
+  const end = Math.floor((most - 1) / 2);
+  return characters.slice(0, most - 1 - end).join("") + "…" + characters.slice(-end).join("");
 }
