@@ -192,7 +192,7 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             Box::new(ScoreConfig {
                 changes: 3,
                 places: 2,
-                ..ScoreConfig::new(vec![TokenMethod::Lrp, TokenMethod::Random]).with_gold("IO")
+                ..ScoreConfig::new(vec![TokenMethod::Lrp, TokenMethod::Random])
             }),
         ),
         ("attention-rollout", tokens(TokenMethod::AttentionRollout)),
@@ -217,13 +217,6 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
                 },
                 Players::Tokens,
             ),
-        ),
-        (
-            "leave-one-out permuted",
-            Box::new(RemovalConfig {
-                removal: Removal::Permute,
-                ..RemovalConfig::new(Summary::LeaveOneOut)
-            }),
         ),
         (
             "kernel-shap",
