@@ -5,9 +5,11 @@ use serde::Deserialize;
 
 use super::config::Keys;
 use super::decoder::{self, Biases, LlamaLike};
+use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::{self, RopeSettings};
 use super::{Description, Family};
 use crate::error::Result;
+use crate::model::gguf::Gguf;
 use crate::model::spec::{Block, ModelSpec, NormKind, Position, QkNorm, RotaryStyle};
 
 pub const COHERE: Family = Family {
@@ -16,7 +18,7 @@ pub const COHERE: Family = Family {
     defaults: COHERE_DEFAULTS,
     synonyms: &[],
     from_config: describe_cohere,
-    gguf: None,
+    gguf: Some(("command-r", describe_gguf)),
     examples: &[
         "CohereLabs/c4ai-command-r-v01",
         "CohereLabs/c4ai-command-r-plus",
@@ -30,7 +32,7 @@ pub const COHERE2: Family = Family {
     defaults: COHERE2_DEFAULTS,
     synonyms: &[("_sliding_window_pattern", "sliding_window_pattern")],
     from_config: describe_cohere2,
-    gguf: None,
+    gguf: Some(("cohere2", describe_cohere2_gguf)),
     examples: &["CohereLabs/c4ai-command-r7b-12-2024"],
 };
 
@@ -138,14 +140,18 @@ fn spec<Own: serde::de::DeserializeOwned>(
     logit_scale: f32,
 ) -> Result<ModelSpec> {
     let activation = ("hidden_act", activation);
-    let mut spec = config.spec_with(rope, family, norm_eps, activation)?;
+    let spec = config.spec_with(rope, family, norm_eps, activation)?;
+    Ok(of_cohere(spec, logit_scale))
+}
+
+fn of_cohere(mut spec: ModelSpec, logit_scale: f32) -> ModelSpec {
     spec.norm = NormKind::Layer;
     spec.block = Block::Parallel { shared_norm: true };
     spec.logit_scale = (logit_scale != 1.0).then_some(logit_scale);
     if let Position::Rotary(rotary) = &mut spec.position {
         rotary.style = RotaryStyle::Interleaved;
     }
-    Ok(spec)
+    spec
 }
 
 fn described(spec: ModelSpec, attention_bias: bool) -> Description {
@@ -156,4 +162,28 @@ fn described(spec: ModelSpec, attention_bias: bool) -> Description {
     };
     let layout = decoder::layout(&spec, DIFFERS, biases);
     Description::new(spec, layout)
+}
+
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let metadata = Metadata::new(gguf, keys, "command-r", &["logit_scale"])?;
+    let logit_scale = gguf.number(&metadata.key("logit_scale"))? as f32;
+    let mut spec = of_cohere(metadata.spec("cohere")?, logit_scale);
+    if gguf.has("blk.0.attn_q_norm.weight") {
+        spec.qk_norm = QkNorm::OwnLayer;
+    }
+    let page = llama_cpp::NORMS_OF_HEADS;
+    Ok(llama_cpp::describe_with(spec, gguf, Heads::AsTrained, page))
+}
+
+/// Which layers slide has no key: all but every fourth.
+fn describe_cohere2_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let own_keys = ["attention.sliding_window", "logit_scale"];
+    let metadata = Metadata::new(gguf, keys, "cohere2", &own_keys)?;
+    let logit_scale = gguf.number(&metadata.key("logit_scale"))? as f32;
+    let mut spec = of_cohere(metadata.spec("cohere2")?, logit_scale);
+    let window = gguf.size(&metadata.key("attention.sliding_window"))?;
+    let slides = |layer: usize| !(layer + 1).is_multiple_of(4);
+    spec.windows = decoder::windows(None, spec.n_layers, Some(window), slides)?;
+    let spec = decoder::rotating(spec, slides);
+    Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
 }

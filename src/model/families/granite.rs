@@ -4,8 +4,10 @@ use serde::Deserialize;
 
 use super::config::Keys;
 use super::decoder::{self, Biases, LlamaLike};
+use super::llama_cpp::{self, Heads, Metadata};
 use super::{Description, Family};
 use crate::error::Result;
+use crate::model::gguf::Gguf;
 
 pub const FAMILY: Family = Family {
     name: "granite",
@@ -13,7 +15,7 @@ pub const FAMILY: Family = Family {
     defaults: DEFAULTS,
     synonyms: &[],
     from_config: describe,
-    gguf: None,
+    gguf: Some(("granite", describe_gguf)),
     examples: &["ibm-granite/granite-3.3-2b-instruct"],
 };
 
@@ -55,4 +57,28 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     };
     let layout = decoder::layout(&spec, "", biases);
     Ok(Description::new(spec, layout))
+}
+
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let own_keys = [
+        "attention.scale",
+        "embedding_scale",
+        "logit_scale",
+        "residual_scale",
+    ];
+    let metadata = Metadata::new(gguf, keys, "granite", &own_keys)?;
+    let mut spec = metadata.spec("granite")?;
+    // What is not written, or is zero, is not in force.
+    let number = |name: &str| -> Result<Option<f32>> {
+        let written = gguf.maybe_number(&metadata.key(name))?;
+        Ok(written.map(|x| x as f32).filter(|x| *x != 0.0))
+    };
+    let multiplier = |by: Option<f32>| by.filter(|by| *by != 1.0);
+    spec.embed_scale = multiplier(number("embedding_scale")?);
+    spec.residual_multiplier = multiplier(number("residual_scale")?);
+    spec.logit_scale = multiplier(number("logit_scale")?.map(|by| 1.0 / by));
+    if let Some(scale) = number("attention.scale")? {
+        spec.attn_scale.fill(scale);
+    }
+    Ok(llama_cpp::describe(spec, gguf, Heads::Interleaved))
 }

@@ -218,8 +218,17 @@ const LAYOUT: &str = "
     ignore    rope_freqs.weight rope_factors_long.weight rope_factors_short.weight *.attn_rot_embd.weight
 ";
 
-/// Where llama.cpp keeps the weights of a spec: what is fused, and which products have biases, the first block shows.
+/// Norms of queries and keys with weights of each head.
+pub const NORMS_OF_HEADS: &str =
+    "each blk.{l}. \n q_norm attn_q_norm in_heads \n k_norm attn_k_norm in_heads";
+
+/// Where llama.cpp keeps the weights of a spec: what is fused, and what has biases, the first block shows.
 pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
+    describe_with(spec, gguf, heads, "")
+}
+
+/// The same, with what an architecture has elsewhere: lines of a page.
+pub fn describe_with(spec: ModelSpec, gguf: &Gguf, heads: Heads, differs: &str) -> Description {
     let qkv = if gguf.has("blk.0.attn_qkv.weight") {
         "qkv attn_qkv +bias"
     } else {
@@ -230,9 +239,14 @@ pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
     } else {
         "mlp_in ffn_up +bias"
     };
-    let mut layout = page::layout(&format!("{LAYOUT}{qkv}\n{mlp_in}"), &spec);
+    let mut layout = page::layout(&format!("{LAYOUT}{qkv}\n{mlp_in}\n{differs}"), &spec);
     layout.tied_head = None;
-    let of_products = [
+    let biases = [
+        Slot::LnFinalBias,
+        Slot::Ln1Bias,
+        Slot::Ln1PostBias,
+        Slot::Ln2Bias,
+        Slot::Ln2PostBias,
         Slot::UnembedBias,
         Slot::QkvBias,
         Slot::OBias,
@@ -242,9 +256,7 @@ pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
     let missing: Vec<Slot> = layout
         .filled(&spec)
         .filter(|(slot, layer, pieces)| {
-            *layer == 0
-                && of_products.contains(slot)
-                && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
+            *layer == 0 && biases.contains(slot) && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
         })
         .map(|(slot, ..)| slot)
         .collect();
@@ -269,6 +281,7 @@ mod tests {
     use crate::model::gguf::tests::Writer;
     use crate::model::layout::Need;
     use crate::model::load::{LoadOptions, load, read_weights};
+    use crate::model::spec::QkNorm;
     use crate::model::{Model, families};
 
     fn flat(tensor: &Tensor) -> Vec<f32> {
@@ -327,6 +340,41 @@ mod tests {
         }
     }
 
+    /// The outputs of queries or keys as llama.cpp turns Llama's: the other way round than they are taken.
+    fn turned(part: &Tensor, d_head: usize) -> Tensor {
+        let last = part.rank() - 1;
+        let take = Take::UninterleaveHalves { d_head };
+        let mut stored = vec![0u32; part.dims()[last]];
+        for i in 0..stored.len() {
+            stored[take.source(i)] = i as u32;
+        }
+        let stored = Tensor::new(stored, &Device::Cpu).unwrap();
+        part.index_select(&stored, last).unwrap()
+    }
+
+    /// The keys that an architecture has beside the sizes.
+    fn put_own_keys(writer: &mut Writer, spec: &ModelSpec, architecture: &str) {
+        let key = |name: &str| format!("{architecture}.{name}");
+        let mut number = |name: &str, value: f32| {
+            writer.float(&key(name), value);
+        };
+        match architecture {
+            "granite" => {
+                number("attention.scale", spec.attn_scale[0]);
+                number("embedding_scale", spec.embed_scale.unwrap());
+                number("residual_scale", spec.residual_multiplier.unwrap());
+                number("logit_scale", 1.0 / spec.logit_scale.unwrap());
+            }
+            "command-r" | "cohere2" => number("logit_scale", spec.logit_scale.unwrap()),
+            "olmo" => number("attention.clamp_kqv", spec.qkv_clip.unwrap()),
+            _ => {}
+        }
+        if architecture == "cohere2" || architecture.starts_with("gemma") && architecture != "gemma"
+        {
+            writer.size(&key("attention.sliding_window"), 4);
+        }
+    }
+
     fn written(model: &Model, architecture: &str, is_fused: bool) -> Writer {
         let spec = &model.spec;
         let mut writer = Writer::default();
@@ -345,9 +393,12 @@ mod tests {
         if spec.rotary_dims() > 0 {
             writer.size(&key("rope.dimension_count"), size(spec.rotary_dims()));
         }
-        if architecture.starts_with("gemma") && architecture != "gemma" {
-            writer.size(&key("attention.sliding_window"), 4);
-        }
+        put_own_keys(&mut writer, spec, architecture);
+        let is_turned = ["granite", "olmo", "smollm3"].contains(&architecture);
+        // A norm without weights has no tensor.
+        let has_tensor = |slot: Slot| {
+            architecture != "olmo" || !matches!(slot, Slot::Ln1 | Slot::Ln2 | Slot::LnFinal)
+        };
         if architecture == "gemma2" {
             writer
                 .float(&key("attn_logit_softcapping"), 4.0)
@@ -357,6 +408,7 @@ mod tests {
             if let Some(tensor) = slot
                 .get(&model.weights, 0)
                 .filter(|_| slot != Slot::Unembed || !spec.tied)
+                .filter(|_| has_tensor(slot))
             {
                 put(&mut writer, name_of(slot), slot, tensor);
             }
@@ -364,9 +416,16 @@ mod tests {
         let (q, kv) = (spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
         for layer in 0..spec.n_layers {
             for slot in Slot::BLOCK {
-                let Some(tensor) = slot.get(&model.weights, layer) else {
+                let tensor = slot.get(&model.weights, layer);
+                let Some(tensor) = tensor.filter(|_| has_tensor(slot)) else {
                     continue;
                 };
+                if matches!(slot, Slot::QNorm | Slot::KNorm) && spec.qk_norm == QkNorm::OwnLayer {
+                    let name = format!("blk.{layer}.{}", name_of(slot));
+                    let heads = tensor.elem_count() / spec.d_head;
+                    writer.tensor(&name, &[heads, spec.d_head], &flat(tensor));
+                    continue;
+                }
                 let parts: Vec<(&str, usize)> = match slot {
                     Slot::Qkv if !is_fused => vec![
                         ("attn_q.weight", q),
@@ -387,6 +446,11 @@ mod tests {
                 let mut start = 0;
                 for (name, width) in parts {
                     let part = tensor.narrow(tensor.rank() - 1, start, width).unwrap();
+                    let is_read = name.starts_with("attn_q.") || name.starts_with("attn_k.");
+                    let part = match is_turned && is_read {
+                        true => turned(&part, spec.d_head),
+                        false => part,
+                    };
                     put(&mut writer, &format!("blk.{layer}.{name}"), slot, &part);
                     start += width;
                 }
@@ -410,6 +474,14 @@ mod tests {
             ("starcoder2-tiny-unbiased", "starcoder2", false),
             ("gpt_neox-tiny", "gptneox", true),
             ("gpt2-tiny-scaled", "gpt2", true),
+            ("granite-tiny", "granite", false),
+            ("smollm3-tiny", "smollm3", false),
+            ("olmo-tiny-clipped", "olmo", false),
+            ("stablelm-tiny", "stablelm", false),
+            ("stablelm-tiny-normed", "stablelm", false),
+            ("cohere-tiny", "command-r", false),
+            ("cohere-tiny-normed", "command-r", false),
+            ("cohere2-tiny", "cohere2", false),
         ] {
             let path = format!("{}/tests/fixtures/{fixture}", env!("CARGO_MANIFEST_DIR"));
             let model = load(&path, &LoadOptions::default()).unwrap().model;
@@ -443,6 +515,17 @@ mod tests {
                 ),
                 "{fixture}"
             );
+            let numbers =
+                |spec: &ModelSpec| (spec.qkv_clip, spec.residual_multiplier, spec.rotary_dims());
+            assert_eq!(numbers(spec), numbers(&model.spec), "{fixture}");
+            let scale = |spec: &ModelSpec| spec.logit_scale.unwrap_or(1.0);
+            let gap = (scale(spec) - scale(&model.spec)).abs();
+            assert!(gap < 1e-6, "{fixture}: logits differ by a factor");
+            let style = |spec: &ModelSpec| match &spec.position {
+                Position::Rotary(rotary) => Some(rotary.style),
+                _ => None,
+            };
+            assert_eq!(style(spec), style(&model.spec), "{fixture}");
             for slot in Slot::MODEL.into_iter().chain(Slot::BLOCK) {
                 for layer in 0..spec.n_layers {
                     let [ours, theirs] = [&weights, &model.weights]

@@ -4,8 +4,10 @@ use serde::Deserialize;
 
 use super::config::Keys;
 use super::decoder::{self, Biases, LlamaLike};
+use super::llama_cpp::{self, Heads, Metadata};
 use super::{Description, Family};
 use crate::error::Result;
+use crate::model::gguf::Gguf;
 use crate::model::spec::NormKind;
 
 pub const FAMILY: Family = Family {
@@ -14,7 +16,7 @@ pub const FAMILY: Family = Family {
     defaults: DEFAULTS,
     synonyms: &[],
     from_config: describe,
-    gguf: None,
+    gguf: Some(("olmo", describe_gguf)),
     examples: &["allenai/OLMo-1B-hf", "allenai/OLMo-7B-0424-hf"],
 };
 
@@ -54,4 +56,19 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     };
     let layout = decoder::layout(&spec, DIFFERS, biases);
     Ok(Description::new(spec, layout))
+}
+
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let metadata = Metadata::new(gguf, keys, "olmo", &["attention.clamp_kqv"])?;
+    let mut spec = metadata.spec("olmo")?;
+    spec.norm = NormKind::Layer;
+    let clip = gguf.maybe_number(&metadata.key("attention.clamp_kqv"))?;
+    spec.qkv_clip = clip.map(|most| most as f32).filter(|most| *most != 0.0);
+    let page = "ln_final ones \n each blk.{l}. \n ln1 ones \n ln2 ones";
+    Ok(llama_cpp::describe_with(
+        spec,
+        gguf,
+        Heads::Interleaved,
+        page,
+    ))
 }

@@ -4,8 +4,10 @@ use serde::Deserialize;
 
 use super::config::Keys;
 use super::decoder::{self, Biases, LlamaLike};
+use super::llama_cpp::{self, Heads, Metadata};
 use super::{Description, Family};
 use crate::error::{Error, Result};
+use crate::model::gguf::Gguf;
 
 pub const FAMILY: Family = Family {
     name: "smollm3",
@@ -13,7 +15,7 @@ pub const FAMILY: Family = Family {
     defaults: DEFAULTS,
     synonyms: &[],
     from_config: describe,
-    gguf: None,
+    gguf: Some(("smollm3", describe_gguf)),
     examples: &["HuggingFaceTB/SmolLM3-3B", "HuggingFaceTB/SmolLM3-3B-Base"],
 };
 
@@ -76,4 +78,11 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     };
     let layout = decoder::layout(&spec, "", biases);
     Ok(Description::new(spec, layout))
+}
+
+/// Which layers have no positions has no key: every fourth.
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let spec = Metadata::new(gguf, keys, "smollm3", &[])?.spec("smollm3")?;
+    let spec = decoder::rotating(spec, |layer| !(layer + 1).is_multiple_of(4));
+    Ok(llama_cpp::describe(spec, gguf, Heads::Interleaved))
 }

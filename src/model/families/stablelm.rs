@@ -5,9 +5,11 @@ use serde::Deserialize;
 
 use super::config::Keys;
 use super::decoder::{self, Biases, LlamaLike};
+use super::llama_cpp::{self, Heads, Metadata};
 use super::rope::DEFAULT_THETA as THETA;
 use super::{Description, Family};
 use crate::error::Result;
+use crate::model::gguf::Gguf;
 use crate::model::spec::{Block, NormKind, QkNorm};
 
 pub const FAMILY: Family = Family {
@@ -16,7 +18,7 @@ pub const FAMILY: Family = Family {
     defaults: DEFAULTS,
     synonyms: &[],
     from_config: describe,
-    gguf: None,
+    gguf: Some(("stablelm", describe_gguf)),
     examples: &[
         "stabilityai/stablelm-2-1_6b",
         "stabilityai/stablelm-2-12b",
@@ -71,4 +73,19 @@ fn describe(keys: &mut Keys) -> Result<Description> {
     };
     let layout = decoder::layout(&spec, DIFFERS, biases);
     Ok(Description::new(spec, layout))
+}
+
+/// llama.cpp goes by the tensors: without a second norm the branches stand side by side.
+fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
+    let metadata = Metadata::new(gguf, keys, "stablelm", &["use_parallel_residual"])?;
+    let mut spec = metadata.spec("stablelm")?;
+    spec.norm = NormKind::Layer;
+    if !gguf.has("blk.0.ffn_norm.weight") {
+        spec.block = Block::Parallel { shared_norm: true };
+    }
+    if gguf.has("blk.0.attn_q_norm.weight") {
+        spec.qk_norm = QkNorm::OwnLayer;
+    }
+    let page = llama_cpp::NORMS_OF_HEADS;
+    Ok(llama_cpp::describe_with(spec, gguf, Heads::AsTrained, page))
 }
