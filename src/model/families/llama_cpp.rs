@@ -349,6 +349,7 @@ mod tests {
             stored[take.source(i)] = i as u32;
         }
         let stored = Tensor::new(stored, &Device::Cpu).unwrap();
+        let part = part.contiguous().unwrap();
         part.index_select(&stored, last).unwrap()
     }
 
