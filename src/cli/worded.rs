@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 54] = [
+const FLAGS: [(&str, &str); 55] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -21,6 +21,7 @@ const FLAGS: [(&str, &str); 54] = [
     ("ExpandOptions::metric", "--metric"),
     ("ExpandOptions::n_pairs", "--n-pairs"),
     ("ExpandOptions::templates", "--template"),
+    ("ExpandOptions::unequal", "--unequal-lengths"),
     ("FindConfig::size", "--n"),
     ("GradientPath::Base", "--method atp"),
     ("GradientPath::Inputs", "--method eap-ig"),

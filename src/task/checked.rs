@@ -370,8 +370,14 @@ impl Task {
                     .iter()
                     .map(|(kind, n)| format!("{n} x {kind}"))
                     .collect();
+                let remedy = match first.reason.starts_with("lengths differ") {
+                    true => {
+                        "; give both prompts of a pair as many tokens, or keep pairs whose roles correspond (`ExpandOptions::unequal`)"
+                    }
+                    false => "",
+                };
                 format!(
-                    "{}; the first was dropped for: {}",
+                    "{}; the first was dropped for: {}{remedy}",
                     counts.join(", "),
                     first.reason
                 )
