@@ -85,7 +85,7 @@ pub struct AttributeArgs {
     /// With `--score`: the role whose tokens a method ought to find, such as the subject that the verb agrees with.
     #[arg(long, value_name = "ROLE")]
     pub gold: Option<String>,
-    /// With `--score`: only these scores, sorted by the first [default: all; those of known tokens with `--gold`].
+    /// With `--score`: only these scores, the first as `score` [default: all; those of known tokens with `--gold`].
     #[arg(long, value_name = "SCORES", value_delimiter = ',')]
     pub by: Vec<TokenScore>,
     /// Nodes: hooks, each with optional axes, as for `candlewick patch` [default: z,mlp_out; AtP*: q,k,v,z,mlp_out].

@@ -57,7 +57,7 @@ pub struct GenerateArgs {
     /// A change of an activation; can be given again, and all are in force at once.
     #[arg(long, short, value_name = "EDIT")]
     pub edit: Vec<Edit>,
-    /// A change of a latent, in force like an edit; can be given again.
+    /// A change of a latent, in force like an edit and made after all edits; can be given again.
     #[arg(long, value_name = "CHANGE")]
     pub latent: Vec<String>,
     /// Whose latents: a folder of SAELens, a `params.npz`, or `embedded` [default: embedded].

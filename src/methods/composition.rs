@@ -26,7 +26,7 @@ use crate::methods::record::{device_name, now};
 use crate::model::processing::fold_ln;
 use crate::model::{Model, ModelSpec};
 use crate::scores::{Cell, Detail, Direction, ExampleScores, Provenance, Scores, ScoresMeta};
-use crate::spec::{NormPlacement, Position};
+use crate::spec::{NormPlacement, Position, QkNorm};
 
 /// What to score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +112,14 @@ pub fn composition_scores(model: &Model, config: &CompositionConfig) -> Result<S
     )];
     if matches!(spec.position, Position::Rotary(_)) {
         notes.push("positions are rotary: query and key composition hold for equal positions (offset zero) alone".into());
+    }
+    if spec.qk_norm != QkNorm::None {
+        notes.push("the norm of queries and keys is left out: weights alone do not show it".into());
+    }
+    if let Some(most) = spec.qkv_clip {
+        notes.push(format!(
+            "queries, keys and values are cut off at {most}, which weights alone do not show"
+        ));
     }
     if spec.group() > 1 {
         notes.push(format!(

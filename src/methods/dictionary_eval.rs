@@ -48,6 +48,7 @@ impl DictionaryEvalConfig {
 /// The rows in their order, and what is said beside them.
 const RECONSTRUCTED: usize = 0;
 const ZEROED: usize = 1;
+const ZERO: &str = "zero";
 const SIDES: [&str; 3] = ["kl", "l0", "cosine"];
 
 impl Method for DictionaryEvalConfig {
@@ -68,7 +69,7 @@ impl Method for DictionaryEvalConfig {
 
     fn needs(&self, _: &Task) -> Needs {
         Needs {
-            decoder: Some("the loss of the next token"),
+            decoder: Some("loss of the next token"),
             whole_answers: true,
             ..Needs::default()
         }
@@ -88,10 +89,7 @@ impl Method for DictionaryEvalConfig {
     fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Preparation<'a> {
         let hook = self.sae.writes;
         let cell = |suffix: &str, measure: Option<&str>| Cell {
-            component: match suffix {
-                "" => hook.kind.name().into(),
-                suffix => format!("{}.{suffix}", hook.kind.name()),
-            },
+            component: format!("{}.{suffix}", hook.kind.name()),
             layer: hook.layer.map(|layer| layer as u32),
             measure: measure.map(str::to_owned),
             ..Cell::default()
@@ -99,7 +97,7 @@ impl Method for DictionaryEvalConfig {
         let [kl, l0, cosine] = SIDES.map(Some);
         let cells = vec![
             cell(RECONSTRUCTION, None),
-            cell("", None),
+            cell(ZERO, None),
             cell(RECONSTRUCTION, kl),
             cell(RECONSTRUCTION, l0),
             cell(RECONSTRUCTION, cosine),
@@ -128,8 +126,8 @@ impl Prepared for Evaluating<'_> {
 
     fn bytes(&self, length: usize) -> usize {
         let sae = self.sae;
-        // Logits of two runs at every position, the hook thrice, and inputs of latents.
-        let logits = 2 * length * self.on.model.spec.d_vocab;
+        // Logits of two runs at every position and of a third as it comes, the hook thrice, and inputs of latents.
+        let logits = 3 * length * self.on.model.spec.d_vocab;
         4 * (logits + length * (sae.d_in + 2 * sae.d_out) + length.min(128) * sae.d_sae)
     }
 
@@ -156,13 +154,14 @@ impl Prepared for Evaluating<'_> {
         };
         let logits =
             |run: &Run| -> Result<Vec<f32>> { to_host(run.logits.as_ref().expect("asked for")) };
-        let plain = edited(&[], &self.hooks)?;
+        let mut plain = edited(&[], &self.hooks)?;
         let read = to_host(plain.cache.packed(sae.reads)?)?;
         let packed = plain.cache.packed(sae.writes)?;
         let written = to_host(packed)?;
         let latents = sae.encode(&read);
         let decoded = sae.decode(&latents, &read);
         let own = logits(&plain)?;
+        plain.logits = None;
         let of_prompt = |logits: &[f32], i: usize| -> Result<f64> {
             let next = |pos: usize| {
                 let row = &logits[(i * length + pos) * vocabulary..][..vocabulary];
@@ -237,15 +236,17 @@ impl Prepared for Evaluating<'_> {
         let n = measured.examples.len();
         let [with, without] = [0, 1].map(|of: usize| rows[of].iter().sum::<f64>() / n as f64);
         let recovered = 1.0 - with / without;
-        let bounds = (n > 1).then(|| {
+        let resampled = (n > 1).then(|| {
             let mut means = vec![0.0; 2 * RESAMPLES];
             Bootstrap::new(self.on.task.seed, n).resampled_means(&rows.concat(), &mut means);
             let (with, without) = means.split_at(RESAMPLES);
-            let mut shares: Vec<f64> = (with.iter().zip(without))
-                .map(|(with, without)| 1.0 - with / without)
-                .collect();
-            interval(&mut shares)
+            // Where zeros do harm in some resamples alone, a share of it has no bounds.
+            let harms = without.iter().all(|without| *without > 0.0);
+            let shares = with.iter().zip(without);
+            let mut shares: Vec<f64> = shares.map(|(with, all)| 1.0 - with / all).collect();
+            harms.then(|| interval(&mut shares))
         });
+        let bounds = resampled.flatten();
         let ever: BTreeSet<&String> = (measured.examples.iter())
             .flat_map(|one| one.facts.keys().filter(|key| key.parse::<u32>().is_ok()))
             .collect();

@@ -255,7 +255,9 @@ impl Sites {
         match cell.layer {
             None => vec![site(Hook::global(self.kind))],
             Some(layer) => (spec.window(layer as usize, window))
-                .map(|layer| site(Hook::at(self.kind, layer)))
+                .map(|layer| Hook::at(self.kind, layer))
+                .filter(|hook| hook.absent(spec).is_none())
+                .map(site)
                 .collect(),
         }
     }

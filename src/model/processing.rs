@@ -83,6 +83,9 @@ pub fn center_writing(model: &Model) -> Result<Model> {
     if model.spec.embed_norm {
         return refuse("a norm on its embeddings writes to the stream itself");
     }
+    if !model.spec.has_ln1(0) {
+        return refuse("its first attention reads the stream without a norm");
+    }
     let mut weights = model.weights.clone();
     let center = |t: &mut Tensor| -> Result<()> {
         *t = centred_over_last(t, model.dtype)?;

@@ -19,7 +19,7 @@ pub fn forward(x: Tensor, most: Option<f32>) -> Result<Tensor> {
         #[inline(always)]
         || {
             for (y, x) in y.iter_mut().zip(data.iter()) {
-                *y = x.clamp(-most, most);
+                *y = x.min(most).max(-most);
             }
         },
     );
@@ -38,7 +38,7 @@ pub fn backward(dy: &Tensor, x: &Tensor, most: f32, rule: ActivationRule) -> Res
             *dx = match (x.abs() <= most, rule) {
                 (true, _) => *dy,
                 (false, ActivationRule::Exact) => 0.0,
-                (false, ActivationRule::Ratio) => dy * ratio(x.clamp(-most, most), x),
+                (false, ActivationRule::Ratio) => dy * ratio(x.min(most).max(-most), x),
             };
         }
     }

@@ -13,9 +13,9 @@ use crate::hooks::Hook;
 use crate::model::EMBEDDED;
 use crate::model::checkpoint::{hex, map, read_at_most};
 
-/// A larger `cfg.json` is none.
 /// How a hook is named where the files do not.
 const NAME_IT: &str = "name it (`Sae::reads`), such as `blocks.20.hook_resid_post`";
+/// A larger `cfg.json` is none.
 const MOST_CONFIG: u64 = 1 << 20;
 const WHAT: &str = "a sparse autoencoder is a folder of SAELens, with `cfg.json` and `sae_weights.safetensors`, or Gemma Scope's `params.npz`";
 const WEIGHTS: &str = "sae_weights.safetensors";

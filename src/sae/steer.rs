@@ -94,6 +94,9 @@ impl Sae {
         let end = text.find(|c: char| !c.is_ascii_digit());
         let (latent, rest) = text.split_at(end.unwrap_or(text.len()));
         let latent = latent.parse().map_err(|_| bad(how.into()))?;
+        if !rest.contains('=') {
+            return Err(bad(how.into()));
+        }
         // Behind the latent everything is as behind a hook.
         let edit = format!("{}{rest}", self.writes).parse::<Edit>();
         let Edit { site, op } = edit.map_err(|error| match error {

@@ -382,9 +382,12 @@ impl ModelSpec {
         }
         let windows: Vec<usize> = self.windows.iter().flatten().copied().collect();
         if let Some(window) = windows.iter().min() {
+            let seen = match self.is_causal() {
+                true => format!("window {window}"),
+                false => format!("{} tokens to each side", window - 1),
+            };
             say(format!(
-                "window {window}{} in {} of {} layers",
-                if self.is_causal() { "" } else { " either way" },
+                "{seen} in {} of {} layers",
                 windows.len(),
                 self.n_layers
             ));

@@ -10,7 +10,7 @@ use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 
 /// How good a dictionary is: the loss that its reconstruction recovers, and how many latents that takes.
 ///
-/// `score` is the loss of the next token with the reconstruction in place of the hook (`hook_sae_recons`), and with zeros in its place. Beside
+/// `score` is the loss of the next token with the reconstruction in place of the hook (`hook_sae_recons`), and with zeros in its place (`zero`). Of decoders alone. Beside
 /// the table stand the loss recovered, latents on at a position (`l0`), those that are on nowhere (`dead`), the divergence
 /// from the model's own distributions and the cosine of hook and reconstruction.
 #[derive(Debug, Args)]

@@ -175,17 +175,25 @@ pub fn expand(plan: &PlanFile, path: &Path) -> Result<Vec<Run>, Error> {
 
 /// Why a command does not measure by its name.
 pub fn not_measuring(command: &[String]) -> Option<String> {
-    let name = command.first().map_or("", String::as_str);
     let measuring = measuring();
     let line = command.join(" ") + " ";
-    let is_meant = |known: &String| line.starts_with(&format!("{known} "));
-    (!measuring.iter().any(is_meant)).then(|| {
-        format!(
-            "`{}` is no command that measures; {}",
-            visible(name),
-            nearest(name, measuring.iter().map(String::as_str))
-        )
-    })
+    let begins = |known: &String, with: &str| format!("{known} ").starts_with(with);
+    if measuring
+        .iter()
+        .any(|known| line.starts_with(&format!("{known} ")))
+    {
+        return None;
+    }
+    let first = command.first().map_or("", String::as_str);
+    let is_of_more = measuring
+        .iter()
+        .any(|known| begins(known, &format!("{first} ")));
+    let name = command[..command.len().min(1 + usize::from(is_of_more))].join(" ");
+    Some(format!(
+        "`{}` is no command that measures; {}",
+        visible(&name),
+        nearest(&name, measuring.iter().map(String::as_str))
+    ))
 }
 
 /// Why a method's command is none.
@@ -330,8 +338,12 @@ mod tests {
         for (method, says) in [
             ("pach --sites z", "did you mean `patch`?"),
             ("tokens", "no command that measures"),
-            ("feature", "`feature` is no command that measures"),
-            ("feature show", "no command that measures"),
+            (
+                "feature",
+                "`feature` is no command that measures; did you mean",
+            ),
+            ("feature show", "`feature show` is no command that measures"),
+            ("feature atribute", "did you mean `feature attribute`?"),
             ("patch --sitez z", "--sitez"),
             ("patch --model x", "`--model` has its own place"),
             ("path --composition", "measures no prompts"),

@@ -189,7 +189,12 @@ impl WorkArgs {
         let is_open = force || run.state()? != State::Finished;
         let folder = (self.folder.clone()).unwrap_or_else(|| out.with_extension("submission"));
         let job = Job {
-            name: words[0].clone(),
+            // `feature attribute` and `circuit eval` are one command each.
+            name: (words.iter().take(2))
+                .take_while(|word| !word.starts_with('-'))
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(" "),
             keys: None,
             command,
             out,

@@ -158,7 +158,7 @@ impl LayeredCells {
 /// The fact of an example that says how much is handed out in all, as a size.
 const HANDED_OUT: &str = "handed_out";
 
-/// Drops the edges along which, in the mean over the examples, no more than a share of all that is handed out passes.
+/// Drops the edges along which, in the mean over the examples with its sign, no more than a share of all that is handed out passes.
 pub(super) fn drop_weak(measured: &mut Measured, threshold: f64) {
     let mut sums = vec![(0.0, 0.0); measured.cells.len()];
     for example in &measured.examples {

@@ -177,10 +177,14 @@ impl Method for TokenConfig {
                 ..PatchConfig::new(parse_sites("embed:pos").ok()?)
             }),
             sign: -1.0,
-            // Squares and variances have no sign to be held against.
+            // Squares, variances and saliencies have no sign to be held against.
             sizes: self
                 .tunnel
-                .is_some_and(|tunnel| tunnel.over != OverNoise::Smoothgrad),
+                .is_some_and(|tunnel| tunnel.over != OverNoise::Smoothgrad)
+                || matches!(
+                    self.method,
+                    TokenMethod::SaliencyL1 | TokenMethod::SaliencyL2
+                ),
         })
     }
 

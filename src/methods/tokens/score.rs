@@ -3,11 +3,14 @@
 //! [`TokenScore`] lists the questions. Those about known tokens take a role of the task for the truth (the subject that a verb agrees
 //! with). All others ask the model itself. A prompt in which token `t` is there to the degree `z_t` has the embeddings `x' + z (x - x')`:
 //! without the tokens that are said to matter (`z = 0` there) a right method's prompt loses the most, and for small changes of `z` the
-//! metric changes by the shares. Special tokens are left out of every ranking and removed by none.
+//! metric changes by the shares. Special tokens are left out of every ranking and removed by none, but changes near the prompt and complexity
+//! are of all tokens.
 //!
 //! Sources: Arras et al. 2025, "A Close Look at Decomposition-based XAI-Methods" (MRR and its kin; the exact definitions are ours); DeYoung et
-//! al. 2020, "ERASER" (comprehensiveness, sufficiency); Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", with
-//! Captum's radii; Bhatt et al. 2020 (complexity). Left out on purpose: agreement between methods as a sign of truth.
+//! al. 2020, "ERASER" (comprehensiveness, sufficiency); Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations" (changes of
+//! 0.03 of each token, and radii of 0.02 of the embeddings' span, where Captum has both in absolute units); Bhatt et al. 2020 (complexity). Left out on
+//! purpose: agreement between methods as a sign of truth. Not here: curves of deletion and insertion, label leakage, and the choice of pairs that
+//! the model gets right.
 
 mod asked;
 mod catalogue;
@@ -168,8 +171,19 @@ impl Method for ScoreConfig {
         }
         if self.changes == 0 || self.places == 0 {
             return Err(Error::invalid(
-                "infidelity and sensitivity are taken over at least one random change each, not 0",
+                "infidelity and sensitivity are taken over at least one random change each (`ScoreConfig::changes`, `ScoreConfig::places`), not 0",
             ));
+        }
+        let metric = self.metric(task);
+        let curves = [TokenScore::Comprehensiveness, TokenScore::Sufficiency];
+        if let Some(score) = curves.into_iter().find(|score| self.asks(*score))
+            && !metric.is_better_higher()
+        {
+            return Err(Error::invalid(format!(
+                "`{}` is what the metric loses, and less of `{metric}` is better; take another metric (`ExpandOptions::metric = log_prob`), or other \
+                 scores (`ScoreConfig::scores`)",
+                score.name()
+            )));
         }
         let known = task.all_roles();
         match &self.gold {

@@ -224,11 +224,17 @@ pub const NORMS_OF_HEADS: &str =
 
 /// Where llama.cpp keeps the weights of a spec: what is fused, and what has biases, the first block shows.
 pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
-    describe_with(spec, gguf, heads, "")
+    describe_with(spec, gguf, heads, "", true)
 }
 
-/// The same, with what an architecture has elsewhere: lines of a page.
-pub fn describe_with(spec: ModelSpec, gguf: &Gguf, heads: Heads, differs: &str) -> Description {
+/// The same, with what an architecture has elsewhere, lines of a page; and whether its norms of mean and variance must have biases.
+pub fn describe_with(
+    spec: ModelSpec,
+    gguf: &Gguf,
+    heads: Heads,
+    differs: &str,
+    norm_biases: bool,
+) -> Description {
     let qkv = if gguf.has("blk.0.attn_qkv.weight") {
         "qkv attn_qkv +bias"
     } else {
@@ -241,12 +247,14 @@ pub fn describe_with(spec: ModelSpec, gguf: &Gguf, heads: Heads, differs: &str) 
     };
     let mut layout = page::layout(&format!("{LAYOUT}{qkv}\n{mlp_in}\n{differs}"), &spec);
     layout.tied_head = None;
-    let biases = [
+    let of_norms = [
         Slot::LnFinalBias,
         Slot::Ln1Bias,
         Slot::Ln1PostBias,
         Slot::Ln2Bias,
         Slot::Ln2PostBias,
+    ];
+    let of_products = [
         Slot::UnembedBias,
         Slot::QkvBias,
         Slot::OBias,
@@ -256,7 +264,8 @@ pub fn describe_with(spec: ModelSpec, gguf: &Gguf, heads: Heads, differs: &str) 
     let missing: Vec<Slot> = layout
         .filled(&spec)
         .filter(|(slot, layer, pieces)| {
-            *layer == 0 && biases.contains(slot) && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
+            let is_optional = of_products.contains(slot) || !norm_biases && of_norms.contains(slot);
+            *layer == 0 && is_optional && !gguf.has(&pieces[0].resolved(0, spec.n_layers))
         })
         .map(|(slot, ..)| slot)
         .collect();

@@ -12,7 +12,7 @@ use super::config::{Keys, activation};
 use super::decoder::{self, Sizes};
 use super::rope::RopeConfig;
 use super::{Description, Family, all_rotates};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::layout::Slot;
 use crate::model::page;
 use crate::model::spec::{Encoder, NormKind};
@@ -141,7 +141,14 @@ fn describe(keys: &mut Keys) -> Result<Description> {
         n_segments: None,
         first_norm: false,
     });
-    let every = config.global_attn_every_n_layers.max(1);
+    let every = config.global_attn_every_n_layers;
+    if every == 0 && config.layer_types.is_none() {
+        return Err(Error::BadConfig {
+            key: "global_attn_every_n_layers".to_string(),
+            reason: "is 0, and of so many layers one sees everything".to_string(),
+        });
+    }
+    let every = every.max(1);
     spec.windows = decoder::windows(
         config.layer_types.as_deref(),
         spec.n_layers,

@@ -70,5 +70,6 @@ fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
         gguf,
         Heads::Interleaved,
         page,
+        false,
     ))
 }

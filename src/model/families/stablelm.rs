@@ -87,5 +87,11 @@ fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
         spec.qk_norm = QkNorm::OwnLayer;
     }
     let page = llama_cpp::NORMS_OF_HEADS;
-    Ok(llama_cpp::describe_with(spec, gguf, Heads::AsTrained, page))
+    Ok(llama_cpp::describe_with(
+        spec,
+        gguf,
+        Heads::AsTrained,
+        page,
+        true,
+    ))
 }

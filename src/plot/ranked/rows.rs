@@ -40,12 +40,15 @@ pub(super) fn with_rows(scores: &Scores, rows: &[u32]) -> Scores {
 /// second layer of the strongest place, and no place more than three times. Also says whether this passed over a stronger row.
 pub(super) fn suggested(columns: &Columns) -> (Vec<u32>, bool) {
     let mut groups = groups(columns);
-    if groups.len() > ROWS {
+    // A table of a row each, such as one of methods, is shown whole as far as a page goes.
+    let is_of_single_rows = groups.iter().all(|group| group.len() == 1);
+    let most = if is_of_single_rows { 2 * ROWS } else { ROWS };
+    if groups.len() > most {
         let first = |group: &Vec<u32>| strength(columns, group[0]);
         groups.sort_by(|a, b| first(b).total_cmp(&first(a)));
         groups.truncate(ROWS);
     }
-    let each = (ROWS / groups.len().max(1)).min(ROWS_OF_ONE);
+    let each = (ROWS / groups.len().max(1)).clamp(1, ROWS_OF_ONE);
     let mut chosen = Vec::new();
     let mut passed_over = false;
     for group in groups {

@@ -218,7 +218,7 @@ impl Masked<'_> {
                 b.is_some(),
             );
             if let Some(most) = spec.qkv_clip {
-                y.iter_mut().for_each(|y| *y = y.clamp(-most, most));
+                y.iter_mut().for_each(|y| *y = y.min(most).max(-most));
             }
             (index, head, y)
         };

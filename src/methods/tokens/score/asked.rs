@@ -58,21 +58,21 @@ impl Questions<'_> {
         shares: &[Vec<f64>],
     ) -> Result<Vec<Vec<Option<f64>>>> {
         let asks = |score| self.asks(score);
-        let none = || vec![[0.0; 2]; batch.len()];
-        let removed = if asks(TokenScore::Comprehensiveness) || asks(TokenScore::Sufficiency) {
-            self.removed(batch, shares)?
-        } else {
-            none()
+        let curve = |score, alone| match asks(score) {
+            true => self.removed(batch, shares, alone),
+            false => Ok(vec![0.0; batch.len()]),
         };
+        let without = curve(TokenScore::Comprehensiveness, false)?;
+        let alone = curve(TokenScore::Sufficiency, true)?;
         let infidelity = if asks(TokenScore::Infidelity) || asks(TokenScore::InfidelityScaled) {
             self.infidelity(batch, &method.away, shares)?
         } else {
-            none()
+            vec![[None; 2]; batch.len()]
         };
         let sensitivity = if asks(TokenScore::MaxSensitivity) {
             self.sensitivity(batch, method, shares)?
         } else {
-            vec![0.0; batch.len()]
+            vec![None; batch.len()]
         };
         let of_prompt = |prompt: usize| {
             let known = self.known(batch, prompt, &shares[prompt]);
@@ -81,12 +81,12 @@ impl Questions<'_> {
                 TokenScore::Rma => known.map(|known| known[1]),
                 TokenScore::Pta => known.map(|known| known[2]),
                 TokenScore::PgAt3 => known.map(|known| known[3]),
-                TokenScore::Comprehensiveness => Some(removed[prompt][0]),
-                TokenScore::Sufficiency => Some(removed[prompt][1]),
-                TokenScore::Infidelity => Some(infidelity[prompt][0]),
-                TokenScore::InfidelityScaled => Some(infidelity[prompt][1]),
-                TokenScore::MaxSensitivity => Some(sensitivity[prompt]),
-                TokenScore::Complexity => Some(entropy(&shares[prompt])),
+                TokenScore::Comprehensiveness => Some(without[prompt]),
+                TokenScore::Sufficiency => Some(alone[prompt]),
+                TokenScore::Infidelity => infidelity[prompt][0],
+                TokenScore::InfidelityScaled => infidelity[prompt][1],
+                TokenScore::MaxSensitivity => sensitivity[prompt],
+                TokenScore::Complexity => entropy(&shares[prompt]),
             };
             self.scores.iter().map(score).collect()
         };
@@ -107,32 +107,27 @@ impl Questions<'_> {
         let ranked = self.ranked(batch, prompt);
         let shares: Vec<f64> = ranked.iter().map(|&at| shares[at]).collect();
         let gold: Vec<bool> = ranked.iter().map(|at| gold.contains(at)).collect();
-        gold.contains(&true).then(|| pointing(&shares, &gold))
+        pointing(&shares, &gold).filter(|_| gold.contains(&true))
     }
 
-    /// What the metric loses without the top tokens, and with them alone, the mean over how many.
-    fn removed(&self, batch: &Batch<'_>, shares: &[Vec<f64>]) -> Result<Vec<[f64; 2]>> {
+    /// What the metric loses without the top tokens, or with them alone, the mean over how many.
+    fn removed(&self, batch: &Batch<'_>, shares: &[Vec<f64>], alone: bool) -> Result<Vec<f64>> {
         let mut points = Vec::new();
         for (prompt, shares) in shares.iter().enumerate() {
             let mut order = self.ranked(batch, prompt);
             order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
             for top in TOP {
                 let n = (top * order.len() as f64).ceil() as usize;
-                let mut without = vec![1.0; shares.len()];
-                let mut alone = without.clone();
-                order[..n].iter().for_each(|&at| without[at] = 0.0);
-                order[n..].iter().for_each(|&at| alone[at] = 0.0);
-                points.extend([(prompt, without), (prompt, alone)]);
+                let gone = if alone { &order[n..] } else { &order[..n] };
+                let mut there = vec![1.0; shares.len()];
+                gone.iter().for_each(|&at| there[at] = 0.0);
+                points.push((prompt, there));
             }
         }
         let values = present(batch, &self.fill, &points)?;
-        let each = values.chunks_exact(2 * TOP.len()).zip(&batch.values);
+        let each = values.chunks_exact(TOP.len()).zip(&batch.values);
         let lost = |(values, whole): (&[f64], &f64)| {
-            let mean = |odd: usize| {
-                let of = values.iter().skip(odd).step_by(2);
-                of.map(|value| whole - value).sum::<f64>() / TOP.len() as f64
-            };
-            [mean(0), mean(1)]
+            values.iter().map(|value| whole - value).sum::<f64>() / TOP.len() as f64
         };
         Ok(each.map(lost).collect())
     }
@@ -143,7 +138,7 @@ impl Questions<'_> {
         batch: &Batch<'_>,
         away: &Start,
         shares: &[Vec<f64>],
-    ) -> Result<Vec<[f64; 2]>> {
+    ) -> Result<Vec<[Option<f64>; 2]>> {
         let mut points = Vec::new();
         for prompt in 0..batch.len() {
             for draw in 0..self.changes {
@@ -169,13 +164,13 @@ impl Questions<'_> {
         Ok(each.map(of_prompt).collect())
     }
 
-    /// The largest of the relative changes of the shares at places nearby.
+    /// The largest of the relative changes of the shares at places nearby; nothing where there are no shares to change.
     fn sensitivity(
         &self,
         batch: &Batch<'_>,
         method: &Scored,
         shares: &[Vec<f64>],
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Vec<Option<f64>>> {
         let mut largest = vec![0.0f64; batch.len()];
         for round in 1..=self.places {
             let nearby = batch.moved(round as u64, |x, rng| {
@@ -188,12 +183,15 @@ impl Questions<'_> {
             {
                 let change = length(there.iter().zip(here).map(|(a, b)| a - b));
                 let size = length(here.iter().copied());
-                if change > 0.0 {
-                    *largest = largest.max(change / size.max(f64::MIN_POSITIVE));
+                // What is no number stays so.
+                let relative = change / size;
+                if relative.is_nan() || relative > *largest {
+                    *largest = relative;
                 }
             }
         }
-        Ok(largest)
+        let number = |size: f64| Some(size).filter(|size| size.is_finite());
+        Ok(largest.into_iter().map(number).collect())
     }
 }
 

@@ -22,9 +22,10 @@ pub enum TokenScore {
     Sufficiency,
     /// `E[(<e, shares> - (F(x) - F(x - e (x - x'))))^2]` for small random changes `e` of each token.
     Infidelity,
-    /// The same with shares scaled as fits best, over `E[(F(x) - F(..))^2]`: 0 where they say all, 1 where they say nothing.
+    /// The same with shares scaled as fits best, over `E[(F(x) - F(..))^2]`: 0 where they say all, 1 where they say nothing. `x'` is the method's
+    /// own baseline, zero where it has none: methods of other baselines are asked another question.
     InfidelityScaled,
-    /// The largest relative change of the shares under small changes of the embeddings.
+    /// The largest relative change of the shares under small changes of the embeddings; methods that draw draw anew at each.
     MaxSensitivity,
     /// Entropy of the shares' sizes, in nats: 0 if one token has all.
     Complexity,
@@ -61,6 +62,7 @@ impl TokenScore {
 
     /// Whether it takes a role for the truth.
     pub fn needs_gold(self) -> bool {
-        self <= TokenScore::PgAt3
+        use TokenScore::{Mrr, PgAt3, Pta, Rma};
+        matches!(self, Mrr | Rma | Pta | PgAt3)
     }
 }

@@ -114,5 +114,5 @@ function cut(text, most) {
   const characters = [...text];
   if (characters.length <= most) return text;
   const end = Math.floor((most - 1) / 2);
-  return characters.slice(0, most - 1 - end).join("") + "…" + characters.slice(-end).join("");
+  return characters.slice(0, most - 1 - end).join("") + "…" + characters.slice(characters.length - end).join("");
 }
