@@ -131,10 +131,15 @@ pub fn center_unembed(model: &Model) -> Result<Model> {
 /// Moves the value biases into the output bias: attention weights sum to 1, so every `z` holds `b_V` whole, and
 /// `b_O + b_V W_O` says the same. Logits do not change, but zero ablation of `z` does, because `z` no longer holds the bias.
 /// # Errors
-/// [`Error::Unprocessable`] in models that cut values off, which sees the bias; those of tensor arithmetic.
+/// [`Error::Unprocessable`] where values have biases and are cut off with them; those of tensor arithmetic.
 pub fn fold_value_biases(model: &Model) -> Result<Model> {
     let spec = &model.spec;
-    if let Some(most) = spec.qkv_clip {
+    let has_biases = model
+        .weights
+        .blocks
+        .iter()
+        .any(|block| block.b_qkv.is_some());
+    if let Some(most) = spec.qkv_clip.filter(|_| has_biases) {
         return Err(Error::Unprocessable {
             processing: "fold_value_biases",
             reason: format!("its values are cut off at {most}, their biases with them"),
