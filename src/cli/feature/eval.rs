@@ -16,7 +16,7 @@ use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick feature eval
-  candlewick feature eval --n-pairs 8 --per-example -o eval.parquet")]
+  candlewick feature eval --n-pairs 8 --per-example -o dictionary-8.parquet")]
 pub struct EvalArgs {
     #[command(flatten)]
     pub sae: SaeArgs,

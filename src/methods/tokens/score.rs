@@ -171,7 +171,7 @@ impl Method for ScoreConfig {
         }
         if self.changes == 0 || self.places == 0 {
             return Err(Error::invalid(
-                "infidelity and sensitivity are taken over at least one random change each (`ScoreConfig::changes`, `ScoreConfig::places`), not 0",
+                "infidelity and sensitivity are taken over at least one random change each, not 0",
             ));
         }
         let metric = self.metric(task);

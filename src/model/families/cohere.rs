@@ -191,5 +191,11 @@ fn describe_cohere2_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
     let slides = |layer: usize| !(layer + 1).is_multiple_of(4);
     spec.windows = decoder::windows(None, spec.n_layers, Some(window), slides)?;
     let spec = decoder::rotating(spec, slides);
-    Ok(llama_cpp::describe(spec, gguf, Heads::AsTrained))
+    Ok(llama_cpp::describe_with(
+        spec,
+        gguf,
+        Heads::AsTrained,
+        "",
+        false,
+    ))
 }
