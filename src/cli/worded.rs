@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 55] = [
+const FLAGS: [(&str, &str); 57] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -46,6 +46,8 @@ const FLAGS: [(&str, &str); 55] = [
     ("Sae::reads", "--hook"),
     ("Sampling::temperature", "--temperature"),
     ("SourceConfig::subject", "--subject"),
+    ("ReferenceSet::Corrupted", "--baseline corrupted"),
+    ("RemovalConfig::removal", "--removal"),
     ("ScoreConfig::gold", "--gold"),
     ("ScoreConfig::methods", "--method"),
     ("ScoreConfig::scores", "--by"),

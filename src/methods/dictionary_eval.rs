@@ -2,9 +2,9 @@
 //!
 //! The loss is the cross-entropy of each next token of a prompt, in the mean over its positions. Two rows hold it with the reconstruction
 //! in place of the hook (`hook_sae_recons`), and with zeros in its place; the clean loss is that of the model itself. The share of what
-//! zeros cost that the reconstruction spares is the *loss recovered*, of the means over all prompts. Beside the table stand the divergence from the model's own
-//! distributions (`kl`), latents that are on at a position (`l0`), the cosine of hook and reconstruction, and the share of
-//! latents that are on nowhere in these prompts (`dead`).
+//! zeros cost that the reconstruction spares is the *loss recovered*, of the means over all prompts. Beside the table stand the divergence
+//! from the model's own distributions (`kl`), latents that are on at a position (`l0`), the cosine of hook and reconstruction, and the
+//! share of latents that are on nowhere in these prompts (`dead`).
 //!
 //! Every position counts, the first too. The length of the error, or the variance explained, is left out on purpose: where the first
 //! position of a model is a hundred times as long as all others, they are about that position alone.
@@ -236,7 +236,7 @@ impl Prepared for Evaluating<'_> {
         let n = measured.examples.len();
         let [with, without] = [0, 1].map(|of: usize| rows[of].iter().sum::<f64>() / n as f64);
         let recovered = 1.0 - with / without;
-        let resampled = (n > 1).then(|| {
+        let bounds = (n > 1).then(|| {
             let mut means = vec![0.0; 2 * RESAMPLES];
             Bootstrap::new(self.on.task.seed, n).resampled_means(&rows.concat(), &mut means);
             let (with, without) = means.split_at(RESAMPLES);
@@ -246,7 +246,7 @@ impl Prepared for Evaluating<'_> {
             let mut shares: Vec<f64> = shares.map(|(with, all)| 1.0 - with / all).collect();
             harms.then(|| interval(&mut shares))
         });
-        let bounds = resampled.flatten();
+        let bounds = bounds.flatten();
         let ever: BTreeSet<&String> = (measured.examples.iter())
             .flat_map(|one| one.facts.keys().filter(|key| key.parse::<u32>().is_ok()))
             .collect();
@@ -282,9 +282,9 @@ impl Prepared for Evaluating<'_> {
             measure: Some((*measure).into()),
             ..measured.cells[RECONSTRUCTED].clone()
         });
-        let first = measured.append(cells.collect(), |i, _| match i {
-            0 => of_all.iter().map(|of| Some(of.1)).collect(),
-            _ => Vec::new(),
+        // Of all prompts together, and said with each.
+        let first = measured.append(cells.collect(), |_, _| {
+            of_all.iter().map(|of| Some(of.1)).collect()
         });
         for (at, of) in of_all.iter().enumerate() {
             measured.intervals.insert(first + at, of.2);

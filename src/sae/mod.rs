@@ -141,12 +141,7 @@ impl Sae {
         for x in x.chunks(ROWS * self.d_in) {
             let mut x = x.to_vec();
             for row in x.chunks_exact_mut(self.d_in) {
-                let undone = self.normalise(row);
-                // What a transcoder writes is of another hook, and in that hook's own units.
-                latents.scales.push(match self.is_transcoder() {
-                    true => (1.0, 0.0),
-                    false => undone,
-                });
+                latents.scales.push(self.normalise_input(row));
                 if self.centred {
                     row.iter_mut().zip(&self.b_dec).for_each(|(x, b)| *x -= b);
                 }
@@ -159,6 +154,16 @@ impl Sae {
             latents.rows.extend(of_rows.map(|row| self.activate(row)));
         }
         latents
+    }
+
+    /// Normalises a row that is read; what undoes it where the dictionary writes.
+    fn normalise_input(&self, row: &mut [f32]) -> (f32, f32) {
+        let undone = self.normalise(row);
+        // What a transcoder writes is of another hook, and in that hook's own units.
+        match self.is_transcoder() {
+            true => (1.0, 0.0),
+            false => undone,
+        }
     }
 
     /// Normalises a row; what undoes it.

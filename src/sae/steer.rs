@@ -8,6 +8,7 @@ use super::Sae;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Op, Positions, Site, Value};
 use crate::nn::host::to_host;
+use crate::text::visible;
 
 /// What a latent's activation becomes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,16 +19,6 @@ pub enum Steer {
     Add(f32),
     /// So many times as much, where it is on.
     Scale(f32),
-}
-
-impl Steer {
-    fn of(self, value: f32) -> f32 {
-        match self {
-            Steer::Set(to) => to,
-            Steer::Add(more) => value + more,
-            Steer::Scale(factor) => value * factor,
-        }
-    }
 }
 
 impl Sae {
@@ -51,33 +42,48 @@ impl Sae {
             positions: at,
             ..Site::all(self.writes)
         };
+        let id = visible(&self.id);
         let name = match steer {
-            Steer::Set(to) => format!("latent {latent} = {to}"),
-            Steer::Add(more) => format!("latent {latent} += {more}"),
-            Steer::Scale(factor) => format!("latent {latent} *= {factor}"),
+            Steer::Set(to) => format!("latent {latent} of {id} = {to}"),
+            Steer::Add(more) => format!("latent {latent} of {id} += {more}"),
+            Steer::Scale(factor) => format!("latent {latent} of {id} *= {factor}"),
         };
-        let sae = Arc::clone(self);
-        if self.is_transcoder() {
-            let Steer::Add(more) = steer else {
-                return Err(Error::invalid(format!(
-                    "`{}` reads {} and writes {}, so an edit there does not know what latent {latent} is; add to it (`{latent}+=4`)",
-                    crate::text::visible(&self.id),
-                    self.reads,
-                    self.writes
-                )));
-            };
-            return Ok(Edit::with(site, &name, move |x| {
-                sae.added(x, |_| more, latent)
-            }));
+        if self.is_transcoder() && !matches!(steer, Steer::Add(_)) {
+            return Err(Error::invalid(format!(
+                "`{id}` reads {} and writes {}, so an edit there does not know what latent {latent} is; add to it (`{latent}+=4`)",
+                self.reads, self.writes
+            )));
         }
+        let sae = Arc::clone(self);
         Ok(Edit::with(site, &name, move |x| {
-            let latents = sae.encode(&to_host(x)?);
-            let more = |row: usize| {
-                let own = latents.get(row, latent as u32);
-                (steer.of(own) - own) * latents.scale(row)
-            };
-            sae.added(x, more, latent)
+            let mut values = to_host(x)?;
+            let more = sae.steered(latent, steer, &values);
+            let direction = sae.direction(latent);
+            for (row, more) in values.chunks_exact_mut(sae.d_out).zip(more) {
+                (row.iter_mut().zip(direction)).for_each(|(x, w)| *x += more * w);
+            }
+            Ok(Tensor::from_vec(values, x.shape(), x.device())?.to_dtype(x.dtype())?)
         }))
+    }
+
+    /// How much of a latent's direction each row gets.
+    /// # Shapes
+    /// `x [rows, d_out]`.
+    fn steered(&self, latent: usize, steer: Steer, x: &[f32]) -> Vec<f32> {
+        let unit = self.unit(latent);
+        let more: &dyn Fn(f32) -> f32 = match &steer {
+            // What is there already plays no part, only how the row was normalised.
+            Steer::Add(more) => {
+                let rows = x.chunks_exact(self.d_out);
+                let scale = |row: &[f32]| self.normalise_input(&mut row.to_vec()).0;
+                return rows.map(|row| more * scale(row) * unit).collect();
+            }
+            Steer::Set(to) => &move |own| to - own,
+            Steer::Scale(factor) => &move |own| (factor - 1.0) * own,
+        };
+        let latents = self.encode(x);
+        let of_row = |row| more(latents.get(row, latent as u32)) * latents.scale(row) * unit;
+        (0..latents.rows.len()).map(of_row).collect()
     }
 
     /// The same from text: `61=4`, `61[pos=@S2]+=2`, `61*=0`; positions are those of a site.
@@ -118,18 +124,5 @@ impl Sae {
             _ => return Err(bad(how.into())),
         };
         self.steer(latent, site.positions, steer)
-    }
-
-    /// `x` with so much of a latent's direction more in each row.
-    /// # Shapes
-    /// `x [rows, .., ..]` of `d_out` values a row.
-    fn added(&self, x: &Tensor, more: impl Fn(usize) -> f32, latent: usize) -> Result<Tensor> {
-        let mut values = to_host(x)?;
-        for (row, values) in values.chunks_exact_mut(self.d_out).enumerate() {
-            let more = more(row) * self.unit(latent);
-            let direction = self.direction(latent);
-            (values.iter_mut().zip(direction)).for_each(|(x, w)| *x += more * w);
-        }
-        Ok(Tensor::from_vec(values, x.shape(), x.device())?.to_dtype(x.dtype())?)
     }
 }

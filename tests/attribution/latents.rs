@@ -1,5 +1,6 @@
 //! Latents of dictionaries: what all of them and the error do together is what the hook does, and estimates meet exact effects.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use candlewick::hooks::{Edit, Hook, Kind, Ln, Op, Pos, Site, Value};
@@ -10,7 +11,9 @@ use candlewick::methods::{
 };
 use candlewick::metric::Metric;
 use candlewick::model::Model;
-use candlewick::run::{Logits, Request, run, run_with_cache};
+use candlewick::run::{
+    GenerateRequest, Logits, Quiet, Request, generate, generate_plain, run, run_with_cache,
+};
 use candlewick::sae::{Activation, Normalize, Sae};
 use candlewick::scores::{Direction, Measured};
 use candlewick::spec::ModelSpec;
@@ -498,6 +501,28 @@ fn a_latent_that_is_steered_moves_along_its_direction_and_nothing_else_moves() {
 }
 
 #[test]
+fn latents_are_steered_while_generating_as_in_whole_runs() {
+    for (seed, model) in every_kind().into_iter().enumerate() {
+        let prompts = [task().pairs()[0].clean.clone()];
+        for sae in attached(&model, seed as u64) {
+            let changes: &[&str] = match sae.is_transcoder() {
+                true => &["3+=2"],
+                false => &["3+=2", "5=1", "7*=0"],
+            };
+            let edits: Vec<Edit> = changes.iter().map(|text| sae.edit(text).unwrap()).collect();
+            let request = GenerateRequest {
+                edits: &edits,
+                max_tokens: 4,
+                ..GenerateRequest::default()
+            };
+            let kept = generate(&model, &prompts, &request, &Quiet).unwrap();
+            let whole = generate_plain(&model, &prompts, &request, &Quiet).unwrap();
+            assert_eq!(kept.tokens, whole.tokens, "{} {sae}", model.spec.family);
+        }
+    }
+}
+
+#[test]
 fn a_latent_is_steered_at_some_positions_and_bad_changes_are_said() {
     let model = every_kind().swap_remove(0);
     let hook = Hook::at(Kind::ResidPost, 1);
@@ -508,7 +533,7 @@ fn a_latent_is_steered_at_some_positions_and_bad_changes_are_said() {
     let edit = sae.edit(" 3[pos=-1] += 2 ").unwrap();
     assert_eq!(
         edit.to_string(),
-        "blocks.1.hook_resid_post[pos=-1] = closure latent 3 += 2"
+        "blocks.1.hook_resid_post[pos=-1] = closure latent 3 of random += 2"
     );
     let edited = hooks_of(&model, &sae, pair, &[edit])[1].clone();
     let last = own.len() - sae.d_out;
@@ -539,8 +564,8 @@ fn texts(texts: &[Vec<u32>]) -> Task {
     Task::new("texts", tokenizer(), Metric::Kl, pairs.collect::<Vec<_>>()).unwrap()
 }
 
-/// The loss of a text's next tokens in one whole run, and all logits.
-fn loss(model: &Model, text: &[u32], edits: &[Edit]) -> f64 {
+/// Log probabilities of the next token at each position, in one whole run.
+fn log_probs(model: &Model, text: &[u32], edits: &[Edit]) -> Vec<Vec<f64>> {
     let request = Request {
         edits,
         logits: Logits::All,
@@ -548,11 +573,17 @@ fn loss(model: &Model, text: &[u32], edits: &[Edit]) -> f64 {
     };
     let all = run(model, &[text.to_vec()], &request).unwrap();
     let rows: Vec<Vec<f32>> = all.logits.unwrap().get(0).unwrap().to_vec2().unwrap();
-    let of = |pos: usize| {
-        let exponents = rows[pos].iter().map(|&x| f64::from(x).exp());
-        exponents.sum::<f64>().ln() - f64::from(rows[pos][text[pos + 1] as usize])
+    let normed = |row: &Vec<f32>| {
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        row.iter().map(|&x| f64::from(x) - sum.ln()).collect()
     };
-    (0..text.len() - 1).map(of).sum::<f64>() / (text.len() - 1) as f64
+    rows.iter().map(normed).collect()
+}
+
+/// The loss of a text's next tokens.
+fn loss(log_probs: &[Vec<f64>], text: &[u32]) -> f64 {
+    let next = log_probs.iter().zip(&text[1..]);
+    -next.map(|(row, &token)| row[token as usize]).sum::<f64>() / (text.len() - 1) as f64
 }
 
 #[test]
@@ -562,36 +593,71 @@ fn a_dictionary_is_as_good_as_plain_runs_say() {
         for sae in attached(&model, seed as u64) {
             let config = DictionaryEvalConfig::new(Arc::clone(&sae));
             let found = measured(&model, &texts(&given), &config);
-            let (mut l0, mut positions) = (0, 0);
+            let mut ever = BTreeSet::new();
+            let mut grown = [0.0; 2];
             for (text, one) in given.iter().zip(&found.examples) {
                 let pair = Pair::new(text.clone(), text.clone());
                 let [read, written] = hooks_of(&model, &sae, &pair, &[]);
                 let latents = sae.encode(&read);
-                l0 += latents.rows.iter().map(Vec::len).sum::<usize>();
-                positions += text.len();
-                let shape = sae.writes.shape(&model.spec, 1, text.len());
-                assert_eq!(written.len(), shape.iter().product::<usize>());
+                ever.extend(latents.rows.iter().flatten().map(|latent| latent.0));
                 let decoded = sae.decode(&latents, &read);
+                let rows = written.chunks(sae.d_out).zip(decoded.chunks(sae.d_out));
+                let cosines = rows.map(|(x, y)| {
+                    let product = |a: &[f32], b: &[f32]| -> f64 {
+                        a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum()
+                    };
+                    product(x, y) / (product(x, x) * product(y, y)).sqrt()
+                });
+                let cosine = cosines.sum::<f64>() / text.len() as f64;
+                let l0 = latents.rows.iter().map(Vec::len).sum::<usize>();
+                let shape = sae.writes.shape(&model.spec, 1, text.len());
                 let decoded = candle_core::Tensor::from_vec(decoded, shape, &model.device).unwrap();
                 let whole = Site::all(sae.writes);
                 let replaced = Edit::new(whole.clone(), Op::Replace(Value::Tensor(decoded)));
-                let expected = [
-                    loss(&model, text, &[replaced]),
-                    loss(&model, text, &[Edit::new(whole, Op::Zero)]),
-                ];
+                let own = log_probs(&model, text, &[]);
+                let there = log_probs(&model, text, &[replaced]);
+                let zero = log_probs(&model, text, &[Edit::new(whole, Op::Zero)]);
+                let terms = own.iter().flatten().zip(there.iter().flatten());
+                let kl = terms.map(|(p, q)| p.exp() * (p - q)).sum::<f64>() / text.len() as f64;
+                let losses = [&own, &there, &zero].map(|of| loss(of, text));
+                grown[0] += losses[1] - losses[0];
+                grown[1] += losses[2] - losses[0];
+                let what = format!("{} {sae}", model.spec.family);
+                let sides = &one.values[2..];
                 near(
                     &[one.clean, one.values[0], one.values[1]],
-                    &[loss(&model, text, &[]), expected[0], expected[1]],
+                    &losses,
                     1e-4,
-                    &format!("{} {sae}", model.spec.family),
+                    &what,
+                );
+                near(&sides[..1], &[kl], 1e-3, &what);
+                assert!(
+                    (sides[1] - l0 as f64 / text.len() as f64).abs() < 1e-9,
+                    "{what}"
+                );
+                assert!(
+                    (sides[2] - cosine).abs() < 1e-4,
+                    "{what}: {} {cosine}",
+                    sides[2]
                 );
             }
-            let of_l0 = found.examples.iter().zip(&given);
-            let l0_found: f64 = (of_l0.map(|(one, text)| one.values[3] * text.len() as f64)).sum();
-            assert!(
-                (l0_found - l0 as f64).abs() < 1e-6,
-                "{l0_found} of {positions}: {l0}"
-            );
+            let dead = (LATENTS - ever.len()) as f64 / LATENTS as f64;
+            assert_eq!(found.found["dead"].as_f64(), Some(dead));
+            let recovered = found
+                .found
+                .get("loss_recovered")
+                .and_then(|share| share.as_f64());
+            match grown[1] > 0.0 {
+                true => {
+                    let (found, expected) =
+                        (recovered.expect("a share"), 1.0 - grown[0] / grown[1]);
+                    assert!(
+                        (found - expected).abs()
+                            < 1e-3 * expected.abs().max(1.0) / grown[1].min(1.0)
+                    );
+                }
+                false => assert_eq!(recovered, None),
+            }
         }
     }
 }

@@ -96,9 +96,6 @@ fn methods() -> Vec<TokenMethod> {
 fn a_tunnel_without_noise_is_the_method() {
     for model in every_kind() {
         for method in methods() {
-            if matches!(method, TokenMethod::ExpectedGradients { .. }) {
-                continue;
-            }
             let what = format!("{} {method}", model.spec.family);
             let plain = measure(&model, &config(method.clone()));
             let of = |over| measure(&model, &through(&method, over, 0.0));

@@ -1,11 +1,11 @@
 //! `candlewick feature activations`: where latents are on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candlewick::methods::{LatentActivationsConfig, Method};
 use clap::Args;
 
-use super::SaeArgs;
+use super::{SaeArgs, TextsArgs};
 use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Where each latent is on: how strongly, how often, and in which contexts the most.
@@ -19,9 +19,8 @@ use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 pub struct ActivationsArgs {
     #[command(flatten)]
     pub sae: SaeArgs,
-    /// Texts to look at, one a line [default: the clean prompts of the task].
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "pairs", "template", "corruption"])]
-    pub texts: Option<PathBuf>,
+    #[command(flatten)]
+    pub texts: TextsArgs,
     /// Only these latents.
     #[arg(long, value_name = "LATENTS", value_delimiter = ',')]
     pub latents: Vec<usize>,
@@ -43,7 +42,7 @@ impl Ask for ActivationsArgs {
     }
 
     fn texts(&self) -> Option<&Path> {
-        self.texts.as_deref()
+        self.texts.texts.as_deref()
     }
 
     fn method(&self, _: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {

@@ -1,18 +1,18 @@
 //! `candlewick feature eval`: how good a dictionary is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candlewick::methods::{DictionaryEvalConfig, Method};
 use clap::Args;
 
-use super::SaeArgs;
+use super::{SaeArgs, TextsArgs};
 use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 
 /// How good a dictionary is: the loss that its reconstruction recovers, and how many latents that takes.
 ///
-/// `score` is the loss of the next token with the reconstruction in place of the hook (`hook_sae_recons`), and with zeros in its place (`zero`). Of decoders alone. Beside
-/// the table stand the loss recovered, latents on at a position (`l0`), those that are on nowhere (`dead`), the divergence
-/// from the model's own distributions and the cosine of hook and reconstruction.
+/// `score` is the loss of the next token with the reconstruction in place of the hook (`hook_sae_recons`), and with zeros in its place
+/// (`zero`). Of decoders alone. Beside the table stand the loss recovered, latents on at a position (`l0`), those that are on nowhere
+/// (`dead`), the divergence from the model's own distributions and the cosine of hook and reconstruction.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick feature eval
@@ -20,9 +20,8 @@ use crate::cli::session::{Ask, Asked, CommonArgs, Mode};
 pub struct EvalArgs {
     #[command(flatten)]
     pub sae: SaeArgs,
-    /// Texts to look at, one a line [default: the clean prompts of the task].
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "pairs", "template", "corruption"])]
-    pub texts: Option<PathBuf>,
+    #[command(flatten)]
+    pub texts: TextsArgs,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -37,7 +36,7 @@ impl Ask for EvalArgs {
     }
 
     fn texts(&self) -> Option<&Path> {
-        self.texts.as_deref()
+        self.texts.texts.as_deref()
     }
 
     fn method(&self, _: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {

@@ -4,7 +4,7 @@ mod activations;
 mod attribute;
 mod eval;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candlewick::hooks::Hook;
@@ -57,6 +57,14 @@ pub struct SaeArgs {
     /// say something else.
     #[arg(long, value_name = "HOOK")]
     pub hook: Option<Hook>,
+}
+
+/// What latents are looked at on.
+#[derive(Debug, Clone, Args)]
+pub struct TextsArgs {
+    /// Texts to look at, one a line [default: the clean prompts of the task].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "pairs", "template", "corruption"])]
+    pub texts: Option<PathBuf>,
 }
 
 impl SaeArgs {

@@ -54,7 +54,7 @@ pub(super) fn permuted(task: &Task, seed: u64) -> Result<HashMap<usize, Vec<u32>
         if let [pair] = group[..] {
             return Err(Error::invalid(format!(
                 "`permute` takes tokens from the prompts of other pairs, and pair {} (template {}, {} tokens) has none beside it; use more pairs \
-                 (`ExpandOptions::n_pairs`), or another removal",
+                 (`ExpandOptions::n_pairs`), or another `RemovalConfig::removal`",
                 pair.index,
                 pair.template,
                 pair.clean.len()

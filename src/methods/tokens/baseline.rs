@@ -1,6 +1,5 @@
 //! What paths begin at: one vector, a token, the pair's other prompt, or prompts of the task by chance.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -206,11 +205,6 @@ pub(super) fn references<'a>(
         return vec![start.place(batch, prompt)];
     }
     let (pair, is_clean) = (batch.pairs[prompt], *set == ReferenceSet::Clean);
-    let fits = |other: &&Pair| {
-        other.template == pair.template
-            && other.clean.len() == pair.clean.len()
-            && (!is_clean || other.index != pair.index)
-    };
     let place = |other: &'a Pair| {
         Place::Prompt(if is_clean {
             &other.clean
@@ -218,8 +212,15 @@ pub(super) fn references<'a>(
             &other.corrupted
         })
     };
-    let others = batch.task.pairs().iter().filter(fits);
-    others.map(place).collect()
+    let others = batch.task.pairs().iter();
+    others
+        .filter(|other| is_alike(pair, other) && (!is_clean || other.clean != pair.clean))
+        .map(place)
+        .collect()
+}
+
+fn is_alike(one: &Pair, other: &Pair) -> bool {
+    one.template == other.template && one.clean.len() == other.clean.len()
 }
 
 /// Whether every pair has a prompt to draw.
@@ -229,16 +230,15 @@ pub(super) fn check_references(task: &Task, set: &ReferenceSet) -> Result<()> {
     if *set != ReferenceSet::Clean {
         return Ok(());
     }
-    let key = |pair: &Pair| (pair.template, pair.clean.len());
-    let mut alike: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    for pair in task.pairs() {
-        *alike.entry(key(pair)).or_default() += 1;
-    }
-    match task.pairs().iter().find(|pair| alike[&key(pair)] == 1) {
+    let is_alone = |pair: &&Pair| {
+        let mut all = task.pairs().iter();
+        !all.any(|other| is_alike(pair, other) && other.clean != pair.clean)
+    };
+    match task.pairs().iter().find(is_alone) {
         None => Ok(()),
         Some(pair) => Err(Error::invalid(format!(
-            "baselines are drawn from the clean prompts of other pairs, and pair {} (template {}, {} tokens) has none beside \
-             it; use more pairs (`ExpandOptions::n_pairs`), or the reference set `corrupted`",
+            "baselines are drawn from other clean prompts than the one that is explained, and pair {} (template {}, {} tokens) has none beside \
+             it; use more pairs (`ExpandOptions::n_pairs`), or `ReferenceSet::Corrupted`",
             pair.index,
             pair.template,
             pair.clean.len()

@@ -63,8 +63,6 @@ pub(super) struct Batch<'a> {
     pub embeddings: Vec<f32>,
     /// Puts them in place, where they are not those of the tokens.
     edits: Vec<Edit>,
-    /// Draws of one round are not those of another.
-    round: u64,
 }
 
 impl<'a> Batch<'a> {
@@ -109,27 +107,27 @@ impl<'a> Batch<'a> {
             prompts,
             others,
             edits: Vec::new(),
-            round: 0,
         };
         batch.values = batch.metric(&batch.prompts)?;
         batch.other_values = batch.metric(&batch.others)?;
         Ok(batch)
     }
 
-    /// The same prompts at other places of embedding space, where `place` moves the embeddings of each.
+    /// The same prompts at other places of embedding space, where `place` moves the embeddings of each, otherwise in each round. What
+    /// methods draw themselves stays the same.
     pub fn moved(
         &self,
         round: u64,
         place: impl Fn(&[f32], &mut ChaCha8Rng) -> Vec<f32>,
     ) -> Result<Self> {
         self.check_cancelled()?;
-        let mut moved = Batch {
-            round,
-            ..self.clone()
-        };
+        let mut moved = self.clone();
         let mut embeddings = Vec::with_capacity(self.embeddings.len());
         for prompt in 0..self.len() {
-            embeddings.extend(place(self.embedding(prompt), &mut moved.rng(prompt, MOVES)));
+            embeddings.extend(place(
+                self.embedding(prompt),
+                &mut self.rng_of(round, prompt, MOVES),
+            ));
         }
         let shape = (self.len(), self.length, self.model.spec.d_model);
         moved.edits = vec![at_embed(tensor(embeddings.clone(), shape)?)];
@@ -162,7 +160,11 @@ impl<'a> Batch<'a> {
 
     /// A generator of its own for each draw of each pair, so that nothing depends on which pairs run together.
     pub fn rng(&self, prompt: usize, draw: usize) -> ChaCha8Rng {
-        let of_round = self.round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.rng_of(0, prompt, draw)
+    }
+
+    fn rng_of(&self, round: u64, prompt: usize, draw: usize) -> ChaCha8Rng {
+        let of_round = round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.task) ^ of_round);
         rng.set_stream(((self.pairs[prompt].index as u64) << 20) + draw as u64 + 1);
         rng

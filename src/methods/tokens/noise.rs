@@ -1,8 +1,8 @@
 //! Noise on embeddings, in units of their span, and what a method's shares come to under it (the noise tunnel).
 //!
 //! A tunnel runs a method at noisy copies of the prompt and takes the mean of its shares (SmoothGrad), of their squares (SmoothGrad-Sq)
-//! or their variance (VarGrad). The baselines that the method looks up stay as they are; what it draws it draws anew at each copy. Of a
-//! method that draws nothing, the first without noise is the method.
+//! or their variance (VarGrad). Everything that the method looks up itself, its baselines and its own draws, stays as it is; without
+//! noise the first is the method.
 //!
 //! Sources: Smilkov et al. 2017 (SmoothGrad); Hooker et al. 2019 (SmoothGrad-Sq); Adebayo et al. 2018 (VarGrad).
 

@@ -1,9 +1,8 @@
 //! Token methods held against what is asked of them: a row for each, with random shares beside.
 //!
 //! [`TokenScore`] lists the questions. Those about known tokens take a role of the task for the truth (the subject that a verb agrees
-//! with). All others ask the model itself. A prompt in which token `t` is there to the degree `z_t` has the embeddings `x' + z (x - x')`:
-//! without the tokens that are said to matter (`z = 0` there) a right method's prompt loses the most, and for small changes of `z` the
-//! metric changes by the shares. Special tokens are left out of every ranking and removed by none, but changes near the prompt and complexity
+//! with). All others ask the model itself: without the tokens that are said to matter (the mean embedding in their place) a right method's
+//! prompt loses the most, and where each token's embedding is a little longer or shorter the metric changes by the shares. Special tokens are left out of every ranking and removed by none, but changes near the prompt and complexity
 //! are of all tokens.
 //!
 //! Sources: Arras et al. 2025, "A Close Look at Decomposition-based XAI-Methods" (MRR and its kin; the exact definitions are ours); DeYoung et
@@ -48,7 +47,7 @@ pub struct ScoreConfig {
     pub scores: Vec<TokenScore>,
     /// The role whose tokens are the right ones, for those that take one.
     pub gold: Option<String>,
-    /// Random changes of each prompt behind an infidelity, whose standard deviation is 0.03 of each token.
+    /// Random changes of each prompt behind an infidelity, whose standard deviation is 0.03 of each token's embedding.
     pub changes: usize,
     /// Random changes behind a sensitivity, of at most 0.02 of the embeddings' span.
     pub places: usize,
@@ -216,20 +215,7 @@ impl Method for ScoreConfig {
         for config in self.configs() {
             let starts = config.method.baselines().into_iter().map(start);
             let starts = starts.collect::<Result<Vec<Start>>>()?;
-            // What a share is a share of going away from.
-            let away = match (&config.method, config.method.baselines().first()) {
-                (_, Some(baseline)) => start(baseline)?,
-                (
-                    TokenMethod::ExpectedGradients { .. } | TokenMethod::GradientShap { .. },
-                    None,
-                ) => Start::Pair,
-                _ => start(&Baseline::Zero)?,
-            };
-            methods.push(Scored {
-                config,
-                starts,
-                away,
-            });
+            methods.push(Scored { config, starts });
         }
         let cell = |(method, (i, score)): (&Scored, (usize, &TokenScore))| Cell {
             component: method.config.method.name().into(),
@@ -251,6 +237,7 @@ impl Method for ScoreConfig {
                 changes: self.changes,
                 places: self.places,
                 fill: start(&Baseline::Mean)?,
+                nothing: start(&Baseline::Zero)?,
             },
             methods,
         }))
@@ -327,6 +314,11 @@ impl Prepared for Scoring<'_> {
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
         measured.drop_unmeasured();
+        let metric = self.config.metric(self.on.task).to_string();
+        measured.notes.push(format!("the methods explain {metric}"));
+        measured
+            .found
+            .insert("explained_metric".into(), json!(metric));
         let seconds = self.methods.iter().map(|method| {
             let fact = format!("{SECONDS}{}", method.config.method);
             let of = measured

@@ -167,18 +167,8 @@ fn described(spec: ModelSpec, attention_bias: bool) -> Description {
 fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
     let metadata = Metadata::new(gguf, keys, "command-r", &["logit_scale"])?;
     let logit_scale = gguf.number(&metadata.key("logit_scale"))? as f32;
-    let mut spec = of_cohere(metadata.spec("cohere")?, logit_scale);
-    if gguf.has("blk.0.attn_q_norm.weight") {
-        spec.qk_norm = QkNorm::OwnLayer;
-    }
-    let page = llama_cpp::NORMS_OF_HEADS;
-    Ok(llama_cpp::describe_with(
-        spec,
-        gguf,
-        Heads::AsTrained,
-        page,
-        false,
-    ))
+    let spec = of_cohere(metadata.spec("cohere")?, logit_scale);
+    Ok(llama_cpp::describe_normed(spec, gguf, false))
 }
 
 /// Which layers slide has no key: all but every fourth.

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::gguf::Gguf;
 use crate::model::layout::{Slot, Take};
 use crate::model::page;
-use crate::model::spec::{Mlp, ModelSpec, Position, RopeScaling, RotaryBase};
+use crate::model::spec::{Mlp, ModelSpec, Position, QkNorm, RopeScaling, RotaryBase};
 use crate::text::shortened;
 
 /// Keys that every architecture may have and that are read here.
@@ -218,13 +218,18 @@ const LAYOUT: &str = "
     ignore    rope_freqs.weight rope_factors_long.weight rope_factors_short.weight *.attn_rot_embd.weight
 ";
 
-/// Norms of queries and keys with weights of each head.
-pub const NORMS_OF_HEADS: &str =
-    "each blk.{l}. \n q_norm attn_q_norm in_heads \n k_norm attn_k_norm in_heads";
-
 /// Where llama.cpp keeps the weights of a spec: what is fused, and what has biases, the first block shows.
 pub fn describe(spec: ModelSpec, gguf: &Gguf, heads: Heads) -> Description {
     describe_with(spec, gguf, heads, "", true)
+}
+
+/// The same, of architectures whose queries and keys may have norms with weights of each head.
+pub fn describe_normed(mut spec: ModelSpec, gguf: &Gguf, norm_biases: bool) -> Description {
+    if gguf.has("blk.0.attn_q_norm.weight") {
+        spec.qk_norm = QkNorm::OwnLayer;
+    }
+    let page = "each blk.{l}. \n q_norm attn_q_norm in_heads \n k_norm attn_k_norm in_heads";
+    describe_with(spec, gguf, Heads::AsTrained, page, norm_biases)
 }
 
 /// The same, with what an architecture has elsewhere, lines of a page; and whether its norms of mean and variance must have biases.
@@ -290,7 +295,6 @@ mod tests {
     use crate::model::gguf::tests::Writer;
     use crate::model::layout::Need;
     use crate::model::load::{LoadOptions, load, read_weights};
-    use crate::model::spec::QkNorm;
     use crate::model::{Model, families};
 
     fn flat(tensor: &Tensor) -> Vec<f32> {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::config::Keys;
 use super::decoder::{self, Biases, LlamaLike};
-use super::llama_cpp::{self, Heads, Metadata};
+use super::llama_cpp::{self, Metadata};
 use super::rope::DEFAULT_THETA as THETA;
 use super::{Description, Family};
 use crate::error::Result;
@@ -83,15 +83,5 @@ fn describe_gguf(gguf: &Gguf, keys: &mut Keys) -> Result<Description> {
     if !gguf.has("blk.0.ffn_norm.weight") {
         spec.block = Block::Parallel { shared_norm: true };
     }
-    if gguf.has("blk.0.attn_q_norm.weight") {
-        spec.qk_norm = QkNorm::OwnLayer;
-    }
-    let page = llama_cpp::NORMS_OF_HEADS;
-    Ok(llama_cpp::describe_with(
-        spec,
-        gguf,
-        Heads::AsTrained,
-        page,
-        true,
-    ))
+    Ok(llama_cpp::describe_normed(spec, gguf, true))
 }

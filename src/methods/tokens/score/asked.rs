@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::methods::tokens::baseline::Start;
 use crate::methods::tokens::batch::Batch;
 use crate::methods::tokens::config::TokenConfig;
+use crate::methods::tokens::method::TokenMethod;
 use crate::methods::tokens::noise::{noisy, span};
 use crate::methods::tokens::shares::shares_of;
 
@@ -25,8 +26,6 @@ pub(super) struct Scored {
     pub config: TokenConfig,
     /// Its baselines, looked up.
     pub starts: Vec<Start>,
-    /// What its shares are shares of going away from.
-    pub away: Start,
 }
 
 /// What is asked of every method.
@@ -35,8 +34,9 @@ pub(super) struct Questions<'a> {
     pub gold: Option<&'a str>,
     pub changes: usize,
     pub places: usize,
-    /// What stands where a token is taken away.
+    /// What stands where a token is taken away, and where it is there to no degree.
     pub fill: Start,
+    pub nothing: Start,
 }
 
 /// The shares of the tokens of each prompt.
@@ -65,11 +65,13 @@ impl Questions<'_> {
         let without = curve(TokenScore::Comprehensiveness, false)?;
         let alone = curve(TokenScore::Sufficiency, true)?;
         let infidelity = if asks(TokenScore::Infidelity) || asks(TokenScore::InfidelityScaled) {
-            self.infidelity(batch, &method.away, shares)?
+            self.infidelity(batch, shares)?
         } else {
             vec![[None; 2]; batch.len()]
         };
-        let sensitivity = if asks(TokenScore::MaxSensitivity) {
+        // Random shares are about no prompt, so they do not move with it.
+        let is_about_it = method.config.method != TokenMethod::Random;
+        let sensitivity = if asks(TokenScore::MaxSensitivity) && is_about_it {
             self.sensitivity(batch, method, shares)?
         } else {
             vec![None; batch.len()]
@@ -133,12 +135,7 @@ impl Questions<'_> {
     }
 
     /// Infidelity, and that of the shares as they fit best.
-    fn infidelity(
-        &self,
-        batch: &Batch<'_>,
-        away: &Start,
-        shares: &[Vec<f64>],
-    ) -> Result<Vec<[Option<f64>; 2]>> {
+    fn infidelity(&self, batch: &Batch<'_>, shares: &[Vec<f64>]) -> Result<Vec<[Option<f64>; 2]>> {
         let mut points = Vec::new();
         for prompt in 0..batch.len() {
             for draw in 0..self.changes {
@@ -147,7 +144,7 @@ impl Questions<'_> {
                 points.push((prompt, there.into_iter().map(f64::from).collect()));
             }
         }
-        let values = present(batch, away, &points)?;
+        let values = present(batch, &self.nothing, &points)?;
         let each = points
             .chunks_exact(self.changes)
             .zip(values.chunks_exact(self.changes));

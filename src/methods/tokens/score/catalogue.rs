@@ -20,12 +20,11 @@ pub enum TokenScore {
     Comprehensiveness,
     /// What it loses with these alone; less is better.
     Sufficiency,
-    /// `E[(<e, shares> - (F(x) - F(x - e (x - x'))))^2]` for small random changes `e` of each token.
+    /// `E[(<e, shares> - (F(x) - F(x - e x)))^2]` for a small random share `e` of each token's embedding `x`.
     Infidelity,
-    /// The same with shares scaled as fits best, over `E[(F(x) - F(..))^2]`: 0 where they say all, 1 where they say nothing. `x'` is the method's
-    /// own baseline, zero where it has none: methods of other baselines are asked another question.
+    /// The same with shares scaled as fits best, over `E[(F(x) - F(..))^2]`: 0 where they say all, 1 where they say nothing.
     InfidelityScaled,
-    /// The largest relative change of the shares under small changes of the embeddings; methods that draw draw anew at each.
+    /// The largest relative change of the shares under small changes of the embeddings.
     MaxSensitivity,
     /// Entropy of the shares' sizes, in nats: 0 if one token has all.
     Complexity,
