@@ -13,3 +13,4 @@ mod value;
 
 pub use catalogue::{CustomMetric, Metric, Reads};
 pub use target::{Judgement, Target};
+pub(crate) use value::log_softmax;

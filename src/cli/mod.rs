@@ -10,6 +10,7 @@ mod check;
 mod circuit;
 mod clean;
 mod compare;
+mod context;
 mod destination;
 mod feature;
 mod fetch;
@@ -104,6 +105,7 @@ enum Command {
     Heads(heads::HeadsArgs),
     Attention(attention::AttentionArgs),
     Flow(flow::FlowArgs),
+    Context(Box<context::ContextArgs>),
     Cache(cache::CacheArgs),
     Ablate(ablate::AblateArgs),
     Path(path::PathArgs),
@@ -250,6 +252,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Heads(args) => session::run(args, &args.common, ctx),
         Command::Attention(args) => attention::run(args, ctx),
         Command::Flow(args) => session::run(args, &args.common, ctx),
+        Command::Context(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
         Command::Feature(args) => {
@@ -285,6 +288,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Scale(args) => (args, &args.common),
         Command::Attention(args) => (args, &args.common),
         Command::Flow(args) => (args, &args.common),
+        Command::Context(args) => (args.as_ref(), &args.common),
         Command::Feature(args) => args.asked(),
         Command::Circuit(args) => return args.asked(),
         _ => return None,
@@ -396,6 +400,10 @@ mod tests {
             ("flow --method alti", "method threshold at"),
             ("flow --method alti-logit", "method threshold"),
             ("flow --method globenc", "method threshold at against"),
+            (
+                "context",
+                "questions question context_file lines answer layout max_answer method kl_order",
+            ),
         ];
         for (arguments, acts) in modes {
             let words = std::iter::once("candlewick").chain(arguments.split(' '));

@@ -136,7 +136,7 @@ pub fn open_texts(
 }
 
 /// What lines of text are asked for, as far as pairs are too.
-fn text_options(args: &TaskArgs, n_ctx: usize) -> ExpandOptions {
+pub fn text_options(args: &TaskArgs, n_ctx: usize) -> ExpandOptions {
     ExpandOptions {
         n_pairs: args.n_pairs.map(|n| n as usize),
         seed: args.seed,
@@ -148,7 +148,7 @@ fn text_options(args: &TaskArgs, n_ctx: usize) -> ExpandOptions {
 }
 
 /// The tokenizer with the day that its chat template prints.
-fn dated(args: &TaskArgs, tokenizer: &Tokenizer) -> anyhow::Result<Tokenizer> {
+pub fn dated(args: &TaskArgs, tokenizer: &Tokenizer) -> anyhow::Result<Tokenizer> {
     let date = args.date.as_deref().map(str::parse).transpose()?;
     Ok(tokenizer.clone().with_date(date))
 }

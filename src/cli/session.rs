@@ -66,6 +66,13 @@ pub trait Ask {
         None
     }
 
+    /// Prompts of the command's own, in the place of a task's.
+    /// # Errors
+    /// Those of reading and tokenising them.
+    fn task(&self, _tokenizer: &Tokenizer, _spec: &ModelSpec) -> anyhow::Result<Option<Task>> {
+        Ok(None)
+    }
+
     /// The method, with everything that can be checked without weights and without a task's prompts checked.
     /// # Errors
     /// Flags that do not go together.
@@ -224,9 +231,10 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
     let id = &common.model.model;
     let unread = open_model(&common.model, &options, ctx)?;
     let (tokenizer, spec) = unread.parts()?;
-    let task = match ask.texts() {
-        Some(path) => open_texts(path, &common.task, &tokenizer, spec.n_ctx)?,
-        None => open_task(&common.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?,
+    let task = match (ask.task(&tokenizer, &spec)?, ask.texts()) {
+        (Some(task), _) => task,
+        (None, Some(path)) => open_texts(path, &common.task, &tokenizer, spec.n_ctx)?,
+        (None, None) => open_task(&common.task, &tokenizer, spec.n_ctx, id == EMBEDDED)?,
     };
     if matches!(stage, None | Some(Stage::Check)) {
         ctx.warn_of(&task);

@@ -5,12 +5,14 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 57] = [
+const FLAGS: [(&str, &str); 60] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
     ("Circuit::in_whole_nodes", "--whole-nodes"),
     ("ComparedBy::Score", "--by score"),
+    ("ContextConfig::kl_order", "--kl-order"),
+    ("ContextConfig::methods", "--method"),
     ("DirectTarget::against", "--against"),
     ("DlaConfig::target", "--target"),
     ("EdgePath::Activations", "--method eap-ig-activations"),
@@ -38,6 +40,7 @@ const FLAGS: [(&str, &str); 57] = [
     ("PatchConfig::source_model", "--source-model"),
     ("PruneConfig::steps", "--steps"),
     ("GenerateRequest::max_tokens", "--max-tokens"),
+    ("QuestionSet::max_answer", "--max-answer"),
     ("Running::memory", "--memory"),
     ("RouteConfig::neurons", "--neurons"),
     ("RouteConfig::profile", "--profile"),

@@ -11,6 +11,7 @@ pub(crate) mod choice;
 pub mod circuits;
 mod columns;
 pub mod composition;
+pub mod context;
 mod dictionary_eval;
 pub mod exact_edges;
 pub mod flow;
@@ -46,6 +47,7 @@ pub use circuits::{
     circuit_values_plain, find_circuit,
 };
 pub use composition::{CompositionConfig, composition_scores};
+pub use context::{ContextConfig, ContextMethod, KlOrder};
 pub use dictionary_eval::DictionaryEvalConfig;
 pub use exact_edges::{
     EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,

@@ -177,7 +177,8 @@ fn log_prob(chosen: &[f64], logits: &[f32]) -> f64 {
     log_sum_exp(chosen.iter().copied()) - log_sum_exp(logits.iter().map(|&l| f64::from(l)))
 }
 
-pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {
+/// Log probabilities.
+pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let total = log_sum_exp(logits.iter().map(|&l| f64::from(l)));
     logits.iter().map(|&l| f64::from(l) - total).collect()
 }

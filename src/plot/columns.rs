@@ -62,6 +62,8 @@ pub(super) struct Columns<'a> {
     pub target: Values<&'a str>,
     pub class: Values<&'a str>,
     pub score: Values<f64>,
+    pub ci_low: Values<f64>,
+    pub ci_high: Values<f64>,
     pub normalised: Values<f64>,
     own_metric: &'a str,
 }
@@ -90,6 +92,8 @@ impl<'a> Columns<'a> {
             target: texts("target"),
             class: texts("class"),
             score: floats("score"),
+            ci_low: floats("ci_low"),
+            ci_high: floats("ci_high"),
             normalised: floats("normalised"),
             own_metric: &scores.provenance.metric,
         }

@@ -1,6 +1,7 @@
 //! Scores as pictures: [`heatmap`] for a terminal, [`svg`] for files and notebooks, [`page`] for everything that is printed of a
 //! table, [`report`] for a page that a browser shows. Heatmap, SVG and report draw the same [`Panel`]s.
 
+mod bars;
 mod circuit;
 mod colour;
 mod columns;
@@ -10,6 +11,7 @@ mod graph;
 mod heatmap;
 #[cfg(feature = "images")]
 mod image;
+mod items;
 pub mod notebook;
 mod panel;
 mod places;

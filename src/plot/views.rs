@@ -2,14 +2,16 @@
 
 use std::fmt::Write;
 
-use super::columns::{Columns, Values};
+use super::bars::bar_lines;
+use super::columns::Columns;
 use super::graph::of_table;
 use super::heatmap::{HeatmapOptions, heatmap};
+use super::items::{Item, items};
 use super::panel::panels;
 use super::ranked::ranked_table;
 use crate::error::Result;
 use crate::scores::{Layers, Lists, Scores, View};
-use crate::text::{Align, aligned, cut, padded, visible, width};
+use crate::text::{Align, aligned, cut, padded, width};
 
 /// Edges of a graph that are listed on a terminal.
 const LISTED_EDGES: usize = 40;
@@ -51,6 +53,7 @@ pub fn page(scores: &Scores, options: &PageOptions) -> Result<String> {
             View::Graph => graphs(scores, options),
             View::Layers(layers) => layer_table(&columns, layers, most),
             View::Lists(lists) => list_lines(&columns, lists, most),
+            View::Bars(bars) => bar_lines(&columns, bars, most),
             View::Strongest if options.top == Some(0) => String::new(),
             View::Strongest => ranked_table(scores, &whole, options.top, most),
         });
@@ -72,6 +75,7 @@ pub(super) fn listed(scores: &Scores) -> Result<String> {
         .filter_map(|view| match view {
             View::Layers(layers) => Some(layer_table(&columns, layers, usize::MAX)),
             View::Lists(lists) => Some(list_lines(&columns, lists, usize::MAX)),
+            View::Bars(bars) => Some(bar_lines(&columns, bars, usize::MAX)),
             View::Grids | View::Graph | View::Strongest => None,
         });
     Ok(parts
@@ -105,91 +109,6 @@ fn is_worth_drawing(scores: &Scores, options: &PageOptions) -> bool {
         || panels(scores)
             .iter()
             .any(|panel| panel.rows.len() * panel.columns.len() > 1)
-}
-
-/// A row of a view, examples averaged. All text in it is safe to show.
-#[derive(Debug, Clone, PartialEq)]
-struct Item {
-    component: String,
-    measure: String,
-    layer: Option<i64>,
-    head: Option<i64>,
-    pos: Option<i64>,
-    role: String,
-    src: Option<String>,
-    dst: Option<String>,
-    target: Option<String>,
-    class: String,
-    score: f64,
-}
-
-impl Item {
-    /// `a3.h1`, or the layer.
-    fn head(&self) -> String {
-        let layer = self.layer.unwrap_or(0);
-        match self.head {
-            Some(head) => format!("a{layer}.h{head}"),
-            None => layer.to_string(),
-        }
-    }
-
-    /// A text with the words in braces filled in.
-    fn fill(&self, text: &str) -> String {
-        let or_nothing = |text: &Option<String>| text.clone().unwrap_or_default();
-        let mut filled = String::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once('{') {
-            filled.push_str(before);
-            let (word, after) = after.split_once('}').unwrap_or((after, ""));
-            filled.push_str(&match word {
-                "measure" => self.measure.clone(),
-                "head" => self.head(),
-                "src" => or_nothing(&self.src),
-                "dst" => or_nothing(&self.dst),
-                "role" => self.role.clone(),
-                "target" => or_nothing(&self.target),
-                "class" => self.class.clone(),
-                _ => String::new(),
-            });
-            rest = after;
-        }
-        (filled + rest).trim().to_string()
-    }
-}
-
-/// The rows that are wanted, examples averaged, in the order of the table.
-fn items(columns: &Columns, is_wanted: impl Fn(usize) -> bool) -> Vec<Item> {
-    let mut items: Vec<(Item, f64)> = Vec::new();
-    let mut known = std::collections::HashMap::new();
-    for row in (0..columns.height).filter(|&row| is_wanted(row)) {
-        let safe = |texts: &Values<&str>| texts[row].map(visible);
-        let next = items.len();
-        let key = (columns.metric[row], columns.cell(row));
-        let at = *known.entry(key).or_insert(next);
-        if at == next {
-            let item = Item {
-                component: safe(&columns.component).unwrap_or_default(),
-                measure: safe(&columns.metric).unwrap_or_default(),
-                layer: columns.layer[row],
-                head: columns.head[row],
-                pos: columns.pos[row],
-                role: safe(&columns.role).unwrap_or_default(),
-                src: safe(&columns.src),
-                dst: safe(&columns.dst),
-                target: safe(&columns.target),
-                class: safe(&columns.class).unwrap_or_default(),
-                score: 0.0,
-            };
-            items.push((item, 0.0));
-        }
-        items[at].0.score += columns.score[row].unwrap_or(f64::NAN);
-        items[at].1 += 1.0;
-    }
-    let mean = |(item, n): (Item, f64)| Item {
-        score: item.score / n,
-        ..item
-    };
-    items.into_iter().map(mean).collect()
 }
 
 /// The items that share a key, in the order of first appearance.

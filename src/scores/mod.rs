@@ -60,7 +60,7 @@ pub use summary::{RunSummary, memory_of_runs, summary_table, write_summary};
 /// The kind of the side table that holds what a method measures beside its own metric: several quantities, told apart by the
 /// column `metric`.
 pub const MEASURES: &str = "measures";
-pub use view::{LayerColumn, Layers, Lists, View};
+pub use view::{Bars, LayerColumn, Layers, Lists, View};
 
 /// A table of scores and where it comes from.
 #[derive(Debug, Clone, PartialEq)]

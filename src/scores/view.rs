@@ -16,6 +16,8 @@ pub enum View {
     Graph,
     /// Lines of items with their values.
     Lists(Lists),
+    /// A bar for each row.
+    Bars(Bars),
     /// The strongest rows of each component, with other measures of the same cell beside them.
     Strongest,
 }
@@ -67,4 +69,20 @@ pub struct Lists {
     pub highest: Option<usize>,
     /// Values of a smaller magnitude are left out, and with them titles that have no other.
     pub at_least: Option<f64>,
+}
+
+/// Rows of one measure, a line each with its bar, in the order of the table. Words in braces are filled in as in [`Lists`]; `{component}`
+/// is one too.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bars {
+    /// Stands above the lines.
+    pub heading: String,
+    /// Only rows of this component.
+    pub component: Option<String>,
+    pub measure: String,
+    /// Stands before the bar.
+    pub item: String,
+    /// Stands behind the number, and may be long.
+    pub text: String,
 }

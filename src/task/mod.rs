@@ -7,6 +7,7 @@
 //! - [`TaskFile::open`] (a path or the name of a shipped task), then [`expand`]: templates, filled by a seed;
 //! - [`from_pairs_file`]: CSV, JSONL or parquet;
 //! - [`from_text_file`]: lines of text, which have no answers;
+//! - [`QuestionSet::task`]: questions about a context of sentences;
 //! - [`Task::new`]: token ids of one's own.
 //!
 //! They all end in one constructor, so that whoever holds a [`Task`] need not look at its pairs again. [`render`] shows the result:
@@ -21,6 +22,7 @@ mod options;
 mod pair;
 pub mod pairs;
 mod places;
+pub mod questions;
 mod render;
 mod repeated;
 mod template;
@@ -37,5 +39,6 @@ pub use file::{TaskFile, shipped};
 pub use options::{BosChoice, ExpandOptions};
 pub use pair::{END, Pair};
 pub use pairs::from_pairs_file;
+pub use questions::{Question, QuestionSet};
 pub use render::{render, render_dropped, render_json};
 pub use texts::from_text_file;

@@ -15,7 +15,7 @@ use candlewick::model::Model;
 use candlewick::prelude::*;
 use candlewick::sae::Sae;
 use candlewick::spec::{Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position};
-use candlewick::task::{Pair, Task};
+use candlewick::task::{Pair, QuestionSet, Task};
 
 use crate::toy_method::StreamLength;
 use crate::{lab, mixed};
@@ -419,6 +419,15 @@ fn encoder(n_pairs: usize) -> Lab {
     )
 }
 
+/// Questions of the embedded model's own set.
+fn questions(n_pairs: usize) -> Lab {
+    let mut lab = lab(1);
+    let set = QuestionSet::open("embedded").expect("it ships");
+    let task = set.task(&lab.tokenizer, &ExpandOptions::default());
+    lab.task = task.expect("its words are known").first(n_pairs);
+    lab
+}
+
 /// Every method on pairs of two templates and two lengths; on pairs of one what asks for one.
 pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
     let running = Running {
@@ -437,6 +446,14 @@ pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
             controls: 2,
             seed: None,
         }),
+    ));
+    all.push((
+        "context",
+        questions(n_pairs).running(running.clone()),
+        Box::new(ContextConfig::new(
+            QuestionSet::open("embedded").expect("it ships"),
+            ContextMethod::ALL,
+        )),
     ));
     all.push((
         "globenc",

@@ -2,6 +2,7 @@
 
 mod answers;
 mod attention;
+mod context;
 mod contract;
 mod flow;
 mod gradient;

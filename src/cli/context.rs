@@ -1,0 +1,154 @@
+//! `candlewick context`: which sentences of a context an answer rests on.
+
+use std::path::PathBuf;
+
+use candlewick::Error;
+use candlewick::methods::{ContextConfig, ContextMethod, KlOrder, Method};
+use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer};
+use candlewick::task::questions::read_sentences;
+use candlewick::task::{Question, QuestionSet, Task};
+use clap::Args;
+
+use super::open::{dated, text_options};
+use super::session::{Ask, Asked, CommonArgs, Mode};
+
+/// Ask which sentences of a context an answer rests on.
+///
+/// One question (`--question`, `--context-file`), or a file of them (`--questions`), whose answers are given or the model's own. The prompt
+/// is made anew without each sentence, through the chat template with `--chat-template`, and the same answer is forced.
+///
+/// `arc-jsd`: how far the distributions over the answer's tokens move without it, as Jensen-Shannon divergences (nats, summed over the
+/// answer). `leave-one-out`: how much the answer's log probability falls. Where a file says which sentence is the right one (`gold`), each
+/// method is judged by its best sentence, beside chance.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  candlewick context
+  candlewick context --method all --per-example
+  candlewick context --method leave-one-out --n-pairs 1
+  candlewick context --kl-order released --n-pairs 2")]
+pub struct ContextArgs {
+    /// A file of questions (`.toml`, `.json` or `.csv` with `context`, `question`, `answer`, `gold`), or a set that ships: `embedded`
+    /// [default: `embedded`, for the embedded model].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["question", "context_file"])]
+    pub questions: Option<String>,
+    /// One question.
+    #[arg(long, value_name = "TEXT", requires = "context_file")]
+    pub question: Option<String>,
+    /// The text that it is about, whose sentences are told apart.
+    #[arg(long, value_name = "FILE", requires = "question")]
+    pub context_file: Option<PathBuf>,
+    /// Each line of that text is one part, in the place of its sentences.
+    #[arg(long, requires = "context_file")]
+    pub lines: bool,
+    /// The answer that is asked about [default: the model's own, greedily].
+    #[arg(long, value_name = "TEXT", requires = "question")]
+    pub answer: Option<String>,
+    /// How context and question make a prompt: a text with `{context}` and `{question}` in it [default: the file's, else both with an
+    /// empty line between, and outside of a chat with `Question:` and `Answer:`].
+    #[arg(long, value_name = "TEXT")]
+    pub layout: Option<String>,
+    /// At most so many tokens of an answer of the model's own [default: 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_answer: Option<u32>,
+    /// arc-jsd, leave-one-out, or `all`; several with commas.
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        default_value = "arc-jsd"
+    )]
+    pub method: Vec<String>,
+    /// Of arc-jsd: `bounded`, the Jensen-Shannon divergence, or `released`, the other way round as in the authors' code
+    /// [default: bounded].
+    #[arg(long, value_name = "WHICH")]
+    pub kl_order: Option<KlOrder>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+impl ContextArgs {
+    fn methods(&self) -> candlewick::Result<Vec<ContextMethod>> {
+        if self.method == ["all"] {
+            return Ok(ContextMethod::ALL.to_vec());
+        }
+        self.method.iter().map(|name| name.parse()).collect()
+    }
+
+    fn set(&self) -> anyhow::Result<QuestionSet> {
+        let set = match (&self.question, &self.context_file, &self.questions) {
+            (Some(question), Some(path), _) => QuestionSet::new(
+                "question",
+                [Question {
+                    context: read_sentences(path, self.lines)?,
+                    question: question.clone(),
+                    answer: self.answer.clone(),
+                    gold: None,
+                }],
+            ),
+            (_, _, Some(questions)) => QuestionSet::open(questions)?,
+            _ if self.common.model.model == EMBEDDED => QuestionSet::open(EMBEDDED)?,
+            _ => {
+                return Err(Error::invalid(
+                    "there is nothing to ask the model; give a question with its text (`--question TEXT --context-file FILE`), or a file of \
+                     questions (`--questions FILE`)",
+                )
+                .into());
+            }
+        };
+        Ok(QuestionSet {
+            layout: self.layout.clone().or(set.layout),
+            max_answer: self.max_answer.map_or(set.max_answer, |n| n as usize),
+            ..set
+        })
+    }
+}
+
+impl Ask for ContextArgs {
+    fn default_out(&self) -> &'static str {
+        "context.parquet"
+    }
+
+    fn mode(&self) -> Mode {
+        Mode::new(
+            "`candlewick context`",
+            &[
+                "questions",
+                "question",
+                "context_file",
+                "lines",
+                "answer",
+                "layout",
+                "max_answer",
+                "method",
+                "kl_order",
+            ],
+        )
+        .idle(&[
+            "task",
+            "pairs",
+            "corruption",
+            "template",
+            "unequal_lengths",
+            "answer_space",
+            "metric",
+            "verify",
+        ])
+        .instead("task", "give `--questions FILE`")
+        .instead("pairs", "give `--questions FILE`")
+    }
+
+    fn task(&self, tokenizer: &Tokenizer, spec: &ModelSpec) -> anyhow::Result<Option<Task>> {
+        let args = &self.common.task;
+        let tokenizer = dated(args, tokenizer)?;
+        let set = self.set()?;
+        Ok(Some(set.task(&tokenizer, &text_options(args, spec.n_ctx))?))
+    }
+
+    fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
+        Ok(Box::new(ContextConfig {
+            kl_order: self.kl_order.unwrap_or_default(),
+            seed: Some(on.task.seed),
+            ..ContextConfig::new(self.set()?, self.methods()?)
+        }))
+    }
+}

@@ -1,0 +1,190 @@
+//! Runs of one question with sentences left out: the answer is forced, and each of its tokens has a distribution.
+
+use std::collections::BTreeMap;
+
+use super::config::KlOrder;
+use crate::error::{Error, Result};
+use crate::metric::{Metric, Target, log_softmax};
+use crate::model::Model;
+use crate::run::{GenerateRequest, Quiet, Sampling, check_room, generate, run_to_answers};
+use crate::task::{Pair, QuestionSet, Task};
+
+/// More prompts than this at once gain nothing.
+const MOST_AT_ONCE: usize = 16;
+
+/// The logits of each token of an answer: `[answer][vocabulary]`.
+pub(super) type Answered = Vec<Vec<f32>>;
+
+/// A question whose answer is known, on a model.
+pub(super) struct Asked<'a> {
+    pub model: &'a Model,
+    pub task: &'a Task,
+    pub questions: &'a QuestionSet,
+    pub pair: &'a Pair,
+    pub answer: Vec<u32>,
+    /// Bytes for the runs of several prompts at once.
+    pub memory: usize,
+}
+
+impl<'a> Asked<'a> {
+    /// The answer is the pair's, or the model's own: greedy, up to its end token, and outside of a chat up to a line break.
+    /// # Errors
+    /// Those of running; [`Error::Invalid`] where the model says nothing at all.
+    pub fn new(
+        model: &'a Model,
+        task: &'a Task,
+        questions: &'a QuestionSet,
+        pair: &'a Pair,
+        memory: usize,
+    ) -> Result<Self> {
+        let given = &pair.target;
+        let mut answer: Vec<u32> = given.answers.iter().chain(&given.then).copied().collect();
+        if answer.is_empty() {
+            answer = own_answer(model, task, &pair.clean, questions.max_answer)?;
+        }
+        if answer.is_empty() {
+            return Err(Error::invalid(format!(
+                "the model has no answer to question {}: what it says first ends the text; give an answer",
+                pair.index
+            )));
+        }
+        Ok(Asked {
+            model,
+            task,
+            questions,
+            pair,
+            answer,
+            memory,
+        })
+    }
+
+    pub fn n_sentences(&self) -> usize {
+        self.questions.questions[self.pair.index].context.len()
+    }
+
+    pub fn target(&self) -> Target {
+        Target {
+            answers: self.answer[..1].to_vec(),
+            then: self.answer[1..].to_vec(),
+            ..Target::default()
+        }
+    }
+
+    /// The prompt with some sentences, and behind it the answer but for its last token.
+    /// # Errors
+    /// Those of the tokenizer; [`Error::Invalid`] if what is left is no prompt.
+    pub fn prompt(&self, there: &[bool]) -> Result<Vec<u32>> {
+        let (task, index) = (self.task, self.pair.index);
+        let prompt =
+            (self.questions).prompt(index, there, task.tokenizer(), task.chat, task.bos)?;
+        let mut prompt = prompt.map_err(|reason| {
+            let left = (0..there.len()).filter(|&at| there[at]);
+            let left: Vec<String> = left.map(|at| at.to_string()).collect();
+            Error::invalid(format!(
+                "question {index} with the sentences {} alone is no prompt: {reason}",
+                left.join(", ")
+            ))
+        })?;
+        prompt.ids.extend(&self.answer[..self.answer.len() - 1]);
+        Ok(prompt.ids)
+    }
+
+    /// What each choice of sentences says of the answer, through `read`; prompts of one length run together.
+    pub fn each<T: Clone>(
+        &self,
+        choices: &[Vec<bool>],
+        mut read: impl FnMut(usize, &Answered) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let prompts = choices.iter().map(|there| self.prompt(there));
+        let prompts: Vec<Vec<u32>> = prompts.collect::<Result<_>>()?;
+        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (at, prompt) in prompts.iter().enumerate() {
+            by_length.entry(prompt.len()).or_default().push(at);
+        }
+        let mut found: Vec<Option<T>> = vec![None; prompts.len()];
+        for (&length, places) in &by_length {
+            let room = self.memory / bytes(self.model, length, self.answer.len()).max(1);
+            for places in places.chunks(room.clamp(1, MOST_AT_ONCE)) {
+                let some: Vec<Vec<u32>> = places.iter().map(|&at| prompts[at].clone()).collect();
+                let targets = vec![self.target(); some.len()];
+                let (logits, _) = run_to_answers(self.model, &some, &targets, &[])?;
+                for (&at, answered) in places.iter().zip(&logits) {
+                    found[at] = Some(read(at, answered)?);
+                }
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// The log probability of the answer, in nats.
+    pub fn log_prob(&self, answered: &Answered) -> Result<f64> {
+        let rows: Vec<&[f32]> = answered.iter().map(Vec::as_slice).collect();
+        Metric::LogProb.value_whole(&rows, &self.target(), None)
+    }
+}
+
+/// All sentences but one.
+pub(super) fn without(n: usize, left_out: usize) -> Vec<bool> {
+    (0..n).map(|at| at != left_out).collect()
+}
+
+/// How far the distributions of an answer are from each other, summed over its tokens, in nats.
+/// # Errors
+/// Those of [`Metric::value`].
+pub(super) fn divergence(whole: &Answered, less: &Answered, order: KlOrder) -> Result<f64> {
+    let mut sum = 0.0;
+    for (p, q) in whole.iter().zip(less) {
+        sum += match order {
+            KlOrder::Bounded => Metric::Js.value(q, &Target::default(), Some(p))?,
+            KlOrder::Released => released(&log_softmax(p), &log_softmax(q)),
+        };
+    }
+    Ok(sum)
+}
+
+/// `KL(M||P) / 2 + KL(M||Q) / 2` of two log distributions, `M` their mean.
+fn released(p: &[f64], q: &[f64]) -> f64 {
+    let each = p.iter().zip(q).map(|(&p, &q)| {
+        let m = 0.5 * (p.exp() + q.exp());
+        if m > 0.0 {
+            m * (m.ln() - 0.5 * (p + q))
+        } else {
+            0.0
+        }
+    });
+    each.sum::<f64>().max(0.0)
+}
+
+fn own_answer(model: &Model, task: &Task, prompt: &[u32], most: usize) -> Result<Vec<u32>> {
+    check_room(&model.spec, prompt.len(), most)?;
+    let tokenizer = task.tokenizer();
+    let stop: Vec<u32> = tokenizer.eos().into_iter().collect();
+    let request = GenerateRequest {
+        max_tokens: most,
+        sampling: Sampling::Greedy,
+        stop: &stop,
+        ..GenerateRequest::default()
+    };
+    let mut made = generate(model, &[prompt.to_vec()], &request, &Quiet)?.tokens;
+    let mut answer = made.pop().unwrap_or_default();
+    if answer.last().is_some_and(|last| stop.contains(last)) {
+        answer.pop();
+    }
+    if !task.chat {
+        let breaks = |&id: &u32| {
+            tokenizer
+                .decode(&[id])
+                .is_ok_and(|text| text.contains('\n'))
+        };
+        let end = answer.iter().position(breaks);
+        answer.truncate(end.unwrap_or(answer.len()));
+    }
+    Ok(answer)
+}
+
+/// Bytes that a run of a prompt needs: some streams, the scores of a layer, and the logits of the answer.
+pub(super) fn bytes(model: &Model, length: usize, answer: usize) -> usize {
+    let spec = &model.spec;
+    let rows = length * (6 * spec.d_model + 3 * spec.d_mlp + 3 * spec.n_heads * spec.d_head);
+    4 * (rows + 2 * spec.n_heads * length * length + 3 * answer * spec.d_vocab)
+}

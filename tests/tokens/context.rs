@@ -1,0 +1,365 @@
+//! Scores of sentences against runs written out, on models of every kind; questions that are none.
+
+use candlewick::Error;
+use candlewick::methods::context::{ContextConfig, ContextMethod, KlOrder};
+use candlewick::methods::{Running, Subject, Watch, check, measurements};
+use candlewick::model::Model;
+use candlewick::run::{Logits, Request, run};
+use candlewick::scores::Measured;
+use candlewick::task::questions::sentences;
+use candlewick::task::{ExpandOptions, Question, QuestionSet, Task};
+
+use crate::models::task::tokenizer;
+use crate::models::{encoder, every_kind};
+
+/// Words that the tiny models have ids for; the answer of the first question is of two tokens.
+fn set() -> QuestionSet {
+    let question = |context: &[&str], question: &str, answer: &str, gold| Question {
+        context: context.iter().map(|text| text.to_string()).collect(),
+        question: question.into(),
+        answer: Some(answer.into()),
+        gold: Some(gold),
+    };
+    QuestionSet {
+        layout: Some("{context} {question}".into()),
+        ..QuestionSet::new(
+            "tiny",
+            [
+                question(
+                    &["Mary , John .", "Alice Peter .", "Susan ."],
+                    "Emma ,",
+                    "Mary John",
+                    0,
+                ),
+                question(&["Grace .", "Frank , Henry ."], "David ,", "Henry", 1),
+            ],
+        )
+    }
+}
+
+fn task(set: &QuestionSet) -> Task {
+    let task = set.task(tokenizer(), &ExpandOptions::default());
+    task.expect("questions of known words")
+}
+
+fn config(set: &QuestionSet) -> ContextConfig {
+    ContextConfig::new(set.clone(), ContextMethod::ALL)
+}
+
+fn measure(model: &Model, config: &ContextConfig) -> Measured {
+    let task = task(&config.questions);
+    let on = Subject { model, task: &task };
+    measurements(on, config, &Running::default(), &Watch::default())
+        .unwrap_or_else(|error| panic!("{}: {error}", model.spec.family))
+}
+
+/// The scores of a question's sentences by a method.
+fn scores(measured: &Measured, example: usize, component: &str, measure: Option<&str>) -> Vec<f64> {
+    let one = &measured.examples[example];
+    let cells = one.cells.iter().zip(&one.values);
+    cells
+        .filter(|(cell, _)| {
+            let cell = &measured.cells[**cell as usize];
+            cell.component == component && cell.measure.as_deref() == measure
+        })
+        .map(|(_, value)| *value)
+        .collect()
+}
+
+/// Log probabilities of each token of an answer behind a text, in one whole run: `[answer][vocabulary]`.
+fn log_probs(model: &Model, text: &str, answer: &[u32]) -> Vec<Vec<f64>> {
+    let mut prompt = tokenizer().encode(text, true).expect("known words").ids;
+    let start = prompt.len() - 1;
+    prompt.extend(&answer[..answer.len() - 1]);
+    let request = Request {
+        logits: Logits::All,
+        ..Request::default()
+    };
+    let logits = run(model, &[prompt], &request).expect("it runs").logits;
+    let logits: Vec<Vec<f32>> = logits
+        .expect("asked for")
+        .get(0)
+        .unwrap()
+        .to_vec2()
+        .unwrap();
+    let row = |logits: &Vec<f32>| {
+        let total = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
+        logits.iter().map(|&l| f64::from(l) - total).collect()
+    };
+    logits[start..].iter().map(row).collect()
+}
+
+/// `KL(p || q)` in the order asked for, of the mean and both.
+fn divergence(p: &[f64], q: &[f64], order: KlOrder) -> f64 {
+    let kl = |p: f64, q: f64| p * (p / q).ln();
+    let each = p.iter().zip(q).map(|(p, q)| (p.exp(), q.exp()));
+    each.map(|(p, q)| {
+        let m = (p + q) / 2.0;
+        match order {
+            KlOrder::Bounded => (kl(p, m) + kl(q, m)) / 2.0,
+            KlOrder::Released => (kl(m, p) + kl(m, q)) / 2.0,
+        }
+    })
+    .sum()
+}
+
+#[test]
+fn a_sentence_counts_by_whole_runs_of_the_prompt_without_it() {
+    let set = set();
+    for model in every_kind() {
+        if model.spec.encoder.is_some() {
+            continue;
+        }
+        let family = &model.spec.family;
+        for order in [KlOrder::Bounded, KlOrder::Released] {
+            let config = ContextConfig {
+                kl_order: order,
+                ..config(&set)
+            };
+            let measured = measure(&model, &config);
+            for (example, question) in set.questions.iter().enumerate() {
+                let answer = question.answer.as_deref().unwrap();
+                let answer = tokenizer().encode(answer, false).unwrap().ids;
+                let text = |left_out: Option<usize>| {
+                    let there = question.context.iter().enumerate();
+                    let there = there.filter(|(at, _)| Some(*at) != left_out);
+                    let there: Vec<&str> = there.map(|(_, text)| text.as_str()).collect();
+                    format!("{} {}", there.join(" "), question.question)
+                };
+                let whole = log_probs(&model, &text(None), &answer);
+                let of_answer = |rows: &[Vec<f64>]| -> f64 {
+                    rows.iter()
+                        .zip(&answer)
+                        .map(|(row, &id)| row[id as usize])
+                        .sum()
+                };
+                let jsd = scores(&measured, example, "arc-jsd", None);
+                let drop = scores(&measured, example, "leave-one-out", Some("log_prob_drop"));
+                assert_eq!((jsd.len(), drop.len()), (question.context.len(), jsd.len()));
+                for at in 0..jsd.len() {
+                    let less = log_probs(&model, &text(Some(at)), &answer);
+                    let rows = whole.iter().zip(&less);
+                    let expected: f64 = rows.map(|(p, q)| divergence(p, q, order)).sum();
+                    let what = format!("{family} question {example} sentence {at}");
+                    assert!(
+                        (jsd[at] - expected).abs() < 1e-5,
+                        "{what}: {} {expected}",
+                        jsd[at]
+                    );
+                    let expected = of_answer(&whole) - of_answer(&less);
+                    assert!(
+                        (drop[at] - expected).abs() < 1e-4,
+                        "{what}: {} {expected}",
+                        drop[at]
+                    );
+                    if order == KlOrder::Bounded {
+                        let most = answer.len() as f64 * std::f64::consts::LN_2;
+                        assert!((0.0..=most).contains(&jsd[at]), "{what}: {}", jsd[at]);
+                    }
+                }
+            }
+        }
+        // The released order is another number on any question that moves at all.
+        let [bounded, released] = [KlOrder::Bounded, KlOrder::Released].map(|kl_order| {
+            let of = ContextConfig {
+                kl_order,
+                ..config(&set)
+            };
+            scores(&measure(&model, &of), 0, "arc-jsd", None)
+        });
+        let differs = |(a, b): (&f64, &f64)| *a > 1e-9 && (a - b).abs() > 1e-6 * a;
+        let moved = bounded.iter().any(|a| *a > 1e-4);
+        assert!(
+            !moved || bounded.iter().zip(&released).any(differs),
+            "{family}"
+        );
+    }
+}
+
+#[test]
+fn what_says_nothing_new_is_found_out_and_the_judging_is_of_the_best_sentence() {
+    let set = set();
+    let model = &every_kind()[0];
+    let measured = measure(model, &config(&set));
+    for (example, question) in set.questions.iter().enumerate() {
+        for (component, own) in [("arc-jsd", None), ("leave-one-out", Some("log_prob_drop"))] {
+            let found = scores(&measured, example, component, own);
+            let best = (0..found.len()).max_by(|&a, &b| found[a].total_cmp(&found[b]));
+            let top1 = scores(&measured, example, component, Some("top1"));
+            assert_eq!(top1, [f64::from(u8::from(best == question.gold))]);
+        }
+        let chance = scores(&measured, example, "random", Some("top1"));
+        assert_eq!(chance, [1.0 / question.context.len() as f64]);
+        let jsd = scores(&measured, example, "arc-jsd", None);
+        let per_token = scores(&measured, example, "arc-jsd", Some("jsd_per_token"));
+        let tokens = [2.0, 1.0][example];
+        assert!(
+            jsd.iter()
+                .zip(&per_token)
+                .all(|(j, p)| (j / tokens - p).abs() < 1e-12)
+        );
+    }
+}
+
+#[test]
+fn an_answer_that_is_not_given_is_the_models_own() {
+    let mut set = set();
+    set.questions.truncate(1);
+    set.questions[0].answer = None;
+    set.max_answer = 3;
+    let model = &every_kind()[0];
+    let measured = measure(model, &config(&set));
+    let answers = measured.found["answers"].as_array().unwrap().clone();
+    assert_eq!(answers[0]["given"], false);
+    // The same answer, given, has the same scores.
+    set.questions[0].answer = Some(answers[0]["text"].as_str().unwrap().into());
+    let given = measure(model, &config(&set));
+    for (component, own) in [("arc-jsd", None), ("leave-one-out", Some("log_prob_drop"))] {
+        let [a, b] = [&measured, &given].map(|it| scores(it, 0, component, own));
+        assert!(
+            a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5),
+            "{a:?} {b:?}"
+        );
+    }
+    assert!(
+        measured.notes[0].contains("the model's own"),
+        "{:?}",
+        measured.notes
+    );
+}
+
+#[test]
+fn questions_that_are_none_are_refused_in_one_line() {
+    let refused = |change: &dyn Fn(&mut QuestionSet), says: &str| {
+        let mut set = set();
+        change(&mut set);
+        let error = set.task(tokenizer(), &ExpandOptions::default());
+        let message = error.expect_err(says).to_string();
+        assert!(
+            message.contains(says) && !message.contains('\n'),
+            "{says}: {message}"
+        );
+    };
+    let first = |change: fn(&mut Question)| {
+        move |set: &mut QuestionSet| {
+            set.questions.truncate(1);
+            change(&mut set.questions[0]);
+        }
+    };
+    refused(&first(|q| q.context.clear()), "context is empty");
+    refused(&first(|q| q.context.truncate(1)), "one sentence");
+    refused(
+        &first(|q| q.context[1] = " ".into()),
+        "sentence 1 of its context is empty",
+    );
+    refused(&first(|q| q.question = "\n".into()), "asks nothing");
+    refused(
+        &first(|q| q.answer = Some(" ".into())),
+        "its answer is empty",
+    );
+    refused(&first(|q| q.gold = Some(3)), "numbered from 0");
+    refused(
+        &first(|q| q.answer = Some("Zanzibar".into())),
+        "unknown word",
+    );
+    refused(
+        &first(|q| q.context[0] = "Mary <bos> .".into()),
+        "special token in the context",
+    );
+    refused(
+        &first(|q| q.context[0] = "\u{1b}[2J".into()),
+        "unknown word",
+    );
+    refused(&|set| set.questions[1].answer = None, "question 1 has none");
+    refused(&|set| set.questions.clear(), "no question in it");
+    refused(
+        &|set| set.layout = Some("{question}".into()),
+        "0 places `{context}`",
+    );
+    refused(
+        &|set| set.layout = Some("{context}{context} {question}".into()),
+        "2 places",
+    );
+    refused(&|set| set.max_answer = 0, "at least one token");
+    let short = ExpandOptions {
+        max_tokens: Some(8),
+        ..ExpandOptions::default()
+    };
+    let error = set().task(tokenizer(), &short).expect_err("too long");
+    assert!(error.to_string().contains("too long: "), "{error}");
+    assert!(matches!(error, Error::EmptyTask { .. }));
+
+    let set = set();
+    let task = task(&set);
+    let model = &every_kind()[0];
+    let refuse = |model: &Model, config: &ContextConfig, says: &str| {
+        let error = check(config, &model.spec, &task).expect_err(says);
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    refuse(&encoder(), &config(&set), "without some sentences");
+    let of = |methods: &[ContextMethod]| ContextConfig::new(set.clone(), methods);
+    refuse(model, &of(&[]), "nothing to score");
+    refuse(
+        model,
+        &of(&[ContextMethod::ArcJsd, ContextMethod::ArcJsd]),
+        "twice",
+    );
+    let released = ContextConfig {
+        kl_order: KlOrder::Released,
+        ..of(&[ContextMethod::LeaveOneOut])
+    };
+    refuse(model, &released, "not asked for");
+    let mut other = set.clone();
+    other.questions.reverse();
+    refuse(model, &config(&other), "is not question 0");
+}
+
+#[test]
+fn files_of_questions_say_the_same_in_every_format() {
+    let parse = |name: &str, text: &str| QuestionSet::parse(std::path::Path::new(name), text);
+    let toml = "[[questions]]\ncontext = [\"A b.\", \"C d.\"]\nquestion = \"e\"\nanswer = \"f\"\ngold = 1\n";
+    let json =
+        r#"{"questions": [{"context": "A b. C d.", "question": "e", "answer": "f", "gold": 1}]}"#;
+    let csv = "context,question,answer,gold,note\nA b. C d.,e,f,1,x\n";
+    let lines = "context,question,answer,gold\n\"A b.\nC d.\",e,f,1\n";
+    let questions = parse("x.toml", toml).unwrap().questions;
+    assert_eq!(questions[0].context, ["A b.", "C d."]);
+    for (name, text) in [("x.json", json), ("x.csv", csv), ("x.csv", lines)] {
+        assert_eq!(parse(name, text).unwrap().questions, questions, "{text}");
+    }
+    let none = parse("x.csv", "context,question\nA b. C d.,e\n").unwrap();
+    assert_eq!(
+        (&none.questions[0].answer, none.questions[0].gold),
+        (&None, None)
+    );
+    for (name, text, says) in [
+        ("x.toml", "questions = 3", "TOML"),
+        (
+            "x.toml",
+            "[[questions]]\nquestion = \"e\"\ncontexts = []\n",
+            "contexts",
+        ),
+        (
+            "x.json",
+            "{\"questions\": [{\"context\": 1, \"question\": \"e\"}]}",
+            "list of sentences",
+        ),
+        ("x.csv", "context\nA b. C d.\n", "question"),
+        ("x.csv", "context,question,gold\nA b. C d.,e,first\n", "CSV"),
+        ("x.txt", "", ".toml, .json or .csv"),
+    ] {
+        let message = parse(name, text).unwrap_err().to_string();
+        assert!(
+            message.contains(says) && !message.contains('\n'),
+            "{message}"
+        );
+    }
+    assert!(matches!(
+        QuestionSet::open("embeded"),
+        Err(Error::Missing { .. })
+    ));
+    assert_eq!(
+        sentences("One is here. Two\nis there!\n\nThree"),
+        ["One is here.", "Two is there!", "Three"]
+    );
+}
