@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use candlewick::Error;
+use candlewick::hooks::Node;
 use candlewick::methods::{ContextConfig, ContextMethod, KlOrder, Method};
 use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer};
 use candlewick::task::questions::read_sentences;
@@ -18,13 +19,17 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// is made anew without each sentence, through the chat template with `--chat-template`, and the same answer is forced.
 ///
 /// `arc-jsd`: how far the distributions over the answer's tokens move without it, as Jensen-Shannon divergences (nats, summed over the
-/// answer). `leave-one-out`: how much the answer's log probability falls. Where a file says which sentence is the right one (`gold`), each
+/// answer). `leave-one-out`: how much the answer's log probability falls. `sparse-fit`: its weight in a sparse linear fit of the answer's
+/// log odds to random choices of sentences. `attention`: how much is looked at it from where the answer is written, in the mean. `cosine`: how
+/// like the states of answer and sentence are. `attn-attrib`: the highest weight of one head on it. Where a file says which sentence is the right one (`gold`), each
 /// method is judged by its best sentence, beside chance.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   candlewick context
   candlewick context --method all --per-example
-  candlewick context --method leave-one-out --n-pairs 1
+  candlewick context --method leave-one-out,sparse-fit --draws 8 --n-pairs 1
+  candlewick context --method attn-attrib --head a3.h1
+  candlewick context --lens --n-pairs 2
   candlewick context --kl-order released --n-pairs 2")]
 pub struct ContextArgs {
     /// A file of questions (`.toml`, `.json` or `.csv` with `context`, `question`, `answer`, `gold`), or a set that ships: `embedded`
@@ -50,7 +55,7 @@ pub struct ContextArgs {
     /// At most so many tokens of an answer of the model's own [default: 16].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_answer: Option<u32>,
-    /// arc-jsd, leave-one-out, or `all`; several with commas.
+    /// arc-jsd, leave-one-out, sparse-fit, attention, cosine, attn-attrib, or `all`; several with commas.
     #[arg(
         long,
         value_name = "NAME",
@@ -62,14 +67,32 @@ pub struct ContextArgs {
     /// [default: bounded].
     #[arg(long, value_name = "WHICH")]
     pub kl_order: Option<KlOrder>,
+    /// Of sparse-fit: random choices of sentences to fit to [default: 32].
+    #[arg(long, value_name = "N")]
+    pub draws: Option<usize>,
+    /// Of attn-attrib: the head, such as `a9.h6` [default: for each question the one that is right most often on the others].
+    #[arg(long, value_name = "HEAD")]
+    pub head: Option<Node>,
+    /// Of cosine: the layer whose states are compared [default: the middle one].
+    #[arg(long, value_name = "N")]
+    pub layer: Option<usize>,
+    /// Also whose own output says other words without arc-jsd's best sentence, head by head and MLP by MLP (three more passes).
+    #[arg(long)]
+    pub lens: bool,
     #[command(flatten)]
     pub common: CommonArgs,
 }
 
 impl ContextArgs {
-    fn methods(&self) -> candlewick::Result<Vec<ContextMethod>> {
+    /// `all` are those that the questions allow: a head is found on questions whose right sentence is known.
+    fn methods(&self, set: &QuestionSet) -> candlewick::Result<Vec<ContextMethod>> {
         if self.method == ["all"] {
-            return Ok(ContextMethod::ALL.to_vec());
+            let known = set.questions.iter().filter(|one| one.gold.is_some());
+            let asked = self.common.task.n_pairs.map_or(usize::MAX, |n| n as usize);
+            let has_head = self.head.is_some() || known.count().min(asked) > 1;
+            let mut all = ContextMethod::ALL.to_vec();
+            all.retain(|&method| has_head || method != ContextMethod::AttnAttrib);
+            return Ok(all);
         }
         self.method.iter().map(|name| name.parse()).collect()
     }
@@ -121,6 +144,10 @@ impl Ask for ContextArgs {
                 "max_answer",
                 "method",
                 "kl_order",
+                "draws",
+                "head",
+                "layer",
+                "lens",
             ],
         )
         .idle(&[
@@ -145,10 +172,33 @@ impl Ask for ContextArgs {
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
+        let set = self.set()?;
+        let methods = self.methods(&set)?;
+        let head = match self.head {
+            None => None,
+            Some(Node::Head { layer, head }) => Some((layer, head)),
+            Some(other) => {
+                return Err(Error::invalid(format!(
+                    "`--head {other}` is no attention head; write one such as `a9.h6`"
+                ))
+                .into());
+            }
+        };
+        if self.draws.is_some() && !methods.contains(&ContextMethod::SparseFit) {
+            return Err(Error::invalid(
+                "`--draws` are those of `sparse-fit`, which is not asked for; leave them out",
+            )
+            .into());
+        }
+        let config = ContextConfig::new(set, methods);
         Ok(Box::new(ContextConfig {
             kl_order: self.kl_order.unwrap_or_default(),
+            draws: self.draws.unwrap_or(config.draws),
+            head,
+            layer: self.layer,
+            lens: self.lens,
             seed: Some(on.task.seed),
-            ..ContextConfig::new(self.set()?, self.methods()?)
+            ..config
         }))
     }
 }

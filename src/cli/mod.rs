@@ -402,7 +402,7 @@ mod tests {
             ("flow --method globenc", "method threshold at against"),
             (
                 "context",
-                "questions question context_file lines answer layout max_answer method kl_order",
+                "questions question context_file lines answer layout max_answer method kl_order draws head layer lens",
             ),
         ];
         for (arguments, acts) in modes {

@@ -5,13 +5,17 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 60] = [
+const FLAGS: [(&str, &str); 64] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
     ("Circuit::in_whole_nodes", "--whole-nodes"),
     ("ComparedBy::Score", "--by score"),
+    ("ContextConfig::draws", "--draws"),
+    ("ContextConfig::head", "--head"),
     ("ContextConfig::kl_order", "--kl-order"),
+    ("ContextConfig::layer", "--layer"),
+    ("ContextConfig::lens", "--lens"),
     ("ContextConfig::methods", "--method"),
     ("DirectTarget::against", "--against"),
     ("DlaConfig::target", "--target"),

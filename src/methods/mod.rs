@@ -17,6 +17,7 @@ pub mod exact_edges;
 pub mod flow;
 mod gaussian;
 pub mod head_stats;
+mod lasso;
 mod latent_activations;
 pub mod logits;
 pub mod measure;

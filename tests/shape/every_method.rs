@@ -450,10 +450,13 @@ pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
     all.push((
         "context",
         questions(n_pairs).running(running.clone()),
-        Box::new(ContextConfig::new(
-            QuestionSet::open("embedded").expect("it ships"),
-            ContextMethod::ALL,
-        )),
+        Box::new(ContextConfig {
+            lens: true,
+            ..ContextConfig::new(
+                QuestionSet::open("embedded").expect("it ships"),
+                ContextMethod::ALL,
+            )
+        }),
     ));
     all.push((
         "globenc",

@@ -1,10 +1,12 @@
 //! Scores of sentences against runs written out, on models of every kind; questions that are none.
 
 use candlewick::Error;
+use candlewick::hooks::{Hook, Kind};
 use candlewick::methods::context::{ContextConfig, ContextMethod, KlOrder};
 use candlewick::methods::{Running, Subject, Watch, check, measurements};
 use candlewick::model::Model;
-use candlewick::run::{Logits, Request, run};
+use candlewick::nn::{embed, norm};
+use candlewick::run::{Cache, Logits, Request, run, run_with_cache};
 use candlewick::scores::Measured;
 use candlewick::task::questions::sentences;
 use candlewick::task::{ExpandOptions, Question, QuestionSet, Task};
@@ -42,8 +44,31 @@ fn task(set: &QuestionSet) -> Task {
     task.expect("questions of known words")
 }
 
+/// Those that leave sentences out.
 fn config(set: &QuestionSet) -> ContextConfig {
-    ContextConfig::new(set.clone(), ContextMethod::ALL)
+    let methods = [ContextMethod::ArcJsd, ContextMethod::LeaveOneOut];
+    ContextConfig::new(set.clone(), methods)
+}
+
+fn decoders() -> Vec<Model> {
+    let mut all = every_kind();
+    all.retain(|model| model.spec.encoder.is_none());
+    all
+}
+
+/// The prompt of a question with its answer, all of it, and where its sentences are.
+fn answered(set: &QuestionSet, question: usize) -> (Vec<u32>, Vec<Vec<usize>>, usize) {
+    let asked = &set.questions[question];
+    let all = vec![true; asked.context.len()];
+    let prompt = set.prompt(question, &all, tokenizer(), false, true);
+    let prompt = prompt.expect("known words").expect("it is a prompt");
+    let answer = prompt.answer(asked.answer.as_deref().unwrap(), tokenizer(), false, true);
+    let answer = answer.expect("known words").expect("it is an answer");
+    (
+        [prompt.ids, answer.clone()].concat(),
+        prompt.sentences,
+        answer.len(),
+    )
 }
 
 fn measure(model: &Model, config: &ContextConfig) -> Measured {
@@ -106,10 +131,7 @@ fn divergence(p: &[f64], q: &[f64], order: KlOrder) -> f64 {
 #[test]
 fn a_sentence_counts_by_whole_runs_of_the_prompt_without_it() {
     let set = set();
-    for model in every_kind() {
-        if model.spec.encoder.is_some() {
-            continue;
-        }
+    for model in decoders() {
         let family = &model.spec.family;
         for order in [KlOrder::Bounded, KlOrder::Released] {
             let config = ContextConfig {
@@ -228,6 +250,249 @@ fn an_answer_that_is_not_given_is_the_models_own() {
     );
 }
 
+/// `[first][second][third]` of a tensor of a run of one prompt.
+fn cube(cache: &Cache, hook: Hook) -> Vec<Vec<Vec<f32>>> {
+    cache
+        .get(hook)
+        .unwrap()
+        .squeeze(0)
+        .unwrap()
+        .to_vec3()
+        .unwrap()
+}
+
+#[test]
+fn what_is_looked_at_is_what_patterns_and_states_say() {
+    let set = set();
+    let methods = [
+        ContextMethod::Attention,
+        ContextMethod::Cosine,
+        ContextMethod::AttnAttrib,
+    ];
+    for model in decoders() {
+        let spec = &model.spec;
+        let (layer, head) = (spec.n_layers - 1, 1);
+        let config = ContextConfig {
+            head: Some((layer, head)),
+            layer: Some(1),
+            ..ContextConfig::new(set.clone(), methods)
+        };
+        let measured = measure(&model, &config);
+        for example in 0..set.questions.len() {
+            let (tokens, sentences, m) = answered(&set, example);
+            let patterns = (0..spec.n_layers).map(|l| Hook::at(Kind::Pattern, l));
+            let hooks: Vec<Hook> = patterns.chain([Hook::at(Kind::ResidPost, 1)]).collect();
+            let prompts = [tokens.clone()];
+            let (_, cache) = run_with_cache(&model, &prompts, &hooks).unwrap();
+            let states: Vec<Vec<f32>> = cache
+                .get(Hook::at(Kind::ResidPost, 1))
+                .unwrap()
+                .get(0)
+                .unwrap()
+                .to_vec2()
+                .unwrap();
+            let queries = tokens.len() - m - 1..tokens.len() - 1;
+            let found = |component: &str, measure| scores(&measured, example, component, measure);
+            let mean = found("attention", None);
+            let highest = found("attn-attrib", Some("highest_attention"));
+            let cosine = found("cosine", Some("cosine"));
+            for (at, keys) in sentences.iter().enumerate() {
+                let (mut sum, mut n, mut most) = (0.0, 0, 0.0f64);
+                for l in 0..spec.n_layers {
+                    let pattern = cube(&cache, Hook::at(Kind::Pattern, l));
+                    for h in 0..spec.n_heads {
+                        for (q, &k) in queries
+                            .clone()
+                            .flat_map(|q| keys.iter().map(move |k| (q, k)))
+                        {
+                            let weight = f64::from(pattern[h][q][k]);
+                            sum += weight;
+                            n += 1;
+                            if (l, h) == (layer, head) {
+                                most = most.max(weight);
+                            }
+                        }
+                    }
+                }
+                let what = format!("{} question {example} sentence {at}", spec.family);
+                assert!((mean[at] - sum / f64::from(n)).abs() < 1e-6, "{what}");
+                assert!((highest[at] - most).abs() < 1e-6, "{what}");
+                let state = |places: &mut dyn Iterator<Item = usize>| {
+                    let mut sum = vec![0.0; spec.d_model];
+                    for place in places {
+                        (sum.iter_mut().zip(&states[place])).for_each(|(s, &x)| *s += f64::from(x));
+                    }
+                    sum
+                };
+                let a = state(&mut (tokens.len() - m..tokens.len()));
+                let b = state(&mut keys.iter().copied());
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let expected = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+                assert!((cosine[at] - expected).abs() < 1e-5, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fit_to_all_choices_of_two_sentences_is_what_each_adds_less_the_price() {
+    let set = set();
+    for model in decoders() {
+        let config = ContextConfig::new(set.clone(), [ContextMethod::SparseFit]);
+        let measured = measure(&model, &config);
+        let question = &set.questions[1];
+        let answer = tokenizer()
+            .encode(question.answer.as_deref().unwrap(), false)
+            .unwrap()
+            .ids;
+        let odds = |bits: usize| {
+            let there = (0..2).filter(|at| bits >> at & 1 == 1);
+            let there: Vec<&str> = there.map(|at| question.context[at].as_str()).collect();
+            let text = format!("{} {}", there.join(" "), question.question);
+            let p = log_probs(&model, text.trim(), &answer)[0][answer[0] as usize].exp();
+            (p / (1.0 - p)).ln()
+        };
+        let y: Vec<f64> = (0..4).map(odds).collect();
+        let mean = y.iter().sum::<f64>() / 4.0;
+        let spread = (y.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / 4.0).sqrt();
+        let found = scores(&measured, 1, "sparse-fit", None);
+        for (at, adds) in [
+            (0, y[1] + y[3] - y[0] - y[2]),
+            (1, y[2] + y[3] - y[0] - y[1]),
+        ] {
+            let adds = adds / 2.0;
+            let expected = adds.signum() * (adds.abs() - 0.02 * spread).max(0.0);
+            let what = format!("{}: {} {expected}", model.spec.family, found[at]);
+            assert!(
+                (found[at] - expected).abs() < 1e-4 * (1.0 + expected.abs()),
+                "{what}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_head_is_found_on_the_other_question() {
+    let set = set();
+    for model in decoders() {
+        let measured = measure(
+            &model,
+            &ContextConfig::new(set.clone(), [ContextMethod::AttnAttrib]),
+        );
+        for example in 0..2 {
+            let other = 1 - example;
+            let of =
+                |example, measure| scores(&measured, example, "attn.hook_pattern", Some(measure));
+            let (hits, entropies) = (of(other, "head_top1"), of(other, "head_entropy"));
+            assert_eq!(hits.len(), model.spec.n_layers * model.spec.n_heads);
+            let best = (0..hits.len())
+                .max_by(|&a, &b| {
+                    let ties = hits[a].total_cmp(&hits[b]);
+                    ties.then(entropies[b].total_cmp(&entropies[a]))
+                })
+                .unwrap();
+            let n = set.questions[example].context.len();
+            let looks = of(example, "head_highest_attention");
+            let found = scores(&measured, example, "attn-attrib", None);
+            assert_eq!(found, looks[best * n..][..n], "{}", model.spec.family);
+            let hit = of(example, "head_top1")[best];
+            assert_eq!(
+                scores(&measured, example, "attn-attrib", Some("top1")),
+                [hit]
+            );
+            let all = of(example, "head_top1");
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            let any = scores(&measured, example, "random head", Some("top1"));
+            assert!((any[0] - mean).abs() < 1e-12);
+        }
+    }
+}
+
+#[test]
+fn the_lens_is_each_parts_own_output_read_out_with_and_without() {
+    let set = set();
+    for model in decoders() {
+        let config = ContextConfig {
+            lens: true,
+            ..config(&set)
+        };
+        let (spec, weights) = (&model.spec, &model.weights);
+        let measured = measure(&model, &config);
+        let jsd = scores(&measured, 1, "arc-jsd", None);
+        // Of two sentences the best one's control is the other.
+        let best = usize::from(jsd[1] > jsd[0]);
+        let question = &set.questions[1];
+        let tokens = |left_out: Option<usize>| {
+            let there: Vec<bool> = (0..2).map(|at| Some(at) != left_out).collect();
+            set.prompt(1, &there, tokenizer(), false, true)
+                .unwrap()
+                .unwrap()
+                .ids
+        };
+        assert_eq!(
+            tokenizer()
+                .encode(question.answer.as_deref().unwrap(), false)
+                .unwrap()
+                .ids
+                .len(),
+            1
+        );
+        let layer = spec.n_layers - 1;
+        let hooks = [Hook::at(Kind::Result, layer)];
+        let read = |tokens: Vec<u32>, head: usize| -> Vec<f64> {
+            let (_, cache) = run_with_cache(&model, &[tokens], &hooks).unwrap();
+            let out = cache.get(hooks[0]).unwrap().squeeze(0).unwrap(); // [pos, n_heads, d_model]
+            let last = out.dim(0).unwrap() - 1;
+            let u = out
+                .get(last)
+                .unwrap()
+                .narrow(0, head, 1)
+                .unwrap()
+                .contiguous()
+                .unwrap();
+            let u = match &weights.ln_final {
+                Some(w) => norm::forward(&u, w, spec.norm, spec.norm_eps).unwrap(),
+                None => u,
+            };
+            let logits: Vec<f32> = embed::unembed(spec, weights, &u)
+                .unwrap()
+                .get(0)
+                .unwrap()
+                .to_vec1()
+                .unwrap();
+            let total = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
+            logits.iter().map(|&l| f64::from(l) - total).collect()
+        };
+        for (measure, left_out) in [("lens_jsd", best), ("lens_jsd_control", 1 - best)] {
+            let found = scores(&measured, 1, "attn.hook_z", Some(measure));
+            assert_eq!(found.len(), spec.n_layers * spec.n_heads);
+            let all = [
+                found.clone(),
+                scores(&measured, 1, "hook_mlp_out", Some(measure)),
+            ]
+            .concat();
+            assert!(
+                all.iter()
+                    .all(|j| (0.0..=std::f64::consts::LN_2).contains(j)),
+                "{all:?}"
+            );
+            // With a norm on attention's output its scale has a say, which the plain form here has not.
+            if weights.blocks[layer].ln1_post.is_none() {
+                for head in 0..spec.n_heads {
+                    let (p, q) = (read(tokens(None), head), read(tokens(Some(left_out)), head));
+                    let expected = divergence(&p, &q, KlOrder::Bounded);
+                    let own = found[layer * spec.n_heads + head];
+                    assert!(
+                        (own - expected).abs() < 1e-5,
+                        "{}: {own} {expected}",
+                        spec.family
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn questions_that_are_none_are_refused_in_one_line() {
     let refused = |change: &dyn Fn(&mut QuestionSet), says: &str| {
@@ -309,6 +574,30 @@ fn questions_that_are_none_are_refused_in_one_line() {
         ..of(&[ContextMethod::LeaveOneOut])
     };
     refuse(model, &released, "not asked for");
+    let one = ContextConfig {
+        head: Some((0, 0)),
+        ..of(&[ContextMethod::ArcJsd])
+    };
+    refuse(model, &one, "not asked for");
+    let lens = ContextConfig {
+        lens: true,
+        ..of(&[ContextMethod::Attention])
+    };
+    refuse(model, &lens, "not asked for");
+    let few = ContextConfig {
+        draws: 3,
+        ..of(&[ContextMethod::SparseFit])
+    };
+    refuse(model, &few, "4 to 10000 draws");
+    let none = ContextConfig {
+        head: Some((9, 0)),
+        ..of(&[ContextMethod::AttnAttrib])
+    };
+    refuse(model, &none, "layer");
+    let mut unknown = set.clone();
+    unknown.questions.iter_mut().for_each(|one| one.gold = None);
+    let search = ContextConfig::new(unknown, [ContextMethod::AttnAttrib]);
+    refuse(model, &search, "there are none");
     let mut other = set.clone();
     other.questions.reverse();
     refuse(model, &config(&other), "is not question 0");

@@ -8,7 +8,12 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::methods::choice::check_range;
+use crate::model::ModelSpec;
 use crate::task::QuestionSet;
+
+/// More masks than anybody would wait for.
+const MOST_DRAWS: usize = 10_000;
 
 /// What scores a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -18,15 +23,34 @@ pub enum ContextMethod {
     ArcJsd,
     /// How much less likely the answer is without it.
     LeaveOneOut,
+    /// Its weight in a sparse linear fit of the answer's log odds to which sentences are there (the ContextCite way).
+    SparseFit,
+    /// How much the positions that write the answer attend to it, in the mean over layers, heads and tokens.
+    Attention,
+    /// The cosine between the mean states of the answer and of the sentence in one layer.
+    Cosine,
+    /// The highest weight of one head on it (AttnAttrib).
+    AttnAttrib,
 }
 
 impl ContextMethod {
-    pub const ALL: [ContextMethod; 2] = [ContextMethod::ArcJsd, ContextMethod::LeaveOneOut];
+    pub const ALL: [ContextMethod; 6] = [
+        ContextMethod::ArcJsd,
+        ContextMethod::LeaveOneOut,
+        ContextMethod::SparseFit,
+        ContextMethod::Attention,
+        ContextMethod::Cosine,
+        ContextMethod::AttnAttrib,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             ContextMethod::ArcJsd => "arc-jsd",
             ContextMethod::LeaveOneOut => "leave-one-out",
+            ContextMethod::SparseFit => "sparse-fit",
+            ContextMethod::Attention => "attention",
+            ContextMethod::Cosine => "cosine",
+            ContextMethod::AttnAttrib => "attn-attrib",
         }
     }
 
@@ -36,12 +60,19 @@ impl ContextMethod {
             (ContextMethod::ArcJsd, KlOrder::Bounded) => "jsd",
             (ContextMethod::ArcJsd, KlOrder::Released) => "jsd_released",
             (ContextMethod::LeaveOneOut, _) => "log_prob_drop",
+            (ContextMethod::SparseFit, _) => "log_odds_weight",
+            (ContextMethod::Attention, _) => "attention",
+            (ContextMethod::Cosine, _) => "cosine",
+            (ContextMethod::AttnAttrib, _) => "highest_attention",
         }
     }
 
     pub(super) fn unit(self) -> &'static str {
         match self {
             ContextMethod::ArcJsd | ContextMethod::LeaveOneOut => "nats",
+            ContextMethod::SparseFit => "log odds",
+            ContextMethod::Attention | ContextMethod::AttnAttrib => "attention",
+            ContextMethod::Cosine => "cosine",
         }
     }
 }
@@ -107,6 +138,14 @@ pub struct ContextConfig {
     /// Each once; the first is the table's own.
     pub methods: Vec<ContextMethod>,
     pub kl_order: KlOrder,
+    /// Masks that a sparse fit is made of; a quarter as many more are what it is tried on.
+    pub draws: usize,
+    /// The layer and head of `attn-attrib`. `None`: for each question the one that finds the right sentence most often on all others.
+    pub head: Option<(usize, usize)>,
+    /// Where states are compared [default: the middle layer].
+    pub layer: Option<usize>,
+    /// Also what each head's and each MLP's own output says with and without the best sentence of `arc-jsd`.
+    pub lens: bool,
     /// Of the bootstrap and of draws [default: the task's].
     pub seed: Option<u64>,
 }
@@ -120,6 +159,10 @@ impl ContextConfig {
             questions: questions.into(),
             methods: methods.into(),
             kl_order: KlOrder::default(),
+            draws: 32,
+            head: None,
+            layer: None,
+            lens: false,
             seed: None,
         }
     }
@@ -128,8 +171,38 @@ impl ContextConfig {
         self.methods.contains(&method)
     }
 
-    pub(super) fn check_methods(&self) -> Result<()> {
+    /// Whether a head has to be found.
+    pub(super) fn searches(&self) -> bool {
+        self.asks(ContextMethod::AttnAttrib) && self.head.is_none()
+    }
+
+    /// Whether the run without any change is looked into.
+    pub(super) fn looks(&self) -> bool {
+        let by_looking = [
+            ContextMethod::Attention,
+            ContextMethod::Cosine,
+            ContextMethod::AttnAttrib,
+        ];
+        by_looking.into_iter().any(|method| self.asks(method))
+    }
+
+    /// Whether sentences are left out one by one.
+    pub(super) fn leaves_out(&self) -> bool {
+        self.asks(ContextMethod::ArcJsd) || self.asks(ContextMethod::LeaveOneOut)
+    }
+
+    pub(super) fn layer(&self, spec: &ModelSpec) -> usize {
+        self.layer.unwrap_or(spec.n_layers / 2)
+    }
+
+    /// What cannot be run as asked; `known` questions have a sentence that is known to be right.
+    pub(super) fn check_settings(&self, spec: &ModelSpec, known: usize) -> Result<()> {
         let once: BTreeSet<ContextMethod> = self.methods.iter().copied().collect();
+        let idle = |field: &str, method: &str| {
+            Err(Error::invalid(format!(
+                "`{method}` is not asked for, and {field} is for nothing else; leave it out"
+            )))
+        };
         if once.is_empty() {
             return Err(Error::invalid(
                 "there is nothing to score sentences by (`ContextConfig::methods`)",
@@ -141,9 +214,36 @@ impl ContextConfig {
             ));
         }
         if self.kl_order == KlOrder::Released && !self.asks(ContextMethod::ArcJsd) {
-            return Err(Error::invalid(
-                "the order of divergences is that of `arc-jsd`, which is not asked for; leave `ContextConfig::kl_order` out",
-            ));
+            return idle("`ContextConfig::kl_order`", "arc-jsd");
+        }
+        if self.lens && !self.asks(ContextMethod::ArcJsd) {
+            return idle("`ContextConfig::lens`", "arc-jsd");
+        }
+        if self.head.is_some() && !self.asks(ContextMethod::AttnAttrib) {
+            return idle("`ContextConfig::head`", "attn-attrib");
+        }
+        if self.layer.is_some() && !self.asks(ContextMethod::Cosine) {
+            return idle("`ContextConfig::layer`", "cosine");
+        }
+        if !(4..=MOST_DRAWS).contains(&self.draws) {
+            return Err(Error::invalid(format!(
+                "a sparse fit is made of 4 to {MOST_DRAWS} draws, not {} (`ContextConfig::draws`)",
+                self.draws
+            )));
+        }
+        let (layer, head) = self.head.unwrap_or_default();
+        let layers = [layer, self.layer(spec)];
+        check_range("layer", &layers, spec.n_layers, "the model")?;
+        check_range("head", &[head], spec.n_heads, "attention")?;
+        if self.searches() && known < 2 {
+            return Err(Error::invalid(format!(
+                "`attn-attrib` finds its head on other questions whose right sentence is known (`gold`), and there {}; name a head \
+                 (`ContextConfig::head`)",
+                match known {
+                    0 => "are none",
+                    _ => "is one alone",
+                }
+            )));
         }
         Ok(())
     }

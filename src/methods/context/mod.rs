@@ -1,23 +1,36 @@
 //! Which sentences of a context an answer rests on.
 //!
-//! Sentence by sentence the prompt is made anew without it, through the chat template, and the same answer is forced. **ARC-JSD** sums over
-//! the tokens of the answer how far the distribution there moves, a Jensen-Shannon divergence each, so `0 <= J <= m ln 2` for `m` tokens;
-//! it is blind to the direction, and a sentence that speaks against the answer counts as one that speaks for it. **Leave-one-out** is
-//! how much the answer's log probability falls. One of them costs a forward pass a sentence and one for the whole; both together cost
-//! no more.
+//! The prompt is made anew without some sentences, through the chat template, and the same answer is forced.
+//! **ARC-JSD** sums over the tokens of the answer how far the distribution there moves without a sentence, a Jensen-Shannon divergence each,
+//! so `0 <= J <= m ln 2` for `m` tokens; it is blind to the direction, and a sentence that speaks against the answer counts as one that speaks
+//! for it. **Leave-one-out** is how much the answer's log probability falls. Both together cost a forward pass a sentence and one for
+//! the whole. A **sparse fit** takes the log odds of the answer over random choices of sentences for a linear function (`sparse.rs`).
+//!
+//! Others only look at the run itself (`looks.rs`), which costs one pass: mean **attention** from where the answer is written, the **cosine** of
+//! states, and **AttnAttrib**, the highest weight of one head, which is found on other questions than the one it is asked about (`head.rs`).
+//! The **lens** says whose output moves with the best sentence (`lens.rs`).
 //!
 //! Where it is known which sentence holds the answer (`Question::gold`), each method is judged by its best sentence, beside chance.
 //!
 //! Sources: Li et al. 2025, "Attributing Response to Context: A Jensen-Shannon Divergence Driven Mechanistic Study of Context Attribution"
-//! (ARC-JSD; their released code has the divergences the other way round, [`KlOrder::Released`]); Cohen-Wang et al. 2024, "ContextCite"
-//! (leave-one-out and the scoring). Scores are of the forced answer, whoever gave it.
+//! (ARC-JSD and the lens; their released code has the divergences the other way round, [`KlOrder::Released`], and slices `W_O` by rows, which
+//! is not repeated); Cohen-Wang et al. 2024, "ContextCite" (leave-one-out, the sparse fit and its penalty); Basu et al. 2025, "On Mechanistic Circuits
+//! for Extractive Question-Answering" (AttnAttrib: the choice of the head and the score of a sentence are ours as far as the text leaves them
+//! open); the cosine is an arm of LAQuer (Hirsch et al. 2025). Left out on purpose: spans inside of a sentence.
 
 mod config;
+mod head;
 mod judged;
+mod lens;
+mod looks;
+mod rows;
 mod runs;
+mod sparse;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 pub use config::{ContextConfig, ContextMethod, KlOrder};
@@ -30,20 +43,18 @@ use super::tokens::InCells;
 use crate::error::{Error, Result};
 use crate::model::ModelSpec;
 use crate::run::Progress;
-use crate::scores::{Bars, Cell, Direction, ExampleScores, Measured, ScoresMeta, View};
-use crate::task::{Pair, QuestionSet, Task};
+use crate::scores::{Bars, Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
+use crate::task::{Pair, Task};
+use head::OnOne;
 use judged::{reciprocal_rank, top1};
-use runs::{Asked, divergence, without};
+use rows::{ANSWER_LOG_PROB, Found, HEAD_TOP1, HELD_OUT, LENS, LENS_CONTROL, Rows, TOP1};
+use runs::{Answered, Asked, divergence, without};
 
-/// How often the best sentence is the right one.
-const TOP1: &str = "top1";
-const RECIPROCAL_RANK: &str = "reciprocal_rank";
-const ANSWER_LOG_PROB: &str = "answer_log_prob";
-const JSD_PER_TOKEN: &str = "jsd_per_token";
-const RANDOM: &str = "random";
 /// The name of a fact: a token of an answer that the model gave itself.
 const TOKEN: &str = "token:";
 const FORWARDS: &str = "forwards";
+/// How many heads and MLPs are listed.
+const LISTED: usize = 8;
 
 impl Method for ContextConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
@@ -60,7 +71,7 @@ impl Method for ContextConfig {
     fn settings(&self) -> Value {
         let questions = &self.questions;
         json!({
-            "methods": self.methods, "kl_order": self.kl_order, "layout": questions.layout, "max_answer": questions.max_answer,
+            "methods": self.methods, "kl_order": self.kl_order, "draws": self.draws, "head": self.head, "layer": self.layer, "lens": self.lens, "layout": questions.layout, "max_answer": questions.max_answer,
             "gold": questions.questions.iter().map(|one| one.gold).collect::<Vec<_>>(),
         })
     }
@@ -73,8 +84,8 @@ impl Method for ContextConfig {
         }
     }
 
-    fn check(&self, _: &ModelSpec, task: &Task) -> Result<()> {
-        self.check_methods()?;
+    fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        self.check_settings(spec, rows::n_gold(&self.questions, task))?;
         self.questions.check()?;
         for pair in task.pairs() {
             let n = (self.questions.questions.get(pair.index)).map_or(0, |one| one.context.len());
@@ -105,42 +116,54 @@ impl Method for ContextConfig {
 
     fn views(&self, task: &Task) -> Vec<View> {
         let mut views = Vec::new();
-        let mut measures: Vec<&str> = Vec::new();
         for method in &self.methods {
             let measure = method.measure(self.kl_order);
-            if !measures.contains(&measure) {
-                measures.push(measure);
-            }
+            views.push(View::Bars(Bars {
+                heading: format!("{method}: {measure}, {}", method.unit()),
+                component: Some(method.name().into()),
+                measure: measure.into(),
+                item: "{role}".into(),
+                text: "{src}".into(),
+            }));
         }
-        for measure in measures {
-            let of_measure = |method: &&ContextMethod| method.measure(self.kl_order) == measure;
-            let of: Vec<&ContextMethod> = self.methods.iter().filter(of_measure).collect();
-            for method in of {
-                views.push(View::Bars(Bars {
-                    heading: format!("{method}: {measure}, {}", method.unit()),
-                    component: Some(method.name().into()),
-                    measure: measure.into(),
-                    item: "{role}".into(),
-                    text: "{src}".into(),
-                }));
-            }
-        }
-        if has_gold(&self.questions, task) {
+        if rows::n_gold(&self.questions, task) > 0 {
             views.push(View::Bars(Bars {
                 heading: "top-1: how often the best sentence is the right one".into(),
-                component: None,
                 measure: TOP1.into(),
                 item: "{component}".into(),
                 ..Bars::default()
             }));
+            if self.asks(ContextMethod::AttnAttrib) {
+                views.push(View::Lists(Lists {
+                    heading: Some(
+                        "heads whose highest look is at the right sentence most often".into(),
+                    ),
+                    measures: vec![HEAD_TOP1.into()],
+                    title: "top-1".into(),
+                    item: "{head}".into(),
+                    highest: Some(LISTED),
+                    ..Lists::default()
+                }));
+            }
+        }
+        if self.lens {
+            let listed = |component: &str, heading: Option<String>| {
+                View::Lists(Lists {
+                    heading,
+                    component: Some(component.into()),
+                    measures: vec![LENS.into(), LENS_CONTROL.into()],
+                    title: "{measure}".into(),
+                    item: "{head}".into(),
+                    highest: Some(LISTED),
+                    ..Lists::default()
+                })
+            };
+            let heading = "whose own output says other words without the best sentence, in nats, and without another one: heads, then MLPs";
+            views.push(listed("attn.hook_z", Some(heading.into())));
+            views.push(listed("hook_mlp_out", None));
         }
         views
     }
-}
-
-fn has_gold(questions: &QuestionSet, task: &Task) -> bool {
-    let gold = |pair: &Pair| questions.questions.get(pair.index).and_then(|one| one.gold);
-    task.pairs().iter().any(|pair| gold(pair).is_some())
 }
 
 /// A checked run in progress.
@@ -148,101 +171,199 @@ struct Asking<'a> {
     on: Subject<'a>,
     config: &'a ContextConfig,
     running: &'a Running,
-    /// Sentences of the longest context.
-    most: usize,
-    cells: Vec<Cell>,
+    rows: Rows,
 }
 
 impl<'a> Asking<'a> {
     fn new(on: Subject<'a>, config: &'a ContextConfig, running: &'a Running) -> Self {
-        let questions = &config.questions.questions;
-        let of = |pair: &Pair| questions[pair.index].context.len();
-        let pairs = on.task.pairs();
-        let most = pairs.iter().map(of).max().unwrap_or(0);
-        let own = config
-            .methods
-            .first()
-            .map(|first| first.measure(config.kl_order));
-        let sentence = |component: &str, measure: &str, at: usize| Cell {
-            component: component.into(),
-            role: Some(QuestionSet::role(at)),
-            // One question's sentences are known by their text.
-            src: match pairs {
-                [one] => Some(questions[one.index].context[at].trim().to_string()),
-                _ => None,
-            },
-            measure: Some(measure.to_string()).filter(|measure| own != Some(measure)),
-            ..Cell::default()
-        };
-        let mut cells = Vec::new();
-        for method in &config.methods {
-            let measure = method.measure(config.kl_order);
-            cells.extend((0..most).map(|at| sentence(method.name(), measure, at)));
-        }
-        if config.asks(ContextMethod::ArcJsd) {
-            cells.extend((0..most).map(|at| sentence("arc-jsd", JSD_PER_TOKEN, at)));
-        }
-        let whole = |component: &str, measure: &str| Cell {
-            component: component.into(),
-            measure: Some(measure.into()),
-            ..Cell::default()
-        };
-        cells.push(whole("answer", ANSWER_LOG_PROB));
-        if has_gold(&config.questions, on.task) {
-            let names = config.methods.iter().map(|method| method.name());
-            for name in names.chain([RANDOM]) {
-                cells.extend([TOP1, RECIPROCAL_RANK].map(|measure| whole(name, measure)));
-            }
-        }
         Asking {
             on,
             config,
             running,
-            most,
-            cells,
+            rows: Rows::new(config, &on.model.spec, on.task),
         }
     }
 
-    fn gold(&self, pair: &Pair) -> Option<usize> {
-        self.config.questions.questions[pair.index].gold
+    fn gold(&self, example: usize) -> Option<usize> {
+        self.config.questions.questions.get(example)?.gold
     }
 
-    /// Forward passes of a question of so many sentences, an answer of the model's own not counted.
-    fn forwards(&self, n: usize) -> usize {
-        n + 1
+    /// Choices of sentences that are run for a fit: those that nobody else runs.
+    fn masks(&self, example: usize, n: usize) -> (Vec<Vec<bool>>, usize) {
+        let seed = self.config.seed.unwrap_or(self.on.task.seed);
+        sparse::masks(n, self.config.draws, seed, 1 + example as u64)
     }
 
-    /// The scores of each sentence by each method.
-    fn scores(
-        &self,
-        asked: &Asked<'_>,
-        whole: &runs::Answered,
-        progress: &dyn Progress,
-    ) -> Result<Vec<Vec<f64>>> {
-        let n = asked.n_sentences();
-        let log_prob = asked.log_prob(whole)?;
-        let choices: Vec<Vec<bool>> = (0..n).map(|at| without(n, at)).collect();
-        let wants_jsd = self.config.asks(ContextMethod::ArcJsd);
-        let without: Vec<(f64, f64)> = asked.each(&choices, |_, less| {
-            stop_if_asked(progress)?;
-            progress.advance(1);
-            let jsd = match wants_jsd {
-                true => divergence(whole, less, self.config.kl_order)?,
-                false => 0.0,
-            };
-            Ok((jsd, log_prob - asked.log_prob(less)?))
-        })?;
-        let of = |method: &ContextMethod| match method {
-            ContextMethod::ArcJsd => without.iter().map(|it| it.0).collect(),
-            ContextMethod::LeaveOneOut => without.iter().map(|it| it.1).collect(),
+    /// Forward passes of a question, an answer of the model's own not counted.
+    fn forwards(&self, example: usize, n: usize) -> usize {
+        let config = self.config;
+        let left_out = if config.leaves_out() { n } else { 0 };
+        let is_run = |mask: &Vec<bool>| {
+            let away = mask.iter().filter(|&&there| !there).count();
+            away == 0 || (away == 1 && config.leaves_out())
         };
-        Ok(self.config.methods.iter().map(of).collect())
+        let fitted = if config.asks(ContextMethod::SparseFit) {
+            let (masks, _) = self.masks(example, n);
+            masks.iter().filter(|mask| !is_run(mask)).count()
+        } else {
+            0
+        };
+        let looks = usize::from(config.looks());
+        let lens = if config.lens { 3 } else { 0 };
+        1 + left_out + fitted + looks + lens
+    }
+
+    /// All that is found of a question.
+    fn found(&self, asked: &Asked<'_>, progress: &dyn Progress) -> Result<(Found, Answered)> {
+        let config = self.config;
+        let (n, example) = (asked.n_sentences(), asked.pair.index);
+        let step = |passes: u64| {
+            progress.advance(passes);
+            stop_if_asked(progress)
+        };
+        let mut whole = asked.each(&[vec![true; n]], |_, answered| Ok(answered.clone()))?;
+        let whole = whole.pop().expect("one prompt was run");
+        step(1)?;
+        let log_prob = asked.log_prob(&whole)?;
+        let mut known = HashMap::from([(vec![true; n], log_prob)]);
+        let mut jsd = Vec::new();
+        if config.leaves_out() {
+            let choices: Vec<Vec<bool>> = (0..n).map(|at| without(n, at)).collect();
+            let wants_jsd = config.asks(ContextMethod::ArcJsd);
+            let left_out = asked.each(&choices, |_, less| {
+                step(1)?;
+                let jsd = match wants_jsd {
+                    true => divergence(&whole, less, config.kl_order)?,
+                    false => 0.0,
+                };
+                Ok((jsd, asked.log_prob(less)?))
+            })?;
+            jsd = left_out.iter().map(|it| it.0).collect();
+            known.extend(choices.into_iter().zip(left_out.iter().map(|it| it.1)));
+        }
+        let (mut weights, mut held_out) = (Vec::new(), None);
+        if config.asks(ContextMethod::SparseFit) {
+            let (masks, fitted) = self.masks(example, n);
+            let more: Vec<Vec<bool>> = (masks.iter())
+                .filter(|mask| !known.contains_key(*mask))
+                .cloned()
+                .collect();
+            let values = asked.each(&more, |_, answered| {
+                step(1)?;
+                asked.log_prob(answered)
+            })?;
+            known.extend(more.into_iter().zip(values));
+            let values: Vec<f64> = masks.iter().map(|mask| known[mask]).collect();
+            (weights, held_out) = sparse::fit(&masks, &values, fitted);
+        }
+        let mut looks = None;
+        if config.looks() {
+            looks = Some(looks::look(asked, config.layer(&asked.model.spec))?);
+            step(1)?;
+        }
+        let mut lens = None;
+        if config.lens {
+            let best = (0..n)
+                .max_by(|&a, &b| jsd[a].total_cmp(&jsd[b]))
+                .unwrap_or(0);
+            let seed = config.seed.unwrap_or(self.on.task.seed);
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(1 + example as u64);
+            let control = (best + rng.random_range(1..n)) % n;
+            lens = Some(lens::lens(asked, best, control)?);
+            step(3)?;
+        }
+        let by_looking = |of: &dyn Fn(&looks::Looks) -> Vec<f64>| looks.as_ref().map(of);
+        let scores = |method: &ContextMethod| {
+            let scores = match method {
+                ContextMethod::ArcJsd => Some(jsd.clone()),
+                ContextMethod::LeaveOneOut => {
+                    Some((0..n).map(|at| log_prob - known[&without(n, at)]).collect())
+                }
+                ContextMethod::SparseFit => Some(weights.clone()),
+                ContextMethod::Attention => by_looking(&|looks| looks.mean.clone()),
+                ContextMethod::Cosine => by_looking(&|looks| looks.cosine.clone()),
+                ContextMethod::AttnAttrib => config.head.and_then(|(layer, head)| {
+                    let at = layer * asked.model.spec.n_heads + head;
+                    by_looking(&|looks| looks.heads[at].highest.clone())
+                }),
+            };
+            Some((*method, scores?))
+        };
+        let found = Found {
+            scores: config.methods.iter().filter_map(scores).collect(),
+            log_prob,
+            tokens: asked.answer.len(),
+            held_out,
+            looks,
+            lens,
+            gold: self.gold(example),
+            sentences: n,
+        };
+        Ok((found, whole))
+    }
+
+    /// Adds the rows of the head that the other questions choose.
+    fn add_chosen_heads(&self, measured: &mut Measured, place_of: &HashMap<Cell, usize>) {
+        let spec = &self.on.model.spec;
+        let n_heads = spec.n_layers * spec.n_heads;
+        let most = self.rows.most();
+        // Cells that nobody has are gone, so places are looked up by what the cells are.
+        let value = |one: &ExampleScores, head: usize, at: usize| {
+            let cell = &self.rows.cells[self.rows.of_head(head)? + at];
+            one.value(*place_of.get(cell)?)
+        };
+        let on_one = |one: &ExampleScores| {
+            let column = |at: usize| (0..n_heads).map(|head| value(one, head, at)).collect();
+            let hits: Option<Vec<f64>> = column(most);
+            let entropies: Option<Vec<f64>> = column(most + 1);
+            OnOne {
+                hits,
+                entropies: entropies.unwrap_or_default(),
+            }
+        };
+        let all: Vec<OnOne> = measured.examples.iter().map(on_one).collect();
+        let chosen = head::chosen(&all);
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        chosen
+            .iter()
+            .flatten()
+            .for_each(|&head| *counts.entry(head).or_default() += 1);
+        let names = counts.iter().map(|(head, n)| {
+            let (layer, head) = (head / spec.n_heads, head % spec.n_heads);
+            (format!("a{layer}.h{head}"), n)
+        });
+        let mut names: Vec<(String, &usize)> = names.collect();
+        names.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+        let said: Vec<String> = names
+            .iter()
+            .map(|(name, n)| format!("{name} for {n}"))
+            .collect();
+        measured.notes.push(format!(
+            "the head of `attn-attrib`, chosen by the other questions: {}",
+            said.join(", ")
+        ));
+        measured.found.insert("heads".into(), json!(names));
+        let cells = self.rows.found_later(self.config, spec, self.on.task);
+        let has_gold = all.iter().any(|one| one.hits.is_some());
+        let cells = cells[..most + if has_gold { 2 } else { 0 }].to_vec();
+        measured.append(cells, |i, one| {
+            let mut values = vec![None; most];
+            if let Some(head) = chosen[i] {
+                values = (0..most).map(|at| value(one, head, at)).collect();
+            }
+            let scores: Vec<f64> = values.iter().copied().flatten().collect();
+            let gold = self.gold(one.example).filter(|gold| *gold < scores.len());
+            let judged = [top1, reciprocal_rank].map(|judge| Some(judge(&scores, gold?)));
+            values.extend(judged.into_iter().take(if has_gold { 2 } else { 0 }));
+            values
+        });
     }
 }
 
 impl Prepared for Asking<'_> {
     fn cells(&self) -> &[Cell] {
-        &self.cells
+        &self.rows.cells
     }
 
     fn bytes(&self, length: usize) -> usize {
@@ -256,7 +377,7 @@ impl Prepared for Asking<'_> {
             let n = self.config.questions.questions[pair.index].context.len();
             // A token of the model's own is a step of one row; the prompt is walked once for it.
             let own = usize::from(pair.target.answers.is_empty());
-            self.forwards(n) + own
+            self.forwards(pair.index, n) + own
         };
         let passes: usize = unit.items.iter().map(of).sum();
         Ok(Cost::passes(passes as f64))
@@ -270,38 +391,15 @@ impl Prepared for Asking<'_> {
             let questions = &self.config.questions;
             let asked = Asked::new(model, task, questions, pair, self.running.memory_now())?;
             let n = asked.n_sentences();
-            let progress = InCells::new(progress, self.cells.len(), self.forwards(n));
-            let mut whole = asked.each(&[vec![true; n]], |_, answered| Ok(answered.clone()))?;
-            let whole = whole.pop().expect("one prompt was run");
-            progress.advance(1);
-            let scores = self.scores(&asked, &whole, &progress)?;
-            let mut values: Vec<Option<f64>> = Vec::with_capacity(self.cells.len());
-            let padded = |scores: &mut dyn Iterator<Item = f64>| -> Vec<Option<f64>> {
-                let scores = scores.map(Some).chain(std::iter::repeat(None));
-                scores.take(self.most).collect()
-            };
-            for scores in &scores {
-                values.extend(padded(&mut scores.iter().copied()));
-            }
-            let jsd = self.config.methods.iter().zip(&scores);
-            for (_, jsd) in jsd.filter(|(method, _)| **method == ContextMethod::ArcJsd) {
-                let tokens = asked.answer.len() as f64;
-                values.extend(padded(&mut jsd.iter().map(|j| j / tokens)));
-            }
-            values.push(Some(asked.log_prob(&whole)?));
-            let gold = self.gold(pair);
-            if values.len() < self.cells.len() {
-                for scores in &scores {
-                    let of = |score: fn(&[f64], usize) -> f64| gold.map(|gold| score(scores, gold));
-                    values.extend([of(top1), of(reciprocal_rank)]);
-                }
-                let chance = vec![0.0; n];
-                let of = |score: fn(&[f64], usize) -> f64| gold.map(|_| score(&chance, 0));
-                values.extend([of(top1), of(judged::reciprocal_rank_by_chance)]);
-            }
+            let forwards = self.forwards(pair.index, n);
+            let progress = InCells::new(progress, self.rows.cells.len(), forwards);
+            let (found, whole) = self.found(&asked, &progress)?;
+            let looks = found.looks.as_ref();
+            let on_one = looks.map(|looks| head::on_one(&looks.heads, found.gold, top1));
+            let values = self.rows.values(&found, on_one.as_ref());
             let mut one = unmeasured(task, item, f64::NAN, f64::NAN);
             if !pair.target.answers.is_empty() {
-                let judged = judgements(&[asked.target()], std::slice::from_ref(&whole));
+                let judged = judgements(&[asked.target()], &[whole]);
                 one.judged(judged.into_iter().next().unwrap_or_default());
             }
             let cells = (0u32..).zip(&values).filter(|(_, value)| value.is_some());
@@ -311,7 +409,7 @@ impl Prepared for Asking<'_> {
                 one.facts
                     .insert(format!("{TOKEN}{at:04}"), f64::from(token));
             }
-            one.facts.insert(FORWARDS.into(), self.forwards(n) as f64);
+            one.facts.insert(FORWARDS.into(), forwards as f64);
             examples.push(one);
         }
         Ok(examples)
@@ -319,6 +417,13 @@ impl Prepared for Asking<'_> {
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
         measured.drop_unmeasured();
+        let place_of: HashMap<Cell, usize> = (measured.cells.iter().cloned())
+            .enumerate()
+            .map(|(at, cell)| (cell, at))
+            .collect();
+        if self.config.searches() {
+            self.add_chosen_heads(measured, &place_of);
+        }
         let tokenizer = self.on.task.tokenizer();
         let pairs: BTreeMap<usize, &Pair> = (self.on.task.pairs().iter())
             .map(|pair| (pair.index, pair))
@@ -356,6 +461,22 @@ impl Prepared for Asking<'_> {
                 sum / n
             ),
         });
+        let held_out = measured
+            .cells
+            .iter()
+            .position(|cell| cell.measure.as_deref() == Some(HELD_OUT));
+        if let Some(cell) = held_out {
+            let of: Vec<f64> = measured
+                .examples
+                .iter()
+                .filter_map(|one| one.value(cell))
+                .collect();
+            measured.notes.push(format!(
+                "the sparse fit has a correlation of {:.3} with masks that it was not made of (the mean of {})",
+                of.iter().sum::<f64>() / of.len() as f64,
+                of.len()
+            ));
+        }
         measured.notes.push(format!(
             "{:.1} forward passes a question, for all methods together",
             forwards / n

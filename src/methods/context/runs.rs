@@ -62,6 +62,12 @@ impl<'a> Asked<'a> {
         self.questions.questions[self.pair.index].context.len()
     }
 
+    /// The positions of a sentence in the prompt with all of them.
+    pub fn positions(&self, sentence: usize) -> &[usize] {
+        let role = QuestionSet::role(sentence);
+        self.pair.roles.get(&role).map_or(&[], Vec::as_slice)
+    }
+
     pub fn target(&self) -> Target {
         Target {
             answers: self.answer[..1].to_vec(),

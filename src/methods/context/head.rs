@@ -1,0 +1,87 @@
+//! The attribution head: of all heads the one that looks at the right sentence most often, found on other questions than the one that it is
+//! then asked about.
+
+use super::looks::HeadLooks;
+
+/// What is known of every head on one question, by its place among all heads.
+pub(super) struct OnOne {
+    /// Whether its highest look is at the right sentence; `None` of a question whose sentence is not known.
+    pub hits: Option<Vec<f64>>,
+    pub entropies: Vec<f64>,
+}
+
+/// For each question the head that does best on all others whose sentence is known: the highest share of hits, and of heads that share it
+/// the one with the lowest mean entropy over the context. `None` where there are no others.
+pub(super) fn chosen(all: &[OnOne]) -> Vec<Option<usize>> {
+    let n_heads = all.first().map_or(0, |one| one.entropies.len());
+    let known: Vec<(&Vec<f64>, &Vec<f64>)> = (all.iter())
+        .filter_map(|one| Some((one.hits.as_ref()?, &one.entropies)))
+        .collect();
+    let sums = |of: &dyn Fn(usize) -> f64| (0..n_heads).map(of).collect::<Vec<f64>>();
+    let hits = sums(&|head| known.iter().map(|(hits, _)| hits[head]).sum());
+    let entropies = sums(&|head| known.iter().map(|(_, entropies)| entropies[head]).sum());
+    let best = |one: &OnOne| {
+        let is_known = one.hits.is_some();
+        if known.len() <= usize::from(is_known) {
+            return None;
+        }
+        let others = |sums: &[f64], own: Option<&Vec<f64>>, head: usize| {
+            sums[head] - own.map_or(0.0, |own| own[head])
+        };
+        let own_entropies = is_known.then_some(&one.entropies);
+        let rank = |&head: &usize| {
+            let hits = others(&hits, one.hits.as_ref(), head);
+            (hits, -others(&entropies, own_entropies, head))
+        };
+        (0..n_heads).max_by(|a, b| {
+            let ((a, low_a), (b, low_b)) = (rank(a), rank(b));
+            // Sums of halves and thirds of hits are the same only to rounding.
+            let ties = (a - b).abs() < 1e-9;
+            if ties {
+                low_a.total_cmp(&low_b)
+            } else {
+                a.total_cmp(&b)
+            }
+        })
+    };
+    all.iter().map(best).collect()
+}
+
+/// Its hits and entropies on one question.
+pub(super) fn on_one(
+    heads: &[HeadLooks],
+    gold: Option<usize>,
+    top1: impl Fn(&[f64], usize) -> f64,
+) -> OnOne {
+    OnOne {
+        hits: gold.map(|gold| heads.iter().map(|head| top1(&head.highest, gold)).collect()),
+        entropies: heads.iter().map(|head| head.entropy).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_chosen_by_the_other_questions() {
+        let one = |hits: [f64; 3], entropies: [f64; 3]| OnOne {
+            hits: Some(hits.to_vec()),
+            entropies: entropies.to_vec(),
+        };
+        // Head 2 is right on the first question alone, which has no say in its own choice.
+        let all = [
+            one([0.0, 0.0, 1.0], [3.0, 2.0, 5.0]),
+            one([1.0, 1.0, 0.0], [1.0, 0.5, 1.0]),
+            one([1.0, 1.0, 0.0], [3.0, 0.5, 1.0]),
+            OnOne {
+                hits: None,
+                entropies: vec![0.0; 3],
+            },
+        ];
+        assert_eq!(chosen(&all), [Some(1), Some(1), Some(1), Some(1)]);
+        assert_eq!(chosen(&all[..2]), [Some(1), Some(2)]);
+        assert_eq!(chosen(&all[..1]), [None]);
+        assert_eq!(chosen(&all[2..]), [None, Some(1)]);
+    }
+}
