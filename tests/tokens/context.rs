@@ -300,12 +300,12 @@ fn what_is_looked_at_is_what_patterns_and_states_say() {
                 let (mut sum, mut n, mut most) = (0.0, 0, 0.0f64);
                 for l in 0..spec.n_layers {
                     let pattern = cube(&cache, Hook::at(Kind::Pattern, l));
-                    for h in 0..spec.n_heads {
+                    for (h, pattern) in pattern.iter().enumerate() {
                         for (q, &k) in queries
                             .clone()
                             .flat_map(|q| keys.iter().map(move |k| (q, k)))
                         {
-                            let weight = f64::from(pattern[h][q][k]);
+                            let weight = f64::from(pattern[q][k]);
                             sum += weight;
                             n += 1;
                             if (l, h) == (layer, head) {
