@@ -1,14 +1,15 @@
 //! `candlewick context`: which sentences of a context an answer rests on.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use candlewick::Error;
 use candlewick::hooks::Node;
-use candlewick::methods::{ContextConfig, ContextMethod, KlOrder, Method};
+use candlewick::methods::{ContextConfig, ContextMethod, KlOrder, Method, Steer};
 use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer};
 use candlewick::task::questions::read_sentences;
 use candlewick::task::{Question, QuestionSet, Task};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::open::{dated, text_options};
 use super::session::{Ask, Asked, CommonArgs, Mode};
@@ -30,9 +31,10 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick context --method leave-one-out,sparse-fit --draws 8 --n-pairs 1
   candlewick context --method attn-attrib --head a3.h1
   candlewick context --lens --n-pairs 2
+  candlewick context --own-answers --max-answer 3 --steer hint
   candlewick context --kl-order released --n-pairs 2")]
 pub struct ContextArgs {
-    /// A file of questions (`.toml`, `.json` or `.csv` with `context`, `question`, `answer`, `gold`), or a set that ships: `embedded`
+    /// A file of questions (`.toml`, `.json` or `.csv` with `context`, `question`, `answer`, `gold`), or a set that ships: `embedded`, `invented`
     /// [default: `embedded`, for the embedded model].
     #[arg(long, value_name = "FILE", conflicts_with_all = ["question", "context_file"])]
     pub questions: Option<String>,
@@ -52,6 +54,9 @@ pub struct ContextArgs {
     /// empty line between, and outside of a chat with `Question:` and `Answer:`].
     #[arg(long, value_name = "TEXT")]
     pub layout: Option<String>,
+    /// Ask about the model's own answers where others are given.
+    #[arg(long)]
+    pub own_answers: bool,
     /// At most so many tokens of an answer of the model's own [default: 16].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_answer: Option<u32>,
@@ -79,17 +84,40 @@ pub struct ContextArgs {
     /// Also whose own output says other words without arc-jsd's best sentence, head by head and MLP by MLP (three more passes).
     #[arg(long)]
     pub lens: bool,
+    /// Also answer again, led to the first method's best sentence: by a `hint` (it stands once more behind the context), or by `scale` (--head
+    /// times --factor); and led as much to another sentence, or by another head. Right is an answer that has the expected one in it.
+    #[arg(long, value_name = "HOW", requires = "own_answers")]
+    pub steer: Option<SteerChoice>,
+    /// Of `--steer scale` [default: 2].
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        requires = "steer",
+        allow_hyphen_values = true
+    )]
+    pub factor: Option<f32>,
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SteerChoice {
+    Hint,
+    Scale,
 }
 
 impl ContextArgs {
     /// `all` are those that the questions allow: a head is found on questions whose right sentence is known.
     fn methods(&self, set: &QuestionSet) -> candlewick::Result<Vec<ContextMethod>> {
         if self.method == ["all"] {
-            let known = set.questions.iter().filter(|one| one.gold.is_some());
             let asked = self.common.task.n_pairs.map_or(usize::MAX, |n| n as usize);
-            let has_head = self.head.is_some() || known.count().min(asked) > 1;
+            let known = set
+                .questions
+                .iter()
+                .take(asked)
+                .filter(|one| one.gold.is_some());
+            let contexts: BTreeSet<_> = known.map(|one| &one.context).collect();
+            let has_head = self.head.is_some() || contexts.len() > 1;
             let mut all = ContextMethod::ALL.to_vec();
             all.retain(|&method| has_head || method != ContextMethod::AttnAttrib);
             return Ok(all);
@@ -120,6 +148,7 @@ impl ContextArgs {
         };
         Ok(QuestionSet {
             layout: self.layout.clone().or(set.layout),
+            own_answers: self.own_answers,
             max_answer: self.max_answer.map_or(set.max_answer, |n| n as usize),
             ..set
         })
@@ -148,6 +177,9 @@ impl Ask for ContextArgs {
                 "head",
                 "layer",
                 "lens",
+                "own_answers",
+                "steer",
+                "factor",
             ],
         )
         .idle(&[
@@ -190,6 +222,16 @@ impl Ask for ContextArgs {
             )
             .into());
         }
+        let steer = match (self.steer, self.factor) {
+            (Some(SteerChoice::Scale), factor) => Some(Steer::Scale(factor.unwrap_or(2.0))),
+            (Some(SteerChoice::Hint), None) => Some(Steer::Hint),
+            (_, Some(_)) => {
+                return Err(
+                    Error::invalid("`--factor` is that of `--steer scale`; leave it out").into(),
+                );
+            }
+            (None, None) => None,
+        };
         let config = ContextConfig::new(set, methods);
         Ok(Box::new(ContextConfig {
             kl_order: self.kl_order.unwrap_or_default(),
@@ -197,6 +239,7 @@ impl Ask for ContextArgs {
             head,
             layer: self.layer,
             lens: self.lens,
+            steer,
             seed: Some(on.task.seed),
             ..config
         }))

@@ -402,7 +402,7 @@ mod tests {
             ("flow --method globenc", "method threshold at against"),
             (
                 "context",
-                "questions question context_file lines answer layout max_answer method kl_order draws head layer lens",
+                "questions question context_file lines answer layout max_answer method kl_order draws head layer lens own_answers steer factor",
             ),
         ];
         for (arguments, acts) in modes {

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 64] = [
+const FLAGS: [(&str, &str); 65] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -45,6 +45,7 @@ const FLAGS: [(&str, &str); 64] = [
     ("PruneConfig::steps", "--steps"),
     ("GenerateRequest::max_tokens", "--max-tokens"),
     ("QuestionSet::max_answer", "--max-answer"),
+    ("QuestionSet::own_answers", "--own-answers"),
     ("Running::memory", "--memory"),
     ("RouteConfig::neurons", "--neurons"),
     ("RouteConfig::profile", "--profile"),

@@ -48,7 +48,7 @@ pub use circuits::{
     circuit_values_plain, find_circuit,
 };
 pub use composition::{CompositionConfig, composition_scores};
-pub use context::{ContextConfig, ContextMethod, KlOrder};
+pub use context::{ContextConfig, ContextMethod, KlOrder, Steer};
 pub use dictionary_eval::DictionaryEvalConfig;
 pub use exact_edges::{
     EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,

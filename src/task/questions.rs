@@ -39,7 +39,7 @@ impl QuestionSet {
                     continue;
                 }
             };
-            let answer = match &question.answer {
+            let answer = match question.answer.as_ref().filter(|_| !self.own_answers) {
                 None => Ok(Vec::new()),
                 Some(answer) => prompt.answer(answer, tokenizer, options.chat, bos)?,
             };
@@ -69,9 +69,10 @@ impl QuestionSet {
             );
         }
         // The metric is one that the answers have: of several tokens, or none at all.
-        let metric = match self.questions.iter().all(|one| one.answer.is_some()) {
-            true => Metric::LogProb,
-            false => Metric::Js,
+        let metric = match self.own_answers || self.questions.iter().all(|one| one.answer.is_none())
+        {
+            true => Metric::Js,
+            false => Metric::LogProb,
         };
         let name = self.name.clone();
         Ok(Task {

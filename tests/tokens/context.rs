@@ -1,12 +1,14 @@
 //! Scores of sentences against runs written out, on models of every kind; questions that are none.
 
 use candlewick::Error;
-use candlewick::hooks::{Hook, Kind};
-use candlewick::methods::context::{ContextConfig, ContextMethod, KlOrder};
+use candlewick::hooks::{Edit, Hook, Kind};
+use candlewick::methods::context::{ContextConfig, ContextMethod, KlOrder, Steer};
 use candlewick::methods::{Running, Subject, Watch, check, measurements};
 use candlewick::model::Model;
 use candlewick::nn::{embed, norm};
-use candlewick::run::{Cache, Logits, Request, run, run_with_cache};
+use candlewick::run::{
+    Cache, GenerateRequest, Logits, Quiet, Request, generate, run, run_with_cache,
+};
 use candlewick::scores::Measured;
 use candlewick::task::questions::sentences;
 use candlewick::task::{ExpandOptions, Question, QuestionSet, Task};
@@ -598,6 +600,11 @@ fn questions_that_are_none_are_refused_in_one_line() {
     unknown.questions.iter_mut().for_each(|one| one.gold = None);
     let search = ContextConfig::new(unknown, [ContextMethod::AttnAttrib]);
     refuse(model, &search, "there are none");
+    let steered = ContextConfig {
+        steer: Some(Steer::Hint),
+        ..of(&[ContextMethod::ArcJsd])
+    };
+    refuse(model, &steered, "the model's own");
     let mut other = set.clone();
     other.questions.reverse();
     refuse(model, &config(&other), "is not question 0");
@@ -651,4 +658,75 @@ fn files_of_questions_say_the_same_in_every_format() {
         sentences("One is here. Two\nis there!\n\nThree"),
         ["One is here.", "Two is there!", "Three"]
     );
+}
+
+#[test]
+fn a_steered_answer_is_what_the_model_says_behind_the_hint_or_with_the_head_scaled() {
+    let mut set = set();
+    set.own_answers = true;
+    set.max_answer = 3;
+    let (mut changed, mut wrong) = (0, 0);
+    for model in decoders() {
+        let said = |text: &str, edits: &[Edit]| {
+            let prompt = tokenizer().encode(text, true).unwrap().ids;
+            let request = GenerateRequest {
+                max_tokens: 3,
+                edits,
+                ..GenerateRequest::default()
+            };
+            let made = generate(&model, &[prompt], &request, &Quiet).unwrap();
+            tokenizer().decode(&made.tokens[0]).unwrap()
+        };
+        // Of two sentences the other one is known; what is expected is the beginning of what the model says by itself.
+        let question = &set.questions[1];
+        let [a, b] = [&question.context[0], &question.context[1]];
+        let plain = format!("{a} {b} {}", question.question);
+        let own = said(&plain, &[]);
+        let first = own.split(' ').next().unwrap().to_lowercase();
+        let mut set = set.clone();
+        set.questions[1].answer = Some(first.to_uppercase());
+        set.questions[0].answer = Some("?".into());
+        for (steer, head) in [(Steer::Hint, None), (Steer::Scale(-3.0), Some((1, 0)))] {
+            let config = ContextConfig {
+                steer: Some(steer),
+                head,
+                ..ContextConfig::new(
+                    set.clone(),
+                    [ContextMethod::LeaveOneOut, ContextMethod::AttnAttrib],
+                )
+            };
+            let measured = measure(&model, &config);
+            let drop = scores(&measured, 1, "leave-one-out", None);
+            let best = usize::from(drop[1] > drop[0]);
+            let found = |component: &str, measure| scores(&measured, 1, component, Some(measure));
+            assert_eq!(found("its own", "answer_right"), [1.0], "{own}");
+            let hint = |at: usize| {
+                said(
+                    &format!("{a} {b} {} {}", [a, b][at], question.question),
+                    &[],
+                )
+            };
+            let (led, elsewhere) = match steer {
+                Steer::Hint => (Some(hint(best)), Some(hint(1 - best))),
+                Steer::Scale(_) => {
+                    let edit: Edit = "z1[head=0]*=-3".parse().unwrap();
+                    (Some(said(&plain, &[edit])), None)
+                }
+            };
+            for (component, answer) in [("led", led), ("led elsewhere", elsewhere)] {
+                let Some(answer) = answer else { continue };
+                let share = |it: bool| f64::from(u8::from(it));
+                let is_right = answer.to_lowercase().contains(&first);
+                assert_eq!(
+                    found(component, "answer_right"),
+                    [share(is_right)],
+                    "{answer}"
+                );
+                assert_eq!(found(component, "answer_changed"), [share(answer != own)]);
+                changed += usize::from(answer != own);
+                wrong += usize::from(!is_right);
+            }
+        }
+    }
+    assert!(changed > 0 && wrong > 0);
 }

@@ -127,6 +127,16 @@ impl FromStr for KlOrder {
     }
 }
 
+/// How the model is led to the sentence that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Steer {
+    /// The sentence stands once more behind the context.
+    Hint,
+    /// The head of `attn-attrib` is multiplied by this at every position.
+    Scale(f32),
+}
+
 /// Which sentences of the contexts of questions an answer rests on.
 ///
 /// The task is [`QuestionSet::task`] of the same questions. Rows: each method (`component`) and sentence (`role`), over the questions that
@@ -146,6 +156,9 @@ pub struct ContextConfig {
     pub layer: Option<usize>,
     /// Also what each head's and each MLP's own output says with and without the best sentence of `arc-jsd`.
     pub lens: bool,
+    /// Also answers again, led to the first method's best sentence, and led as much to something else. The answers asked about are the
+    /// model's own.
+    pub steer: Option<Steer>,
     /// Of the bootstrap and of draws [default: the task's].
     pub seed: Option<u64>,
 }
@@ -163,6 +176,7 @@ impl ContextConfig {
             head: None,
             layer: None,
             lens: false,
+            steer: None,
             seed: None,
         }
     }
@@ -195,7 +209,7 @@ impl ContextConfig {
         self.layer.unwrap_or(spec.n_layers / 2)
     }
 
-    /// What cannot be run as asked; `known` questions have a sentence that is known to be right.
+    /// What cannot be run as asked; of `known` contexts a sentence is known to be the right one.
     pub(super) fn check_settings(&self, spec: &ModelSpec, known: usize) -> Result<()> {
         let once: BTreeSet<ContextMethod> = self.methods.iter().copied().collect();
         let idle = |field: &str, method: &str| {
@@ -225,6 +239,38 @@ impl ContextConfig {
         if self.layer.is_some() && !self.asks(ContextMethod::Cosine) {
             return idle("`ContextConfig::layer`", "cosine");
         }
+        if self.steer.is_some() {
+            let has_all = self
+                .questions
+                .questions
+                .iter()
+                .all(|one| one.answer.is_some());
+            if !self.questions.own_answers || !has_all {
+                return Err(Error::invalid(
+                    "an answer that is steered is the model's own (`QuestionSet::own_answers`), and every question says which one is expected (`answer`)",
+                ));
+            }
+        }
+        if matches!(self.steer, Some(Steer::Scale(_))) && (self.head.is_none() || spec.n_heads < 2)
+        {
+            return Err(Error::invalid(
+                "a head is scaled that was named (`ContextConfig::head`), beside another one of its layer",
+            ));
+        }
+        if let Some(Steer::Scale(factor)) = self.steer
+            && !factor.is_finite()
+        {
+            return Err(Error::invalid("a head is scaled by a finite number"));
+        }
+        if self.steer == Some(Steer::Hint)
+            && self.methods.first() == Some(&ContextMethod::AttnAttrib)
+            && self.searches()
+        {
+            return Err(Error::invalid(
+                "the head of `attn-attrib` is known when all questions are measured, which is too late for a hint; name it (`ContextConfig::head`), or put \
+                 another method first (`ContextConfig::methods`)",
+            ));
+        }
         if !(4..=MOST_DRAWS).contains(&self.draws) {
             return Err(Error::invalid(format!(
                 "a sparse fit is made of 4 to {MOST_DRAWS} draws, not {} (`ContextConfig::draws`)",
@@ -237,7 +283,7 @@ impl ContextConfig {
         check_range("head", &[head], spec.n_heads, "attention")?;
         if self.searches() && known < 2 {
             return Err(Error::invalid(format!(
-                "`attn-attrib` finds its head on other questions whose right sentence is known (`gold`), and there {}; name a head \
+                "`attn-attrib` finds its head on questions about other contexts, whose right sentence is known (`gold`), and there {}; name a head \
                  (`ContextConfig::head`)",
                 match known {
                     0 => "are none",

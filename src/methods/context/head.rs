@@ -10,30 +10,21 @@ pub(super) struct OnOne {
     pub entropies: Vec<f64>,
 }
 
-/// For each question the head that does best on all others whose sentence is known: the highest share of hits, and of heads that share it
-/// the one with the lowest mean entropy over the context. `None` where there are no others.
-pub(super) fn chosen(all: &[OnOne]) -> Vec<Option<usize>> {
-    let n_heads = all.first().map_or(0, |one| one.entropies.len());
-    let known: Vec<(&Vec<f64>, &Vec<f64>)> = (all.iter())
-        .filter_map(|one| Some((one.hits.as_ref()?, &one.entropies)))
-        .collect();
-    let sums = |of: &dyn Fn(usize) -> f64| (0..n_heads).map(of).collect::<Vec<f64>>();
-    let hits = sums(&|head| known.iter().map(|(hits, _)| hits[head]).sum());
-    let entropies = sums(&|head| known.iter().map(|(_, entropies)| entropies[head]).sum());
-    let best = |one: &OnOne| {
-        let is_known = one.hits.is_some();
-        if known.len() <= usize::from(is_known) {
-            return None;
-        }
-        let others = |sums: &[f64], own: Option<&Vec<f64>>, head: usize| {
-            sums[head] - own.map_or(0.0, |own| own[head])
+/// For each question the head that does best on those that are `other` to it and whose sentence is known: the highest share of hits, and of
+/// heads that share it the one with the lowest mean entropy over the context. `None` where there are no others.
+pub(super) fn chosen(all: &[OnOne], other: impl Fn(usize, usize) -> bool) -> Vec<Option<usize>> {
+    let best = |one: usize| {
+        let others = (0..all.len()).filter(|&at| at != one && other(one, at));
+        let known: Vec<(&Vec<f64>, &Vec<f64>)> = others
+            .filter_map(|at| Some((all[at].hits.as_ref()?, &all[at].entropies)))
+            .collect();
+        let n_heads = known.first()?.1.len();
+        let rank = |head: usize| {
+            let hits: f64 = known.iter().map(|(hits, _)| hits[head]).sum();
+            let entropy: f64 = known.iter().map(|(_, entropies)| entropies[head]).sum();
+            (hits, -entropy)
         };
-        let own_entropies = is_known.then_some(&one.entropies);
-        let rank = |&head: &usize| {
-            let hits = others(&hits, one.hits.as_ref(), head);
-            (hits, -others(&entropies, own_entropies, head))
-        };
-        (0..n_heads).max_by(|a, b| {
+        (0..n_heads).max_by(|&a, &b| {
             let ((a, low_a), (b, low_b)) = (rank(a), rank(b));
             // Sums of halves and thirds of hits are the same only to rounding.
             let ties = (a - b).abs() < 1e-9;
@@ -44,7 +35,7 @@ pub(super) fn chosen(all: &[OnOne]) -> Vec<Option<usize>> {
             }
         })
     };
-    all.iter().map(best).collect()
+    (0..all.len()).map(best).collect()
 }
 
 /// Its hits and entropies on one question.
@@ -79,9 +70,13 @@ mod tests {
                 entropies: vec![0.0; 3],
             },
         ];
-        assert_eq!(chosen(&all), [Some(1), Some(1), Some(1), Some(1)]);
-        assert_eq!(chosen(&all[..2]), [Some(1), Some(2)]);
-        assert_eq!(chosen(&all[..1]), [None]);
-        assert_eq!(chosen(&all[2..]), [None, Some(1)]);
+        let any = |_, _| true;
+        assert_eq!(chosen(&all, any), [Some(1), Some(1), Some(1), Some(1)]);
+        assert_eq!(chosen(&all[..2], any), [Some(1), Some(2)]);
+        assert_eq!(chosen(&all[..1], any), [None]);
+        // The first two share a context.
+        let found = chosen(&all[..3], |a, b| (a < 2) != (b < 2));
+        assert_eq!(found, [Some(1), Some(1), Some(1)]);
+        assert_eq!(chosen(&all[2..], any), [None, Some(1)]);
     }
 }

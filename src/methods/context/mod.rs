@@ -26,6 +26,8 @@ mod looks;
 mod rows;
 mod runs;
 mod sparse;
+mod steer;
+mod views;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -33,7 +35,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-pub use config::{ContextConfig, ContextMethod, KlOrder};
+pub use config::{ContextConfig, ContextMethod, KlOrder, Steer};
 
 use super::captured::judged as judgements;
 use super::method::{
@@ -43,19 +45,16 @@ use super::tokens::InCells;
 use crate::error::{Error, Result};
 use crate::model::ModelSpec;
 use crate::run::Progress;
-use crate::scores::{Bars, Cell, Direction, ExampleScores, Lists, Measured, ScoresMeta, View};
+use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta, View};
 use crate::task::{Pair, Task};
 use head::OnOne;
 use judged::{reciprocal_rank, top1};
-use rows::{ANSWER_LOG_PROB, Found, HEAD_TOP1, HELD_OUT, LENS, LENS_CONTROL, Rows, TOP1};
+use rows::{ANSWER_LOG_PROB, Found, HELD_OUT, Rows};
 use runs::{Answered, Asked, divergence, without};
 
 /// The name of a fact: a token of an answer that the model gave itself.
 const TOKEN: &str = "token:";
 const FORWARDS: &str = "forwards";
-/// How many heads and MLPs are listed.
-const LISTED: usize = 8;
-
 impl Method for ContextConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         let first = self
@@ -71,7 +70,8 @@ impl Method for ContextConfig {
     fn settings(&self) -> Value {
         let questions = &self.questions;
         json!({
-            "methods": self.methods, "kl_order": self.kl_order, "draws": self.draws, "head": self.head, "layer": self.layer, "lens": self.lens, "layout": questions.layout, "max_answer": questions.max_answer,
+            "methods": self.methods, "kl_order": self.kl_order, "draws": self.draws, "head": self.head, "layer": self.layer, "lens": self.lens, "steer": self.steer, "own_answers": questions.own_answers,
+            "expected": self.steer.map(|_| questions.questions.iter().map(|one| one.answer.clone()).collect::<Vec<_>>()), "layout": questions.layout, "max_answer": questions.max_answer,
             "gold": questions.questions.iter().map(|one| one.gold).collect::<Vec<_>>(),
         })
     }
@@ -85,7 +85,7 @@ impl Method for ContextConfig {
     }
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        self.check_settings(spec, rows::n_gold(&self.questions, task))?;
+        self.check_settings(spec, rows::known_contexts(&self.questions, task))?;
         self.questions.check()?;
         for pair in task.pairs() {
             let n = (self.questions.questions.get(pair.index)).map_or(0, |one| one.context.len());
@@ -115,54 +115,7 @@ impl Method for ContextConfig {
     }
 
     fn views(&self, task: &Task) -> Vec<View> {
-        let mut views = Vec::new();
-        for method in &self.methods {
-            let measure = method.measure(self.kl_order);
-            views.push(View::Bars(Bars {
-                heading: format!("{method}: {measure}, {}", method.unit()),
-                component: Some(method.name().into()),
-                measure: measure.into(),
-                item: "{role}".into(),
-                text: "{src}".into(),
-            }));
-        }
-        if rows::n_gold(&self.questions, task) > 0 {
-            views.push(View::Bars(Bars {
-                heading: "top-1: how often the best sentence is the right one".into(),
-                measure: TOP1.into(),
-                item: "{component}".into(),
-                ..Bars::default()
-            }));
-            if self.asks(ContextMethod::AttnAttrib) {
-                views.push(View::Lists(Lists {
-                    heading: Some(
-                        "heads whose highest look is at the right sentence most often".into(),
-                    ),
-                    measures: vec![HEAD_TOP1.into()],
-                    title: "top-1".into(),
-                    item: "{head}".into(),
-                    highest: Some(LISTED),
-                    ..Lists::default()
-                }));
-            }
-        }
-        if self.lens {
-            let listed = |component: &str, heading: Option<String>| {
-                View::Lists(Lists {
-                    heading,
-                    component: Some(component.into()),
-                    measures: vec![LENS.into(), LENS_CONTROL.into()],
-                    title: "{measure}".into(),
-                    item: "{head}".into(),
-                    highest: Some(LISTED),
-                    ..Lists::default()
-                })
-            };
-            let heading = "whose own output says other words without the best sentence, in nats, and without another one: heads, then MLPs";
-            views.push(listed("attn.hook_z", Some(heading.into())));
-            views.push(listed("hook_mlp_out", None));
-        }
-        views
+        views::views(self, task)
     }
 }
 
@@ -188,6 +141,14 @@ impl<'a> Asking<'a> {
         self.config.questions.questions.get(example)?.gold
     }
 
+    /// Random numbers of a question.
+    fn rng(&self, example: usize) -> ChaCha8Rng {
+        let seed = self.config.seed.unwrap_or(self.on.task.seed);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(1 + example as u64);
+        rng
+    }
+
     /// Choices of sentences that are run for a fit: those that nobody else runs.
     fn masks(&self, example: usize, n: usize) -> (Vec<Vec<bool>>, usize) {
         let seed = self.config.seed.unwrap_or(self.on.task.seed);
@@ -210,7 +171,9 @@ impl<'a> Asking<'a> {
         };
         let looks = usize::from(config.looks());
         let lens = if config.lens { 3 } else { 0 };
-        1 + left_out + fitted + looks + lens
+        // A token that the model writes is a step of one row; the prompt is walked once for all of them.
+        let steered = if config.steer.is_some() { 2 } else { 0 };
+        1 + left_out + fitted + looks + lens + steered
     }
 
     /// All that is found of a question.
@@ -266,10 +229,7 @@ impl<'a> Asking<'a> {
             let best = (0..n)
                 .max_by(|&a, &b| jsd[a].total_cmp(&jsd[b]))
                 .unwrap_or(0);
-            let seed = config.seed.unwrap_or(self.on.task.seed);
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(1 + example as u64);
-            let control = (best + rng.random_range(1..n)) % n;
+            let control = (best + self.rng(example).random_range(1..n)) % n;
             lens = Some(lens::lens(asked, best, control)?);
             step(3)?;
         }
@@ -290,8 +250,20 @@ impl<'a> Asking<'a> {
             };
             Some((*method, scores?))
         };
+        let scores: Vec<(ContextMethod, Vec<f64>)> =
+            config.methods.iter().filter_map(scores).collect();
+        let mut steered = None;
+        if let (Some(how), Some((_, first))) = (config.steer, scores.first()) {
+            let best = (0..n)
+                .max_by(|&a, &b| first[a].total_cmp(&first[b]))
+                .unwrap_or(0);
+            let mut rng = self.rng(example);
+            steered = Some(steer::steer(asked, how, config.head, best, &mut rng)?);
+            step(2)?;
+        }
         let found = Found {
-            scores: config.methods.iter().filter_map(scores).collect(),
+            scores,
+            steered,
             log_prob,
             tokens: asked.answer.len(),
             held_out,
@@ -323,7 +295,11 @@ impl<'a> Asking<'a> {
             }
         };
         let all: Vec<OnOne> = measured.examples.iter().map(on_one).collect();
-        let chosen = head::chosen(&all);
+        // Questions about one context are not others to each other.
+        let questions = &self.config.questions.questions;
+        let context = |one: &ExampleScores| questions.get(one.example).map(|it| &it.context);
+        let contexts: Vec<_> = measured.examples.iter().map(context).collect();
+        let chosen = head::chosen(&all, |a, b| contexts[a] != contexts[b]);
         let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
         chosen
             .iter()

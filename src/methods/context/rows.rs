@@ -1,10 +1,13 @@
 //! The rows of a table of sentences: blocks of cells, and the values of one question in the same order.
 
+use std::collections::BTreeSet;
+
 use super::config::{ContextConfig, ContextMethod};
 use super::head::OnOne;
 use super::judged::{reciprocal_rank, reciprocal_rank_by_chance, top1};
 use super::lens::Lens;
 use super::looks::Looks;
+use super::steer::{Outcome, Steered};
 use crate::scores::Cell;
 use crate::spec::{Mlp, ModelSpec};
 use crate::task::{Pair, QuestionSet, Task};
@@ -13,6 +16,9 @@ use crate::task::{Pair, QuestionSet, Task};
 pub(super) const TOP1: &str = "top1";
 pub(super) const RECIPROCAL_RANK: &str = "reciprocal_rank";
 pub(super) const ANSWER_LOG_PROB: &str = "answer_log_prob";
+/// Whether the expected answer is in what the model says.
+pub(super) const ANSWER_RIGHT: &str = "answer_right";
+const ANSWER_CHANGED: &str = "answer_changed";
 pub(super) const HELD_OUT: &str = "held_out_correlation";
 pub(super) const HEAD_TOP1: &str = "head_top1";
 const HEAD_ENTROPY: &str = "head_entropy";
@@ -31,6 +37,7 @@ pub(super) struct Found {
     pub held_out: Option<f64>,
     pub looks: Option<Looks>,
     pub lens: Option<Lens>,
+    pub steered: Option<Steered>,
     pub gold: Option<usize>,
     pub sentences: usize,
 }
@@ -50,6 +57,7 @@ enum Block {
     AnyHead,
     Heads,
     Lens,
+    Steered,
 }
 
 /// The blocks of a table.
@@ -66,7 +74,7 @@ impl Rows {
     pub fn new(config: &ContextConfig, spec: &ModelSpec, task: &Task) -> Self {
         let questions = &config.questions.questions;
         let pairs = task.pairs();
-        let has_gold = n_gold(&config.questions, task) > 0;
+        let has_gold = known_contexts(&config.questions, task) > 0;
         let searches = config.searches();
         let measured = |method: &ContextMethod| !(searches && *method == ContextMethod::AttnAttrib);
         let methods: Vec<ContextMethod> = config.methods.iter().copied().filter(measured).collect();
@@ -93,6 +101,9 @@ impl Rows {
         }
         if config.lens {
             blocks.push(Block::Lens);
+        }
+        if config.steer.is_some() {
+            blocks.push(Block::Steered);
         }
         let of = |pair: &Pair| questions[pair.index].context.len();
         let mut rows = Rows {
@@ -191,6 +202,13 @@ impl Rows {
                 };
                 spec.heads().flat_map(of_head).collect()
             }
+            Block::Steered => {
+                let mut cells = vec![whole("its own", ANSWER_RIGHT)];
+                for led in ["led", "led elsewhere"] {
+                    cells.extend([ANSWER_RIGHT, ANSWER_CHANGED].map(|it| whole(led, it)));
+                }
+                cells
+            }
             Block::Lens => {
                 let parts = parts(spec);
                 let both = |part: Cell| {
@@ -256,6 +274,20 @@ impl Rows {
                 };
                 heads.iter().enumerate().flat_map(of_head).collect()
             }
+            Block::Steered => {
+                let share = |it: bool| Some(f64::from(u8::from(it)));
+                let steered = found.steered.iter();
+                let of = |it: Outcome| [share(it.is_right), share(it.is_new)];
+                let of = |it: &Steered| {
+                    [
+                        vec![share(it.before)],
+                        of(it.led).to_vec(),
+                        of(it.control).to_vec(),
+                    ]
+                    .concat()
+                };
+                steered.flat_map(of).collect()
+            }
             Block::Lens => {
                 let lens = found.lens.as_ref();
                 let pairs = lens
@@ -285,11 +317,10 @@ fn parts(spec: &ModelSpec) -> Vec<Cell> {
     parts
 }
 
-/// Questions of a task whose right sentence is known.
-pub(super) fn n_gold(questions: &QuestionSet, task: &Task) -> usize {
-    let gold = |pair: &&Pair| {
-        let question = questions.questions.get(pair.index);
-        question.is_some_and(|one| one.gold.is_some())
-    };
-    task.pairs().iter().filter(gold).count()
+/// Different contexts of a task's questions whose right sentence is known.
+pub(super) fn known_contexts(questions: &QuestionSet, task: &Task) -> usize {
+    let question = |pair: &Pair| questions.questions.get(pair.index);
+    let known = task.pairs().iter().filter_map(question);
+    let known = known.filter(|one| one.gold.is_some());
+    known.map(|one| &one.context).collect::<BTreeSet<_>>().len()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::config::KlOrder;
 use crate::error::{Error, Result};
+use crate::hooks::Edit;
 use crate::metric::{Metric, Target, log_softmax};
 use crate::model::Model;
 use crate::run::{GenerateRequest, Quiet, Sampling, check_room, generate, run_to_answers};
@@ -40,7 +41,7 @@ impl<'a> Asked<'a> {
         let given = &pair.target;
         let mut answer: Vec<u32> = given.answers.iter().chain(&given.then).copied().collect();
         if answer.is_empty() {
-            answer = own_answer(model, task, &pair.clean, questions.max_answer)?;
+            answer = own_answer(model, task, &pair.clean, questions.max_answer, &[])?;
         }
         if answer.is_empty() {
             return Err(Error::invalid(format!(
@@ -80,18 +81,26 @@ impl<'a> Asked<'a> {
     /// # Errors
     /// Those of the tokenizer; [`Error::Invalid`] if what is left is no prompt.
     pub fn prompt(&self, there: &[bool]) -> Result<Vec<u32>> {
+        let order: Vec<usize> = (0..there.len()).filter(|&at| there[at]).collect();
+        let mut prompt = self.prompt_of(&order)?;
+        prompt.extend(&self.answer[..self.answer.len() - 1]);
+        Ok(prompt)
+    }
+
+    /// The prompt alone, with sentences in an order.
+    /// # Errors
+    /// Those of [`Asked::prompt`].
+    pub fn prompt_of(&self, order: &[usize]) -> Result<Vec<u32>> {
         let (task, index) = (self.task, self.pair.index);
-        let prompt =
-            (self.questions).prompt(index, there, task.tokenizer(), task.chat, task.bos)?;
-        let mut prompt = prompt.map_err(|reason| {
-            let left = (0..there.len()).filter(|&at| there[at]);
-            let left: Vec<String> = left.map(|at| at.to_string()).collect();
+        let tokenizer = task.tokenizer();
+        let prompt = (self.questions).prompt_of(index, order, tokenizer, task.chat, task.bos)?;
+        let prompt = prompt.map_err(|reason| {
+            let order: Vec<String> = order.iter().map(|at| at.to_string()).collect();
             Error::invalid(format!(
-                "question {index} with the sentences {} alone is no prompt: {reason}",
-                left.join(", ")
+                "question {index} with the sentences {} is no prompt: {reason}",
+                order.join(", ")
             ))
         })?;
-        prompt.ids.extend(&self.answer[..self.answer.len() - 1]);
         Ok(prompt.ids)
     }
 
@@ -161,7 +170,16 @@ fn released(p: &[f64], q: &[f64]) -> f64 {
     each.sum::<f64>().max(0.0)
 }
 
-fn own_answer(model: &Model, task: &Task, prompt: &[u32], most: usize) -> Result<Vec<u32>> {
+/// What the model says itself, with edits in force: greedily, up to its end token, and outside of a chat up to a line break.
+/// # Errors
+/// Those of [`generate`].
+pub(super) fn own_answer(
+    model: &Model,
+    task: &Task,
+    prompt: &[u32],
+    most: usize,
+    edits: &[Edit],
+) -> Result<Vec<u32>> {
     check_room(&model.spec, prompt.len(), most)?;
     let tokenizer = task.tokenizer();
     let stop: Vec<u32> = tokenizer.eos().into_iter().collect();
@@ -169,6 +187,7 @@ fn own_answer(model: &Model, task: &Task, prompt: &[u32], most: usize) -> Result
         max_tokens: most,
         sampling: Sampling::Greedy,
         stop: &stop,
+        edits,
         ..GenerateRequest::default()
     };
     let mut made = generate(model, &[prompt.to_vec()], &request, &Quiet)?.tokens;

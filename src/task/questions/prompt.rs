@@ -35,7 +35,22 @@ impl QuestionSet {
         chat: bool,
         bos: bool,
     ) -> Result<Result<AskedPrompt, String>> {
-        let (mut text, mut spans) = self.laid_out(question, there, chat);
+        let order: Vec<usize> = (0..there.len()).filter(|&at| there[at]).collect();
+        self.prompt_of(question, &order, tokenizer, chat, bos)
+    }
+
+    /// The same with sentences in an order of one's own, which may say one twice; its positions are then those of the first time.
+    /// # Errors
+    /// As [`QuestionSet::prompt`].
+    pub fn prompt_of(
+        &self,
+        question: usize,
+        order: &[usize],
+        tokenizer: &Tokenizer,
+        chat: bool,
+        bos: bool,
+    ) -> Result<Result<AskedPrompt, String>> {
+        let (mut text, mut spans) = self.laid_out(question, order, chat);
         if chat {
             let message = text.trim();
             let cut = text.len() - text.trim_start().len();
@@ -87,7 +102,7 @@ impl QuestionSet {
     fn laid_out(
         &self,
         question: usize,
-        there: &[bool],
+        order: &[usize],
         chat: bool,
     ) -> (String, Vec<Option<Range<usize>>>) {
         let asked = &self.questions[question];
@@ -97,17 +112,14 @@ impl QuestionSet {
             None => PLAIN,
         };
         let mut context = String::new();
-        let mut spans = vec![None; asked.context.len()];
-        for (at, sentence) in asked.context.iter().enumerate() {
-            if !there[at] {
-                continue;
-            }
+        let mut spans: Vec<Option<Range<usize>>> = vec![None; asked.context.len()];
+        for &at in order {
             if !context.is_empty() {
                 context.push(' ');
             }
             let start = context.len();
-            context.push_str(sentence.trim());
-            spans[at] = Some(start..context.len());
+            context.push_str(asked.context[at].trim());
+            spans[at].get_or_insert(start..context.len());
         }
         // What stands in the place of one slot is no slot, whatever it says.
         let slot = |slot: &str| layout.find(slot).unwrap_or(layout.len());

@@ -14,10 +14,16 @@ use crate::text::{nearest, one_line};
 const FILE_LIMIT: u64 = 16 << 20;
 
 /// The sets that are part of the library.
-const SHIPPED: [(&str, &str); 1] = [(
-    "embedded",
-    include_str!("../../../models/embedded/questions.toml"),
-)];
+const SHIPPED: [(&str, &str); 2] = [
+    (
+        "embedded",
+        include_str!("../../../models/embedded/questions.toml"),
+    ),
+    (
+        "invented",
+        include_str!("../../../examples/data/questions.toml"),
+    ),
+];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,6 +121,7 @@ impl QuestionSet {
             },
             questions: written.questions.into_iter().map(question).collect(),
             layout: written.layout,
+            own_answers: false,
             max_answer: MAX_ANSWER,
             source: text.to_string(),
         };

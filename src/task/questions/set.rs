@@ -28,6 +28,8 @@ pub struct QuestionSet {
     /// A text with `{context}` and `{question}` in it. `None`: the context, an empty line and the question in a chat, else
     /// with `Question:` and `Answer:`.
     pub layout: Option<String>,
+    /// The model's own answers are asked about, also where others are given; these then are what is expected.
+    pub own_answers: bool,
     /// An answer that the model gives itself has at most so many tokens.
     pub max_answer: usize,
     /// The file as it was read, for the provenance.
@@ -41,6 +43,7 @@ impl QuestionSet {
             name: name.into(),
             questions: questions.into(),
             layout: None,
+            own_answers: false,
             max_answer: MAX_ANSWER,
             source: String::new(),
         }

@@ -1,0 +1,68 @@
+//! What is printed of a table of sentences: bars for each method, what finds the right sentence, heads.
+
+use super::config::{ContextConfig, ContextMethod};
+use super::rows::{ANSWER_RIGHT, HEAD_TOP1, LENS, LENS_CONTROL, TOP1, known_contexts};
+use crate::scores::{Bars, Lists, View};
+use crate::task::Task;
+
+/// How many heads and MLPs are listed.
+const LISTED: usize = 8;
+
+pub(super) fn views(config: &ContextConfig, task: &Task) -> Vec<View> {
+    let mut views = Vec::new();
+    for method in &config.methods {
+        let measure = method.measure(config.kl_order);
+        views.push(View::Bars(Bars {
+            heading: format!("{method}: {measure}, {}", method.unit()),
+            component: Some(method.name().into()),
+            measure: measure.into(),
+            item: "{role}".into(),
+            text: "{src}".into(),
+        }));
+    }
+    if known_contexts(&config.questions, task) > 0 {
+        views.push(View::Bars(Bars {
+            heading: "top-1: how often the best sentence is the right one".into(),
+            measure: TOP1.into(),
+            item: "{component}".into(),
+            ..Bars::default()
+        }));
+        if config.asks(ContextMethod::AttnAttrib) {
+            views.push(View::Lists(Lists {
+                heading: Some(
+                    "heads whose highest look is at the right sentence most often".into(),
+                ),
+                measures: vec![HEAD_TOP1.into()],
+                title: "top-1".into(),
+                item: "{head}".into(),
+                highest: Some(LISTED),
+                ..Lists::default()
+            }));
+        }
+    }
+    if config.steer.is_some() {
+        views.push(View::Bars(Bars {
+            heading: "answers that are right: the model's own, and led by what was found, and by something else".into(),
+            measure: ANSWER_RIGHT.into(),
+            item: "{component}".into(),
+            ..Bars::default()
+        }));
+    }
+    if config.lens {
+        let listed = |component: &str, heading: Option<String>| {
+            View::Lists(Lists {
+                heading,
+                component: Some(component.into()),
+                measures: vec![LENS.into(), LENS_CONTROL.into()],
+                title: "{measure}".into(),
+                item: "{head}".into(),
+                highest: Some(LISTED),
+                ..Lists::default()
+            })
+        };
+        let heading = "whose own output says other words without the best sentence, in nats, and without another one: heads, then MLPs";
+        views.push(listed("attn.hook_z", Some(heading.into())));
+        views.push(listed("hook_mlp_out", None));
+    }
+    views
+}
