@@ -34,6 +34,7 @@ mod session;
 mod shell;
 mod show;
 mod submit;
+mod subspace;
 mod tokens;
 mod worded;
 
@@ -111,6 +112,7 @@ enum Command {
     Path(path::PathArgs),
     Circuit(circuit::CircuitArgs),
     Feature(feature::FeatureArgs),
+    Subspace(subspace::SubspaceArgs),
     Generate(generate::GenerateArgs),
     Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
@@ -259,6 +261,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
             let (ask, common) = args.asked();
             session::run(ask, common, ctx)
         }
+        Command::Subspace(args) => session::run(args, &args.common, ctx),
         Command::Generate(args) => generate::run(args, ctx),
         Command::Scale(args) => session::run(args, &args.common, ctx),
         Command::Tokens(args) => tokens::run(args, ctx),
@@ -290,6 +293,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Flow(args) => (args, &args.common),
         Command::Context(args) => (args.as_ref(), &args.common),
         Command::Feature(args) => args.asked(),
+        Command::Subspace(args) => (args, &args.common),
         Command::Circuit(args) => return args.asked(),
         _ => return None,
     })
@@ -398,6 +402,18 @@ mod tests {
                 "method threshold renormalise at contrast profile neurons texts",
             ),
             ("flow --method alti", "method threshold at"),
+            (
+                "subspace",
+                "hook layers position method train control split readers save_direction dims steps rate draws",
+            ),
+            (
+                "subspace --method boundless-das",
+                "hook layers position method train control split readers save_direction most_dims steps rate",
+            ),
+            (
+                "subspace --method full",
+                "hook layers position method train control split readers save_direction",
+            ),
             ("flow --method alti-logit", "method threshold"),
             ("flow --method globenc", "method threshold at against"),
             (

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 65] = [
+const FLAGS: [(&str, &str); 76] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -59,6 +59,13 @@ const FLAGS: [(&str, &str); 65] = [
     ("ScoreConfig::gold", "--gold"),
     ("ScoreConfig::methods", "--method"),
     ("ScoreConfig::scores", "--by"),
+    ("SubspaceConfig::dims", "--dims"),
+    ("SubspaceConfig::draws", "--draws"),
+    ("SubspaceConfig::kind", "--hook"),
+    ("SubspaceConfig::layers", "--layers"),
+    ("SubspaceConfig::methods", "--method"),
+    ("SubspaceConfig::roles", "--position"),
+    ("SubspaceConfig::train", "--train"),
     ("Summary::draws", "--draws"),
     ("Summary::stride", "--stride"),
     ("Summary::window", "--window"),
@@ -66,6 +73,10 @@ const FLAGS: [(&str, &str); 65] = [
     ("SvgOptions::reach", "--scale-to"),
     ("SvgOptions::scale", "--scale"),
     ("TokenConfig::tunnel", "--tunnel"),
+    ("SplitBy::Readers", "--readers"),
+    ("Training::most_dims", "--most-dims"),
+    ("Training::rate", "--rate"),
+    ("Training::steps", "--steps"),
     ("Watch::keeping", "--out"),
     ("interchange::like", "--like"),
     ("task::from_pairs_file", "--pairs"),

@@ -29,6 +29,7 @@ pub mod removal;
 pub mod scaling;
 pub mod self_repair;
 mod sites;
+pub mod subspace;
 pub mod tokens;
 pub mod verify;
 
@@ -76,5 +77,6 @@ pub use removal::{Players, Removal, RemovalConfig, Summary};
 pub use scaling::{ScalingConfig, scaling};
 pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};
 pub use sites::{Along, Sites, parse_sites};
+pub use subspace::{SubspaceConfig, SubspaceMethod};
 pub use tokens::{ScoreConfig, TokenConfig, TokenMethod, TokenScore};
 pub use verify::Verification;

@@ -152,12 +152,23 @@ fn layer_table(columns: &Columns, layers: &Layers, most: usize) -> String {
     } else {
         "after"
     };
-    let mut lines = vec![vec![place.to_string()]];
+    let heading = layers.heading.as_deref().unwrap_or(place);
+    let mut lines = vec![vec![heading.to_string()]];
     lines[0].extend(layers.columns.iter().map(|column| column.title.clone()));
     lines[0].extend(layers.tokens.as_ref().map(|_| "likeliest".to_string()));
-    for ((layer, component), rows) in grouped(rows, |item| (item.layer, item.component.clone())) {
+    // A role is a place of its own where there is no position.
+    let place_of = |item: &Item| {
+        let role = item.pos.is_none().then(|| item.role.clone());
+        (
+            item.layer,
+            item.component.clone(),
+            role.filter(|role| !role.is_empty()),
+        )
+    };
+    for ((layer, component, role), rows) in grouped(rows, place_of) {
         let short = component.trim_start_matches("hook_");
-        let mut line = vec![format!("{short}{}", layer.unwrap_or(0))];
+        let role = role.map_or(String::new(), |role| format!(" @{role}"));
+        let mut line = vec![format!("{short}{}{role}", layer.unwrap_or(0))];
         for column in &layers.columns {
             let is_it =
                 |item: &&Item| item.measure == column.measure && item.target == column.target;
@@ -343,6 +354,7 @@ mod tests {
     #[test]
     fn layers_show_their_measures_side_by_side() {
         let layers = Layers {
+            heading: None,
             columns: vec![LayerColumn::of("induction"), LayerColumn::of("rank")],
             tokens: None,
         };

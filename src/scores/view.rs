@@ -26,6 +26,8 @@ pub enum View {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Layers {
+    /// What the numbers are, in the place of where they were read.
+    pub heading: Option<String>,
     pub columns: Vec<LayerColumn>,
     /// The measure whose rows list tokens (`dst`) for the layer; they follow the columns.
     pub tokens: Option<String>,

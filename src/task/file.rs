@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::causal_gym::CONTRASTS;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::model::checkpoint::read_at_most;
@@ -289,7 +290,8 @@ impl TaskFile {
     /// # Errors
     /// [`Error::BadTask`] listing the shipped tasks if it is neither; and as [`TaskFile::parse`].
     pub fn open(name_or_path: &str) -> Result<Self> {
-        if let Some((name, text)) = SHIPPED.iter().find(|(name, _)| *name == name_or_path) {
+        let mut known = SHIPPED.iter().chain(CONTRASTS);
+        if let Some((name, text)) = known.find(|(name, _)| *name == name_or_path) {
             return Self::parse(text, name);
         }
         let path = Path::new(name_or_path);
@@ -300,8 +302,9 @@ impl TaskFile {
                 return Err(bad(
                     name_or_path,
                     format!(
-                        "there is no such file, and no shipped task of that name; shipped are {}",
-                        names.join(", ")
+                        "there is no such file, and no shipped task of that name; shipped are {}, and `{}` and its like",
+                        names.join(", "),
+                        CONTRASTS[0].0
                     ),
                 ));
             }

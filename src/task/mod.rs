@@ -13,6 +13,7 @@
 //! They all end in one constructor, so that whoever holds a [`Task`] need not look at its pairs again. [`render`] shows the result:
 //! what `candlewick tokens` prints.
 
+mod causal_gym;
 mod checked;
 mod draft;
 mod expand;
@@ -30,6 +31,7 @@ mod texts;
 mod tokenise;
 
 pub use crate::error::Dropped;
+pub use causal_gym::causal_gym;
 pub use checked::{MAX_PAIRS, Task};
 #[cfg(feature = "cli")]
 pub use draft::schema;

@@ -13,6 +13,7 @@ mod latents;
 mod models;
 mod planted;
 mod source_model;
+mod subspaces;
 
 use candle_core::Tensor;
 use candlewick::circuit::Graph;

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candlewick::circuit::{EdgeSet, Graph};
-use candlewick::hooks::Positions;
+use candlewick::hooks::{Kind, Positions};
 use candlewick::methods::attribution::{DimAttributionConfig, GradientPath};
 use candlewick::methods::flow::Against;
+use candlewick::methods::subspace::{SplitBy, Training};
 use candlewick::methods::tokens::{Baseline, NoiseTunnel, OverNoise, Quadrature, ReferenceSet};
 use candlewick::methods::{
     Along, DictionaryEvalConfig, LatentActivationsConfig, LatentConfig, Plan,
@@ -120,6 +121,30 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "dictionary_eval",
             Box::new(DictionaryEvalConfig::new(sae())),
+        ),
+        (
+            "subspaces",
+            Box::new(SubspaceConfig {
+                layers: "1,3".parse().expect("layers"),
+                roles: vec!["S2".into(), "END".into()],
+                training: Training {
+                    steps: 5,
+                    most_dims: 4,
+                    ..Training::default()
+                },
+                draws: 2,
+                control: true,
+                ..SubspaceConfig::new(SubspaceMethod::ALL)
+            }),
+        ),
+        (
+            "subspaces taken apart",
+            Box::new(SubspaceConfig {
+                kind: Kind::MlpPost,
+                layers: [2].into(),
+                split: Some(SplitBy::Output),
+                ..SubspaceConfig::new([SubspaceMethod::Full, SubspaceMethod::Lda])
+            }),
         ),
         ("eap", Box::new(EdgeAttributionConfig::eap())),
         (

@@ -142,6 +142,7 @@ impl Method for LensConfig {
         let metric = LayerColumn::of(&self.header(task).metric);
         let measures = ["prob", "rank", "top1", "entropy", "kl"].map(LayerColumn::of);
         let layers = Layers {
+            heading: None,
             columns: [vec![metric], measures.to_vec()].concat(),
             tokens: Some("top_prob".into()),
         };

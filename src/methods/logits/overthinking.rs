@@ -117,6 +117,7 @@ impl Method for EarlyConfig {
             target: Some(setting.name().into()),
         };
         let layers = Layers {
+            heading: None,
             columns: vec![
                 LayerColumn::of("gap"),
                 column("right after true", "accuracy_calibrated", Setting::True),
