@@ -6,10 +6,11 @@ use std::sync::Arc;
 use candlewick::Error;
 use candlewick::hooks::{Node, Pos, Positions};
 use candlewick::methods::{
-    AblationConfig, Heads, Knockout, Layers, Method, NodeSet, PatchConfig, PatchSource,
+    AblationConfig, Heads, Knockout, Layers, Method, NodeSet, PatchConfig, PatchSource, Ranking,
     RepairConfig, RepairParts, RepairTarget, parse_sites,
 };
 use candlewick::model::ModelSpec;
+use candlewick::scores::Scores;
 use candlewick::task::Task;
 use clap::Args;
 
@@ -23,6 +24,10 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// `--class` take several heads and MLPs out at once, because backup heads hide what single ones do. `--head-pairs` takes out every
 /// pair of heads and shows their interaction. `--block QUERIES:KEYS` knocks attention out in each head.
 ///
+/// `--ranked FILE` takes out together the heads and MLPs that a table of any method ranks highest (or `--lowest`), so many for each of
+/// `--sizes`, and random sets of as many beside them. With `--against FILE` they are ranked by how clearly the first table's scores are above
+/// the second's (Welch's t over pairs): what one task needs and another does not.
+///
 /// `--self-repair` resamples the output of one attention, MLP or head at the last position, and compares its direct effect on
 /// the logit with the total effect: what the layers after it make good.
 #[derive(Debug, Args)]
@@ -33,6 +38,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick ablate --together a3.h0,a3.h1 --class first=a0.h0,a0.h2 --source resample
   candlewick ablate --sites z,mlp_out --source-model embedded --n-pairs 8 --out same.parquet
   candlewick ablate --head-pairs a0.h0,a0.h2,a3.h0,a3.h1 --n-pairs 8 --out pairs.parquet
+  candlewick ablate --ranked scores.parquet --sizes 1,2,4 --random-sets 3 --n-pairs 8 -o ranked.parquet
   candlewick ablate --block @END:@S2 --layers 2,3 --n-pairs 8
   candlewick ablate --self-repair heads --target difference")]
 pub struct AblateArgs {
@@ -55,6 +61,21 @@ pub struct AblateArgs {
     /// Every pair of these heads, or of `all` heads.
     #[arg(long, value_name = "HEADS", value_delimiter = ',')]
     pub head_pairs: Vec<String>,
+    /// Sets of the heads and MLPs that this table scores highest.
+    #[arg(long, value_name = "FILE")]
+    pub ranked: Option<PathBuf>,
+    /// With `--ranked`: by how clearly their scores are above those of this table, both with `--per-example` rows.
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+    /// With `--ranked`: those that are scored lowest.
+    #[arg(long)]
+    pub lowest: bool,
+    /// With `--ranked`: how many nodes are taken out together, a set for each [default: 1,2,5,10].
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    pub sizes: Vec<usize>,
+    /// With `--ranked`: random sets of each size [default: 10].
+    #[arg(long, value_name = "N")]
+    pub random_sets: Option<usize>,
     /// Attention to knock out, queries and keys as positions: `@END:@S1,@S2`, `-1:3`; may be given more than once.
     #[arg(long, value_name = "QUERIES:KEYS", allow_hyphen_values = true)]
     pub block: Vec<String>,
@@ -126,7 +147,10 @@ impl Ask for AblateArgs {
         if self.has_sweeps() {
             mode = mode.and(&["window", "layers", "heads"]);
         }
-        mode = mode.and(&["together", "class", "head_pairs"]);
+        mode = mode.and(&["together", "class", "head_pairs", "ranked"]);
+        if self.ranked.is_some() {
+            mode = mode.and(&["against", "lowest", "sizes", "random_sets"]);
+        }
         if self.has_sets() {
             mode = mode.and(&["at"]);
         }
@@ -165,7 +189,7 @@ impl Ask for AblateArgs {
         };
         let knockouts = self.block.iter().map(|text| knockout(text));
         Ok(Box::new(AblationConfig {
-            sets: self.sets()?,
+            sets: self.sets(on)?,
             pairs: heads_of_pairs(&self.head_pairs, on.spec)?,
             knockouts: knockouts.collect::<anyhow::Result<_>>()?,
             whole_layers: self.whole_layers,
@@ -181,7 +205,9 @@ impl AblateArgs {
     }
 
     fn has_sets(&self) -> bool {
-        !(self.together.is_empty() && self.class.is_empty() && self.head_pairs.is_empty())
+        let names_none =
+            self.together.is_empty() && self.class.is_empty() && self.head_pairs.is_empty();
+        self.ranked.is_some() || !names_none
     }
 
     /// Whether parts are ablated one by one.
@@ -196,6 +222,7 @@ impl AblateArgs {
             ("--together", !self.together.is_empty()),
             ("--class", !self.class.is_empty()),
             ("--head-pairs", !self.head_pairs.is_empty()),
+            ("--ranked", self.ranked.is_some()),
         ];
         let chosen = chosen.iter().filter(|(_, is_chosen)| *is_chosen);
         what.extend(chosen.map(|(flag, _)| format!("`{flag}`")));
@@ -241,8 +268,8 @@ impl AblateArgs {
         Ok(Some(Arc::new(reference)))
     }
 
-    fn sets(&self) -> anyhow::Result<Vec<NodeSet>> {
-        let mut sets = Vec::new();
+    fn sets(&self, on: &Asked<'_>) -> anyhow::Result<Vec<NodeSet>> {
+        let mut sets = self.ranked_sets(on)?;
         for text in &self.together {
             sets.push(NodeSet {
                 name: text.clone(),
@@ -265,6 +292,30 @@ impl AblateArgs {
             });
         }
         Ok(sets)
+    }
+}
+
+impl AblateArgs {
+    fn ranked_sets(&self, on: &Asked<'_>) -> anyhow::Result<Vec<NodeSet>> {
+        let Some(path) = &self.ranked else {
+            return Ok(Vec::new());
+        };
+        let scores = Scores::read_parquet(path)?;
+        let ranking = match &self.against {
+            Some(path) => Ranking::by_t(&scores, &Scores::read_parquet(path)?, on.spec)?,
+            None => Ranking::by_score(&scores, on.spec)?,
+        };
+        let sizes = if self.sizes.is_empty() {
+            let all = ranking.nodes().count();
+            [1, 2, 5, 10]
+                .into_iter()
+                .filter(|&size| size <= all)
+                .collect()
+        } else {
+            self.sizes.clone()
+        };
+        let random = self.random_sets.unwrap_or(10);
+        Ok(ranking.sets(&sizes, self.lowest, random, on.task.seed)?)
     }
 }
 

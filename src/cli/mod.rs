@@ -10,6 +10,7 @@ mod check;
 mod circuit;
 mod clean;
 mod compare;
+mod components;
 mod context;
 mod destination;
 mod feature;
@@ -108,7 +109,8 @@ enum Command {
     Flow(flow::FlowArgs),
     Context(Box<context::ContextArgs>),
     Cache(cache::CacheArgs),
-    Ablate(ablate::AblateArgs),
+    Ablate(Box<ablate::AblateArgs>),
+    Components(components::ComponentsArgs),
     Path(path::PathArgs),
     Circuit(circuit::CircuitArgs),
     Feature(feature::FeatureArgs),
@@ -245,7 +247,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
     match command {
         Command::Patch(args) => session::run(args, &args.common, ctx),
         Command::Cache(args) => cache::run(args, ctx),
-        Command::Ablate(args) => session::run(args, &args.common, ctx),
+        Command::Ablate(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Merge(args) => merge::run(args, ctx),
         Command::Run(args) => plan::run(args, ctx),
         Command::Submit(args) => submit::run(args, ctx),
@@ -255,6 +257,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Attention(args) => attention::run(args, ctx),
         Command::Flow(args) => session::run(args, &args.common, ctx),
         Command::Context(args) => session::run(args.as_ref(), &args.common, ctx),
+        Command::Components(args) => session::run(args, &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
         Command::Feature(args) => {
@@ -283,10 +286,11 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
 fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)> {
     Some(match command {
         Command::Patch(args) => (args, &args.common),
-        Command::Ablate(args) => (args, &args.common),
+        Command::Ablate(args) => (args.as_ref(), &args.common),
         Command::Attribute(args) => (args.as_ref(), &args.common),
         Command::Logits(args) => (args, &args.common),
         Command::Heads(args) => (args, &args.common),
+        Command::Components(args) => (args, &args.common),
         Command::Path(args) => (args, &args.common),
         Command::Scale(args) => (args, &args.common),
         Command::Attention(args) => (args, &args.common),

@@ -5,12 +5,15 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 76] = [
+const FLAGS: [(&str, &str); 79] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
     ("Circuit::in_whole_nodes", "--whole-nodes"),
     ("ComparedBy::Score", "--by score"),
+    ("ComponentsConfig::fresh", "--fresh"),
+    ("ComponentsConfig::kind", "--kind"),
+    ("ComponentsConfig::masks", "--masks"),
     ("ContextConfig::draws", "--draws"),
     ("ContextConfig::head", "--head"),
     ("ContextConfig::kl_order", "--kl-order"),

@@ -15,6 +15,7 @@
 //! for factual recall" (scaling). Left out on purpose: constants that are optimised to hurt least.
 
 mod config;
+mod ranked;
 mod sets;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 pub use config::{AblationConfig, Knockout, NodeSet};
+pub use ranked::Ranking;
 use sets::PAIR;
 pub(super) use sets::site_of;
 

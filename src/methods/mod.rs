@@ -10,6 +10,7 @@ mod captured;
 pub(crate) mod choice;
 pub mod circuits;
 mod columns;
+pub mod components;
 pub mod composition;
 pub mod context;
 mod dictionary_eval;
@@ -33,7 +34,7 @@ pub mod subspace;
 pub mod tokens;
 pub mod verify;
 
-pub use ablation::{AblationConfig, Knockout, NodeSet, ablation};
+pub use ablation::{AblationConfig, Knockout, NodeSet, Ranking, ablation};
 pub use activation_patching::{
     PatchConfig, PatchSource, SiteSet, SourceModel, activation_patching,
 };
@@ -48,6 +49,7 @@ pub use circuits::{
     CircuitEval, CircuitMode, FindConfig, FindRule, FindSize, FoundCircuit, NamedCircuit,
     circuit_values_plain, find_circuit,
 };
+pub use components::{ComponentKind, ComponentsConfig};
 pub use composition::{CompositionConfig, composition_scores};
 pub use context::{ContextConfig, ContextMethod, KlOrder, Steer};
 pub use dictionary_eval::DictionaryEvalConfig;

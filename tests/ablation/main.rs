@@ -1,5 +1,6 @@
 //! Ablations and self-repair keep their identities, on models of every kind.
 
+mod components;
 mod knockouts;
 #[path = "../models/mod.rs"]
 mod models;

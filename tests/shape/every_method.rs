@@ -10,7 +10,8 @@ use candlewick::methods::flow::Against;
 use candlewick::methods::subspace::{SplitBy, Training};
 use candlewick::methods::tokens::{Baseline, NoiseTunnel, OverNoise, Quadrature, ReferenceSet};
 use candlewick::methods::{
-    Along, DictionaryEvalConfig, LatentActivationsConfig, LatentConfig, Plan,
+    Along, ComponentKind, ComponentsConfig, DictionaryEvalConfig, LatentActivationsConfig,
+    LatentConfig, Plan,
 };
 use candlewick::model::Model;
 use candlewick::prelude::*;
@@ -246,6 +247,14 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "kernel-shap",
             removal(Summary::KernelShap { draws: 40 }, Players::Heads),
+        ),
+        (
+            "coar",
+            Box::new(ComponentsConfig {
+                masks: Some(40),
+                fresh: 5,
+                ..ComponentsConfig::new(ComponentKind::Both)
+            }),
         ),
         (
             "ablate scale:0.49",

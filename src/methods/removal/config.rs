@@ -74,12 +74,12 @@ pub enum Removal {
 
 impl Removal {
     /// Whether it makes other prompts, and not other activations.
-    pub(super) fn edits_the_prompt(&self) -> bool {
+    pub(in crate::methods) fn edits_the_prompt(&self) -> bool {
         matches!(self, Removal::Delete | Removal::Token(_) | Removal::Permute)
     }
 
     /// What is written at the sites of players.
-    pub(super) fn source(&self) -> PatchSource {
+    pub(in crate::methods) fn source(&self) -> PatchSource {
         match self {
             Removal::Pair => PatchSource::Pair,
             Removal::Mean => PatchSource::Mean,

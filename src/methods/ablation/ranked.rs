@@ -1,0 +1,171 @@
+//! Sets of nodes as a table ranks them: its highest or lowest, and random ones of the same size beside them.
+
+use std::collections::BTreeMap;
+
+use rand::SeedableRng;
+use rand::seq::index::sample;
+use rand_chacha::ChaCha8Rng;
+
+use super::config::NodeSet;
+use crate::circuit::Graph;
+use crate::error::{Error, Result};
+use crate::hooks::Node;
+use crate::scores::{Column, Scores};
+use crate::spec::ModelSpec;
+
+/// Nodes in the order of a number, the largest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranking(Vec<(Node, f64)>);
+
+impl Ranking {
+    /// The heads and MLPs of a table by their mean scores.
+    /// # Errors
+    /// [`Error::Invalid`] if the table has none, or has them by position; that of a node which the model does not have.
+    pub fn by_score(scores: &Scores, spec: &ModelSpec) -> Result<Ranking> {
+        let values = values(scores, spec)?;
+        Ok(Ranking::new(
+            values.into_iter().map(|(node, of)| (node, moments(&of).0)),
+        ))
+    }
+
+    /// The same by how clearly the scores of one table are above those of another: Welch's t over their pairs, as Shah et al. 2024 choose
+    /// what to remove (arXiv 2404.11534, section 5).
+    /// # Errors
+    /// Those of [`Ranking::by_score`]; [`Error::Invalid`] for tables of means, or of different nodes.
+    pub fn by_t(scores: &Scores, against: &Scores, spec: &ModelSpec) -> Result<Ranking> {
+        let (own, others) = (values(scores, spec)?, values(against, spec)?);
+        let mut ranked = Vec::with_capacity(own.len());
+        for (node, of) in own {
+            let other = others.get(&node).ok_or_else(|| {
+                Error::invalid(format!(
+                    "`{node}` has a score in one of the two tables alone; measure the same nodes in both"
+                ))
+            })?;
+            if of.len() < 2 || other.len() < 2 {
+                return Err(Error::invalid(
+                    "a t statistic takes scores of two pairs or more, and a table of means has none of single pairs; measure both tables with \
+                     `Running::detail = Detail::PerExample`",
+                ));
+            }
+            let ((mean, variance), (of_other, variance_of_other)) = (moments(&of), moments(other));
+            let error =
+                (variance / of.len() as f64 + variance_of_other / other.len() as f64).sqrt();
+            let apart = mean - of_other;
+            ranked.push((node, if apart == 0.0 { 0.0 } else { apart / error }));
+        }
+        Ok(Ranking::new(ranked))
+    }
+
+    fn new(nodes: impl IntoIterator<Item = (Node, f64)>) -> Ranking {
+        let mut nodes: Vec<(Node, f64)> = nodes.into_iter().collect();
+        nodes.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        Ranking(nodes)
+    }
+
+    /// From the largest.
+    pub fn nodes(&self) -> impl DoubleEndedIterator<Item = Node> {
+        self.0.iter().map(|ranked| ranked.0)
+    }
+
+    /// For each size the set of the highest so many nodes, or of the lowest, and random sets of as many.
+    /// # Errors
+    /// [`Error::Invalid`] for sizes that the ranking does not have.
+    pub fn sets(
+        &self,
+        sizes: &[usize],
+        lowest: bool,
+        random: usize,
+        seed: u64,
+    ) -> Result<Vec<NodeSet>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut sets = Vec::new();
+        let mut sizes = sizes.to_vec();
+        sizes.sort_unstable();
+        sizes.dedup();
+        for size in sizes {
+            if !(1..=self.0.len()).contains(&size) {
+                return Err(Error::invalid(format!(
+                    "a set of {size} of {} ranked nodes; take from 1 to {}",
+                    self.0.len(),
+                    self.0.len()
+                )));
+            }
+            let (name, nodes): (_, Vec<Node>) = if lowest {
+                ("lowest", self.nodes().rev().take(size).collect())
+            } else {
+                ("highest", self.nodes().take(size).collect())
+            };
+            sets.push(NodeSet {
+                name: format!("{name} {size}"),
+                nodes,
+            });
+            for draw in 1..=random {
+                let drawn = sample(&mut rng, self.0.len(), size);
+                sets.push(NodeSet {
+                    name: format!("random {size} ({draw})"),
+                    nodes: drawn.into_iter().map(|i| self.0[i].0).collect(),
+                });
+            }
+        }
+        Ok(sets)
+    }
+}
+
+/// The scores of each head and MLP of a table: of each pair, or one mean.
+fn values(scores: &Scores, spec: &ModelSpec) -> Result<BTreeMap<Node, Vec<f64>>> {
+    let height = scores.table.height();
+    let integers = |column: Column| {
+        let column = scores.integers(column.name());
+        column.unwrap_or_else(|| vec![None; height])
+    };
+    let texts = |column: Column| {
+        let column = scores.texts(column.name());
+        column.unwrap_or_else(|| vec![None; height])
+    };
+    let (layers, heads, positions) = (
+        integers(Column::Layer),
+        integers(Column::Head),
+        integers(Column::Pos),
+    );
+    let (components, roles) = (texts(Column::Component), texts(Column::Role));
+    let values = scores.floats(Column::Score.name()).unwrap_or_default();
+    let graph = Graph::new(spec);
+    let mut found: BTreeMap<Node, Vec<f64>> = BTreeMap::new();
+    for (row, value) in values.into_iter().enumerate() {
+        let node = match (components[row], layers[row], heads[row]) {
+            (Some("attn.hook_z"), Some(layer), Some(head)) => Node::Head {
+                layer: layer as usize,
+                head: head as usize,
+            },
+            (Some("hook_mlp_out"), Some(layer), None) => Node::Mlp(layer as usize),
+            _ => continue,
+        };
+        if positions[row].is_some() || roles[row].is_some() {
+            return Err(Error::invalid(format!(
+                "the results of `{}` have `{node}` by position, and nodes are ranked whole; measure `z:all,mlp_out:all`",
+                scores.provenance.method
+            )));
+        }
+        graph.row(node)?;
+        found
+            .entry(node)
+            .or_default()
+            .extend(value.filter(|value| value.is_finite()));
+    }
+    found.retain(|_, values| !values.is_empty());
+    if found.is_empty() {
+        return Err(Error::invalid(format!(
+            "the results of `{}` have no scores of heads (`attn.hook_z`) or MLPs (`hook_mlp_out`) to rank",
+            scores.provenance.method
+        )));
+    }
+    Ok(found)
+}
+
+/// Mean and variance.
+fn moments(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, squares / (n - 1.0).max(1.0))
+}
