@@ -131,7 +131,18 @@ fn decode(
     if let Some(reason) = implausible(&metadata, &columns, bytes) {
         return Ok(Err(reason));
     }
-    Ok(Ok(reader.with_columns(Some(columns)).finish()?))
+    let table = reader.with_columns(Some(columns)).finish()?;
+    // Lengths are a matter of trust to polars, unless it was built with its own assertions.
+    let height = table.height();
+    let short = (table.columns().iter()).find(|column| column.len() != height);
+    Ok(match short {
+        Some(column) => Err(format!(
+            "it is damaged (column `{}` has {} of {height} rows)",
+            column.name(),
+            column.len()
+        )),
+        None => Ok(table),
+    })
 }
 
 /// Sizes in footer or page headers that cannot be true: decoding would ask for memory that the file cannot fill.

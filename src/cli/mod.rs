@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn every_flag_of_a_command_acts_in_a_mode_or_is_refused() {
         // The arguments that choose a mode, and the command's own flags that act in it.
-        let swept = "sites source source_model source_revision reference window layers heads together class head_pairs";
+        let swept = "sites source source_model source_revision reference window layers heads together class head_pairs ranked";
         let modes = [
             (
                 "patch",
@@ -368,7 +368,7 @@ mod tests {
             ("ablate", swept),
             (
                 "ablate --source zero",
-                "sites source source_model source_revision window layers heads together class head_pairs",
+                "sites source source_model source_revision window layers heads together class head_pairs ranked",
             ),
             (
                 "ablate --sites z --together a0.h0,a0.h1",
@@ -376,11 +376,11 @@ mod tests {
             ),
             (
                 "ablate --class x=a0.h0,a0.h1 --by mean-all",
-                "sites source source_model source_revision reference together class head_pairs at",
+                "sites source source_model source_revision reference together class head_pairs ranked at",
             ),
             (
                 "ablate --head-pairs all --source resample",
-                "sites source source_model source_revision together class head_pairs at",
+                "sites source source_model source_revision together class head_pairs ranked at",
             ),
             (
                 "ablate --block @END:@S2",
@@ -393,6 +393,10 @@ mod tests {
             (
                 "ablate --self-repair mlp",
                 "self_repair donors target layers",
+            ),
+            (
+                "ablate --ranked scores.parquet",
+                "source source_model source_revision reference together class head_pairs ranked against lowest sizes random_sets at",
             ),
             (
                 "path",
