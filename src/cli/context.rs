@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use candlewick::Error;
 use candlewick::hooks::Node;
@@ -21,7 +22,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 ///
 /// `arc-jsd`: how far the distributions over the answer's tokens move without it, as Jensen-Shannon divergences (nats, summed over the
 /// answer). `leave-one-out`: how much the answer's log probability falls. `sparse-fit`: its weight in a sparse linear fit of the answer's
-/// log odds to random choices of sentences. `attention`: how much is looked at it from where the answer is written, in the mean. `cosine`: how
+/// log odds to random choices of sentences. `attention`: the mean weight from where the answer is written to its tokens. `cosine`: how
 /// like the states of answer and sentence are. `attn-attrib`: the highest weight of one head on it. Where a file says which sentence is the right one (`gold`), each
 /// method is judged by its best sentence, beside chance.
 #[derive(Debug, Args)]
@@ -32,6 +33,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick context --method attn-attrib --head a3.h1
   candlewick context --lens --n-pairs 2
   candlewick context --own-answers --max-answer 3 --steer hint
+  candlewick context --own-answers --max-answer 3 --steer scale --head a3.h1 --factor 2
   candlewick context --kl-order released --n-pairs 2")]
 pub struct ContextArgs {
     /// A file of questions (`.toml`, `.json` or `.csv` with `context`, `question`, `answer`, `gold`), or a set that ships: `embedded`, `invented`
@@ -98,6 +100,9 @@ pub struct ContextArgs {
     pub factor: Option<f32>,
     #[command(flatten)]
     pub common: CommonArgs,
+    /// What is asked, once it is read.
+    #[arg(skip)]
+    read: OnceLock<QuestionSet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -125,7 +130,23 @@ impl ContextArgs {
         self.method.iter().map(|name| name.parse()).collect()
     }
 
-    fn set(&self) -> anyhow::Result<QuestionSet> {
+    /// What is asked. It is read once: what a pipe gives is gone then.
+    fn set(&self) -> anyhow::Result<&QuestionSet> {
+        if let Some(set) = self.read.get() {
+            return Ok(set);
+        }
+        let set = self.read_set()?;
+        let is_given = |one: &Question| one.answer.is_some();
+        if self.max_answer.is_some() && !self.own_answers && set.questions.iter().all(is_given) {
+            return Err(Error::invalid(
+                "`--max-answer` is for answers of the model's own, and all of these are given; leave it out, or add `--own-answers`",
+            )
+            .into());
+        }
+        Ok(self.read.get_or_init(|| set))
+    }
+
+    fn read_set(&self) -> anyhow::Result<QuestionSet> {
         let set = match (&self.question, &self.context_file, &self.questions) {
             (Some(question), Some(path), _) => QuestionSet::new(
                 "question",
@@ -205,7 +226,7 @@ impl Ask for ContextArgs {
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
         let set = self.set()?;
-        let methods = self.methods(&set)?;
+        let methods = self.methods(set)?;
         let head = match self.head {
             None => None,
             Some(Node::Head { layer, head }) => Some((layer, head)),
@@ -232,7 +253,7 @@ impl Ask for ContextArgs {
             }
             (None, None) => None,
         };
-        let config = ContextConfig::new(set, methods);
+        let config = ContextConfig::new(set.clone(), methods);
         Ok(Box::new(ContextConfig {
             kl_order: self.kl_order.unwrap_or_default(),
             draws: self.draws.unwrap_or(config.draws),

@@ -420,7 +420,7 @@ mod tests {
             ),
             (
                 "subspace --method full",
-                "hook layers position method train control split readers save_direction",
+                "hook layers position method train control",
             ),
             ("flow --method alti-logit", "method threshold"),
             ("flow --method globenc", "method threshold at against"),

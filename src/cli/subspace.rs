@@ -58,26 +58,27 @@ pub struct SubspaceArgs {
     /// Pairs that directions are found on; the others judge them [default: half].
     #[arg(long, value_name = "N")]
     pub train: Option<usize>,
-    /// Steps of training, each of two pairs both ways round.
+    /// Steps of training, each of two pairs both ways round; at most 100000.
     #[arg(long, value_name = "N", default_value_t = Training::default().steps)]
     pub steps: usize,
     /// The highest rate of training.
     #[arg(long, value_name = "RATE", default_value_t = Training::default().rate)]
     pub rate: f64,
-    /// Directions that `random` draws.
+    /// Directions that `random` draws, at most 1000.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub draws: usize,
-    /// The same for two arbitrary words as labels, and what is left of the odds without that (`selectivity`).
+    /// The same for two arbitrary words as labels, and the odds less those (`selectivity`).
     #[arg(long)]
     pub control: bool,
     /// Take each direction apart by the output matrix behind the hook: what it reads (`:row`) and what it does not (`:null`), each judged by
-    /// itself. Of `mlp.post` (the hook then, if none is named) and `z`; of a stream by `--readers`.
+    /// itself. Of `mlp.post` (the hook then, if none is named) and `z`; of a stream by `--readers`. `full` and `random` have no direction.
     #[arg(long)]
     pub split: bool,
     /// The heads by whose query matrices directions of a stream are taken apart, such as `a9.h6,a9.h9`.
     #[arg(long, value_name = "HEADS")]
     pub readers: Option<Heads>,
-    /// Write the directions as safetensors, `[dims, width]` each, named `blocks.2.hook_resid_post@END.das`.
+    /// Write the directions as safetensors, `[dims, width]` each, named `blocks.2.hook_resid_post@END.das`;
+    /// `full` and `random` have none.
     #[arg(long, value_name = "FILE")]
     pub save_direction: Option<PathBuf>,
     #[command(flatten)]
@@ -88,6 +89,11 @@ impl SubspaceArgs {
     fn methods(&self) -> Result<Vec<SubspaceMethod>, candlewick::Error> {
         match self.method.as_slice() {
             [all] if all == "all" => Ok(SubspaceMethod::ALL.to_vec()),
+            named if named.iter().any(|name| name.trim() == "all") => {
+                Err(candlewick::Error::invalid(
+                    "`all` has every way to find a subspace; give `--method all` alone",
+                ))
+            }
             named => named.iter().map(|name| name.trim().parse()).collect(),
         }
     }
@@ -99,20 +105,17 @@ impl Ask for SubspaceArgs {
     }
 
     fn mode(&self) -> Mode {
-        let methods = self.methods().unwrap_or_default();
+        // A name that is none is said where methods are asked for.
+        let methods = self
+            .methods()
+            .unwrap_or_else(|_| SubspaceMethod::ALL.to_vec());
         let any = |is: fn(SubspaceMethod) -> bool| methods.iter().any(|&method| is(method));
-        let mut acts = vec![
-            "hook",
-            "layers",
-            "position",
-            "method",
-            "train",
-            "control",
-            "split",
-            "readers",
-            "save_direction",
-        ];
+        let mut acts = vec!["hook", "layers", "position", "method", "train", "control"];
+        let has_direction = any(SubspaceMethod::has_direction);
         for (flag, acts_now) in [
+            ("split", has_direction),
+            ("readers", has_direction),
+            ("save_direction", has_direction),
             ("dims", any(SubspaceMethod::takes_dims)),
             ("most_dims", methods.contains(&SubspaceMethod::BoundlessDas)),
             ("steps", any(SubspaceMethod::is_trained)),

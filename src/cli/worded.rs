@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 79] = [
+const FLAGS: [(&str, &str); 80] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -47,6 +47,7 @@ const FLAGS: [(&str, &str); 79] = [
     ("PatchConfig::source_model", "--source-model"),
     ("PruneConfig::steps", "--steps"),
     ("GenerateRequest::max_tokens", "--max-tokens"),
+    ("QuestionSet::layout", "--layout"),
     ("QuestionSet::max_answer", "--max-answer"),
     ("QuestionSet::own_answers", "--own-answers"),
     ("Running::memory", "--memory"),

@@ -1,7 +1,7 @@
 //! The contrasts of CausalGym as tasks: prompts that differ in one word, which turns the next one. They go by `causalgym/NAME`.
 //!
-//! Arora, Jurafsky and Potts 2024, arXiv 2402.12560, in the forms of SyntaxGym (Gauthier et al. 2020); sentences and words are ours. All pairs
-//! have prompts of equal length, so that positions are roles: every slot is one.
+//! Arora, Jurafsky and Potts 2024, arXiv 2402.12560, on forms of SyntaxGym (Gauthier et al. 2020); sentences and words are ours, and so are
+//! the forms of some, as each file says. All pairs have prompts of equal length, so that positions are roles: every slot is one.
 
 macro_rules! contrasts {
     ($($name:literal)*) => {

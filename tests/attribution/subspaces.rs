@@ -227,16 +227,10 @@ fn every_dimension_is_the_whole_activation_and_no_dimension_changes_nothing() {
                     "{full} {random}"
                 );
             }
-            let none = Subspace::spanned(&[]).unwrap();
-            let pair = task
-                .pairs()
-                .iter()
-                .find(|pair| pair.index == example.example)
-                .unwrap();
-            let odds = by_hand(&model, pair, Hook::at(Kind::ResidPost, 1), "END", &none)[0];
-            assert_eq!(odds, 0.0);
         }
     }
+    let none = Subspace::spanned(&[]).unwrap();
+    assert_eq!(none.exchanged(&[1.5, -2.0], &[3.0, 4.0]), [1.5, -2.0]);
 }
 
 #[test]
@@ -264,6 +258,37 @@ fn held_out_pairs_find_nothing() {
     let (other, same) = saved(model, &others, &config);
     assert_eq!(spaces, same);
     assert_ne!(found.examples, other.examples);
+}
+
+#[test]
+fn a_pair_and_the_same_turned_round_judge_once() {
+    let mut pairs = many(8).pairs().to_vec();
+    let turned: Vec<Pair> = (pairs.iter())
+        .map(|pair| Pair {
+            clean: pair.corrupted.clone(),
+            corrupted: pair.clean.clone(),
+            clean_text: pair.corrupted_text.clone(),
+            corrupted_text: pair.clean_text.clone(),
+            ..pair.clone()
+        })
+        .collect();
+    pairs.extend(turned);
+    let task = task_of(pairs);
+    let config = SubspaceConfig {
+        train: Some(4),
+        ..config(&[SubspaceMethod::Full])
+    };
+    let found = measured(&two_kinds()[0], &task, &config);
+    let judged = found.examples.iter().map(|one| {
+        let mut pairs = task.pairs().iter();
+        let pair = pairs.find(|pair| pair.index == one.example).unwrap();
+        let (a, b) = (pair.clean.clone(), pair.corrupted.clone());
+        if a < b { (a, b) } else { (b, a) }
+    });
+    let distinct: std::collections::BTreeSet<_> = judged.collect();
+    assert_eq!(distinct.len(), found.examples.len());
+    // Four pairs teach, which are at least two that are not the same.
+    assert!((4..=6).contains(&distinct.len()), "{}", distinct.len());
 }
 
 #[test]
@@ -435,6 +460,13 @@ fn what_cannot_be_exchanged_is_refused() {
         &with(&|of| of.training.rate = f64::NAN),
         "is no step",
     );
+    says(model, &six, &with(&|of| of.draws = 1001), "1 to 1000");
+    says(
+        model,
+        &six,
+        &with(&|of| of.training.steps = 100_001),
+        "1 to 100000",
+    );
     // Before the tokens that differ, nothing does.
     let early = with(&|of| {
         of.kind = Kind::ResidPre;
@@ -496,6 +528,31 @@ fn a_table_has_odds_and_beside_them_what_else_was_measured() {
         [&scores, beside, beside].map(|table| table.floats("score").unwrap());
     assert_eq!(odds.len(), 2 * 2 * model.spec.n_layers);
     assert!(control.len() > odds.len() && selectivity.iter().all(Option::is_some));
+    // Example by example selectivity is what its name says.
+    let found = measured(model, &task, &config);
+    let mut seen = 0;
+    for (at, cell) in found.cells.iter().enumerate() {
+        if cell.measure.as_deref() != Some("selectivity") {
+            continue;
+        }
+        let of = |measure: Option<&str>| {
+            let same = found.cells.iter().position(|other| {
+                other.measure.as_deref() == measure
+                    && other.layer == cell.layer
+                    && other.role == cell.role
+                    && other.target == cell.target
+            });
+            same.expect("a cell")
+        };
+        let [odds, control] = [of(None), of(Some("control"))];
+        for example in &found.examples {
+            let value = |at: usize| example.value(at).expect("measured");
+            let gap = (value(at) - (value(odds) - value(control))).abs();
+            assert!(gap < 1e-5 * value(odds).abs().max(1.0), "{cell:?}: {gap}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, found.examples.len() * 2 * 2 * model.spec.n_layers);
     assert!(matches!(
         "nothing".parse::<SubspaceMethod>(),
         Err(Error::Parse { .. })
@@ -722,6 +779,15 @@ fn directions_that_cannot_be_taken_apart_are_refused() {
         },
         "head 0 of every layer does not read",
     );
+    let last = model.spec.n_layers - 1;
+    says(
+        SubspaceConfig {
+            layers: [last].into(),
+            split: readers(&format!("a{last}.h0")),
+            ..usual.clone()
+        },
+        "; look at earlier layers",
+    );
     says(
         SubspaceConfig {
             split: readers("a9.h0"),
@@ -742,10 +808,14 @@ fn probes_are_tested_and_places_have_their_isotropy() {
     let found = measured(model, &task, &config);
     let [own, shuffled] =
         ["probe", "probe_shuffled"].map(|measure| values(&found, "logistic", Some(measure))[0]);
-    assert!(
-        (0.0..=1.0).contains(&own) && (0.0..=1.0).contains(&shuffled),
-        "{own} {shuffled}"
-    );
+    // Each is the share of the two runs of sixteen training pairs.
+    for share in [own, shuffled] {
+        let told = share * 32.0;
+        assert!(
+            (0.0..=32.0).contains(&told) && told.fract() == 0.0,
+            "{told}"
+        );
+    }
     let place = found
         .cells
         .iter()

@@ -201,7 +201,7 @@ fn a_sentence_counts_by_whole_runs_of_the_prompt_without_it() {
 }
 
 #[test]
-fn what_says_nothing_new_is_found_out_and_the_judging_is_of_the_best_sentence() {
+fn the_judging_is_of_the_best_sentence() {
     let set = set();
     let model = &every_kind()[0];
     let measured = measure(model, &config(&set));
@@ -716,7 +716,18 @@ fn a_steered_answer_is_what_the_model_says_behind_the_hint_or_with_the_head_scal
             for (component, answer) in [("led", led), ("led elsewhere", elsewhere)] {
                 let Some(answer) = answer else { continue };
                 let share = |it: bool| f64::from(u8::from(it));
-                let is_right = answer.to_lowercase().contains(&first);
+                let words = |text: &str| -> Vec<String> {
+                    let text = text.to_lowercase();
+                    let words = text.split(|c: char| !c.is_alphanumeric());
+                    words
+                        .filter(|word| !word.is_empty())
+                        .map(String::from)
+                        .collect()
+                };
+                let is_right = match &words(&first)[..] {
+                    [] => answer.contains(&first),
+                    some => words(&answer).windows(some.len()).any(|here| here == some),
+                };
                 assert_eq!(
                     found(component, "answer_right"),
                     [share(is_right)],

@@ -156,8 +156,8 @@ pub struct ContextConfig {
     pub layer: Option<usize>,
     /// Also what each head's and each MLP's own output says with and without the best sentence of `arc-jsd`.
     pub lens: bool,
-    /// Also answers again, led to the first method's best sentence, and led as much to something else. The answers asked about are the
-    /// model's own.
+    /// Also answers again: with the first method's best sentence said once more (or another one), or with [`ContextConfig::head`] scaled (or
+    /// another head of its layer). The answers asked about are the model's own.
     pub steer: Option<Steer>,
     /// Of the bootstrap and of draws [default: the task's].
     pub seed: Option<u64>,
@@ -233,7 +233,8 @@ impl ContextConfig {
         if self.lens && !self.asks(ContextMethod::ArcJsd) {
             return idle("`ContextConfig::lens`", "arc-jsd");
         }
-        if self.head.is_some() && !self.asks(ContextMethod::AttnAttrib) {
+        let scales = matches!(self.steer, Some(Steer::Scale(_)));
+        if self.head.is_some() && !scales && !self.asks(ContextMethod::AttnAttrib) {
             return idle("`ContextConfig::head`", "attn-attrib");
         }
         if self.layer.is_some() && !self.asks(ContextMethod::Cosine) {
@@ -251,8 +252,7 @@ impl ContextConfig {
                 ));
             }
         }
-        if matches!(self.steer, Some(Steer::Scale(_))) && (self.head.is_none() || spec.n_heads < 2)
-        {
+        if scales && (self.head.is_none() || spec.n_heads < 2) {
             return Err(Error::invalid(
                 "a head is scaled that was named (`ContextConfig::head`), beside another one of its layer",
             ));

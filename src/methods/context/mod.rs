@@ -454,7 +454,7 @@ impl Prepared for Asking<'_> {
             ));
         }
         measured.notes.push(format!(
-            "{:.1} forward passes a question, for all methods together",
+            "{:.1} forward passes a question, for all methods together; the writing of answers is not counted",
             forwards / n
         ));
         measured

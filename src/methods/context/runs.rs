@@ -45,7 +45,7 @@ impl<'a> Asked<'a> {
         }
         if answer.is_empty() {
             return Err(Error::invalid(format!(
-                "the model has no answer to question {}: what it says first ends the text; give an answer",
+                "the model has no answer to question {}: what it says first ends the text; leave the question out, or word it (`QuestionSet::layout`) so that it answers",
                 pair.index
             )));
         }
@@ -192,9 +192,9 @@ pub(super) fn own_answer(
     };
     let mut made = generate(model, &[prompt.to_vec()], &request, &Quiet)?.tokens;
     let mut answer = made.pop().unwrap_or_default();
-    if answer.last().is_some_and(|last| stop.contains(last)) {
-        answer.pop();
-    }
+    // A turn may end in another token than a text does.
+    let end = answer.iter().position(|&id| tokenizer.is_special(id));
+    answer.truncate(end.unwrap_or(answer.len()));
     if !task.chat {
         let breaks = |&id: &u32| {
             tokenizer

@@ -20,7 +20,7 @@ const FEWEST: usize = 4;
 pub(super) fn masks(n: usize, draws: usize, seed: u64, stream: u64) -> (Vec<Vec<bool>>, usize) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
-    let wanted = draws + draws / HELD_OUT;
+    let wanted = draws + worth(draws / HELD_OUT);
     let all = 1usize
         .checked_shl(n as u32)
         .filter(|&all| n < 20 && all <= wanted);
@@ -34,11 +34,16 @@ pub(super) fn masks(n: usize, draws: usize, seed: u64, stream: u64) -> (Vec<Vec<
         }
     }
     let fitted = if all.is_some() {
-        total - total / (HELD_OUT + 1)
+        total - worth(total / (HELD_OUT + 1))
     } else {
         draws
     };
     (masks, fitted)
+}
+
+/// Masks that are kept apart: none where they are too few to say anything.
+fn worth(held_out: usize) -> usize {
+    if held_out < FEWEST { 0 } else { held_out }
 }
 
 /// The weight of each sentence, and how well the fit agrees with the masks behind the first `fitted`: Pearson's correlation, `None` where
@@ -80,7 +85,7 @@ mod tests {
     #[test]
     fn masks_differ_and_few_sentences_have_all_of_theirs() {
         let (few, fitted) = masks(3, 32, 1, 0);
-        assert_eq!((few.len(), fitted), (8, 7));
+        assert_eq!((few.len(), fitted), (8, 8));
         let (many, fitted) = masks(10, 32, 1, 0);
         assert_eq!((many.len(), fitted), (40, 32));
         assert_eq!(many.iter().collect::<HashSet<_>>().len(), 40);

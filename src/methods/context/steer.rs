@@ -1,7 +1,7 @@
 //! Whether an answer becomes better when the model is led to the sentence that it rests on: by a hint, or by a stronger head.
 //!
 //! The model answers by itself, three times: as it is, led by what was found, and led as much by something else. An answer is right that
-//! has the expected one in it, letters large or small.
+//! has the words of the expected one in it, in their order; case, punctuation and articles do not count.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -38,19 +38,14 @@ pub(super) fn steer(
 ) -> Result<Steered> {
     let (model, task, questions) = (asked.model, asked.task, asked.questions);
     let question = &questions.questions[asked.pair.index];
-    let expected = question
-        .answer
-        .as_deref()
-        .unwrap_or_default()
-        .trim()
-        .to_lowercase();
+    let expected = question.answer.as_deref().unwrap_or_default();
     let n = asked.n_sentences();
     let text = |answer: &[u32]| -> Result<String> { task.tokenizer().decode(answer) };
     let before = text(&asked.answer)?;
     let outcome = |answer: Vec<u32>| -> Result<Outcome> {
         let answer = text(&answer)?;
         Ok(Outcome {
-            is_right: answer.to_lowercase().contains(&expected),
+            is_right: has(&answer, expected),
             is_new: answer != before,
         })
     };
@@ -87,8 +82,38 @@ pub(super) fn steer(
         }
     };
     Ok(Steered {
-        before: before.to_lowercase().contains(&expected),
+        before: has(&before, expected),
         led,
         control,
     })
+}
+
+/// Whether the words of `expected` stand in an answer; where it has none, its signs.
+fn has(answer: &str, expected: &str) -> bool {
+    match words(expected).trim() {
+        "" => answer.contains(expected.trim()),
+        _ => words(answer).contains(&words(expected)),
+    }
+}
+
+/// The words of a text between spaces, without articles.
+fn words(text: &str) -> String {
+    let text = text.to_lowercase();
+    let words = text.split(|c: char| !c.is_alphanumeric());
+    let words = words.filter(|word| !matches!(*word, "" | "a" | "an" | "the"));
+    words.fold(" ".into(), |all, word| all + word + " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_found_by_its_words() {
+        assert!(has("It is the Harp.", "a harp"));
+        assert!(has("in October, they say", "October"));
+        assert!(!has("the roof is covered", "red"));
+        assert!(!has("someone", "one"));
+        assert!(has("so?", "?") && !has("so", "?"));
+    }
 }

@@ -13,7 +13,7 @@ pub(super) fn views(config: &ContextConfig, task: &Task) -> Vec<View> {
     for method in &config.methods {
         let measure = method.measure(config.kl_order);
         views.push(View::Bars(Bars {
-            heading: format!("{method}: {measure}, {}", method.unit()),
+            heading: heading(method.name(), measure, method.unit(), task.pairs().len()),
             component: Some(method.name().into()),
             measure: measure.into(),
             item: "{role}".into(),
@@ -30,7 +30,7 @@ pub(super) fn views(config: &ContextConfig, task: &Task) -> Vec<View> {
         if config.asks(ContextMethod::AttnAttrib) {
             views.push(View::Lists(Lists {
                 heading: Some(
-                    "heads whose highest look is at the right sentence most often".into(),
+                    "heads whose highest weight is on the right sentence most often, on these same questions (attn-attrib is chosen on others)".into(),
                 ),
                 measures: vec![HEAD_TOP1.into()],
                 title: "top-1".into(),
@@ -65,4 +65,18 @@ pub(super) fn views(config: &ContextConfig, task: &Task) -> Vec<View> {
         views.push(listed("hook_mlp_out", None));
     }
     views
+}
+
+/// What is drawn, each word once.
+fn heading(method: &str, measure: &str, unit: &str, questions: usize) -> String {
+    let mut parts = vec![measure, unit];
+    parts.dedup();
+    parts.retain(|part| *part != method);
+    if questions > 1 {
+        parts.push("the mean by the sentence's place");
+    }
+    match parts.is_empty() {
+        true => method.into(),
+        false => format!("{method}: {}", parts.join(", ")),
+    }
 }

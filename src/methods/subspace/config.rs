@@ -67,6 +67,11 @@ impl SubspaceMethod {
         matches!(self, SubspaceMethod::Das | SubspaceMethod::BoundlessDas)
     }
 
+    /// Whether it finds a direction, which can be written and taken apart. The whole activation is none, and a random one is not found.
+    pub fn has_direction(self) -> bool {
+        !matches!(self, SubspaceMethod::Full | SubspaceMethod::Random)
+    }
+
     /// Whether it can have several dimensions that are asked for.
     pub fn takes_dims(self) -> bool {
         matches!(
@@ -101,7 +106,7 @@ impl FromStr for SubspaceMethod {
 /// How directions are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Training {
-    /// Steps of two pairs and their swaps.
+    /// Steps of two pairs and their swaps, at most 100000.
     pub steps: usize,
     /// Adam's rate at its highest: after a warm-up of a tenth of the steps, from where it falls to zero in a straight line.
     pub rate: f64,
@@ -125,7 +130,8 @@ impl Default for Training {
 pub enum SplitBy {
     /// The output matrix behind the hook: of neurons W_out, of `z` W_O.
     Output,
-    /// Of a stream the query matrices of the heads that read it, side by side, each behind the weights of its norm.
+    /// Of a stream the query matrices of the heads that read it, side by side, each behind its norm: the weights, and of a LayerNorm
+    /// that it takes the mean out.
     Readers(Heads),
 }
 
@@ -143,7 +149,7 @@ pub struct SubspaceConfig {
     /// Pairs that subspaces are found on; the others judge them [default: half].
     pub train: Option<usize>,
     pub training: Training,
-    /// Draws of a random subspace.
+    /// Draws of a random subspace, at most 1000.
     pub draws: usize,
     /// Everything again for two arbitrary tokens as labels.
     pub control: bool,

@@ -69,7 +69,7 @@ pub(super) fn activation(cache: &Cache, hook: Hook, prompt: usize, pos: usize) -
 
 /// What some pairs have at each place.
 /// # Errors
-/// Those of running; [`Error::Invalid`] naming a place where the two runs of every pair are the same.
+/// Those of running; [`Error::Invalid`] naming a place where the two runs of every pair are the same, or where an activation is no number.
 pub(super) fn gather(
     on: Subject<'_>,
     places: &[Place],
@@ -95,7 +95,15 @@ pub(super) fn gather(
                     let pos = position(&on.task.pairs()[*at], side, &place.role).expect("checked");
                     let n = number[at];
                     of_place.positions[n][side] = pos;
-                    of_place.values[n][side] = activation(&cache, place.hook, i, pos)?;
+                    let values = activation(&cache, place.hook, i, pos)?;
+                    if values.iter().any(|x| !x.is_finite()) {
+                        return Err(Error::invalid(format!(
+                            "`{}` holds a NaN or an infinity in a training pair, so no subspace is found there; take an earlier layer \
+                             (`SubspaceConfig::layers`) or another role (`SubspaceConfig::roles`)",
+                            place.name()
+                        )));
+                    }
+                    of_place.values[n][side] = values;
                 }
             }
         }

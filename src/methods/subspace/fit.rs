@@ -23,6 +23,8 @@ const SHRINKAGE: f64 = 0.1;
 /// Starts of k-means, of which the tightest counts.
 const STARTS: usize = 10;
 const ROUNDS: usize = 100;
+/// Rounds of a singular value decomposition for each value: it takes two or three.
+const SVD_ROUNDS: usize = 100;
 /// Parts that a probe is tested on one after the other.
 pub(super) const FOLDS: usize = 5;
 
@@ -62,16 +64,18 @@ impl Points {
         (difference.norm() > self.least()).then_some(difference)
     }
 
-    /// Singular values and right singular vectors of centred points, those of rounding left out.
-    fn axes(&self, by_class: bool) -> (DVector<f64>, DMatrix<f64>) {
-        let svd = self.centred(by_class).svd(false, true);
+    /// Singular values and right singular vectors of centred points, those of rounding left out; `None` where they are not found.
+    fn axes(&self, by_class: bool) -> Option<(DVector<f64>, DMatrix<f64>)> {
+        let centred = self.centred(by_class);
+        let most = SVD_ROUNDS * centred.nrows().min(centred.ncols()).max(1);
+        let svd = centred.try_svd(false, true, 5.0 * f64::EPSILON, most)?;
         let v_t = svd.v_t.expect("asked for");
-        let least = 1e-6 * svd.singular_values.max();
+        let least = (1e-6 * svd.singular_values.max()).max(self.least());
         let rank = svd.singular_values.iter().filter(|&&s| s > least).count();
-        (
+        Some((
             svd.singular_values.rows(0, rank).into_owned(),
             v_t.rows(0, rank).into_owned(),
-        )
+        ))
     }
 
     /// A subspace by one of the methods that need no training.
@@ -91,13 +95,17 @@ impl Points {
             self.difference()
                 .ok_or_else(|| "the means of the two classes are the same".to_string())
         };
+        if self.x.iter().any(|x| !x.is_finite()) {
+            return Err("an activation holds a NaN or an infinity".into());
+        }
+        let no_axes = || "the axes along which the activations vary were not found".to_string();
         match method {
             SubspaceMethod::MeanDifference => one(apart()?),
-            SubspaceMethod::Lda => one(self.discriminant(&apart()?)),
+            SubspaceMethod::Lda => one(self.discriminant(&apart()?).ok_or_else(no_axes)?),
             SubspaceMethod::Logistic => one(self.probe().direction),
             SubspaceMethod::KMeans => one(self.clusters(rng)?),
             SubspaceMethod::Pca => {
-                let (_, axes) = self.axes(false);
+                let (_, axes) = self.axes(false).ok_or_else(no_axes)?;
                 if axes.nrows() < dims {
                     return Err(format!(
                         "{dims} dimensions were asked for, and these {} activations vary along {} alone; take fewer dimensions \
@@ -116,19 +124,19 @@ impl Points {
         }
     }
 
-    /// `(S + shrinkage)^-1 (mean - mean)`, with S the covariance within classes.
-    fn discriminant(&self, apart: &DVector<f64>) -> DVector<f64> {
-        let (singular, axes) = self.axes(true);
+    /// `(S + shrinkage)^-1 (mean - mean)`, with S the covariance within classes; without any the difference of the means.
+    fn discriminant(&self, apart: &DVector<f64>) -> Option<DVector<f64>> {
+        let (singular, axes) = self.axes(true)?;
         let n = self.x.nrows() as f64;
         let variances = singular.map(|s| (1.0 - SHRINKAGE) * s * s / n);
         let sphere = (SHRINKAGE * singular.norm_squared() / n / self.x.ncols() as f64)
             .max(f64::MIN_POSITIVE);
         let along = &axes * apart;
+        // Times the sphere, so that a small one does not make it large.
         let kept = DVector::from_fn(along.len(), |i, _| {
-            along[i] * (1.0 / (variances[i] + sphere) - 1.0 / sphere)
+            along[i] * (sphere / (variances[i] + sphere) - 1.0)
         });
-        // Scaled, so that a small sphere does not make it large.
-        (apart / sphere + axes.transpose() * kept) * sphere
+        Some(apart + axes.transpose() * kept)
     }
 
     /// An L2 logistic probe (C = 1) on z-scored features, by Newton's steps in as many unknowns as there are points.
@@ -180,7 +188,8 @@ impl Points {
     }
 
     /// The share of points that a probe tells which did not see them, with their own classes and with shuffled ones: pairs of points in so
-    /// many folds, each tested by a probe of the others.
+    /// many folds, each tested by a probe of those others that are not the same as a tested one. A fold that leaves nothing of a class is not
+    /// tested; NaN where none is.
     pub(super) fn cross_validated(&self, folds: usize, rng: &mut ChaCha8Rng) -> [f64; 2] {
         let mut shuffled = self.second.clone();
         shuffled.shuffle(rng);
@@ -190,12 +199,22 @@ impl Points {
         };
         let pairs = self.x.nrows() / 2;
         let folds = folds.min(pairs);
+        // By rounding alone: equal prompts may have run in different batches.
+        let least = self.least();
+        let are_same = |a: usize, b: usize| {
+            (0..self.x.ncols()).all(|j| (self.x[(a, j)] - self.x[(b, j)]).abs() <= least)
+        };
         [self, &shuffled].map(|points| {
-            let mut right = 0;
+            let (mut right, mut tested) = (0, 0);
             for fold in 0..folds {
                 let is_here = |point: usize| point / 2 % folds == fold;
                 let of = |here: bool| (0..2 * pairs).filter(move |&point| is_here(point) == here);
-                let others: Vec<usize> = of(false).collect();
+                let is_seen = |&other: &usize| of(true).any(|point| are_same(point, other));
+                let others: Vec<usize> = of(false).filter(|other| !is_seen(other)).collect();
+                let has = |second: bool| others.iter().any(|&at| points.second[at] == second);
+                if !has(false) || !has(true) {
+                    continue;
+                }
                 let probe = Points {
                     x: points.x.select_rows(&others),
                     second: others.iter().map(|&point| points.second[point]).collect(),
@@ -204,8 +223,9 @@ impl Points {
                 let told =
                     |point: &usize| probe.is_second(&points.x, *point) == points.second[*point];
                 right += of(true).filter(told).count();
+                tested += of(true).count();
             }
-            right as f64 / (2 * pairs) as f64
+            right as f64 / tested as f64
         })
     }
 
@@ -213,7 +233,9 @@ impl Points {
     /// # Source
     /// Rudman, Gillman, Rayne and Eickhoff 2022, arXiv 2108.07344.
     pub fn isotropy(&self) -> f64 {
-        let (singular, _) = self.axes(false);
+        let Some((singular, _)) = self.axes(false) else {
+            return f64::NAN;
+        };
         let mut variances: Vec<f64> = singular.iter().map(|s| s * s).collect();
         variances.resize(self.x.ncols(), 0.0);
         iso_score(&variances)
@@ -390,6 +412,27 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         let [own, shuffled] = clouds(3).cross_validated(FOLDS, &mut rng);
         assert!(own > 0.9 && shuffled < 0.8, "{own} {shuffled}");
+        // Where each class is one point over and over, nothing is left to learn from.
+        let points = clouds(3);
+        let again = Points {
+            x: DMatrix::from_fn(24, 3, |i, j| points.x[(i % 2, j)]),
+            second: points.second,
+        };
+        let [own, shuffled] = again.cross_validated(FOLDS, &mut rng);
+        assert!(own.is_nan() && shuffled.is_nan(), "{own} {shuffled}");
+    }
+
+    #[test]
+    fn without_variance_within_classes_the_discriminant_is_the_difference_of_means() {
+        let points = clouds(5);
+        let flat = Points {
+            x: DMatrix::from_fn(24, 5, |i, j| points.x[(i % 2, j)]),
+            second: points.second,
+        };
+        let [lda, means] = [SubspaceMethod::Lda, SubspaceMethod::MeanDifference]
+            .map(|method| direction(&flat, method));
+        let along: f64 = lda.iter().zip(&means).map(|(a, b)| a * b).sum();
+        assert!((along.abs() - 1.0).abs() < 1e-9, "{along}");
     }
 
     #[test]
@@ -416,6 +459,10 @@ mod tests {
         ] {
             assert!(same.fit(method, 1, &mut rng).is_err(), "{method}");
         }
+        let mut no_number = clouds(4);
+        no_number.x[(0, 0)] = f64::NAN;
+        let refused = no_number.fit(SubspaceMethod::Pca, 1, &mut rng);
+        assert!(refused.is_err_and(|reason| reason.contains("a NaN")));
         let refused = clouds(40).fit(SubspaceMethod::Pca, 24, &mut rng);
         assert!(refused.is_err_and(|reason| reason.contains("vary along 23")));
     }

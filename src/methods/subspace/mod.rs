@@ -4,7 +4,7 @@
 //! `score` is the log odds ratio: how far the changed run moved from its own answer towards the source's, in the mean over both ways
 //! round (clean into corrupted, corrupted into clean). With [`SubspaceMethod::Full`] it is what activation patching of the whole hook
 //! gives. Beside it stands `iia`, the share of runs that now prefer the source's answer (interchange intervention accuracy). A
-//! `control` is the same for two arbitrary tokens as labels, and the `selectivity` of a direction what is left of its odds without that.
+//! `control` is the same for two arbitrary tokens as labels, and the `selectivity` of a direction its odds less those.
 //!
 //! The two labels of a pair are its answer and its wrong answer, so the corrupted prompt should ask for the latter. Methods that want classes
 //! take the two answers of a task that has two; else clean prompts against corrupted ones.
@@ -43,6 +43,9 @@ use crate::task::Task;
 use places::{SIDES, Split, position};
 use run::{Exchanging, FLDD, IIA, ODDS, SELECTIVITY};
 use split::Series;
+
+const MOST_DRAWS: usize = 1000;
+const MOST_STEPS: usize = 100_000;
 
 impl Method for SubspaceConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
@@ -102,18 +105,19 @@ impl Method for SubspaceConfig {
             rate,
             most_dims,
         } = self.training;
-        for (what, value, most) in [
-            ("SubspaceConfig::dims", self.dims, width),
-            ("Training::most_dims", most_dims, usize::MAX),
-            ("SubspaceConfig::draws", self.draws, usize::MAX),
-            ("Training::steps", steps, usize::MAX),
+        let of_width = format!(", the width of `{}`", self.kind.short());
+        for (what, value, most, why) in [
+            ("SubspaceConfig::dims", self.dims, width, of_width.as_str()),
+            ("Training::most_dims", most_dims, usize::MAX, ""),
+            ("SubspaceConfig::draws", self.draws, MOST_DRAWS, ""),
+            ("Training::steps", steps, MOST_STEPS, ""),
         ] {
             if value == 0 || value > most {
                 return Err(Error::invalid(format!(
                     "`{what} = {value}` is outside of what there is: {}",
                     match most {
                         usize::MAX => "at least 1".to_string(),
-                        most => format!("1 to {most}, the width of `{}`", self.kind.short()),
+                        most => format!("1 to {most}{why}"),
                     }
                 )));
             }

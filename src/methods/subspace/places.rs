@@ -59,11 +59,11 @@ pub(super) fn position(pair: &Pair, side: usize, role: &str) -> Option<usize> {
 pub(super) struct Split {
     pub train: Vec<usize>,
     pub held_out: Vec<usize>,
-    /// Pairs in neither part, since a training pair has one of their prompts.
+    /// Pairs in neither part, since a training pair has one of their prompts, or a held-out pair both.
     pub shared: usize,
 }
 
-/// Fewer pairs than this find nothing that could be told from chance.
+/// The least that has a covariance.
 const LEAST_TRAIN: usize = 2;
 
 impl Split {
@@ -96,7 +96,14 @@ impl Split {
             of.sort_unstable();
             of
         };
-        let held_out = sorted(rest.iter().copied().filter(is_new).collect());
+        // A pair and the same turned round are judged both ways each, and so alike.
+        let mut judged = BTreeSet::new();
+        let is_another = |pair: &usize| {
+            let [a, b] = SIDES.map(|side| prompt(&pairs[*pair], side));
+            judged.insert(if a <= b { [a, b] } else { [b, a] })
+        };
+        let held_out = rest.iter().copied().filter(is_new).filter(is_another);
+        let held_out = sorted(held_out.collect());
         if held_out.is_empty() {
             return Err(Error::invalid(format!(
                 "every pair beside the {train} that a subspace is found on shares a prompt with one of them, so none is left to judge it; \

@@ -46,6 +46,8 @@ const OF_THE_PLACE: [&str; 7] = [
 /// The logit difference of a pair's two runs, until the table is made.
 const CLEAN: &str = "clean";
 const CORRUPTED: &str = "corrupted";
+/// A clean logit difference below this, in nats, is nothing to take a share of.
+const LEAST_CLEAN: f64 = 0.05;
 /// A training that lowers its loss by a smaller share than this found nothing.
 const LEAST_GAIN: f64 = 0.01;
 
@@ -153,8 +155,8 @@ impl<'a> Exchanging<'a> {
         save::write(path, &named, about.to_string())
     }
 
-    /// What was looked at, in words.
-    fn notes(&self, clean: f64, corrupted: f64, n: usize) -> Vec<String> {
+    /// What was looked at, in words; `other` is the share of runs that prefer the other answer by themselves.
+    fn notes(&self, clean: f64, corrupted: f64, other: f64, n: usize) -> Vec<String> {
         let finder = &self.finder;
         let text = |tokens: &[u32]| {
             let texts = finder.on.task.texts(tokens);
@@ -170,9 +172,13 @@ impl<'a> Exchanging<'a> {
             finder.split.train.len(),
             clean - corrupted
         )];
+        notes.push(format!(
+            "before anything is exchanged, a share of {other:.2} of the runs prefers the other answer: compare `iia` with it"
+        ));
+        notes.extend(self.dimensions());
         if finder.split.shared > 0 {
             notes.push(format!(
-                "{} more pairs share a prompt with a training pair, and judge nothing",
+                "{} more pairs share a prompt with a training pair, or are a pair that judges again or turned round; they judge nothing",
                 finder.split.shared
             ));
         }
@@ -197,31 +203,75 @@ impl<'a> Exchanging<'a> {
         notes
     }
 
-    /// Methods whose loss hardly fell somewhere.
+    /// How many dimensions each method exchanges, where they differ; all of the activation aside.
+    fn dimensions(&self) -> Option<String> {
+        let config = self.finder.config;
+        let of = |method: &SubspaceMethod| match method {
+            SubspaceMethod::Full => None,
+            SubspaceMethod::BoundlessDas => Some(format!("at most {}", config.training.most_dims)),
+            method if method.takes_dims() => Some(config.dims.to_string()),
+            _ => Some("1".to_string()),
+        };
+        let all: Vec<(SubspaceMethod, String)> = (config.methods.iter())
+            .filter_map(|method| Some((*method, of(method)?)))
+            .collect();
+        let differ = all.iter().any(|(_, dims)| *dims != all[0].1);
+        let named: Vec<String> = (all.iter())
+            .map(|(method, dims)| format!("`{method}` {dims}"))
+            .collect();
+        differ.then(|| format!("dimensions: {}", named.join(", ")))
+    }
+
+    /// Methods whose loss hardly fell somewhere, or that chose nothing there.
     fn untrained(&self, first: &ExampleScores) -> Vec<String> {
         let finder = &self.finder;
-        let warning = |&series: &Series| {
-            let value = |at, measure| first.value(self.cell(at, (Some(series), measure))?);
-            let stood = (0..finder.places.len()).filter(|&at| {
+        let mut warnings = Vec::new();
+        for &series in &finder.series {
+            let value = |at: usize, measure: &'static str| {
+                first.value(self.cell(at, (Some(series), measure))?)
+            };
+            let (mut none, mut stood) = (Vec::new(), Vec::new());
+            for (at, place) in finder.places.iter().enumerate() {
                 let losses = value(at, LOSS_BEFORE).zip(value(at, LOSS_AFTER));
-                losses.is_some_and(|(before, after)| after > (1.0 - LEAST_GAIN) * before)
-            });
-            let names: Vec<String> = stood.map(|at| finder.places[at].name()).collect();
-            let one = names.first()?;
-            Some(format!(
-                "`{series}` did not train at {} of {} places (`{one}` for one): its loss on the training pairs hardly fell, so what it \
-                 found is no better than a start at random; take more steps (`Training::steps`), another rate (`Training::rate`) or \
-                 another place",
-                names.len(),
-                finder.places.len()
-            ))
-        };
-        finder.series.iter().filter_map(warning).collect()
+                let hardly_fell =
+                    losses.is_some_and(|(before, after)| after > (1.0 - LEAST_GAIN) * before);
+                if value(at, DIMS) == Some(0.0) {
+                    none.push(place.name());
+                } else if hardly_fell {
+                    stood.push(place.name());
+                }
+            }
+            if let Some(one) = none.first() {
+                warnings.push(format!(
+                    "`{series}` chose no dimension at {} of {} places (`{one}` for one), so nothing is exchanged there: by its loss no \
+                     dimension was worth its share; let it choose of more (`Training::most_dims`), or take more steps \
+                     (`Training::steps`) or another place",
+                    none.len(),
+                    finder.places.len()
+                ));
+            }
+            if let Some(one) = stood.first() {
+                warnings.push(format!(
+                    "`{series}` did not train at {} of {} places (`{one}` for one): its loss on the training pairs hardly fell, so what \
+                     it found is no better than a start at random; take more steps (`Training::steps`), another rate \
+                     (`Training::rate`) or another place",
+                    stood.len(),
+                    finder.places.len()
+                ));
+            }
+        }
+        warnings
     }
 
     /// How much of the clean logit difference each exchange takes, in hundredths: a ratio of means.
     fn add_fldd(&self, measured: &mut Measured, clean: f64) {
         let n = measured.examples.len() as f64;
+        if clean < LEAST_CLEAN {
+            measured.warnings.push(format!(
+                "the logit_diff of clean prompts is {clean:.3} in the mean, and `fldd` is a share of it, so it says nothing here; look at \
+                 the odds, or take a task that the model does"
+            ));
+        }
         let (mut cells, mut values) = (Vec::new(), Vec::new());
         for at in 0..self.finder.places.len() {
             for &series in &self.finder.series {
@@ -382,13 +432,15 @@ impl Prepared for Exchanging<'_> {
         };
         let [clean, corrupted] = [CLEAN, CORRUPTED].map(facts);
         let mean = |of: &[f64]| of.iter().sum::<f64>() / n as f64;
-        measured
-            .notes
-            .extend(self.notes(mean(&clean), mean(&corrupted), n));
         let keeps = corrupted
             .iter()
             .filter(|&&corrupted| corrupted > 0.0)
             .count();
+        let misses = clean.iter().filter(|&&clean| clean < 0.0).count();
+        let other = (keeps + misses) as f64 / (2 * n) as f64;
+        measured
+            .notes
+            .extend(self.notes(mean(&clean), mean(&corrupted), other, n));
         if 2 * keeps > n {
             measured.warnings.push(format!(
                 "{keeps} of {n} corrupted prompts ask for the answer still, so there is no other label to exchange; take a corruption that \

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::model::Model;
 use crate::nn::host::to_host;
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, NormKind};
 
 /// Which part of a direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +38,7 @@ impl Series {
     /// What a configuration asks for, in its order.
     pub fn all(config: &SubspaceConfig) -> Vec<Series> {
         let of = |&method: &SubspaceMethod| {
-            let is_split = config.split.is_some() && Series::splits(method);
+            let is_split = config.split.is_some() && method.has_direction();
             let parts: &[Part] = match is_split {
                 true => &[Part::Whole, Part::Row, Part::Null],
                 false => &[Part::Whole],
@@ -46,11 +46,6 @@ impl Series {
             parts.iter().map(move |&part| Series { method, part })
         };
         config.methods.iter().flat_map(of).collect()
-    }
-
-    /// Whether a method's direction is one to be taken apart.
-    fn splits(method: SubspaceMethod) -> bool {
-        !matches!(method, SubspaceMethod::Full | SubspaceMethod::Random)
     }
 }
 
@@ -96,15 +91,21 @@ impl SplitBy {
                     _ => layer > last.unwrap_or(0),
                 };
                 let blind = heads.0.iter().find(|head| head.layer.is_none_or(|layer| !reads(layer)));
+                let next = last.unwrap_or(0) + 1;
+                let remedy = match next < spec.n_layers || kind == Kind::ResidPre {
+                    true => format!(
+                        "name heads of later layers, such as `a{}.h0`, or look at earlier ones (`SubspaceConfig::layers`)",
+                        next.min(spec.n_layers.saturating_sub(1))
+                    ),
+                    false => "look at earlier layers (`SubspaceConfig::layers`)".into(),
+                };
                 match (heads.0.is_empty(), blind) {
                     (true, _) => bad("no head is named that reads the stream (`SplitBy::Readers`)".into()),
                     (_, Some(head)) => bad(format!(
-                        "head {} {} does not read `{}`; name heads of later layers, such as `a{}.h0`, or look at earlier ones \
-                         (`SubspaceConfig::layers`)",
+                        "head {} {} does not read `{}`; {remedy}",
                         head.head,
                         head.layer.map_or("of every layer".into(), |layer| format!("of layer {layer}")),
-                        Hook::at(kind, last.unwrap_or(0)),
-                        (last.unwrap_or(0) + 1).min(spec.n_layers.saturating_sub(1))
+                        Hook::at(kind, last.unwrap_or(0))
                     )),
                     _ => Ok(()),
                 }
@@ -156,7 +157,7 @@ fn matrix(values: &[f32], columns: usize) -> Result<DMatrix<f64>> {
     ))
 }
 
-/// The columns of a head's query matrix, each behind the weights of the norm.
+/// The columns of a head's query matrix, each behind the weights of the norm; a LayerNorm takes the mean out before, so theirs is zero.
 fn queries(model: &Model, layer: usize, head: usize) -> Result<Vec<DVector<f64>>> {
     let (block, e) = (&model.weights.blocks[layer], model.spec.d_head);
     let w = &block.w_qkv;
@@ -167,12 +168,18 @@ fn queries(model: &Model, layer: usize, head: usize) -> Result<Vec<DVector<f64>>
         .as_ref()
         .map(|norm| to_host(&norm.w))
         .transpose()?;
+    let is_centred = block.ln1.is_some() && model.spec.norm == NormKind::Layer;
     let column = |j: usize| {
         let of = (0..model.spec.d_model).map(|i| {
             let gain = gains.as_ref().map_or(1.0, |gains| gains[i]);
             f64::from(all[i * width + head * e + j]) * f64::from(gain)
         });
-        DVector::from_iterator(model.spec.d_model, of)
+        let mut column = DVector::from_iterator(model.spec.d_model, of);
+        if is_centred {
+            let mean = column.mean();
+            column.add_scalar_mut(-mean);
+        }
+        column
     };
     Ok((0..e).map(column).collect())
 }

@@ -35,7 +35,8 @@ use crate::run::{Progress, Roles};
 
 /// Rows of a step: two pairs, each both ways.
 pub(super) const ROWS: usize = 4;
-/// Temperatures of the mask's edge, from the first step to the last.
+/// Temperatures of the mask's edge, from the first step to the last. The first is for as many dimensions as the activation is wide; of fewer
+/// it is the same share, so that the edge is as soft over few as over many.
 const TEMPERATURES: [f64; 2] = [50.0, 0.1];
 const BOUNDARY_RATE: f64 = 1e-2;
 /// The role by which an edit finds its position in each prompt.
@@ -258,6 +259,7 @@ impl Problem<'_> {
                 .collect()
         };
         let before = self.loss(&basis, &hard(boundary))?;
+        let hottest = (TEMPERATURES[0] * dims as f64 / width as f64).max(TEMPERATURES[1]);
         let mut order: Vec<usize> = Vec::new();
         for step in 0..training.steps {
             stop_if_asked(progress)?;
@@ -267,7 +269,7 @@ impl Problem<'_> {
             }
             let batch = &self.batches[order.pop().expect("it was filled")];
             let share = step as f64 / (training.steps.max(2) - 1) as f64;
-            let temperature = TEMPERATURES[0] + share * (TEMPERATURES[1] - TEMPERATURES[0]);
+            let temperature = hottest + share * (TEMPERATURES[1] - hottest);
             let mask: Vec<f64> = match is_boundless {
                 false => vec![1.0; dims],
                 true => (0..dims)
@@ -284,7 +286,7 @@ impl Problem<'_> {
             if is_boundless {
                 let edge = mask.iter().zip(&slope.mask);
                 let edge: f64 = edge.map(|(m, slope)| m * (1.0 - m) * slope / n).sum();
-                // What is exchanged costs what it is a share of.
+                // The share of dimensions exchanged is added to the loss.
                 let slope = 1.0 + edge * dims as f64 / temperature;
                 let mut at = [boundary];
                 of_boundary.step(&mut at, &[slope], BOUNDARY_RATE * rate);
