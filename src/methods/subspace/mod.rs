@@ -107,14 +107,14 @@ impl Method for SubspaceConfig {
         } = self.training;
         let of_width = format!(", the width of `{}`", self.kind.short());
         for (what, value, most, why) in [
-            ("SubspaceConfig::dims", self.dims, width, of_width.as_str()),
-            ("Training::most_dims", most_dims, usize::MAX, ""),
-            ("SubspaceConfig::draws", self.draws, MOST_DRAWS, ""),
-            ("Training::steps", steps, MOST_STEPS, ""),
+            ("`SubspaceConfig::dims", self.dims, width, of_width.as_str()),
+            ("`Training::most_dims", most_dims, usize::MAX, ""),
+            ("`SubspaceConfig::draws", self.draws, MOST_DRAWS, ""),
+            ("`Training::steps", steps, MOST_STEPS, ""),
         ] {
             if value == 0 || value > most {
                 return Err(Error::invalid(format!(
-                    "`{what} = {value}` is outside of what there is: {}",
+                    "{what} = {value}` is outside of what there is: {}",
                     match most {
                         usize::MAX => "at least 1".to_string(),
                         most => format!("1 to {most}{why}"),
