@@ -396,7 +396,7 @@ mod tests {
             ),
             (
                 "ablate --ranked scores.parquet",
-                "source source_model source_revision reference together class head_pairs ranked against lowest sizes random_sets at",
+                "sites source source_model source_revision reference together class head_pairs ranked against lowest sizes random_sets at",
             ),
             (
                 "path",
