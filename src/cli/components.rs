@@ -15,7 +15,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 #[command(after_help = "Examples:
   candlewick components --n-pairs 4
   candlewick components --kind both --removal mean --n-pairs 4 -o means.parquet
-  candlewick components --kind neurons --layers 1 --masks 600 --keep 0.95 --n-pairs 1 -o neurons.parquet")]
+  candlewick components --kind neurons --layers 1 --masks 400 --n-pairs 1")]
 pub struct ComponentsArgs {
     /// The components.
     #[arg(long, default_value = "heads")]
