@@ -675,7 +675,11 @@ fn a_steered_answer_is_what_the_model_says_behind_the_hint_or_with_the_head_scal
                 ..GenerateRequest::default()
             };
             let made = generate(&model, &[prompt], &request, &Quiet).unwrap();
-            tokenizer().decode(&made.tokens[0]).unwrap()
+            let said = &made.tokens[0];
+            let end = said.iter().position(|&id| tokenizer().is_special(id));
+            tokenizer()
+                .decode(&said[..end.unwrap_or(said.len())])
+                .unwrap()
         };
         // Of two sentences the other one is known; what is expected is the beginning of what the model says by itself.
         let question = &set.questions[1];

@@ -91,7 +91,9 @@ pub(super) fn steer(
 /// Whether the words of `expected` stand in an answer; where it has none, its signs.
 fn has(answer: &str, expected: &str) -> bool {
     match words(expected).trim() {
-        "" => answer.contains(expected.trim()),
+        "" => answer
+            .to_lowercase()
+            .contains(expected.to_lowercase().trim()),
         _ => words(answer).contains(&words(expected)),
     }
 }
