@@ -1,6 +1,6 @@
 //! Questions about a context: sentences, a question, an answer, and the prompts of it in which some sentences are left out.
 //!
-//! A set of questions is written down without a tokenizer ([`read`]) and becomes a [`Task`] whose prompts hold the whole context and whose
+//! A set of questions is written down without a tokenizer (`questions/read.rs`) and becomes a [`Task`] whose prompts hold the whole context and whose
 //! roles are its sentences, `s0`, `s1`, ... A prompt with sentences left out is laid out and goes through the chat template anew
 //! ([`QuestionSet::prompt`]): nothing is cut out of tokens.
 
@@ -20,11 +20,12 @@ use crate::metric::Metric;
 use crate::model::Tokenizer;
 
 impl QuestionSet {
-    /// The prompts with the whole context, under a tokenizer: both of a pair are the same, and the roles are the sentences. An answer that is given is measured whole. `Pair::index` is the question. Of the options `bos`, `chat`,
-    /// `seed`, `n_pairs` and `max_tokens` count; a question that is too long, or is otherwise no prompt, is dropped with the reason.
+    /// The prompts with the whole context, under a tokenizer: both of a pair are the same, and the roles are the sentences. An answer that
+    /// is given is measured whole. `Pair::index` is the question. Of the options `bos`, `chat`, `seed`, `n_pairs` and `max_tokens` count; a
+    /// question that is too long, or is otherwise no prompt, is dropped with the reason.
     /// # Errors
-    /// [`Error::Invalid`] for a question that lacks something, or a layout that does; [`Error::Tokenizer`]; [`Error::EmptyTask`] if no
-    /// question is left.
+    /// [`crate::Error::Invalid`] for a question that lacks something, or a layout that does; [`crate::Error::Tokenizer`];
+    /// [`crate::Error::EmptyTask`] if no question is left.
     pub fn task(&self, tokenizer: &Tokenizer, options: &ExpandOptions) -> Result<Task> {
         self.check()?;
         let bos = options.bos.resolve(tokenizer)?;
