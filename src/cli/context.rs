@@ -1,6 +1,5 @@
 //! `candlewick context`: which sentences of a context an answer rests on.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -113,16 +112,9 @@ pub enum SteerChoice {
 
 impl ContextArgs {
     /// `all` are those that the questions allow: a head is found on questions whose right sentence is known.
-    fn methods(&self, set: &QuestionSet) -> candlewick::Result<Vec<ContextMethod>> {
+    fn methods(&self, set: &QuestionSet, task: &Task) -> candlewick::Result<Vec<ContextMethod>> {
         if self.method == ["all"] {
-            let asked = self.common.task.n_pairs.map_or(usize::MAX, |n| n as usize);
-            let known = set
-                .questions
-                .iter()
-                .take(asked)
-                .filter(|one| one.gold.is_some());
-            let contexts: BTreeSet<_> = known.map(|one| &one.context).collect();
-            let has_head = self.head.is_some() || contexts.len() > 1;
+            let has_head = self.head.is_some() || set.known_contexts(task) > 1;
             let mut all = ContextMethod::ALL.to_vec();
             all.retain(|&method| has_head || method != ContextMethod::AttnAttrib);
             return Ok(all);
@@ -226,7 +218,7 @@ impl Ask for ContextArgs {
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
         let set = self.set()?;
-        let methods = self.methods(set)?;
+        let methods = self.methods(set, on.task)?;
         let head = match self.head {
             None => None,
             Some(Node::Head { layer, head }) => Some((layer, head)),

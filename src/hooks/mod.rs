@@ -292,6 +292,11 @@ impl Hook {
         }
     }
 
+    /// Numbers that it holds at one position (of a pattern: for one query and key).
+    pub fn width(&self, spec: &ModelSpec) -> usize {
+        self.shape(spec, 1, 1).iter().product()
+    }
+
     /// Why a model has no such hook in this layer, or `None` where it has.
     pub fn absent(&self, spec: &ModelSpec) -> Option<&'static str> {
         let is_ln1 = matches!(self.kind, Kind::Scale(Ln::One) | Kind::Normalized(Ln::One));

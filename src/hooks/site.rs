@@ -136,6 +136,26 @@ impl Site {
         self
     }
 
+    /// Sites of one hook that follow each other as one, which has the heads and neurons of all. They differ in nothing else.
+    pub fn joined(sites: impl IntoIterator<Item = Site>) -> Vec<Site> {
+        let mut joined: Vec<Site> = Vec::new();
+        for site in sites {
+            match joined.last_mut().filter(|last| last.hook == site.hook) {
+                Some(last) => {
+                    let add = |all: &mut Option<Vec<usize>>, more: Option<Vec<usize>>| {
+                        if let (Some(all), Some(more)) = (all, more) {
+                            all.extend(more);
+                        }
+                    };
+                    add(&mut last.heads, site.heads);
+                    add(&mut last.neurons, site.neurons);
+                }
+                None => joined.push(site),
+            }
+        }
+        joined
+    }
+
     /// Checks the parts that need no prompt.
     /// # Errors
     /// [`Error::HookAbsent`] and [`Error::OutOfRange`]; [`Error::BadEdit`] where a hook has no such axis, or an index stands twice.

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 pub use config::{AblationConfig, Knockout, NodeSet};
 pub use ranked::Ranking;
 use sets::PAIR;
-pub(super) use sets::site_of;
+pub(super) use sets::{cell_of, heads_and_mlps, site_of};
 
 use super::activation_patching::Patching;
 use super::measure::{Watch, measure};

@@ -311,12 +311,7 @@ fn light_layers(spec: &ModelSpec, rows: usize, request: &TapeRequest<'_>) -> Has
         return HashSet::new();
     };
     let width = |kinds: &[Kind]| -> usize {
-        let row_width = |kind: &Kind| {
-            Hook::at(*kind, 0)
-                .shape(spec, 1, 1)
-                .iter()
-                .product::<usize>()
-        };
+        let row_width = |kind: &Kind| Hook::at(*kind, 0).width(spec);
         4 * rows * kinds.iter().map(row_width).sum::<usize>()
     };
     let light = width(&[Kind::ResidPre, Kind::RotK, Kind::V]);

@@ -300,7 +300,7 @@ fn width(hook: Hook, spec: &ModelSpec) -> Result<usize> {
             hook: hook.to_string(),
             reason: "a sparse autoencoder reads activations of positions, such as `blocks.0.hook_resid_post`".into(),
         }),
-        _ => Ok(hook.shape(spec, 1, 1).iter().product()),
+        _ => Ok(hook.width(spec)),
     }
 }
 

@@ -12,6 +12,8 @@ pub use prompt::AskedPrompt;
 pub use read::{read_sentences, sentences};
 pub use set::{MAX_ANSWER, Question, QuestionSet};
 
+use std::collections::BTreeSet;
+
 use super::checked::{MAX_PAIRS, Task};
 use super::options::ExpandOptions;
 use super::pair::Pair;
@@ -20,6 +22,16 @@ use crate::metric::Metric;
 use crate::model::Tokenizer;
 
 impl QuestionSet {
+    /// How many different contexts the questions of a task have whose right sentence is known.
+    pub fn known_contexts(&self, task: &Task) -> usize {
+        let asked = task
+            .pairs()
+            .iter()
+            .filter_map(|pair| self.questions.get(pair.index));
+        let known = asked.filter(|one| one.gold.is_some());
+        known.map(|one| &one.context).collect::<BTreeSet<_>>().len()
+    }
+
     /// The prompts with the whole context, under a tokenizer: both of a pair are the same, and the roles are the sentences. An answer that
     /// is given is measured whole. `Pair::index` is the question. Of the options `bos`, `chat`, `seed`, `n_pairs` and `max_tokens` count; a
     /// question that is too long, or is otherwise no prompt, is dropped with the reason.

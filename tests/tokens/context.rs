@@ -642,6 +642,11 @@ fn files_of_questions_say_the_same_in_every_format() {
         ),
         ("x.csv", "context\nA b. C d.\n", "question"),
         ("x.csv", "context,question,gold\nA b. C d.,e,first\n", "CSV"),
+        (
+            "x.csv",
+            "context,question,golds\nA b. C d.,e,1\n",
+            "did you mean `gold`",
+        ),
         ("x.txt", "", ".toml, .json or .csv"),
     ] {
         let message = parse(name, text).unwrap_err().to_string();
@@ -703,7 +708,13 @@ fn a_steered_answer_is_what_the_model_says_behind_the_hint_or_with_the_head_scal
             let drop = scores(&measured, 1, "leave-one-out", None);
             let best = usize::from(drop[1] > drop[0]);
             let found = |component: &str, measure| scores(&measured, 1, component, Some(measure));
-            assert_eq!(found("its own", "answer_right"), [1.0], "{own}");
+            assert_eq!(found("unsteered", "answer_right"), [1.0], "{own}");
+            // A wrong answer says nothing of where the right one stands.
+            for example in [0, 1] {
+                let is_right = scores(&measured, example, "unsteered", Some("answer_right"));
+                let judged = scores(&measured, example, "leave-one-out", Some("top1"));
+                assert_eq!(judged.is_empty(), is_right == [0.0], "{example}");
+            }
             let hint = |at: usize| {
                 said(
                     &format!("{a} {b} {} {}", [a, b][at], question.question),
@@ -717,7 +728,7 @@ fn a_steered_answer_is_what_the_model_says_behind_the_hint_or_with_the_head_scal
                     (Some(said(&plain, &[edit])), None)
                 }
             };
-            for (component, answer) in [("led", led), ("led elsewhere", elsewhere)] {
+            for (component, answer) in [("steered", led), ("control", elsewhere)] {
                 let Some(answer) = answer else { continue };
                 let share = |it: bool| f64::from(u8::from(it));
                 let words = |text: &str| -> Vec<String> {

@@ -10,6 +10,7 @@ use super::config::NodeSet;
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::Node;
+use crate::scores::statistics::mean;
 use crate::scores::{Column, Scores};
 use crate::spec::ModelSpec;
 
@@ -33,9 +34,9 @@ impl Ranking {
     /// # Errors
     /// Those of [`Ranking::by_score`]; [`Error::Invalid`] for tables of means, or of different nodes.
     pub fn by_t(scores: &Scores, against: &Scores, spec: &ModelSpec) -> Result<Ranking> {
-        let (own, others) = (values(scores, spec)?, values(against, spec)?);
-        let mut ranked = Vec::with_capacity(own.len());
-        for (node, of) in own {
+        let (all, others) = (values(scores, spec)?, values(against, spec)?);
+        let mut ranked = Vec::with_capacity(all.len());
+        for (node, of) in all {
             let other = others.get(&node).ok_or_else(|| {
                 Error::invalid(format!(
                     "`{node}` has a score in one of the two tables alone; measure the same nodes in both"
@@ -47,10 +48,10 @@ impl Ranking {
                      `Running::detail = Detail::PerExample`",
                 ));
             }
-            let ((mean, variance), (of_other, variance_of_other)) = (moments(&of), moments(other));
+            let ((own, variance), (of_other, variance_of_other)) = (moments(&of), moments(other));
             let error =
                 (variance / of.len() as f64 + variance_of_other / other.len() as f64).sqrt();
-            let apart = mean - of_other;
+            let apart = own - of_other;
             ranked.push((node, if apart == 0.0 { 0.0 } else { apart / error }));
         }
         Ok(Ranking::new(ranked))
@@ -164,8 +165,7 @@ fn values(scores: &Scores, spec: &ModelSpec) -> Result<BTreeMap<Node, Vec<f64>>>
 
 /// Mean and variance.
 fn moments(values: &[f64]) -> (f64, f64) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
+    let mean = mean(values);
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (mean, squares / (n - 1.0).max(1.0))
+    (mean, squares / (values.len() as f64 - 1.0).max(1.0))
 }

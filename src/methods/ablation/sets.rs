@@ -6,7 +6,7 @@ use super::config::{AblationConfig, Knockout};
 use crate::hooks::{Hook, Kind, Node, Site};
 use crate::methods::activation_patching::{PatchConfig, SiteSet};
 use crate::scores::Cell;
-use crate::spec::ModelSpec;
+use crate::spec::{Mlp, ModelSpec};
 
 impl AblationConfig {
     /// The patching that this ablation is.
@@ -50,21 +50,11 @@ impl AblationConfig {
 
     fn set(&self, cell: Cell, nodes: impl IntoIterator<Item = Node>) -> SiteSet {
         let nodes: BTreeSet<Node> = nodes.into_iter().collect();
-        let mut sites: Vec<Site> = Vec::new();
-        for node in nodes {
-            let site = Site {
-                positions: self.positions.clone(),
-                ..site_of(node)
-            };
-            // Heads of one layer are one site.
-            match sites.last_mut().filter(|last| last.hook == site.hook) {
-                Some(last) => last
-                    .heads
-                    .get_or_insert_default()
-                    .extend(site.heads.unwrap_or_default()),
-                None => sites.push(site),
-            }
-        }
+        let site = |node| Site {
+            positions: self.positions.clone(),
+            ..site_of(node)
+        };
+        let sites = Site::joined(nodes.into_iter().map(site));
         SiteSet { cell, sites }
     }
 
@@ -133,6 +123,27 @@ pub(in crate::methods) fn site_of(node: Node) -> Site {
         // Checked before: it writes nothing.
         Node::Logits => Site::all(Hook::global(Kind::Embed)),
     }
+}
+
+/// What its row is called in a table of heads and MLPs.
+pub(in crate::methods) fn cell_of(node: Node) -> Cell {
+    match node {
+        Node::Head { layer, head } => Cell {
+            head: Some(head as u32),
+            ..Cell::in_layer(Kind::Z.name(), layer)
+        },
+        Node::Mlp(layer) => Cell::in_layer(Kind::MlpOut.name(), layer),
+        Node::Input | Node::Logits => Cell::default(),
+    }
+}
+
+/// Every head, and every MLP where a model has any, layer by layer.
+pub(in crate::methods) fn heads_and_mlps(spec: &ModelSpec) -> impl Iterator<Item = Node> {
+    let has_mlp = spec.mlp != Mlp::None;
+    (0..spec.n_layers).flat_map(move |layer| {
+        let heads = (0..spec.n_heads).map(move |head| Node::Head { layer, head });
+        heads.chain(has_mlp.then_some(Node::Mlp(layer)))
+    })
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::methods::reference::{Means, ReferenceSet, RoleMeans};
 use crate::methods::sites::{Along, Extent, Sites};
 use crate::metric::{Judgement, Metric};
 use crate::model::Model;
-use crate::run::{BaseRun, Progress, Readout, Sources, SweepOptions, Variant, plan, sweep};
+use crate::run::{BaseRun, Progress, Quiet, Readout, Sources, SweepOptions, Variant, plan, sweep};
 use crate::scores::{Cell, ExampleScores, Measured};
 use crate::task::{Pair, Task};
 
@@ -137,6 +137,32 @@ impl<'a> Patching<'a> {
             memory: self.running.memory_now(),
             ..SweepOptions::default()
         }
+    }
+
+    /// The metric of variants of a batch's base run; who calls has the progress.
+    pub(in crate::methods) fn changed(
+        &self,
+        contrast: &Contrast,
+        variants: &[Variant],
+    ) -> Result<Vec<f64>> {
+        self.swept(contrast, variants, &Quiet)
+    }
+
+    fn swept(
+        &self,
+        contrast: &Contrast,
+        variants: &[Variant],
+        progress: &dyn Progress,
+    ) -> Result<Vec<f64>> {
+        sweep(
+            self.model,
+            &contrast.base,
+            variants,
+            &contrast.sources,
+            &contrast.readout,
+            &self.options(),
+            progress,
+        )
     }
 
     /// What a cell changes in the runs of a pair; `None` where the pair has no such place.
@@ -301,15 +327,7 @@ impl Prepared for Patching<'_> {
         }
         let mut cells: Vec<Vec<u32>> = vec![Vec::new(); unit.items.len()];
         let (variants, of) = self.variants(unit, &contrast.op);
-        let values = sweep(
-            self.model,
-            &contrast.base,
-            &variants,
-            &contrast.sources,
-            &contrast.readout,
-            &self.options(),
-            progress,
-        )?;
+        let values = self.swept(&contrast, &variants, progress)?;
         // The copies of a cell stand together.
         for (values, &(i, cell)) in values.chunks_exact(copies).zip(&of) {
             cells[i].push(cell);

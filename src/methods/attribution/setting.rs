@@ -10,7 +10,7 @@ use crate::methods::method::Subject;
 use crate::methods::reference::ReferenceSet;
 use crate::methods::{PatchSource, SourceModel};
 use crate::metric::Metric;
-use crate::model::{Model, ModelSpec};
+use crate::model::Model;
 use crate::run::{Progress, Source};
 use crate::scores::{Direction, Measured};
 use crate::task::{Pair, Task};
@@ -56,7 +56,7 @@ impl Setting<'_> {
         let spec = &self.model.spec;
         let heads = (2 * spec.n_heads + 3 * spec.n_kv_heads) * spec.d_head;
         let of_layer = 3 * spec.d_model + heads + 2 * spec.d_mlp;
-        let kept: usize = self.hooks.iter().map(|hook| width(*hook, spec)).sum();
+        let kept: usize = self.hooks.iter().map(|hook| hook.width(spec)).sum();
         let runs = 2 + usize::from(self.source_model.is_some());
         spec.n_layers * of_layer + runs * kept
     }
@@ -122,8 +122,4 @@ impl Setting<'_> {
         let of = |pair: &Pair| Some(((pair.template, pair.clean.len()), means.of(pair)?.clone()));
         Ok(self.task.pairs().iter().filter_map(of).collect())
     }
-}
-
-fn width(hook: Hook, spec: &ModelSpec) -> usize {
-    hook.shape(spec, 1, 1).iter().product()
 }

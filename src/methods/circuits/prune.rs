@@ -26,6 +26,7 @@ use crate::methods::measure::Watch;
 use crate::methods::method::{Running, Subject};
 use crate::metric::Metric;
 use crate::scores::Scores;
+use crate::scores::statistics::sigmoid;
 use crate::task::Task;
 
 /// The share of the steps over which the number of open gates falls.
@@ -381,10 +382,6 @@ impl Training {
             self.log_odds[gate] -= rate * (*mean / unbiased[0]) / size;
         }
     }
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 #[cfg(test)]

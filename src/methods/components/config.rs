@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Node, Site};
-use crate::methods::ablation::site_of;
+use crate::methods::ablation::{cell_of, heads_and_mlps, site_of};
 use crate::methods::activation_patching::{PatchConfig, SiteSet};
 use crate::methods::attribution::NodeAttributionConfig;
 use crate::methods::choice::Layers;
@@ -14,14 +14,16 @@ use crate::methods::measure::check;
 use crate::methods::removal::Removal;
 use crate::methods::sites::parse_sites;
 use crate::metric::Metric;
-use crate::scores::{Cell, Direction};
-use crate::spec::{Mlp, ModelSpec};
+use crate::scores::Cell;
+use crate::spec::ModelSpec;
 use crate::task::Task;
 
 /// Masks a component, where nobody says how many.
 const MASKS: usize = 8;
 /// More masks than anybody would wait for.
 const MOST_MASKS: usize = 100_000;
+/// Numbers of all masks together: a fit holds them some three times over, in eight bytes each.
+const MOST_NUMBERS: usize = 1 << 26;
 
 /// The parts that are there or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -101,39 +103,30 @@ impl ComponentsConfig {
 
     /// The components, each as it is named and where it is removed.
     pub(super) fn components(&self, spec: &ModelSpec) -> Vec<(Cell, Site)> {
-        use ComponentKind::*;
-        let mut components = Vec::new();
-        for layer in (0..spec.n_layers).filter(|&layer| self.layers.has(layer)) {
-            if matches!(self.kind, Heads | Both) {
-                let head = |head: usize| {
-                    let cell = Cell {
-                        head: Some(head as u32),
-                        ..Cell::in_layer("attn.hook_z", layer)
-                    };
-                    (cell, site_of(Node::Head { layer, head }))
+        let takes = |node: &Node| match node {
+            Node::Head { .. } => matches!(self.kind, ComponentKind::Heads | ComponentKind::Both),
+            _ => self.kind != ComponentKind::Heads,
+        };
+        let nodes = heads_and_mlps(spec).filter(takes);
+        let nodes = nodes.filter(|node| node.layer().is_some_and(|layer| self.layers.has(layer)));
+        let parts = |node: Node| -> Vec<(Cell, Site)> {
+            let Node::Mlp(layer) = node else {
+                return vec![(cell_of(node), site_of(node))];
+            };
+            if self.kind != ComponentKind::Neurons {
+                return vec![(cell_of(node), site_of(node))];
+            }
+            let hook = Hook::at(Kind::MlpPost, layer);
+            let neuron = |neuron: usize| {
+                let cell = Cell {
+                    neuron: Some(neuron as u32),
+                    ..Cell::in_layer(hook.kind.name(), layer)
                 };
-                components.extend((0..spec.n_heads).map(head));
-            }
-            if spec.mlp == Mlp::None {
-                continue;
-            }
-            if matches!(self.kind, Mlps | Both) {
-                let cell = Cell::in_layer("hook_mlp_out", layer);
-                components.push((cell, site_of(Node::Mlp(layer))));
-            }
-            if self.kind == Neurons {
-                let neuron = |neuron: usize| {
-                    let cell = Cell {
-                        neuron: Some(neuron as u32),
-                        ..Cell::in_layer("mlp.hook_post", layer)
-                    };
-                    let hook = Hook::at(Kind::MlpPost, layer);
-                    (cell, Site::all(hook).neurons([neuron]))
-                };
-                components.extend((0..spec.d_mlp).map(neuron));
-            }
-        }
-        components
+                (cell, Site::all(hook).neurons([neuron]))
+            };
+            (0..spec.d_mlp).map(neuron).collect()
+        };
+        nodes.flat_map(parts).collect()
     }
 
     /// How many components each rate removes, and the rate; each number once.
@@ -152,17 +145,8 @@ impl ComponentsConfig {
             cell,
             sites: vec![site],
         };
-        PatchConfig {
-            sets: self.components(spec).into_iter().map(set).collect(),
-            source: self.removal.source(),
-            direction: match self.removal {
-                Removal::Pair => Direction::Noise,
-                _ => Direction::Ablate,
-            },
-            metric: self.metric,
-            seed: self.seed,
-            ..PatchConfig::new(Vec::new())
-        }
+        let sets = self.components(spec).into_iter().map(set).collect();
+        self.removal.patching(sets, self.metric, self.seed)
     }
 
     /// The estimates of the same removals, where there are any.
@@ -219,6 +203,14 @@ impl ComponentsConfig {
         if !(20..=MOST_MASKS).contains(&masks) {
             return Err(Error::invalid(format!(
                 "{masks} masks of {n} {}; take from 20 to {MOST_MASKS} (`ComponentsConfig::masks`), or fewer layers",
+                self.kind.name()
+            )));
+        }
+        let all = (masks.saturating_add(n))
+            .saturating_add(self.fresh.saturating_mul(self.removed(n).len()));
+        if all.saturating_mul(n) > MOST_NUMBERS {
+            return Err(Error::invalid(format!(
+                "{all} masks of {n} {} are more than memory is taken for; take fewer (`ComponentsConfig::masks`), or fewer layers",
                 self.kind.name()
             )));
         }

@@ -13,7 +13,7 @@
 mod config;
 mod regression;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Value, json};
 
@@ -29,8 +29,8 @@ use super::removal::Removal;
 use super::tokens::InCells;
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Site};
-use crate::run::{Progress, Quiet, Variant, sweep};
-use crate::scores::statistics::{correlation, mean};
+use crate::run::{Progress, Quiet, Variant};
+use crate::scores::statistics::{correlation, dot, mean};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
@@ -170,20 +170,8 @@ impl<'a> Regressing<'a> {
 
     /// The sites that a mask changes; those of one hook are one.
     fn removed(&self, mask: &Mask) -> Vec<Site> {
-        let mut sites: Vec<Site> = Vec::new();
-        for (site, _) in self.sites.iter().zip(mask).filter(|(_, is)| !**is) {
-            match sites.last_mut().filter(|last| last.hook == site.hook) {
-                Some(last) => {
-                    let Site { heads, neurons, .. } = site.clone();
-                    (last.heads.iter_mut())
-                        .for_each(|all| all.extend(heads.clone().unwrap_or_default()));
-                    (last.neurons.iter_mut())
-                        .for_each(|all| all.extend(neurons.clone().unwrap_or_default()));
-                }
-                None => sites.push(site.clone()),
-            }
-        }
-        sites
+        let removed = self.sites.iter().zip(mask).filter(|(_, is)| !**is);
+        Site::joined(removed.map(|(site, _)| site.clone()))
     }
 
     /// What each component is worth by attribution patching, for each item.
@@ -193,18 +181,9 @@ impl<'a> Regressing<'a> {
         };
         let mut prepared = config.prepare(self.on, self.running)?;
         prepared.begin(&Quiet)?;
-        let place: BTreeMap<(&str, Option<u32>, Option<u32>), usize> = (prepared.cells().iter())
-            .enumerate()
-            .map(|(i, cell)| ((cell.component.as_str(), cell.layer, cell.head), i))
-            .collect();
-        let at: Option<Vec<usize>> = self.cells[..self.n()]
-            .iter()
-            .map(|cell| {
-                place
-                    .get(&(cell.component.as_str(), cell.layer, cell.head))
-                    .copied()
-            })
-            .collect();
+        let place: HashMap<&Cell, usize> = prepared.cells().iter().zip(0..).collect();
+        let own = self.cells[..self.n()].iter();
+        let at: Option<Vec<usize>> = own.map(|cell| place.get(cell).copied()).collect();
         let at =
             at.ok_or_else(|| Error::invalid("attribution patching has no row of some component"))?;
         let whole = Unit {
@@ -213,10 +192,7 @@ impl<'a> Regressing<'a> {
         };
         let examples = prepared.measure(&whole, &Quiet)?;
         let worth = |(one, base): (&ExampleScores, &f64)| -> Option<Vec<f64>> {
-            let value = |&cell: &usize| {
-                let at = one.cells.iter().position(|&of| of as usize == cell)?;
-                Some(base - one.values[at])
-            };
+            let value = |&cell: &usize| Some(base - one.value(cell)?);
             at.iter().map(value).collect()
         };
         Ok(examples.iter().zip(base).map(worth).collect())
@@ -250,7 +226,7 @@ impl Prepared for Regressing<'_> {
     }
 
     fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
-        let Subject { model, task } = self.on;
+        let task = self.on.task;
         let contrast = self.patching.contrast(&unit.items)?;
         let estimated = self.estimated(unit, &contrast.base_metric)?;
         let seed = self.config.seed(task);
@@ -268,15 +244,7 @@ impl Prepared for Regressing<'_> {
                         .collect(),
                 };
                 let variants: Vec<Variant> = some.iter().map(variant).collect();
-                let measured = sweep(
-                    model,
-                    &contrast.base,
-                    &variants,
-                    &contrast.sources,
-                    &contrast.readout,
-                    &self.patching.options(),
-                    &Quiet,
-                )?;
+                let measured = self.patching.changed(&contrast, &variants)?;
                 progress.advance(some.len() as u64);
                 outcome.extend(some.iter().zip(measured));
             }
@@ -305,8 +273,7 @@ impl Prepared for Regressing<'_> {
                         continue;
                     };
                     // An intercept moves no correlation.
-                    let predicted = (x.iter())
-                        .map(|row| row.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>());
+                    let predicted = x.iter().map(|row| dot(row, weights));
                     let pairs: Vec<(f64, f64)> = predicted.zip(outcomes.iter().copied()).collect();
                     // What predicts one value for all of them predicts nothing.
                     let value = correlation(&pairs).unwrap_or(0.0);
@@ -351,21 +318,21 @@ impl Prepared for Regressing<'_> {
         let removed = self.config.removed(self.n());
         for (rate, (count, share)) in removed.into_iter().enumerate() {
             let of = |which: usize| -> Option<String> {
-                let cell = (self.n() + rate * Predictor::ALL.len() + which) as u32;
-                let values: Vec<f64> = (measured.examples.iter())
-                    .filter_map(|one| {
-                        let at = one.cells.iter().position(|&of| of == cell)?;
-                        Some(one.values[at])
-                    })
-                    .collect();
+                let cell = self.n() + rate * Predictor::ALL.len() + which;
+                let values = measured.examples.iter().filter_map(|one| one.value(cell));
+                let values: Vec<f64> = values.collect();
                 let predictor = Predictor::ALL[which].name();
                 (!values.is_empty()).then(|| format!("{predictor} {:.3}", mean(&values)))
             };
             let found: Vec<String> = (0..Predictor::ALL.len()).filter_map(of).collect();
             measured.notes.push(format!(
-                "correlation of what is predicted and what happens, on {} fresh masks without {count} of {} ({share}): {}",
+                "correlation of what is predicted and what happens, on {} fresh masks without {count} of {} ({share}), {}: {}",
                 self.config.fresh,
                 self.n(),
+                match measured.examples.len() {
+                    1 => "of one prompt".to_string(),
+                    n => format!("the mean of {n} prompts"),
+                },
                 found.join(", ")
             ));
         }

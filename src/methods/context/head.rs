@@ -1,6 +1,8 @@
 //! The attribution head: of all heads the one that looks at the right sentence most often, found on other questions than the one that it is
 //! then asked about.
 
+use std::collections::BTreeMap;
+
 use super::looks::HeadLooks;
 
 /// What is known of every head on one question, by its place among all heads.
@@ -10,32 +12,35 @@ pub(super) struct OnOne {
     pub entropies: Vec<f64>,
 }
 
-/// For each question the head that does best on those that are `other` to it and whose sentence is known: the highest share of hits, and of
+/// For each question the head that does best on those of another `group` whose sentence is known: the highest share of hits, and of
 /// heads that share it the one with the lowest mean entropy over the context. `None` where there are no others.
-pub(super) fn chosen(all: &[OnOne], other: impl Fn(usize, usize) -> bool) -> Vec<Option<usize>> {
-    let best = |one: usize| {
-        let others = (0..all.len()).filter(|&at| at != one && other(one, at));
-        let known: Vec<(&Vec<f64>, &Vec<f64>)> = others
-            .filter_map(|at| Some((all[at].hits.as_ref()?, &all[at].entropies)))
-            .collect();
-        let n_heads = known.first()?.1.len();
-        let rank = |head: usize| {
-            let hits: f64 = known.iter().map(|(hits, _)| hits[head]).sum();
-            let entropy: f64 = known.iter().map(|(_, entropies)| entropies[head]).sum();
-            (hits, -entropy)
-        };
-        (0..n_heads).max_by(|&a, &b| {
-            let ((a, low_a), (b, low_b)) = (rank(a), rank(b));
-            // Sums of halves and thirds of hits are the same only to rounding.
-            let ties = (a - b).abs() < 1e-9;
-            if ties {
-                low_a.total_cmp(&low_b)
-            } else {
-                a.total_cmp(&b)
-            }
-        })
-    };
-    (0..all.len()).map(best).collect()
+pub(super) fn chosen<G: Ord>(all: &[OnOne], groups: &[G]) -> Vec<Option<usize>> {
+    let mut best: BTreeMap<&G, Option<usize>> = BTreeMap::new();
+    for group in groups {
+        best.entry(group).or_insert_with(|| {
+            let others = all.iter().zip(groups).filter(|(_, of)| *of != group);
+            let known: Vec<(&Vec<f64>, &Vec<f64>)> = others
+                .filter_map(|(one, _)| Some((one.hits.as_ref()?, &one.entropies)))
+                .collect();
+            let n_heads = known.first()?.1.len();
+            let rank = |head: usize| {
+                let hits: f64 = known.iter().map(|(hits, _)| hits[head]).sum();
+                let entropy: f64 = known.iter().map(|(_, entropies)| entropies[head]).sum();
+                (hits, -entropy)
+            };
+            let ranks: Vec<(f64, f64)> = (0..n_heads).map(rank).collect();
+            (0..n_heads).max_by(|&a, &b| {
+                let ((a, low_a), (b, low_b)) = (ranks[a], ranks[b]);
+                // Sums of halves and thirds of hits are the same only to rounding.
+                if (a - b).abs() < 1e-9 {
+                    low_a.total_cmp(&low_b)
+                } else {
+                    a.total_cmp(&b)
+                }
+            })
+        });
+    }
+    groups.iter().map(|group| best[group]).collect()
 }
 
 /// Its hits and entropies on one question.
@@ -70,13 +75,12 @@ mod tests {
                 entropies: vec![0.0; 3],
             },
         ];
-        let any = |_, _| true;
-        assert_eq!(chosen(&all, any), [Some(1), Some(1), Some(1), Some(1)]);
-        assert_eq!(chosen(&all[..2], any), [Some(1), Some(2)]);
-        assert_eq!(chosen(&all[..1], any), [None]);
+        let apart = [0, 1, 2, 3];
+        assert_eq!(chosen(&all, &apart), [Some(1), Some(1), Some(1), Some(1)]);
+        assert_eq!(chosen(&all[..2], &apart[..2]), [Some(1), Some(2)]);
+        assert_eq!(chosen(&all[..1], &apart[..1]), [None]);
         // The first two share a context.
-        let found = chosen(&all[..3], |a, b| (a < 2) != (b < 2));
-        assert_eq!(found, [Some(1), Some(1), Some(1)]);
-        assert_eq!(chosen(&all[2..], any), [None, Some(1)]);
+        assert_eq!(chosen(&all[..3], &[0, 0, 1]), [Some(1), Some(1), Some(1)]);
+        assert_eq!(chosen(&all[2..], &[0, 1]), [None, Some(1)]);
     }
 }

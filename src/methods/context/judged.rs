@@ -1,5 +1,11 @@
 //! How good a ranking is that should have one sentence first.
 
+/// The sentence with the highest score, of equals the first.
+pub(super) fn best(scores: &[f64]) -> usize {
+    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    scores.iter().position(|&score| score == most).unwrap_or(0)
+}
+
 /// Whether the right sentence has the highest score; where several have it, its share of them.
 pub(super) fn top1(scores: &[f64], gold: usize) -> f64 {
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -39,6 +45,7 @@ mod tests {
         assert_eq!(reciprocal_rank(&scores, 0), 1.0 / 3.0);
         assert_eq!(reciprocal_rank(&scores, 1), 1.0 / 1.5);
         assert_eq!(reciprocal_rank(&scores, 3), 0.25);
+        assert_eq!((best(&scores), best(&[f64::NAN, 1.0])), (1, 1));
         assert_eq!(top1(&[0.0; 4], 2), 0.25);
         assert_eq!(reciprocal_rank_by_chance(&[0.0; 2], 0), 0.75);
     }

@@ -44,17 +44,28 @@ use super::method::{
 use super::tokens::InCells;
 use crate::error::{Error, Result};
 use crate::model::ModelSpec;
-use crate::run::Progress;
+use crate::run::{Progress, check_room};
+use crate::scores::statistics::mean;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta, View};
+use crate::task::questions::AskedPrompt;
 use crate::task::{Pair, Task};
 use head::OnOne;
-use judged::{reciprocal_rank, top1};
+use judged::{best, reciprocal_rank, top1};
 use rows::{ANSWER_LOG_PROB, Found, HELD_OUT, Rows};
 use runs::{Answered, Asked, divergence, without};
 
 /// The name of a fact: a token of an answer that the model gave itself.
 const TOKEN: &str = "token:";
 const FORWARDS: &str = "forwards";
+
+/// What is drawn of a question, each from a stream of its own.
+#[derive(Clone, Copy)]
+enum Draw {
+    Masks,
+    LensControl,
+    SteerControl,
+}
+
 impl Method for ContextConfig {
     fn header(&self, task: &Task) -> ScoresMeta {
         let first = self
@@ -85,7 +96,7 @@ impl Method for ContextConfig {
     }
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        self.check_settings(spec, rows::known_contexts(&self.questions, task))?;
+        self.check_settings(spec, self.questions.known_contexts(task))?;
         self.questions.check()?;
         for pair in task.pairs() {
             let n = (self.questions.questions.get(pair.index)).map_or(0, |one| one.context.len());
@@ -99,12 +110,31 @@ impl Method for ContextConfig {
                     made.ok()
                 }
             };
-            let begins = |prompt: &[u32]| pair.clean.starts_with(prompt);
-            if !prompt.is_some_and(|prompt| begins(&prompt.ids)) {
+            let is_its_own = |prompt: &AskedPrompt| {
+                let question = &self.questions.questions[pair.index];
+                let is_given = !self.questions.own_answers && question.answer.is_some();
+                pair.clean.starts_with(&prompt.ids) && is_given != pair.target.answers.is_empty()
+            };
+            if !prompt.as_ref().is_some_and(is_its_own) {
                 return Err(Error::invalid(format!(
                     "pair {} of task `{}` is not question {} of `{}`; make the task of these questions",
                     pair.index, task.name, pair.index, self.questions.name
                 )));
+            }
+            if self.steer == Some(Steer::Hint) {
+                let order: Vec<usize> = (0..n).collect();
+                for hint in 0..n {
+                    let order = [&order[..], &[hint]].concat();
+                    let prompt = (self.questions).prompt_of(
+                        pair.index,
+                        &order,
+                        task.tokenizer(),
+                        task.chat,
+                        task.bos,
+                    )?;
+                    let length = prompt.map_or(0, |prompt| prompt.ids.len());
+                    check_room(spec, length, self.questions.max_answer)?;
+                }
             }
         }
         Ok(())
@@ -137,22 +167,30 @@ impl<'a> Asking<'a> {
         }
     }
 
-    fn gold(&self, example: usize) -> Option<usize> {
-        self.config.questions.questions.get(example)?.gold
+    /// The sentence that the answer ought to rest on, where it is known: a wrong answer of the model's own may rest on any.
+    fn gold(&self, example: usize, answer: &[u32]) -> Result<Option<usize>> {
+        let questions = &self.config.questions;
+        let question = &questions.questions[example];
+        if let (true, Some(expected)) = (questions.own_answers, &question.answer) {
+            let said = self.on.task.tokenizer().decode(answer)?;
+            if !steer::has(&said, expected) {
+                return Ok(None);
+            }
+        }
+        Ok(question.gold)
     }
 
     /// Random numbers of a question.
-    fn rng(&self, example: usize) -> ChaCha8Rng {
+    fn rng(&self, example: usize, of: Draw) -> ChaCha8Rng {
         let seed = self.config.seed.unwrap_or(self.on.task.seed);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(1 + example as u64);
+        rng.set_stream(3 * example as u64 + of as u64);
         rng
     }
 
     /// Choices of sentences that are run for a fit: those that nobody else runs.
     fn masks(&self, example: usize, n: usize) -> (Vec<Vec<bool>>, usize) {
-        let seed = self.config.seed.unwrap_or(self.on.task.seed);
-        sparse::masks(n, self.config.draws, seed, 1 + example as u64)
+        sparse::masks(n, self.config.draws, self.rng(example, Draw::Masks))
     }
 
     /// Forward passes of a question, an answer of the model's own not counted.
@@ -226,10 +264,9 @@ impl<'a> Asking<'a> {
         }
         let mut lens = None;
         if config.lens {
-            let best = (0..n)
-                .max_by(|&a, &b| jsd[a].total_cmp(&jsd[b]))
-                .unwrap_or(0);
-            let control = (best + self.rng(example).random_range(1..n)) % n;
+            let best = best(&jsd);
+            let mut rng = self.rng(example, Draw::LensControl);
+            let control = (best + rng.random_range(1..n)) % n;
             lens = Some(lens::lens(asked, best, control)?);
             step(3)?;
         }
@@ -254,11 +291,14 @@ impl<'a> Asking<'a> {
             config.methods.iter().filter_map(scores).collect();
         let mut steered = None;
         if let (Some(how), Some((_, first))) = (config.steer, scores.first()) {
-            let best = (0..n)
-                .max_by(|&a, &b| first[a].total_cmp(&first[b]))
-                .unwrap_or(0);
-            let mut rng = self.rng(example);
-            steered = Some(steer::steer(asked, how, config.head, best, &mut rng)?);
+            let mut rng = self.rng(example, Draw::SteerControl);
+            steered = Some(steer::steer(
+                asked,
+                how,
+                config.head,
+                best(first),
+                &mut rng,
+            )?);
             step(2)?;
         }
         let found = Found {
@@ -269,7 +309,7 @@ impl<'a> Asking<'a> {
             held_out,
             looks,
             lens,
-            gold: self.gold(example),
+            gold: self.gold(example, &asked.answer)?,
             sentences: n,
         };
         Ok((found, whole))
@@ -299,7 +339,7 @@ impl<'a> Asking<'a> {
         let questions = &self.config.questions.questions;
         let context = |one: &ExampleScores| questions.get(one.example).map(|it| &it.context);
         let contexts: Vec<_> = measured.examples.iter().map(context).collect();
-        let chosen = head::chosen(&all, |a, b| contexts[a] != contexts[b]);
+        let chosen = head::chosen(&all, &contexts);
         let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
         chosen
             .iter()
@@ -315,11 +355,17 @@ impl<'a> Asking<'a> {
             .iter()
             .map(|(name, n)| format!("{name} for {n}"))
             .collect();
-        measured.notes.push(format!(
-            "the head of `attn-attrib`, chosen by the other questions: {}",
-            said.join(", ")
-        ));
+        measured.notes.push(match said.is_empty() {
+            true => "no head of `attn-attrib`: no question about another context is judged".into(),
+            false => format!(
+                "the head of `attn-attrib`, chosen by the other questions: {}",
+                said.join(", ")
+            ),
+        });
         measured.found.insert("heads".into(), json!(names));
+        if counts.is_empty() {
+            return;
+        }
         let cells = self.rows.found_later(self.config, spec, self.on.task);
         let has_gold = all.iter().any(|one| one.hits.is_some());
         let cells = cells[..most + if has_gold { 2 } else { 0 }].to_vec();
@@ -329,7 +375,8 @@ impl<'a> Asking<'a> {
                 values = (0..most).map(|at| value(one, head, at)).collect();
             }
             let scores: Vec<f64> = values.iter().copied().flatten().collect();
-            let gold = self.gold(one.example).filter(|gold| *gold < scores.len());
+            let gold = questions[one.example].gold;
+            let gold = gold.filter(|&gold| all[i].hits.is_some() && gold < scores.len());
             let judged = [top1, reciprocal_rank].map(|judge| Some(judge(&scores, gold?)));
             values.extend(judged.into_iter().take(if has_gold { 2 } else { 0 }));
             values
@@ -449,7 +496,7 @@ impl Prepared for Asking<'_> {
                 .collect();
             measured.notes.push(format!(
                 "the sparse fit has a correlation of {:.3} with masks that it was not made of (the mean of {})",
-                of.iter().sum::<f64>() / of.len() as f64,
+                mean(&of),
                 of.len()
             ));
         }

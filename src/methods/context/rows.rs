@@ -1,15 +1,14 @@
 //! The rows of a table of sentences: blocks of cells, and the values of one question in the same order.
 
-use std::collections::BTreeSet;
-
 use super::config::{ContextConfig, ContextMethod};
 use super::head::OnOne;
 use super::judged::{reciprocal_rank, reciprocal_rank_by_chance, top1};
 use super::lens::Lens;
 use super::looks::Looks;
 use super::steer::{Outcome, Steered};
+use crate::methods::ablation::{cell_of, heads_and_mlps};
 use crate::scores::Cell;
-use crate::spec::{Mlp, ModelSpec};
+use crate::spec::ModelSpec;
 use crate::task::{Pair, QuestionSet, Task};
 
 /// How often the best sentence is the right one.
@@ -74,7 +73,7 @@ impl Rows {
     pub fn new(config: &ContextConfig, spec: &ModelSpec, task: &Task) -> Self {
         let questions = &config.questions.questions;
         let pairs = task.pairs();
-        let has_gold = known_contexts(&config.questions, task) > 0;
+        let has_gold = config.questions.known_contexts(task) > 0;
         let searches = config.searches();
         let measured = |method: &ContextMethod| !(searches && *method == ContextMethod::AttnAttrib);
         let methods: Vec<ContextMethod> = config.methods.iter().copied().filter(measured).collect();
@@ -203,21 +202,21 @@ impl Rows {
                 spec.heads().flat_map(of_head).collect()
             }
             Block::Steered => {
-                let mut cells = vec![whole("its own", ANSWER_RIGHT)];
-                for led in ["led", "led elsewhere"] {
+                let mut cells = vec![whole("unsteered", ANSWER_RIGHT)];
+                for led in ["steered", "control"] {
                     cells.extend([ANSWER_RIGHT, ANSWER_CHANGED].map(|it| whole(led, it)));
                 }
                 cells
             }
             Block::Lens => {
-                let parts = parts(spec);
+                let parts = heads_and_mlps(spec).map(cell_of);
                 let both = |part: Cell| {
                     [LENS, LENS_CONTROL].map(|measure| Cell {
                         measure: Some(measure.into()),
                         ..part.clone()
                     })
                 };
-                parts.into_iter().flat_map(both).collect()
+                parts.flat_map(both).collect()
             }
         }
     }
@@ -300,27 +299,4 @@ impl Rows {
         };
         self.blocks.iter().flat_map(values).collect()
     }
-}
-
-/// Every head and MLP, layer by layer, the MLP after the heads.
-fn parts(spec: &ModelSpec) -> Vec<Cell> {
-    let mut parts = Vec::new();
-    for layer in 0..spec.n_layers {
-        parts.extend((0..spec.n_heads).map(|head| Cell {
-            head: Some(head as u32),
-            ..Cell::in_layer("attn.hook_z", layer)
-        }));
-        if spec.mlp != Mlp::None {
-            parts.push(Cell::in_layer("hook_mlp_out", layer));
-        }
-    }
-    parts
-}
-
-/// Different contexts of a task's questions whose right sentence is known.
-pub(super) fn known_contexts(questions: &QuestionSet, task: &Task) -> usize {
-    let question = |pair: &Pair| questions.questions.get(pair.index);
-    let known = task.pairs().iter().filter_map(question);
-    let known = known.filter(|one| one.gold.is_some());
-    known.map(|one| &one.context).collect::<BTreeSet<_>>().len()
 }

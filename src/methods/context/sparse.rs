@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::methods::lasso::lasso;
@@ -17,9 +17,7 @@ const FEWEST: usize = 4;
 
 /// Different choices of sentences, each sentence there by the toss of a coin: `draws` to fit to, and behind them a quarter as many to try
 /// the fit on. Of few sentences there are not so many, and all are taken.
-pub(super) fn masks(n: usize, draws: usize, seed: u64, stream: u64) -> (Vec<Vec<bool>>, usize) {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
+pub(super) fn masks(n: usize, draws: usize, mut rng: ChaCha8Rng) -> (Vec<Vec<bool>>, usize) {
     let wanted = draws + worth(draws / HELD_OUT);
     let all = 1usize
         .checked_shl(n as u32)
@@ -80,23 +78,29 @@ fn log_odds(log_prob: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+
     use super::*;
+
+    fn rng(seed: u64) -> ChaCha8Rng {
+        ChaCha8Rng::seed_from_u64(seed)
+    }
 
     #[test]
     fn masks_differ_and_few_sentences_have_all_of_theirs() {
-        let (few, fitted) = masks(3, 32, 1, 0);
+        let (few, fitted) = masks(3, 32, rng(1));
         assert_eq!((few.len(), fitted), (8, 8));
-        let (many, fitted) = masks(10, 32, 1, 0);
+        let (many, fitted) = masks(10, 32, rng(1));
         assert_eq!((many.len(), fitted), (40, 32));
         assert_eq!(many.iter().collect::<HashSet<_>>().len(), 40);
-        assert_eq!(masks(10, 32, 1, 0).0, many);
-        assert_ne!(masks(10, 32, 1, 1).0, many);
+        assert_eq!(masks(10, 32, rng(1)).0, many);
+        assert_ne!(masks(10, 32, rng(1)).0, many);
     }
 
     #[test]
     fn additive_log_odds_give_their_weights_back() {
         let own = [2.0, -1.0, 0.0, 0.5, 0.0, 0.0, 0.3, -0.2];
-        let (masks, fitted) = masks(8, 48, 7, 3);
+        let (masks, fitted) = masks(8, 48, rng(7));
         let log_probs: Vec<f64> = (masks.iter())
             .map(|mask| {
                 let odds: f64 = mask

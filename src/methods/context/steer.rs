@@ -89,7 +89,7 @@ pub(super) fn steer(
 }
 
 /// Whether the words of `expected` stand in an answer; where it has none, its signs.
-fn has(answer: &str, expected: &str) -> bool {
+pub(super) fn has(answer: &str, expected: &str) -> bool {
     match words(expected).trim() {
         "" => answer
             .to_lowercase()

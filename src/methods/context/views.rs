@@ -1,7 +1,7 @@
 //! What is printed of a table of sentences: bars for each method, what finds the right sentence, heads.
 
 use super::config::{ContextConfig, ContextMethod};
-use super::rows::{ANSWER_RIGHT, HEAD_TOP1, LENS, LENS_CONTROL, TOP1, known_contexts};
+use super::rows::{ANSWER_RIGHT, HEAD_TOP1, LENS, LENS_CONTROL, TOP1};
 use crate::scores::{Bars, Lists, View};
 use crate::task::Task;
 
@@ -20,7 +20,7 @@ pub(super) fn views(config: &ContextConfig, task: &Task) -> Vec<View> {
             text: "{src}".into(),
         }));
     }
-    if known_contexts(&config.questions, task) > 0 {
+    if config.questions.known_contexts(task) > 0 {
         views.push(View::Bars(Bars {
             heading: "top-1: how often the best sentence is the right one".into(),
             measure: TOP1.into(),
@@ -42,7 +42,7 @@ pub(super) fn views(config: &ContextConfig, task: &Task) -> Vec<View> {
     }
     if config.steer.is_some() {
         views.push(View::Bars(Bars {
-            heading: "answers that are right: the model's own, and led by what was found, and by something else".into(),
+            heading: "share of answers that are right: unsteered, steered by what was found, and by something else (control)".into(),
             measure: ANSWER_RIGHT.into(),
             item: "{component}".into(),
             ..Bars::default()

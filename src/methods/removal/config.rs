@@ -6,8 +6,9 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::methods::activation_patching::PatchSource;
+use crate::methods::activation_patching::{PatchConfig, PatchSource, SiteSet};
 use crate::metric::Metric;
+use crate::scores::Direction;
 use crate::task::Task;
 
 /// The parts that are there or not.
@@ -78,14 +79,27 @@ impl Removal {
         matches!(self, Removal::Delete | Removal::Token(_) | Removal::Permute)
     }
 
-    /// What is written at the sites of players.
-    pub(in crate::methods) fn source(&self) -> PatchSource {
-        match self {
-            Removal::Pair => PatchSource::Pair,
-            Removal::Mean => PatchSource::Mean,
+    /// The patching whose runs and values removals of some sets are made of; of zeros, where it makes other prompts.
+    pub(in crate::methods) fn patching(
+        &self,
+        sets: Vec<SiteSet>,
+        metric: Option<Metric>,
+        seed: Option<u64>,
+    ) -> PatchConfig {
+        let (source, direction) = match self {
+            Removal::Pair => (PatchSource::Pair, Direction::Noise),
+            Removal::Mean => (PatchSource::Mean, Direction::Ablate),
             Removal::Zero | Removal::Delete | Removal::Token(_) | Removal::Permute => {
-                PatchSource::Zero
+                (PatchSource::Zero, Direction::Ablate)
             }
+        };
+        PatchConfig {
+            sets,
+            source,
+            direction,
+            metric,
+            seed,
+            ..PatchConfig::new(Vec::new())
         }
     }
 }

@@ -29,7 +29,7 @@ pub use config::{EXACT, Players, Removal, RemovalConfig, Summary};
 pub use fit::{Coalition, Share};
 use prompts::{Filler, changed, metrics, permuted};
 
-use super::ablation::site_of;
+use super::ablation::{cell_of, heads_and_mlps, site_of};
 use super::activation_patching::{PatchConfig, Patching, SiteSet};
 use super::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, unmeasured,
@@ -38,7 +38,7 @@ use super::sites::Extent;
 use super::tokens::{Completeness, InCells};
 use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Node, Pos, Site};
-use crate::run::{Progress, Quiet, Variant, sweep};
+use crate::run::{Progress, Variant};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::{Mlp, ModelSpec};
 use crate::task::{Pair, Task};
@@ -60,34 +60,18 @@ impl RemovalConfig {
             Players::Tokens | Players::Roles => vec![node(Node::Input)],
             _ => self.nodes(spec).into_iter().map(node).collect(),
         };
-        let source = self.removal.source();
-        PatchConfig {
-            sets,
-            source,
-            direction: match self.removal {
-                Removal::Pair => Direction::Noise,
-                _ => Direction::Ablate,
-            },
-            metric: self.metric,
-            seed: self.seed,
-            ..PatchConfig::new(Vec::new())
-        }
+        self.removal.patching(sets, self.metric, self.seed)
     }
 
     /// The heads and MLPs that play, by layer.
     fn nodes(&self, spec: &ModelSpec) -> Vec<Node> {
         let heads = matches!(self.players, Players::Heads | Players::Components);
         let mlps = matches!(self.players, Players::Mlps | Players::Components);
-        let mut nodes = Vec::new();
-        for layer in 0..spec.n_layers {
-            if heads {
-                nodes.extend((0..spec.n_heads).map(|head| Node::Head { layer, head }));
-            }
-            if mlps && spec.mlp != Mlp::None {
-                nodes.push(Node::Mlp(layer));
-            }
-        }
-        nodes
+        let plays = |node: &Node| match node {
+            Node::Head { .. } => heads,
+            _ => mlps,
+        };
+        heads_and_mlps(spec).filter(plays).collect()
     }
 }
 
@@ -315,32 +299,12 @@ impl<'a> Removing<'a> {
             let at = positions.into_iter().map(Pos::Index);
             return vec![Site::all(Hook::global(Kind::Embed)).at_positions(at)];
         }
-        let mut sites: Vec<Site> = Vec::new();
-        for (player, is_there) in players.iter().zip(coalition) {
-            let (Piece::Node(node), false) = (&player.part, is_there) else {
-                continue;
-            };
-            let site = site_of(*node);
-            // Heads of one layer are one site.
-            match sites.last_mut().filter(|last| last.hook == site.hook) {
-                Some(last) => {
-                    (last.heads.get_or_insert_default()).extend(site.heads.unwrap_or_default())
-                }
-                None => sites.push(site),
-            }
-        }
-        sites
-    }
-}
-
-fn cell_of(node: Node) -> Cell {
-    match node {
-        Node::Head { layer, head } => Cell {
-            head: Some(head as u32),
-            ..Cell::in_layer("attn.hook_z", layer)
-        },
-        Node::Mlp(layer) => Cell::in_layer("hook_mlp_out", layer),
-        Node::Input | Node::Logits => Cell::default(),
+        let site = |(player, is_there): (&Player, &bool)| match (&player.part, is_there) {
+            (Piece::Node(node), false) => Some(site_of(*node)),
+            _ => None,
+        };
+        // Heads of one layer are one site.
+        Site::joined(players.iter().zip(coalition).filter_map(site))
     }
 }
 
@@ -411,15 +375,7 @@ impl Prepared for Removing<'_> {
                             .collect(),
                     };
                     let variants: Vec<Variant> = some.iter().map(variant).collect();
-                    sweep(
-                        model,
-                        &contrast.base,
-                        &variants,
-                        &contrast.sources,
-                        &contrast.readout,
-                        &self.patching.options(),
-                        &Quiet,
-                    )?
+                    self.patching.changed(&contrast, &variants)?
                 };
                 progress.advance(some.len() as u64);
                 values.extend(some.iter().cloned().zip(measured));

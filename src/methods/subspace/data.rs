@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nalgebra::DMatrix;
 
 use super::fit::Points;
-use super::places::{Classes, Place, SIDES, position, prompt};
+use super::places::{Classes, Place, SIDES, check_kind, check_role, position, prompt};
 use super::train::{Batch, Problem, ROWS, Row};
 use crate::error::{Error, Result};
 use crate::hooks::Hook;
@@ -142,11 +142,12 @@ pub(super) fn batches(on: Subject<'_>, pairs: &[usize], hold: bool) -> Result<Ve
 /// The mean loss of distributed alignment search over both ways round of all pairs of a task, and its slope along each direction's
 /// entries: what a trainer of one's own needs.
 /// # Shapes
-/// `directions [dims][width]`, orthonormal; so is the slope.
+/// `directions [dims][width]`, which are to be orthonormal; the slope has the same shape.
 /// # Units
 /// Nats: `-log p(source's label)` among the two labels.
 /// # Errors
-/// Those of running; [`Error::Invalid`] where there is nothing to exchange; [`Error::UnknownRole`].
+/// Those of running; [`Error::Invalid`] where there is nothing to exchange; [`Error::UnknownRole`]; [`Error::BadEdit`] at other kinds of hook
+/// than [`SubspaceConfig::KINDS`](super::SubspaceConfig::KINDS).
 pub fn das_loss(
     on: Subject<'_>,
     hook: Hook,
@@ -154,17 +155,8 @@ pub fn das_loss(
     directions: &[Vec<f64>],
 ) -> Result<(f64, Vec<Vec<f64>>)> {
     let task = on.task;
-    let has = |pair: &Pair| {
-        SIDES
-            .iter()
-            .all(|&side| position(pair, side, role).is_some())
-    };
-    if !task.pairs().iter().all(has) {
-        return Err(Error::UnknownRole {
-            role: role.into(),
-            known: task.roles().join(", "),
-        });
-    }
+    check_role(task, role)?;
+    check_kind(hook.kind)?;
     hook.check(&on.model.spec)?;
     let pairs: Vec<usize> = (0..task.pairs().len()).collect();
     let place = Place {

@@ -28,7 +28,7 @@ pub(super) struct Finder<'a> {
     pub split: Split,
     pub places: Vec<Place>,
     pub classes: Classes,
-    pub arbitrary: [u32; 2],
+    pub arbitrary: Option<[u32; 2]>,
     pub series: Vec<Series>,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Finder<'a> {
             split: Split::of(config, on.task)?,
             places: Place::all(config, &on.model.spec),
             classes: Classes::of(on.task),
-            arbitrary: arbitrary(on.task, &on.model.spec),
+            arbitrary: config.control.then(|| arbitrary(on.task, &on.model.spec)),
             series: Series::all(config),
             on,
             config,
@@ -226,9 +226,8 @@ impl<'a> Finder<'a> {
         let trained = self.train(learned, at, method, None, progress)?;
         found.losses = Some([trained.before, trained.after]);
         found.spaces = vec![trained.space];
-        if self.config.control {
-            let arbitrary = Some(self.arbitrary);
-            let control = self.train(learned, at, method, arbitrary, progress)?;
+        if self.arbitrary.is_some() {
+            let control = self.train(learned, at, method, self.arbitrary, progress)?;
             found.control = Some(control.space);
         }
         Ok(found)

@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::config::SubspaceMethod;
 use super::space::{Subspace, orthonormal};
 use crate::methods::gaussian::normal;
+use crate::scores::statistics::sigmoid;
 
 /// Activations, each of one of two classes.
 #[derive(Debug, Clone)]
@@ -311,7 +312,10 @@ impl Probe {
 fn iso_score(variances: &[f64]) -> f64 {
     let n = variances.len() as f64;
     let length = variances.iter().map(|v| v * v).sum::<f64>().sqrt();
-    if n <= 1.0 || length == 0.0 {
+    if length == 0.0 {
+        return f64::NAN;
+    }
+    if n <= 1.0 {
         return 1.0;
     }
     let from_even = variances
@@ -320,10 +324,6 @@ fn iso_score(variances: &[f64]) -> f64 {
     let defect = from_even.sum::<f64>().sqrt() / (2.0 * (n - n.sqrt())).sqrt();
     let share = (n - defect * defect * (n - n.sqrt())).powi(2) / (n * n);
     (n * share - 1.0) / (n - 1.0)
-}
-
-pub(super) fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 /// A subspace of so many dimensions, drawn without looking.

@@ -42,7 +42,7 @@ impl Finder<'_> {
     /// Bytes of the run of one prompt that a sweep starts from.
     pub fn base_bytes(&self, length: usize) -> usize {
         let spec = &self.on.model.spec;
-        let width: usize = self.places[0].hook.shape(spec, 1, 1).iter().product();
+        let width = self.places[0].hook.width(spec);
         let kept = 3 * spec.d_model + (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head + width;
         4 * length * spec.n_layers * kept
     }

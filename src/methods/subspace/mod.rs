@@ -40,7 +40,7 @@ use crate::metric::Metric;
 use crate::scores::{Direction, LayerColumn, Layers, ScoresMeta, View};
 use crate::spec::ModelSpec;
 use crate::task::Task;
-use places::{SIDES, Split, position};
+use places::{Split, check_kind, check_role};
 use run::{Exchanging, FLDD, IIA, ODDS, SELECTIVITY};
 use split::Series;
 
@@ -77,13 +77,7 @@ impl Method for SubspaceConfig {
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         self.layers.check(spec)?;
-        if !SubspaceConfig::KINDS.contains(&self.kind) {
-            let kinds = SubspaceConfig::KINDS.map(|kind| format!("`{}`", kind.short()));
-            return Err(Error::BadEdit {
-                edit: format!("an exchange at `{}`", self.kind.short()),
-                reason: format!("a subspace can be exchanged at {}", kinds.join(", ")),
-            });
-        }
+        check_kind(self.kind)?;
         let mut layers = (0..spec.n_layers).filter(|&layer| self.layers.has(layer));
         layers.try_for_each(|layer| Hook::at(self.kind, layer).check(spec))?;
         if self.methods.is_empty() || self.roles.is_empty() {
@@ -99,7 +93,7 @@ impl Method for SubspaceConfig {
         if let Some(twice) = self.roles.iter().find(|role| !known.insert(*role)) {
             return Err(Error::invalid(format!("the role `{twice}` is named twice")));
         }
-        let width: usize = Hook::at(self.kind, 0).shape(spec, 1, 1).iter().product();
+        let width = Hook::at(self.kind, 0).width(spec);
         let Training {
             steps,
             rate,
@@ -127,19 +121,7 @@ impl Method for SubspaceConfig {
                 "`Training::rate = {rate}` is no step; give a number above zero"
             )));
         }
-        for role in &self.roles {
-            let has = |pair: &crate::task::Pair| {
-                SIDES
-                    .iter()
-                    .all(|&side| position(pair, side, role).is_some())
-            };
-            if !task.pairs().iter().all(has) {
-                return Err(Error::UnknownRole {
-                    role: role.clone(),
-                    known: format!("{}, in every pair", task.roles().join(", ")),
-                });
-            }
-        }
+        (self.roles.iter()).try_for_each(|role| check_role(task, role))?;
         if let Some(by) = &self.split {
             by.check(self, spec)?;
         }

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::config::SubspaceConfig;
 use crate::error::{Error, Result};
-use crate::hooks::Hook;
+use crate::hooks::{Hook, Kind};
 use crate::metric::Target;
 use crate::spec::ModelSpec;
 use crate::task::{Pair, Task};
@@ -116,6 +116,35 @@ impl Split {
             held_out,
         })
     }
+}
+
+/// # Errors
+/// [`Error::BadEdit`] for a kind of hook at which nothing can be exchanged.
+pub(super) fn check_kind(kind: Kind) -> Result<()> {
+    if SubspaceConfig::KINDS.contains(&kind) {
+        return Ok(());
+    }
+    let kinds = SubspaceConfig::KINDS.map(|kind| format!("`{}`", kind.short()));
+    Err(Error::BadEdit {
+        edit: format!("an exchange at `{}`", kind.short()),
+        reason: format!("a subspace can be exchanged at {}", kinds.join(", ")),
+    })
+}
+
+/// # Errors
+/// [`Error::UnknownRole`] for a role that some prompt does not have.
+pub(super) fn check_role(task: &Task, role: &str) -> Result<()> {
+    let has = |pair: &Pair| {
+        let mut sides = SIDES.iter();
+        sides.all(|&side| position(pair, side, role).is_some())
+    };
+    if task.pairs().iter().all(has) {
+        return Ok(());
+    }
+    Err(Error::UnknownRole {
+        role: role.into(),
+        known: format!("{}, in every pair", task.roles().join(", ")),
+    })
 }
 
 /// What the prompts of a task are told apart by, for methods that want classes.

@@ -192,8 +192,7 @@ impl<'a> Exchanging<'a> {
                 "classes: clean prompts and corrupted ones, since the task has more than two answers".into()
             }
         });
-        if finder.config.control {
-            let [first, second] = finder.arbitrary;
+        if let Some([first, second]) = finder.arbitrary {
             notes.push(format!(
                 "arbitrary labels: `{}` and `{}`",
                 text(&[first]),
@@ -358,20 +357,16 @@ impl Prepared for Exchanging<'_> {
         let spaces: Vec<Vec<&Subspace>> =
             found.iter().map(|of| of.spaces.iter().collect()).collect();
         let controls: Vec<Vec<&Subspace>> = found.iter().map(Found::controls).collect();
-        let width: usize = place
-            .hook
-            .shape(&finder.on.model.spec, 1, 1)
-            .iter()
-            .product();
+        let width = place.hook.width(&finder.on.model.spec);
         let mut rows: BTreeMap<usize, (Vec<f64>, Untouched)> = BTreeMap::new();
         for batch in held_out {
             stop_if_asked(progress)?;
             let bases = finder.bases_of(batch)?;
             let items = &batch.items;
             let verdicts = finder.judge(place, items, &bases, &spaces, None)?;
-            let control = match finder.config.control {
-                true => finder.judge(place, items, &bases, &controls, Some(finder.arbitrary))?,
-                false => Vec::new(),
+            let control = match finder.arbitrary {
+                None => Vec::new(),
+                arbitrary => finder.judge(place, items, &bases, &controls, arbitrary)?,
             };
             let untouched = finder.untouched(items, &bases)?;
             for (i, &item) in items.iter().enumerate() {

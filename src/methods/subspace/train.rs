@@ -17,7 +17,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::{SubspaceMethod, Training};
-use super::fit::{random, sigmoid};
+use super::fit::random;
 use super::places::SIDES;
 use super::space::{Subspace, orthonormal};
 use crate::error::Result;
@@ -32,6 +32,7 @@ use crate::run::gradients::{Measured, Nobody};
 use crate::run::rows::Rows;
 use crate::run::tape::{Tape, TapeRequest};
 use crate::run::{Progress, Roles};
+use crate::scores::statistics::sigmoid;
 
 /// Rows of a step: two pairs, each both ways.
 pub(super) const ROWS: usize = 4;

@@ -53,7 +53,6 @@ impl QuestionSet {
         let (mut text, mut spans) = self.laid_out(question, order, chat);
         if chat {
             let message = text.trim();
-            let cut = text.len() - text.trim_start().len();
             let rendered = tokenizer.chat(&text)?;
             // A template may trim the message, so it is looked for without the white space around it.
             let Some(at) = rendered.rfind(message) else {
@@ -62,7 +61,7 @@ impl QuestionSet {
                 ));
             };
             for span in spans.iter_mut().flatten() {
-                *span = span.start - cut + at..span.end - cut + at;
+                *span = span.start + at..span.end + at;
             }
             text = rendered;
         }

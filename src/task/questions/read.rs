@@ -8,7 +8,7 @@ use unicode_segmentation::UnicodeSegmentation;
 use super::set::{MAX_ANSWER, Question, QuestionSet};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::read_at_most;
-use crate::text::{nearest, one_line};
+use crate::text::{likeness, nearest, one_line, visible};
 
 /// A larger file is refused: all of it is held.
 const FILE_LIMIT: u64 = 16 << 20;
@@ -131,8 +131,19 @@ impl QuestionSet {
 }
 
 /// A context of several lines has a sentence a line, one of a single line is split; an answer or a number that is empty is none.
-fn rows(text: &str) -> Result<Written, csv::Error> {
+fn rows(text: &str) -> Result<Written, String> {
+    const COLUMNS: [&str; 4] = ["context", "question", "answer", "gold"];
     let mut reader = csv::Reader::from_reader(text.as_bytes());
+    // Columns of one's own are let be, but one of ours that is misspelt would be taken for none.
+    for column in reader.headers().map_err(|e| e.to_string())? {
+        let like = |known: &&str| likeness(column, known) > 740_000;
+        if let Some(meant) = (COLUMNS.into_iter().find(like)).filter(|known| *known != column) {
+            return Err(format!(
+                "column `{}`: did you mean `{meant}`?",
+                visible(column)
+            ));
+        }
+    }
     let question = |row: Row| WrittenQuestion {
         context: match row.context.trim().contains('\n') {
             true => Context::Sentences(lines(&row.context)),
@@ -142,7 +153,10 @@ fn rows(text: &str) -> Result<Written, csv::Error> {
         answer: row.answer.filter(|answer| !answer.trim().is_empty()),
         gold: row.gold,
     };
-    let questions = reader.deserialize().map(|row| row.map(question));
+    let questions = reader.deserialize().map(|row| match row {
+        Ok(row) => Ok(question(row)),
+        Err(error) => Err(error.to_string()),
+    });
     Ok(Written {
         name: String::new(),
         _about: String::new(),
