@@ -404,7 +404,14 @@ mod tests {
             ),
             ("path --path input:logits", "path"),
             ("path --composition", "composition"),
-            ("scale --heads a0.h0", "heads factors"),
+            ("scale --heads a0.h0", "heads factors by"),
+            ("scale --by t.parquet", "heads by lambda shuffles"),
+            ("heads", "score repeat_length samples circuit"),
+            (
+                "heads --circuit a0.h0",
+                "score repeat_length samples circuit from tokens",
+            ),
+            ("heads --score replacement", "score replace_by"),
             (
                 "flow --profile",
                 "method threshold renormalise at contrast profile neurons texts",

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 80] = [
+const FLAGS: [(&str, &str); 83] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -29,6 +29,7 @@ const FLAGS: [(&str, &str); 80] = [
     ("ExpandOptions::chat", "--chat-template"),
     ("ExpandOptions::metric", "--metric"),
     ("ExpandOptions::n_pairs", "--n-pairs"),
+    ("ExpandOptions::seed", "--seed"),
     ("ExpandOptions::templates", "--template"),
     ("ExpandOptions::unequal", "--unequal-lengths"),
     ("FindConfig::size", "--n"),
@@ -41,6 +42,8 @@ const FLAGS: [(&str, &str); 80] = [
     ("LoadOptions::device", "--device"),
     ("LoadOptions::dtype", "--dtype"),
     ("LoadOptions::revision", "--revision"),
+    ("ModulationConfig::lambdas", "--lambda"),
+    ("ModulationConfig::shuffles", "--shuffles"),
     ("PatchConfig::direction", "--direction"),
     ("PatchConfig::noise", "--noise"),
     ("PatchConfig::source", "--source"),

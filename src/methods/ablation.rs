@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 pub use config::{AblationConfig, Knockout, NodeSet};
 pub use ranked::Ranking;
+pub(super) use ranked::node_values;
 use sets::PAIR;
 pub(super) use sets::{cell_of, heads_and_mlps, site_of};
 

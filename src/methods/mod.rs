@@ -17,6 +17,7 @@ mod dictionary_eval;
 pub mod exact_edges;
 pub mod flow;
 mod gaussian;
+pub mod head_scores;
 pub mod head_stats;
 mod lasso;
 mod latent_activations;
@@ -58,6 +59,7 @@ pub use exact_edges::{
 };
 pub use flow::{AltiFlowConfig, GlobEncConfig, RouteConfig, RouteSettings};
 pub use gaussian::GaussianNoise;
+pub use head_scores::{ReplaceBy, ReplacementConfig};
 pub use head_stats::HeadConfig;
 pub use latent_activations::LatentActivationsConfig;
 pub use logits::{
@@ -76,7 +78,7 @@ pub use path_patching::{
     Senders, path_patching,
 };
 pub use removal::{Players, Removal, RemovalConfig, Summary};
-pub use scaling::{ScalingConfig, scaling};
+pub use scaling::{ModulationConfig, ScalingConfig, scaling};
 pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};
 pub use sites::{Along, Sites, parse_sites};
 pub use subspace::{SubspaceConfig, SubspaceMethod};

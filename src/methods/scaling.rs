@@ -10,11 +10,15 @@
 //! Choosing a head and a factor on these prompts and reporting them on the same ones flatters; use other prompts (`--seed`) for
 //! one of the two.
 
+mod modulation;
+
 use std::collections::BTreeSet;
 use std::fmt;
 
 use candle_core::DType;
 use serde_json::{Value, json};
+
+pub use modulation::ModulationConfig;
 
 use super::choice::Heads;
 use super::measure::{Watch, measure};
@@ -142,12 +146,7 @@ impl Method for ScalingConfig {
     }
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
-        if !spec.is_causal() {
-            return Err(Error::invalid(format!(
-                "family `{}` predicts no next token, so there is none to count",
-                spec.family
-            )));
-        }
+        check_causal(spec)?;
         self.heads.check(spec)?;
         if self.factors.is_empty() {
             return Err(Error::invalid("scaling needs at least one factor"));
@@ -256,11 +255,7 @@ impl Prepared for Scaling<'_> {
     }
 
     fn bytes(&self, length: usize) -> usize {
-        let spec = &self.on.model.spec;
-        let of_keys = 2 * spec.n_layers * spec.n_kv_heads * spec.d_head;
-        let of_block =
-            4 * spec.d_model + 4 * spec.d_mlp + spec.n_heads * (2 * spec.d_head + length);
-        4 * (length * (of_keys + of_block) + spec.d_vocab)
+        bytes_of_a_run(&self.on.model.spec, length)
     }
 
     fn splits(&self) -> bool {
@@ -332,6 +327,24 @@ impl Prepared for Scaling<'_> {
         );
         Ok(())
     }
+}
+
+/// Refuses a model that writes nothing after a prompt.
+fn check_causal(spec: &ModelSpec) -> Result<()> {
+    if spec.is_causal() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "family `{}` predicts no next token, so there is none to count",
+        spec.family
+    )))
+}
+
+/// Bytes of one run of a prompt at its widest place.
+fn bytes_of_a_run(spec: &ModelSpec, length: usize) -> usize {
+    let of_keys = 2 * spec.n_layers * spec.n_kv_heads * spec.d_head;
+    let of_block = 4 * spec.d_model + 4 * spec.d_mlp + spec.n_heads * (2 * spec.d_head + length);
+    4 * (length * (of_keys + of_block) + spec.d_vocab)
 }
 
 /// Wilson's 95% interval of a share, `count` of `of`: it stays within 0 and 1, and is no point where all or none were counted.

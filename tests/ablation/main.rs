@@ -1,6 +1,7 @@
 //! Ablations and self-repair keep their identities, on models of every kind.
 
 mod components;
+mod heads;
 mod knockouts;
 #[path = "../models/mod.rs"]
 mod models;

@@ -312,6 +312,20 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             }),
         ),
         (
+            "modulation",
+            Box::new(ModulationConfig {
+                worth: [("a0.h0", 0.5), ("a0.h3", -0.25), ("a3.h1", 0.1)]
+                    .map(|(head, worth)| (head.parse().expect("a node"), worth))
+                    .into(),
+                lambdas: vec![0.5, 1.0],
+                shuffles: 2,
+                seen: Default::default(),
+                of_model: None,
+                seed: None,
+            }),
+        ),
+        ("head replacement", Box::new(ReplacementConfig::default())),
+        (
             "dla",
             Box::new(DlaConfig {
                 writes: 3,

@@ -23,7 +23,7 @@ impl Ranking {
     /// # Errors
     /// [`Error::Invalid`] if the table has none, or has them by position; that of a node which the model does not have.
     pub fn by_score(scores: &Scores, spec: &ModelSpec) -> Result<Ranking> {
-        let values = values(scores, spec)?;
+        let values = node_values(scores, spec)?;
         Ok(Ranking::new(
             values.into_iter().map(|(node, of)| (node, moments(&of).0)),
         ))
@@ -34,7 +34,7 @@ impl Ranking {
     /// # Errors
     /// Those of [`Ranking::by_score`]; [`Error::Invalid`] for tables of means, or of different nodes.
     pub fn by_t(scores: &Scores, against: &Scores, spec: &ModelSpec) -> Result<Ranking> {
-        let (all, others) = (values(scores, spec)?, values(against, spec)?);
+        let (all, others) = (node_values(scores, spec)?, node_values(against, spec)?);
         let mut ranked = Vec::with_capacity(all.len());
         for (node, of) in all {
             let other = others.get(&node).ok_or_else(|| {
@@ -113,7 +113,12 @@ impl Ranking {
 }
 
 /// The scores of each head and MLP of a table: of each pair, or one mean.
-fn values(scores: &Scores, spec: &ModelSpec) -> Result<BTreeMap<Node, Vec<f64>>> {
+/// # Errors
+/// Those of [`Ranking::by_score`].
+pub(in crate::methods) fn node_values(
+    scores: &Scores,
+    spec: &ModelSpec,
+) -> Result<BTreeMap<Node, Vec<f64>>> {
     let height = scores.table.height();
     let integers = |column: Column| {
         let column = scores.integers(column.name());
@@ -134,7 +139,7 @@ fn values(scores: &Scores, spec: &ModelSpec) -> Result<BTreeMap<Node, Vec<f64>>>
     let mut found: BTreeMap<Node, Vec<f64>> = BTreeMap::new();
     for (row, value) in values.into_iter().enumerate() {
         let node = match (components[row], layers[row], heads[row]) {
-            (Some("attn.hook_z"), Some(layer), Some(head)) => Node::Head {
+            (Some("attn.hook_z" | "attn.hook_pattern"), Some(layer), Some(head)) => Node::Head {
                 layer: layer as usize,
                 head: head as usize,
             },
@@ -156,7 +161,7 @@ fn values(scores: &Scores, spec: &ModelSpec) -> Result<BTreeMap<Node, Vec<f64>>>
     found.retain(|_, values| !values.is_empty());
     if found.is_empty() {
         return Err(Error::invalid(format!(
-            "the results of `{}` have no scores of heads (`attn.hook_z`) or MLPs (`hook_mlp_out`) to rank",
+            "the results of `{}` have no scores of heads (`attn.hook_z`, `attn.hook_pattern`) or MLPs (`hook_mlp_out`)",
             scores.provenance.method
         )));
     }
