@@ -373,7 +373,7 @@ impl Prepared for Modulating<'_> {
                     judgements = answered.iter().map(|one| one.judged).collect();
                 }
             }
-            for measure in 0..MEASURES.len() {
+            for (measure, _) in MEASURES.iter().enumerate() {
                 columns.push_some(|i| Some(sums[i][measure] / arm.worths.len() as f64));
             }
             progress.advance((n * MEASURES.len()) as u64);
