@@ -412,6 +412,19 @@ mod tests {
                 "score repeat_length samples circuit from tokens",
             ),
             ("heads --score replacement", "score replace_by"),
+            ("heads --score ships", "score change texts"),
+            (
+                "heads --score sahara",
+                "score change texts steps rank draws decline refusal",
+            ),
+            (
+                "heads --score sahara --refusal sorry",
+                "score change texts steps rank draws decline refusal answer_tokens",
+            ),
+            (
+                "heads --score negative-attention",
+                "score positive negative highest draws",
+            ),
             (
                 "flow --profile",
                 "method threshold renormalise at contrast profile neurons texts",

@@ -23,7 +23,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick scale --heads a3.h2 --factors=-2,0,1,4 --n-pairs 20 --json
   candlewick ablate --sites z --source zero --metric prob --n-pairs 8 --out worth.parquet
   candlewick scale --by worth.parquet --seed 8 --n-pairs 8 --out scaled.parquet
-  candlewick scale --by worth.parquet --lambda=-1,1 --shuffles 3 --heads 0-1 --seed 8 --n-pairs 8")]
+  candlewick scale --by worth.parquet --lambda=-1,1 --shuffles 3 --seed 8 --n-pairs 8")]
 pub struct ScaleArgs {
     /// The heads, each scaled by itself, such as `a2.h0,a3.h1`, or `0-1` in every layer; of a table only these [default with `--by`: all].
     #[arg(long, value_name = "HEADS", required_unless_present = "by")]

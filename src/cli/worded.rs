@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 83] = [
+const FLAGS: [(&str, &str); 89] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -44,6 +44,8 @@ const FLAGS: [(&str, &str); 83] = [
     ("LoadOptions::revision", "--revision"),
     ("ModulationConfig::lambdas", "--lambda"),
     ("ModulationConfig::shuffles", "--shuffles"),
+    ("NegativeConfig::draws", "--draws"),
+    ("NegativeConfig::highest", "--highest"),
     ("PatchConfig::direction", "--direction"),
     ("PatchConfig::noise", "--noise"),
     ("PatchConfig::source", "--source"),
@@ -60,6 +62,10 @@ const FLAGS: [(&str, &str); 83] = [
     ("Running::verify", "--verify"),
     ("Sae::reads", "--hook"),
     ("Sampling::temperature", "--temperature"),
+    ("Search::answer_tokens", "--answer-tokens"),
+    ("Search::draws", "--draws"),
+    ("Search::rank", "--rank"),
+    ("Search::steps", "--steps"),
     ("SourceConfig::subject", "--subject"),
     ("ReferenceSet::Corrupted", "--baseline corrupted"),
     ("RemovalConfig::removal", "--removal"),

@@ -59,7 +59,9 @@ pub use exact_edges::{
 };
 pub use flow::{AltiFlowConfig, GlobEncConfig, RouteConfig, RouteSettings};
 pub use gaussian::GaussianNoise;
-pub use head_scores::{ReplaceBy, ReplacementConfig};
+pub use head_scores::{
+    Candidate, HeadChange, NegativeConfig, ReplaceBy, ReplacementConfig, Search, ShipsConfig,
+};
 pub use head_stats::HeadConfig;
 pub use latent_activations::LatentActivationsConfig;
 pub use logits::{

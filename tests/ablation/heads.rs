@@ -16,7 +16,7 @@ use crate::models::task::{changed, first, task};
 use crate::{column, measured, models, near, run_method};
 
 /// The logits at the end of a pair's clean prompt, in one whole run with these edits.
-fn logits(model: &Model, pair: &Pair, edits: &[Edit]) -> Vec<f32> {
+pub fn logits(model: &Model, pair: &Pair, edits: &[Edit]) -> Vec<f32> {
     let request = Request {
         edits,
         ..Request::default()

@@ -5,7 +5,9 @@ mod heads;
 mod knockouts;
 #[path = "../models/mod.rs"]
 mod models;
+mod negative_heads;
 mod refusals;
+mod safety_heads;
 mod self_repair;
 mod sets;
 mod source_model;

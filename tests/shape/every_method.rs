@@ -326,6 +326,33 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
         ),
         ("head replacement", Box::new(ReplacementConfig::default())),
         (
+            "ships",
+            Box::new(ShipsConfig::new(HeadChange::Undifferentiated)),
+        ),
+        (
+            "sahara",
+            Box::new(ShipsConfig {
+                group: Some(Search {
+                    draws: 2,
+                    decline: vec![5, 6],
+                    refusals: vec!["a".into()],
+                    answer_tokens: 2,
+                    ..Search::steps(1)
+                }),
+                ..ShipsConfig::new(HeadChange::Mean)
+            }),
+        ),
+        (
+            "negative attention",
+            Box::new(NegativeConfig {
+                draws: 2,
+                ..NegativeConfig::new(
+                    "@IO".parse().expect("a role"),
+                    "@S2".parse().expect("a role"),
+                )
+            }),
+        ),
+        (
             "dla",
             Box::new(DlaConfig {
                 writes: 3,
