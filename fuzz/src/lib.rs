@@ -3,7 +3,7 @@
 //! `fuzz_targets/` hands these to libFuzzer; `tests/fuzz_corpus.rs` of the library runs them over the corpus and its mutations.
 
 use std::fmt::{Debug, Display};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::LazyLock;
 
@@ -11,8 +11,9 @@ use candlewick::circuit::interchange::{Format, parse};
 use candlewick::circuit::{Graph, ScoredGraph};
 use candlewick::hooks::{Edge, Edit, Hook, Kind, Node, Pos, Site};
 use candlewick::lab::Lab;
+use candlewick::methods::interchange::{Inputs, Value};
 use candlewick::methods::{
-    Heads, Layers, PatchConfig, PatchSource, Removal, Sites, Summary, TokenMethod,
+    Heads, Layers, PatchConfig, PatchSource, ProgramFile, Removal, Sites, Summary, TokenMethod,
 };
 use candlewick::model::checkpoint::Checkpoint;
 use candlewick::model::families::{Description, from_config, from_gguf, transformer_lens};
@@ -29,13 +30,14 @@ use candlewick::task::{ExpandOptions, PromptExample, TaskFile, expand, from_pair
 pub type Reader = (&'static str, fn(&[u8]));
 
 /// Each reader by its name, which is also that of its folder of the corpus.
-pub const READERS: [Reader; 14] = [
+pub const READERS: [Reader; 15] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("pickle", pickle),
     ("config", config),
     ("tokenizer", tokenizer),
     ("task", task),
+    ("program", program),
     ("circuit", circuit),
     ("circuit_json", circuit_json),
     ("pairs", pairs),
@@ -150,6 +152,20 @@ pub fn task(bytes: &[u8]) {
         ..ExpandOptions::default()
     };
     let _ = expand(&file, &tokenizer_of_words(None), &options);
+}
+
+/// A high-level program, and what it says of a prompt.
+pub fn program(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let Ok(file) = ProgramFile::parse(text, Path::new("x.toml")) else {
+        return;
+    };
+    let columns = ["IO", "S1", "S2"].map(|name| (name.to_string(), Value::from(name)));
+    let places = ["IO.pos", "S1.pos"].map(|name| (name.to_string(), Value::from(3.0)));
+    let inputs: Inputs = columns.into_iter().chain(places).collect();
+    let _ = file.program.run(&inputs, &[]);
 }
 
 /// A tokenizer of few words, perhaps with a chat template.

@@ -19,6 +19,7 @@ mod flow;
 mod generate;
 mod heads;
 mod hooks;
+mod interchange;
 mod logits;
 mod merge;
 mod models;
@@ -111,6 +112,7 @@ enum Command {
     Cache(cache::CacheArgs),
     Ablate(Box<ablate::AblateArgs>),
     Components(components::ComponentsArgs),
+    Interchange(Box<interchange::InterchangeArgs>),
     Path(path::PathArgs),
     Circuit(circuit::CircuitArgs),
     Feature(feature::FeatureArgs),
@@ -258,6 +260,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Flow(args) => session::run(args, &args.common, ctx),
         Command::Context(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Components(args) => session::run(args, &args.common, ctx),
+        Command::Interchange(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
         Command::Feature(args) => {
@@ -291,6 +294,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Logits(args) => (args, &args.common),
         Command::Heads(args) => (args, &args.common),
         Command::Components(args) => (args, &args.common),
+        Command::Interchange(args) => (args.as_ref(), &args.common),
         Command::Path(args) => (args, &args.common),
         Command::Scale(args) => (args, &args.common),
         Command::Attention(args) => (args, &args.common),
@@ -441,6 +445,10 @@ mod tests {
             (
                 "subspace --method full",
                 "hook layers position method train control",
+            ),
+            (
+                "interchange",
+                "program variable hook layers position units subspace together inputs prompts draws decode",
             ),
             ("flow --method alti-logit", "method threshold"),
             ("flow --method globenc", "method threshold at against"),

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 89] = [
+const FLAGS: [(&str, &str); 96] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -38,6 +38,13 @@ const FLAGS: [(&str, &str); 89] = [
     ("GradientPath::steps", "--steps"),
     ("HeadConfig::repeat_length", "--repeat-length"),
     ("HeadConfig::samples", "--samples"),
+    ("Alignment::roles", "--position"),
+    ("InterchangeConfig::alignments", "--variable"),
+    ("InterchangeConfig::draws", "--draws"),
+    ("InterchangeConfig::program", "--program"),
+    ("InterchangeConfig::sides", "--prompts"),
+    ("InterchangeConfig::together", "--together"),
+    ("InterchangeConfig::inputs", "--inputs"),
     ("LatentConfig::exact", "--method exact"),
     ("LoadOptions::device", "--device"),
     ("LoadOptions::dtype", "--dtype"),

@@ -49,3 +49,9 @@ pub(super) fn captured_bytes(hooks: &[Hook], spec: &ModelSpec, length: usize) ->
     let values = |hook: &Hook| hook.shape(spec, 1, length).iter().product::<usize>();
     4 * hooks.iter().map(values).sum::<usize>()
 }
+
+/// Bytes of the run of one prompt that a sweep starts from at hooks of a width.
+pub(super) fn base_bytes(spec: &ModelSpec, length: usize, width: usize) -> usize {
+    let kept = 3 * spec.d_model + (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head + width;
+    4 * length * spec.n_layers * kept
+}

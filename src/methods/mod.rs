@@ -19,6 +19,7 @@ pub mod flow;
 mod gaussian;
 pub mod head_scores;
 pub mod head_stats;
+pub mod interchange;
 mod lasso;
 mod latent_activations;
 pub mod logits;
@@ -63,6 +64,7 @@ pub use head_scores::{
     Candidate, HeadChange, NegativeConfig, ReplaceBy, ReplacementConfig, Search, ShipsConfig,
 };
 pub use head_stats::HeadConfig;
+pub use interchange::{InterchangeConfig, Program, ProgramFile};
 pub use latent_activations::LatentActivationsConfig;
 pub use logits::{
     DirectTarget, DlaConfig, EarlyConfig, LensConfig, LensPositions, Part, SourceConfig,

@@ -30,12 +30,10 @@ use crate::error::{Error, Result};
 use crate::hooks::{Edit, Hook, Kind, Op, Site};
 use crate::metric::{Judgement, Target};
 use crate::run::{GenerateRequest, Logits, Progress, Quiet, Request, generate, run};
+use crate::scores::statistics::wilson;
 use crate::scores::{Cell, Direction, ExampleScores, Measured, Scores, ScoresMeta};
 use crate::spec::ModelSpec;
 use crate::task::Task;
-
-/// Normal quantile of a 95% interval.
-const Z: f64 = 1.959_963_984_540_054;
 
 /// Which heads, and by how much.
 #[derive(Debug, Clone, PartialEq)]
@@ -347,37 +345,10 @@ fn bytes_of_a_run(spec: &ModelSpec, length: usize) -> usize {
     4 * (length * (of_keys + of_block) + spec.d_vocab)
 }
 
-/// Wilson's 95% interval of a share, `count` of `of`: it stays within 0 and 1, and is no point where all or none were counted.
-fn wilson(count: usize, of: usize) -> (f64, f64) {
-    let n = of.max(1) as f64;
-    let fraction = count as f64 / n;
-    let square = Z * Z / n;
-    let centre = (fraction + square / 2.0) / (1.0 + square);
-    let spread = fraction * (1.0 - fraction) / n + square / (4.0 * n);
-    let half = Z * spread.sqrt() / (1.0 + square);
-    ((centre - half).max(0.0), (centre + half).min(1.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::lab::Lab;
-
-    #[test]
-    fn wilson_intervals_are_those_of_the_formula() {
-        // By hand: n = 10, z^2 / n = 0.384146; centre (0.5 + 0.192073) / 1.384146 = 0.5; half 1.96 sqrt(0.025 + 0.0096036) / 1.384146.
-        for (count, low, high) in [
-            (5, 0.236_593, 0.763_407),
-            (10, 0.722_467, 1.0),
-            (0, 0.0, 0.277_533),
-        ] {
-            let found = wilson(count, 10);
-            assert!(
-                (found.0 - low).abs() < 1e-5 && (found.1 - high).abs() < 1e-5,
-                "{found:?}"
-            );
-        }
-    }
 
     fn lab() -> Lab {
         let options = crate::task::ExpandOptions {

@@ -34,7 +34,11 @@ impl Scores {
             .map(|prompt| prompt.example)
             .collect();
         let is_pair = |example: &&ExampleScores| prompts.contains(&example.example);
-        let pairs = examples.iter().filter(is_pair).count();
+        // What is made of pairs has numbers of its own.
+        let pairs = match examples.iter().filter(is_pair).count() {
+            0 => prompts.len(),
+            n => n,
+        };
         let report = TaskReport::of(examples, pairs, meta, provenance.drops.clone())?;
         let mut provenance = describe(examples, meta, provenance);
         // Where effects are never shares of a gap, none is missed.

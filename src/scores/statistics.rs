@@ -1,5 +1,8 @@
 //! Small statistics of plain numbers, each once for the crate. Sums are in f64, and in the order of the list.
 
+/// Normal quantile of a 95% interval.
+const Z: f64 = 1.959_963_984_540_054;
+
 /// The sum of products of two lists of one length.
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
@@ -97,9 +100,36 @@ fn ranks(values: impl Iterator<Item = f64>) -> Vec<f64> {
     ranks
 }
 
+/// Wilson's 95% interval of a share, `count` of `of`: it stays within 0 and 1, and is no point where all or none were counted.
+pub fn wilson(count: usize, of: usize) -> (f64, f64) {
+    let n = of.max(1) as f64;
+    let fraction = count as f64 / n;
+    let square = Z * Z / n;
+    let centre = (fraction + square / 2.0) / (1.0 + square);
+    let spread = fraction * (1.0 - fraction) / n + square / (4.0 * n);
+    let half = Z * spread.sqrt() / (1.0 + square);
+    ((centre - half).max(0.0), (centre + half).min(1.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wilson_intervals_are_those_of_the_formula() {
+        // By hand: n = 10, z^2 / n = 0.384146; centre (0.5 + 0.192073) / 1.384146 = 0.5; half 1.96 sqrt(0.025 + 0.0096036) / 1.384146.
+        for (count, low, high) in [
+            (5, 0.236_593, 0.763_407),
+            (10, 0.722_467, 1.0),
+            (0, 0.0, 0.277_533),
+        ] {
+            let found = wilson(count, 10);
+            assert!(
+                (found.0 - low).abs() < 1e-5 && (found.1 - high).abs() < 1e-5,
+                "{found:?}"
+            );
+        }
+    }
 
     #[test]
     fn a_percentile_interpolates_between_order_statistics() {

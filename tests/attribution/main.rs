@@ -8,6 +8,7 @@ mod edges;
 mod encoders;
 mod exactness;
 mod integrals;
+mod interchange;
 mod latents;
 #[path = "../models/mod.rs"]
 mod models;

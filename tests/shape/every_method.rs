@@ -7,6 +7,7 @@ use candlewick::circuit::{EdgeSet, Graph};
 use candlewick::hooks::{Kind, Positions};
 use candlewick::methods::attribution::{DimAttributionConfig, GradientPath};
 use candlewick::methods::flow::Against;
+use candlewick::methods::interchange::{AlignedPart, Alignment, Draws};
 use candlewick::methods::subspace::{SplitBy, Training};
 use candlewick::methods::tokens::{Baseline, NoiseTunnel, OverNoise, Quadrature, ReferenceSet};
 use candlewick::methods::{
@@ -147,6 +148,7 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
                 ..SubspaceConfig::new([SubspaceMethod::Full, SubspaceMethod::Lda])
             }),
         ),
+        ("interchange", Box::new(interchange())),
         ("eap", Box::new(EdgeAttributionConfig::eap())),
         (
             "eap of means",
@@ -418,6 +420,31 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             }),
         ),
     ]
+}
+
+/// The name that is the answer and the order that it follows from, each at the end and both at once.
+fn interchange() -> InterchangeConfig {
+    let ProgramFile { program, places } = ProgramFile::open("ioi").expect("it ships");
+    let whole = Alignment {
+        layers: "0,2".parse().expect("layers"),
+        ..Alignment::at(["S2"])
+    };
+    let heads = Alignment {
+        kind: Kind::Z,
+        part: AlignedPart::Units(vec![0, 3]),
+        layers: "1,2".parse().expect("layers"),
+        ..Alignment::default()
+    };
+    let mut aligned = [whole, heads].into_iter();
+    let alignments = places
+        .iter()
+        .map(|place| place.as_ref().and_then(|_| aligned.next()));
+    InterchangeConfig {
+        alignments: alignments.collect(),
+        together: true,
+        draws: Draws::Balanced(6),
+        ..InterchangeConfig::new(program, Alignment::default())
+    }
 }
 
 fn removal(summary: Summary, players: Players) -> Box<dyn Method> {

@@ -8,6 +8,7 @@ use super::places::{Place, SIDES, position, prompt, target};
 use super::space::Subspace;
 use crate::error::Result;
 use crate::hooks::{Edit, Op, Site, Value};
+use crate::methods::captured::base_bytes;
 use crate::methods::method::{Subject, pairs_of};
 use crate::metric::{Judgement, Metric, Target};
 use crate::nn::host::tensor;
@@ -42,9 +43,7 @@ impl Finder<'_> {
     /// Bytes of the run of one prompt that a sweep starts from.
     pub fn base_bytes(&self, length: usize) -> usize {
         let spec = &self.on.model.spec;
-        let width = self.places[0].hook.width(spec);
-        let kept = 3 * spec.d_model + (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head + width;
-        4 * length * spec.n_layers * kept
+        base_bytes(spec, length, self.places[0].hook.width(spec))
     }
 
     /// The pairs that judge, and their runs.

@@ -30,6 +30,8 @@ use serde_json::{Value, json};
 pub use config::{SplitBy, SubspaceConfig, SubspaceMethod, Training};
 pub use data::das_loss;
 pub use fit::{Points, Probe};
+pub(super) use places::{check_kind, check_role};
+pub use save::read_subspaces;
 pub use space::Subspace;
 pub use split::rank_one_edit;
 
@@ -40,7 +42,7 @@ use crate::metric::Metric;
 use crate::scores::{Direction, LayerColumn, Layers, ScoresMeta, View};
 use crate::spec::ModelSpec;
 use crate::task::Task;
-use places::{Split, check_kind, check_role};
+use places::Split;
 use run::{Exchanging, FLDD, IIA, ODDS, SELECTIVITY};
 use split::Series;
 

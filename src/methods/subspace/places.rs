@@ -120,20 +120,20 @@ impl Split {
 
 /// # Errors
 /// [`Error::BadEdit`] for a kind of hook at which nothing can be exchanged.
-pub(super) fn check_kind(kind: Kind) -> Result<()> {
+pub(in crate::methods) fn check_kind(kind: Kind) -> Result<()> {
     if SubspaceConfig::KINDS.contains(&kind) {
         return Ok(());
     }
     let kinds = SubspaceConfig::KINDS.map(|kind| format!("`{}`", kind.short()));
     Err(Error::BadEdit {
         edit: format!("an exchange at `{}`", kind.short()),
-        reason: format!("a subspace can be exchanged at {}", kinds.join(", ")),
+        reason: format!("activations can be exchanged at {}", kinds.join(", ")),
     })
 }
 
 /// # Errors
 /// [`Error::UnknownRole`] for a role that some prompt does not have.
-pub(super) fn check_role(task: &Task, role: &str) -> Result<()> {
+pub(in crate::methods) fn check_role(task: &Task, role: &str) -> Result<()> {
     let has = |pair: &Pair| {
         let mut sides = SIDES.iter();
         sides.all(|&side| position(pair, side, role).is_some())

@@ -1,0 +1,560 @@
+//! The run: what sources hold at each place, put into the runs of their bases.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::config::{Decode, InterchangeConfig};
+use super::design::{Design, Item};
+use super::places::{Place, Taken};
+use crate::error::Result;
+use crate::hooks::{Hook, Kind};
+use crate::methods::captured::{base_bytes, captured};
+use crate::methods::method::{Cost, Prepared, Running, Subject, Unit, stop_if_asked};
+use crate::metric::{Metric, Target};
+use crate::nn::host::to_host;
+use crate::run::{BaseRun, Progress, Quiet, Readout, Sources, SweepOptions, Variant, sweep};
+use crate::scores::statistics::{mean, wilson};
+use crate::scores::{Cell, ExampleScores, Measured};
+use crate::task::Task;
+
+pub(super) const IIA: &str = "iia";
+pub(super) const RANDOM: &str = "iia_random";
+pub(super) const SHUFFLED: &str = "iia_shuffled";
+const ALL: &str = "iia_all";
+const ACCURACY: &str = "accuracy";
+/// Rows of some variables that belong to no place.
+const CONSTANT: &str = "constant";
+const UNCHANGED: &str = "unchanged";
+const N_PLACELESS: usize = 3;
+/// A model that says less often what the program says does not run it, exchanged or not.
+const LEAST_ACCURACY: f64 = 0.5;
+
+/// 1 where the answer is likelier than everything that it is compared with.
+static LIKELIEST: LazyLock<Metric> = LazyLock::new(|| {
+    Metric::custom(IIA, "fraction", |logits: &[f32], target: &Target| {
+        let at = |&token: &u32| logits[token as usize];
+        let own = target
+            .answers
+            .iter()
+            .map(at)
+            .fold(f32::NEG_INFINITY, f32::max);
+        f64::from(u8::from(target.wrong.iter().all(|wrong| at(wrong) < own)))
+    })
+});
+
+/// What is measured at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// As the program says.
+    Exchanged,
+    /// Another place of the same size.
+    Random,
+    /// The sources of another exchange.
+    Shuffled,
+}
+
+const HOW: [How; 3] = [How::Exchanged, How::Random, How::Shuffled];
+
+/// What is put where: the activation of a source at a position, into one of the base.
+struct Change {
+    place: Place,
+    pos: usize,
+    source: usize,
+    source_pos: usize,
+}
+
+/// What sources hold: by prompt, hook and position.
+type Held = HashMap<(usize, Hook, usize), Vec<f32>>;
+
+/// A checked run in progress.
+pub(super) struct Interchanging<'a> {
+    on: Subject<'a>,
+    config: &'a InterchangeConfig,
+    running: &'a Running,
+    design: Design<'a>,
+    cells: Vec<Cell>,
+    /// The cells of each set of variables.
+    ranges: Vec<Range<usize>>,
+    /// What all sources hold, where memory has room for it.
+    held: Option<Held>,
+}
+
+impl<'a> Interchanging<'a> {
+    pub fn new(
+        on: Subject<'a>,
+        config: &'a InterchangeConfig,
+        running: &'a Running,
+    ) -> Result<Self> {
+        let design = Design::new(config, &on.model.spec, on.task)?;
+        let (mut cells, mut ranges) = (Vec::new(), Vec::new());
+        for set in &design.exchanged {
+            let first = cells.len();
+            let target = Some(set.name.clone());
+            for places in &set.places {
+                let joined = |of: &dyn Fn(&Place) -> String| {
+                    let mut all: Vec<String> = places.iter().map(of).collect();
+                    all.dedup();
+                    all.join("+")
+                };
+                let place = Cell {
+                    component: joined(&|place| place.hook.kind.name().into()),
+                    layer: places.iter().map(|place| place.layer as u32).max(),
+                    role: Some(joined(&|place| place.role.clone())),
+                    target: target.clone(),
+                    ..Cell::default()
+                };
+                cells.extend(
+                    [None, Some(ALL), Some(RANDOM), Some(SHUFFLED)].map(|measure| Cell {
+                        measure: measure.map(String::from),
+                        ..place.clone()
+                    }),
+                );
+            }
+            let placeless = [
+                (CONSTANT, None),
+                (UNCHANGED, None),
+                ("model", Some(ACCURACY)),
+            ];
+            cells.extend(placeless.map(|(component, measure)| Cell {
+                component: component.into(),
+                target: target.clone(),
+                measure: measure.map(String::from),
+                ..Cell::default()
+            }));
+            ranges.push(first..cells.len());
+        }
+        Ok(Interchanging {
+            on,
+            config,
+            running,
+            design,
+            cells,
+            ranges,
+            held: None,
+        })
+    }
+
+    /// The item that a unit names: behind the pairs of the task.
+    fn item(&self, item: usize) -> &Item {
+        &self.design.items[item - self.on.task.pairs().len()]
+    }
+
+    /// What one exchange changes at the places of one sweep; `None` for a control that there is none of.
+    fn changes(&self, number: usize, places: usize, how: How) -> Option<Vec<Change>> {
+        let item = self.item(number);
+        if how != How::Exchanged && !item.changes {
+            return None;
+        }
+        let prompts = &self.design.prompts;
+        let sources = match how {
+            How::Shuffled => item.others.as_ref()?,
+            _ => &item.sources,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.on.task));
+        rng.set_stream((1 << 40) + ((number as u64) << 16) + places as u64);
+        let mut taken: Vec<usize> = Vec::new();
+        let places = &self.design.exchanged[item.of].places[places];
+        let mut all = Vec::with_capacity(places.len());
+        for (place, &source) in places.iter().zip(sources) {
+            let at = |prompt: usize| prompts[prompt].position(&place.role).expect("checked");
+            let (mut pos, mut source_pos) = (at(item.base), at(source));
+            let mut place = place.clone();
+            if how == How::Random {
+                place = place.random(&self.on.model.spec, &mut rng);
+                if place.taken == Taken::Whole {
+                    taken.push(pos);
+                    let lengths = [item.base, source].map(|prompt| prompts[prompt].tokens().len());
+                    let free = (0..lengths[0].min(lengths[1])).filter(|at| !taken.contains(at));
+                    let free: Vec<usize> = free.collect();
+                    if free.is_empty() {
+                        return None;
+                    }
+                    pos = free[rng.random_range(0..free.len())];
+                    source_pos = pos;
+                    taken.push(pos);
+                }
+            }
+            all.push(Change {
+                place,
+                pos,
+                source,
+                source_pos,
+            });
+        }
+        Some(all)
+    }
+
+    /// All that some items change: each item's place in the list, where it is, and what.
+    fn all_changes(&self, items: &[usize]) -> Vec<(usize, usize, How, Vec<Change>)> {
+        let mut all = Vec::new();
+        for (i, &number) in items.iter().enumerate() {
+            let places = self.design.exchanged[self.item(number).of].places.len();
+            for place in 0..places {
+                for how in HOW {
+                    let changes = self.changes(number, place, how);
+                    all.extend(changes.map(|changes| (i, place, how, changes)));
+                }
+            }
+        }
+        all
+    }
+
+    /// What is needed of sources, by prompt.
+    fn needed(&self, items: &[usize]) -> BTreeMap<usize, BTreeSet<(Hook, usize)>> {
+        let mut needed: BTreeMap<usize, BTreeSet<(Hook, usize)>> = BTreeMap::new();
+        for change in self.all_changes(items).iter().flat_map(|(.., all)| all) {
+            let of = needed.entry(change.source).or_default();
+            of.insert((change.place.hook, change.source_pos));
+        }
+        needed
+    }
+
+    /// Runs each source once for what it holds.
+    fn hold(
+        &self,
+        needed: &BTreeMap<usize, BTreeSet<(Hook, usize)>>,
+        progress: &dyn Progress,
+    ) -> Result<Held> {
+        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for &prompt in needed.keys() {
+            let length = self.design.prompts[prompt].tokens().len();
+            by_length.entry(length).or_default().push(prompt);
+        }
+        let mut held = Held::new();
+        let most = self.running.batch.max(1);
+        for chunk in by_length.values().flat_map(|all| all.chunks(most)) {
+            stop_if_asked(progress)?;
+            let prompts: Vec<Vec<u32>> = (chunk.iter())
+                .map(|&prompt| self.design.prompts[prompt].tokens().clone())
+                .collect();
+            let hooks: BTreeSet<Hook> = (chunk.iter())
+                .flat_map(|prompt| needed[prompt].iter().map(|(hook, _)| *hook))
+                .collect();
+            let hooks: Vec<Hook> = hooks.into_iter().collect();
+            let cache = captured(self.on.model, &prompts, &hooks, &[])?;
+            for (i, prompt) in chunk.iter().enumerate() {
+                for &(hook, pos) in &needed[prompt] {
+                    let row = cache.packed(hook)?.narrow(0, i * cache.length + pos, 1)?;
+                    held.insert((*prompt, hook, pos), to_host(&row)?);
+                }
+            }
+        }
+        Ok(held)
+    }
+
+    fn readout(&self, items: &[&Item], label: impl Fn(&Item) -> usize) -> Readout {
+        let target = |item: &&Item| {
+            let label = label(item);
+            let pair = self.design.prompts[item.base].pair;
+            let others = self.design.labels.iter().enumerate();
+            Target {
+                answers: vec![self.design.labels[label].1],
+                wrong: others
+                    .filter(|(at, _)| *at != label)
+                    .map(|(_, (_, token))| *token)
+                    .collect(),
+                after: pair.target.after,
+                ..Target::default()
+            }
+        };
+        Readout {
+            metric: match self.config.decode {
+                Decode::Outputs => *LIKELIEST,
+                Decode::Vocabulary => Metric::TopK(1),
+            },
+            targets: items.iter().map(target).collect(),
+            reference: None,
+        }
+    }
+
+    /// The outcome that exchanges of some variables have most often, of those that change something.
+    fn commonest(&self, of: usize) -> Option<usize> {
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        for (_, item) in self.design.items_of(of).filter(|(_, item)| item.changes) {
+            *counts.entry(item.outcome).or_default() += 1;
+        }
+        let most = counts.values().max()?;
+        counts
+            .iter()
+            .find(|(_, n)| *n == most)
+            .map(|(label, _)| *label)
+    }
+
+    fn kinds(&self, of: usize) -> Vec<Kind> {
+        let places = self.design.exchanged[of].places.iter().flatten();
+        let kinds: BTreeSet<Kind> = places.map(|place| place.hook.kind).collect();
+        kinds.into_iter().collect()
+    }
+
+    /// The share of a pass that is left behind the first change.
+    fn left(&self, base: usize, changes: &[Change]) -> f64 {
+        let length = self.design.prompts[base].tokens().len();
+        let layers = self.on.model.spec.n_layers;
+        let layer = changes
+            .iter()
+            .map(|change| change.place.layer)
+            .min()
+            .unwrap_or(0);
+        let pos = changes.iter().map(|change| change.pos).min().unwrap_or(0);
+        ((layers - layer) * (length - pos)) as f64 / (layers * length) as f64
+    }
+
+    /// The values of a cell.
+    fn of_cell<'m>(measured: &'m Measured, cell: usize) -> impl Iterator<Item = f64> + use<'m> {
+        measured
+            .examples
+            .iter()
+            .filter_map(move |one| one.value(cell))
+    }
+
+    /// Which exchanges were made, for whoever looks at single ones.
+    fn exchanges(&self) -> serde_json::Value {
+        let prompt = |at: &usize| {
+            let prompt = &self.design.prompts[*at];
+            json!([prompt.pair.index, prompt.side])
+        };
+        let first = first_example(self.on.task);
+        let of = |(number, item): (usize, &Item)| {
+            json!({
+                "example": first + number,
+                "variable": self.design.exchanged[item.of].name,
+                "base": prompt(&item.base),
+                "sources": item.sources.iter().map(prompt).collect::<Vec<_>>(),
+                "output": self.design.labels[item.outcome].0,
+                "changes": item.changes,
+            })
+        };
+        self.design.items.iter().enumerate().map(of).collect()
+    }
+}
+
+/// Numbers of exchanges follow those of the task's pairs, whose prompts they are made of.
+fn first_example(task: &Task) -> usize {
+    let last = task.pairs().iter().map(|pair| pair.index).max();
+    last.map_or(0, |last| last + 1)
+}
+
+impl Prepared for Interchanging<'_> {
+    fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    fn bytes(&self, length: usize) -> usize {
+        let kinds = (0..self.ranges.len()).flat_map(|of| self.kinds(of));
+        let widths = kinds.map(|kind| Hook::at(kind, 0).width(&self.on.model.spec));
+        base_bytes(&self.on.model.spec, length, widths.max().unwrap_or(0))
+    }
+
+    /// Exchanges of one set of variables whose bases are of one length.
+    fn units(&self, task: &Task, running: &Running) -> Vec<Unit> {
+        let first = task.pairs().len();
+        let mut units = Vec::new();
+        for (of, cells) in self.ranges.iter().enumerate() {
+            let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            for (number, item) in self.design.items_of(of) {
+                let length = self.design.prompts[item.base].tokens().len();
+                by_length.entry(length).or_default().push(first + number);
+            }
+            for (length, items) in by_length {
+                let room = running.planned_memory() / self.bytes(length).max(1);
+                for items in items.chunks(room.clamp(1, running.batch.max(1))) {
+                    units.push(Unit {
+                        items: items.to_vec(),
+                        cells: cells.clone(),
+                    });
+                }
+            }
+        }
+        units
+    }
+
+    fn example(&self, task: &Task, item: usize) -> usize {
+        first_example(task) + item - task.pairs().len()
+    }
+
+    fn cost(&self, unit: &Unit) -> Result<Cost> {
+        let changes = self.all_changes(&unit.items);
+        let left = |(i, .., all): &(usize, usize, How, Vec<Change>)| {
+            self.left(self.item(unit.items[*i]).base, all)
+        };
+        let n = unit.items.len();
+        // Sources run once for all exchanges.
+        let shared = self.design.prompts.len() as f64 / self.design.items.len() as f64;
+        let length = self.design.prompts[self.item(unit.items[0]).base]
+            .tokens()
+            .len();
+        Ok(Cost {
+            variants: changes.len(),
+            packed: changes.iter().map(left).sum(),
+            bytes: n * self.bytes(length),
+            ..Cost::passes(n as f64 * (1.0 + shared))
+        })
+    }
+
+    fn begin(&mut self, progress: &dyn Progress) -> Result<()> {
+        let first = self.on.task.pairs().len();
+        let all: Vec<usize> = (first..first + self.design.items.len()).collect();
+        let needed = self.needed(&all);
+        let wide = |(hook, _): &(Hook, usize)| 4 * hook.width(&self.on.model.spec);
+        let bytes: usize = needed.values().flatten().map(wide).sum();
+        if bytes <= self.running.memory_now() / 4 {
+            self.held = Some(self.hold(&needed, progress)?);
+        }
+        Ok(())
+    }
+
+    fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
+        let Subject { model, task } = self.on;
+        let items: Vec<&Item> = unit.items.iter().map(|&item| self.item(item)).collect();
+        let of = items[0].of;
+        let own;
+        let held = match &self.held {
+            Some(held) => held,
+            None => {
+                own = self.hold(&self.needed(&unit.items), progress)?;
+                &own
+            }
+        };
+        let prompts = items
+            .iter()
+            .map(|item| self.design.prompts[item.base].tokens().clone());
+        let none = Sources::default;
+        let (prompts, kinds) = (prompts.collect(), self.kinds(of));
+        let base = BaseRun::new(model, prompts, vec![], vec![], none(), &kinds)?;
+        let readout = self.readout(&items, |item| item.outcome);
+        let as_it_is = self.readout(&items, |item| self.design.outputs[item.base]);
+        let unchanged = base.metric(model, &readout)?;
+        let accuracy = base.metric(model, &as_it_is)?;
+        let all = self.all_changes(&unit.items);
+        let mut variants = Vec::with_capacity(all.len());
+        for (example, _, _, changes) in &all {
+            let edit = |change: &Change| {
+                let theirs = &held[&(change.source, change.place.hook, change.source_pos)];
+                change.place.edit(&model.spec, change.pos, theirs)
+            };
+            let edits = changes.iter().map(edit).collect::<Result<_>>()?;
+            variants.push(Variant {
+                example: *example,
+                edits,
+            });
+        }
+        let options = SweepOptions {
+            memory: self.running.memory_now(),
+            ..SweepOptions::default()
+        };
+        let changed = sweep(model, &base, &variants, &none(), &readout, &options, &Quiet)?;
+        let commonest = self.commonest(of);
+        let cells = &self.ranges[of];
+        let mut values = vec![vec![None; cells.len()]; items.len()];
+        for ((i, place, how, _), value) in all.iter().zip(changed) {
+            let own = &mut values[*i][4 * place..4 * place + 4];
+            match how {
+                How::Exchanged => {
+                    own[0] = items[*i].changes.then_some(value);
+                    own[1] = Some(value);
+                }
+                How::Random => own[2] = Some(value),
+                How::Shuffled => own[3] = Some(value),
+            }
+        }
+        let placeless = cells.len() - N_PLACELESS;
+        let mut examples = Vec::with_capacity(items.len());
+        for (i, item) in items.iter().enumerate() {
+            if item.changes {
+                let is_commonest = Some(item.outcome) == commonest;
+                values[i][placeless] = Some(f64::from(u8::from(is_commonest)));
+                values[i][placeless + 1] = Some(unchanged[i]);
+            }
+            values[i][placeless + 2] = Some(accuracy[i]);
+            let prompt = &self.design.prompts[item.base];
+            let there = (cells.start as u32..).zip(&values[i]);
+            examples.push(ExampleScores {
+                example: self.example(task, unit.items[i]),
+                clean: f64::NAN,
+                corrupted: f64::NAN,
+                tokens: task.texts(prompt.tokens()),
+                roles: prompt.roles().clone(),
+                cells: there
+                    .filter(|(_, value)| value.is_some())
+                    .map(|(cell, _)| cell)
+                    .collect(),
+                values: values[i].iter().copied().flatten().collect(),
+                ..ExampleScores::default()
+            });
+        }
+        progress.advance((items.len() * cells.len()) as u64);
+        Ok(examples)
+    }
+
+    fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        let name = &self.config.program.name;
+        measured.notes.push(format!(
+            "program `{name}`: {} prompts; the model's answer is {}",
+            self.design.prompts.len(),
+            match self.config.decode {
+                Decode::Outputs => format!(
+                    "the likeliest of the {} that the program gives",
+                    self.design.labels.len()
+                ),
+                Decode::Vocabulary => "its likeliest token".into(),
+            }
+        ));
+        let share = |cell: usize| mean(&Self::of_cell(measured, cell).collect::<Vec<_>>());
+        let (mut notes, mut warnings) = (Vec::new(), Vec::new());
+        for (of, (set, cells)) in self.design.exchanged.iter().zip(&self.ranges).enumerate() {
+            let first = cells.end - N_PLACELESS;
+            let accuracy = share(first + 2);
+            let n = self.design.items_of(of).count();
+            let changing = self
+                .design
+                .items_of(of)
+                .filter(|(_, item)| item.changes)
+                .count();
+            let mut note = format!(
+                "`{}`: {n} exchanges, of which {changing} change what the program says; the model says what the program does in a share of \
+                 {accuracy:.2} of the bases",
+                set.name
+            );
+            if let Some(label) = self.commonest(of) {
+                note += &format!(
+                    "; where it changes, always `{}` is right in {:.2}, the model with nothing exchanged in {:.2}",
+                    self.design.labels[label].0,
+                    share(first),
+                    share(first + 1)
+                );
+            }
+            notes.push(note);
+            if accuracy < LEAST_ACCURACY {
+                warnings.push(format!(
+                    "on {:.0}% of the bases of `{}` the model does not say what the program `{name}` says, so exchanges tell little; take a \
+                     program, a task or a model that agree more",
+                    100.0 * (1.0 - accuracy),
+                    set.name
+                ));
+            }
+        }
+        for cell in 0..measured.cells.len() {
+            let values: Vec<f64> = Self::of_cell(measured, cell).collect();
+            let count = values.iter().filter(|value| **value > 0.5).count();
+            if !values.is_empty() {
+                let interval = wilson(count, values.len());
+                measured.intervals.insert(cell, Some(interval));
+            }
+        }
+        measured.notes.extend(notes);
+        measured.warnings.extend(warnings);
+        measured.found.insert("exchanges".into(), self.exchanges());
+        // Intervals are by cell, so cells that no exchange has are left out only where there are some.
+        if measured.intervals.len() < measured.cells.len() {
+            let kept = measured.intervals.values().copied().collect::<Vec<_>>();
+            measured.intervals = kept.into_iter().enumerate().collect();
+            measured.drop_unmeasured();
+        }
+        Ok(())
+    }
+}
