@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::config::{Draws, InterchangeConfig};
+use super::config::{Draws, InterchangeConfig, PromptOf};
 use super::expression::Value;
 use super::inputs::{Prompt, prompts};
 use super::places::{Place, places};
@@ -51,6 +51,9 @@ pub(super) struct Design<'a> {
     pub labels: Vec<(String, u32)>,
     pub exchanged: Vec<Exchanged>,
     pub items: Vec<Item>,
+    /// The number of the first item: those before it are the pairs of the task.
+    pub first_item: usize,
+    pub seed: u64,
 }
 
 impl<'a> Design<'a> {
@@ -133,7 +136,14 @@ impl<'a> Design<'a> {
             labels,
             exchanged,
             items,
+            first_item: task.pairs().len(),
+            seed: config.seed(task),
         })
+    }
+
+    /// The exchange of a number.
+    pub fn item(&self, number: usize) -> &Item {
+        &self.items[number - self.first_item]
     }
 
     /// The exchanges of some variables.
@@ -278,9 +288,9 @@ impl Ran<'_> {
         &self,
         of: usize,
         set: &Exchanged,
-        all: &[(super::PromptOf, Vec<super::PromptOf>)],
+        all: &[(PromptOf, Vec<PromptOf>)],
     ) -> Result<Vec<(Item, String)>> {
-        let find = |of: &super::PromptOf| {
+        let find = |of: &PromptOf| {
             let found = self
                 .prompts
                 .iter()

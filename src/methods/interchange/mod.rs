@@ -15,11 +15,14 @@
 //! exchanges agree with a program does not say that no other program fits as well. Left out on purpose: training an alignment, which is
 //! `subspace`'s, whose directions can be taken here.
 
+mod changes;
 mod config;
 mod design;
 mod expression;
 mod file;
 mod inputs;
+mod node;
+mod parse;
 mod places;
 mod program;
 mod run;

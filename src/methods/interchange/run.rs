@@ -1,22 +1,20 @@
 //! The run: what sources hold at each place, put into the runs of their bases.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
+use super::changes::{Change, Held, How, Needed, Planned};
 use super::config::{Decode, InterchangeConfig};
 use super::design::{Design, Item};
-use super::places::{Place, Taken};
+use super::places::Place;
 use crate::error::Result;
 use crate::hooks::{Hook, Kind};
-use crate::methods::captured::{base_bytes, captured};
-use crate::methods::method::{Cost, Prepared, Running, Subject, Unit, stop_if_asked};
+use crate::methods::captured::base_bytes;
+use crate::methods::method::{Cost, Prepared, Running, Subject, Unit};
 use crate::metric::{Metric, Target};
-use crate::nn::host::to_host;
 use crate::run::{BaseRun, Progress, Quiet, Readout, Sources, SweepOptions, Variant, sweep};
 use crate::scores::statistics::{mean, wilson};
 use crate::scores::{Cell, ExampleScores, Measured};
@@ -46,30 +44,6 @@ static LIKELIEST: LazyLock<Metric> = LazyLock::new(|| {
         f64::from(u8::from(target.wrong.iter().all(|wrong| at(wrong) < own)))
     })
 });
-
-/// What is measured at a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
-    /// As the program says.
-    Exchanged,
-    /// Another place of the same size.
-    Random,
-    /// The sources of another exchange.
-    Shuffled,
-}
-
-const HOW: [How; 3] = [How::Exchanged, How::Random, How::Shuffled];
-
-/// What is put where: the activation of a source at a position, into one of the base.
-struct Change {
-    place: Place,
-    pos: usize,
-    source: usize,
-    source_pos: usize,
-}
-
-/// What sources hold: by prompt, hook and position.
-type Held = HashMap<(usize, Hook, usize), Vec<f32>>;
 
 /// A checked run in progress.
 pub(super) struct Interchanging<'a> {
@@ -139,112 +113,10 @@ impl<'a> Interchanging<'a> {
         })
     }
 
-    /// The item that a unit names: behind the pairs of the task.
-    fn item(&self, item: usize) -> &Item {
-        &self.design.items[item - self.on.task.pairs().len()]
-    }
-
-    /// What one exchange changes at the places of one sweep; `None` for a control that there is none of.
-    fn changes(&self, number: usize, places: usize, how: How) -> Option<Vec<Change>> {
-        let item = self.item(number);
-        if how != How::Exchanged && !item.changes {
-            return None;
-        }
-        let prompts = &self.design.prompts;
-        let sources = match how {
-            How::Shuffled => item.others.as_ref()?,
-            _ => &item.sources,
-        };
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed(self.on.task));
-        rng.set_stream((1 << 40) + ((number as u64) << 16) + places as u64);
-        let mut taken: Vec<usize> = Vec::new();
-        let places = &self.design.exchanged[item.of].places[places];
-        let mut all = Vec::with_capacity(places.len());
-        for (place, &source) in places.iter().zip(sources) {
-            let at = |prompt: usize| prompts[prompt].position(&place.role).expect("checked");
-            let (mut pos, mut source_pos) = (at(item.base), at(source));
-            let mut place = place.clone();
-            if how == How::Random {
-                place = place.random(&self.on.model.spec, &mut rng);
-                if place.taken == Taken::Whole {
-                    taken.push(pos);
-                    let lengths = [item.base, source].map(|prompt| prompts[prompt].tokens().len());
-                    let free = (0..lengths[0].min(lengths[1])).filter(|at| !taken.contains(at));
-                    let free: Vec<usize> = free.collect();
-                    if free.is_empty() {
-                        return None;
-                    }
-                    pos = free[rng.random_range(0..free.len())];
-                    source_pos = pos;
-                    taken.push(pos);
-                }
-            }
-            all.push(Change {
-                place,
-                pos,
-                source,
-                source_pos,
-            });
-        }
-        Some(all)
-    }
-
-    /// All that some items change: each item's place in the list, where it is, and what.
-    fn all_changes(&self, items: &[usize]) -> Vec<(usize, usize, How, Vec<Change>)> {
-        let mut all = Vec::new();
-        for (i, &number) in items.iter().enumerate() {
-            let places = self.design.exchanged[self.item(number).of].places.len();
-            for place in 0..places {
-                for how in HOW {
-                    let changes = self.changes(number, place, how);
-                    all.extend(changes.map(|changes| (i, place, how, changes)));
-                }
-            }
-        }
-        all
-    }
-
-    /// What is needed of sources, by prompt.
-    fn needed(&self, items: &[usize]) -> BTreeMap<usize, BTreeSet<(Hook, usize)>> {
-        let mut needed: BTreeMap<usize, BTreeSet<(Hook, usize)>> = BTreeMap::new();
-        for change in self.all_changes(items).iter().flat_map(|(.., all)| all) {
-            let of = needed.entry(change.source).or_default();
-            of.insert((change.place.hook, change.source_pos));
-        }
-        needed
-    }
-
     /// Runs each source once for what it holds.
-    fn hold(
-        &self,
-        needed: &BTreeMap<usize, BTreeSet<(Hook, usize)>>,
-        progress: &dyn Progress,
-    ) -> Result<Held> {
-        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for &prompt in needed.keys() {
-            let length = self.design.prompts[prompt].tokens().len();
-            by_length.entry(length).or_default().push(prompt);
-        }
-        let mut held = Held::new();
-        let most = self.running.batch.max(1);
-        for chunk in by_length.values().flat_map(|all| all.chunks(most)) {
-            stop_if_asked(progress)?;
-            let prompts: Vec<Vec<u32>> = (chunk.iter())
-                .map(|&prompt| self.design.prompts[prompt].tokens().clone())
-                .collect();
-            let hooks: BTreeSet<Hook> = (chunk.iter())
-                .flat_map(|prompt| needed[prompt].iter().map(|(hook, _)| *hook))
-                .collect();
-            let hooks: Vec<Hook> = hooks.into_iter().collect();
-            let cache = captured(self.on.model, &prompts, &hooks, &[])?;
-            for (i, prompt) in chunk.iter().enumerate() {
-                for &(hook, pos) in &needed[prompt] {
-                    let row = cache.packed(hook)?.narrow(0, i * cache.length + pos, 1)?;
-                    held.insert((*prompt, hook, pos), to_host(&row)?);
-                }
-            }
-        }
-        Ok(held)
+    fn hold(&self, needed: &Needed, progress: &dyn Progress) -> Result<Held> {
+        let batch = self.running.batch;
+        self.design.hold(self.on.model, needed, batch, progress)
     }
 
     fn readout(&self, items: &[&Item], label: impl Fn(&Item) -> usize) -> Readout {
@@ -378,14 +250,15 @@ impl Prepared for Interchanging<'_> {
     }
 
     fn cost(&self, unit: &Unit) -> Result<Cost> {
-        let changes = self.all_changes(&unit.items);
-        let left = |(i, .., all): &(usize, usize, How, Vec<Change>)| {
-            self.left(self.item(unit.items[*i]).base, all)
+        let changes = self.design.all_changes(&self.on.model.spec, &unit.items);
+        let left = |planned: &Planned| {
+            let item = self.design.item(unit.items[planned.item]);
+            self.left(item.base, &planned.changes)
         };
         let n = unit.items.len();
         // Sources run once for all exchanges.
         let shared = self.design.prompts.len() as f64 / self.design.items.len() as f64;
-        let length = self.design.prompts[self.item(unit.items[0]).base]
+        let length = self.design.prompts[self.design.item(unit.items[0]).base]
             .tokens()
             .len();
         Ok(Cost {
@@ -397,9 +270,9 @@ impl Prepared for Interchanging<'_> {
     }
 
     fn begin(&mut self, progress: &dyn Progress) -> Result<()> {
-        let first = self.on.task.pairs().len();
+        let first = self.design.first_item;
         let all: Vec<usize> = (first..first + self.design.items.len()).collect();
-        let needed = self.needed(&all);
+        let needed = self.design.needed(&self.on.model.spec, &all);
         let wide = |(hook, _): &(Hook, usize)| 4 * hook.width(&self.on.model.spec);
         let bytes: usize = needed.values().flatten().map(wide).sum();
         if bytes <= self.running.memory_now() / 4 {
@@ -410,13 +283,18 @@ impl Prepared for Interchanging<'_> {
 
     fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let Subject { model, task } = self.on;
-        let items: Vec<&Item> = unit.items.iter().map(|&item| self.item(item)).collect();
+        let items: Vec<&Item> = unit
+            .items
+            .iter()
+            .map(|&item| self.design.item(item))
+            .collect();
         let of = items[0].of;
         let own;
         let held = match &self.held {
             Some(held) => held,
             None => {
-                own = self.hold(&self.needed(&unit.items), progress)?;
+                let needed = self.design.needed(&model.spec, &unit.items);
+                own = self.hold(&needed, progress)?;
                 &own
             }
         };
@@ -430,16 +308,16 @@ impl Prepared for Interchanging<'_> {
         let as_it_is = self.readout(&items, |item| self.design.outputs[item.base]);
         let unchanged = base.metric(model, &readout)?;
         let accuracy = base.metric(model, &as_it_is)?;
-        let all = self.all_changes(&unit.items);
+        let all = self.design.all_changes(&model.spec, &unit.items);
         let mut variants = Vec::with_capacity(all.len());
-        for (example, _, _, changes) in &all {
+        for planned in &all {
             let edit = |change: &Change| {
                 let theirs = &held[&(change.source, change.place.hook, change.source_pos)];
                 change.place.edit(&model.spec, change.pos, theirs)
             };
-            let edits = changes.iter().map(edit).collect::<Result<_>>()?;
+            let edits = planned.changes.iter().map(edit).collect::<Result<_>>()?;
             variants.push(Variant {
-                example: *example,
+                example: planned.item,
                 edits,
             });
         }
@@ -451,11 +329,11 @@ impl Prepared for Interchanging<'_> {
         let commonest = self.commonest(of);
         let cells = &self.ranges[of];
         let mut values = vec![vec![None; cells.len()]; items.len()];
-        for ((i, place, how, _), value) in all.iter().zip(changed) {
-            let own = &mut values[*i][4 * place..4 * place + 4];
-            match how {
+        for (planned, value) in all.iter().zip(changed) {
+            let own = &mut values[planned.item][4 * planned.place..][..4];
+            match planned.how {
                 How::Exchanged => {
-                    own[0] = items[*i].changes.then_some(value);
+                    own[0] = items[planned.item].changes.then_some(value);
                     own[1] = Some(value);
                 }
                 How::Random => own[2] = Some(value),
