@@ -143,7 +143,7 @@ impl InterchangeConfig {
             "alignments": self.aligned().map(place).collect::<Vec<_>>(),
             "together": self.together,
             "sides": self.sides,
-            "inputs": self.inputs.as_ref().map(|table| hash_of(table)),
+            "inputs": self.inputs.as_ref().map(hash_of),
             "draws": self.draws,
             "decode": self.decode,
         })
