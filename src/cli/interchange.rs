@@ -94,7 +94,7 @@ impl InterchangeArgs {
             Some(path) => ProgramFile::open(path),
             None if self.common.model.model == EMBEDDED => ProgramFile::open("ioi"),
             None => Err(Error::invalid(
-                "there is no program; name a file, or one that ships (`InterchangeConfig::program`)",
+                "there is no program; name a file, or one that ships (`--program ioi`)",
             )),
         }
     }

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 96] = [
+const FLAGS: [(&str, &str); 95] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -41,10 +41,8 @@ const FLAGS: [(&str, &str); 96] = [
     ("Alignment::roles", "--position"),
     ("InterchangeConfig::alignments", "--variable"),
     ("InterchangeConfig::draws", "--draws"),
-    ("InterchangeConfig::program", "--program"),
     ("InterchangeConfig::sides", "--prompts"),
     ("InterchangeConfig::together", "--together"),
-    ("InterchangeConfig::inputs", "--inputs"),
     ("LatentConfig::exact", "--method exact"),
     ("LoadOptions::device", "--device"),
     ("LoadOptions::dtype", "--dtype"),
@@ -85,6 +83,7 @@ const FLAGS: [(&str, &str); 96] = [
     ("SubspaceConfig::layers", "--layers"),
     ("SubspaceConfig::methods", "--method"),
     ("SubspaceConfig::roles", "--position"),
+    ("SubspaceConfig::save", "--save-direction"),
     ("SubspaceConfig::train", "--train"),
     ("Summary::draws", "--draws"),
     ("Summary::stride", "--stride"),

@@ -297,7 +297,7 @@ impl Ran<'_> {
                 .position(|prompt| (prompt.at, prompt.side) == *of);
             found.ok_or_else(|| {
                 Error::invalid(format!(
-                    "pair {} of the task has no {:?} prompt of its own to exchange (`Draws::Given`)",
+                    "pair {} of the task has no {:?} prompt of its own to exchange",
                     of.0, of.1
                 ))
             })
@@ -312,7 +312,7 @@ impl Ran<'_> {
         }
         if items.is_empty() {
             return Err(Error::invalid(format!(
-                "no exchange has {} sources, as many as `{}` has variables (`Draws::Given`)",
+                "no exchange has {} sources, as many as `{}` has variables",
                 set.variables.len(),
                 set.name
             )));

@@ -63,7 +63,7 @@ pub fn read_subspaces(path: &Path, method: Option<&str>) -> Result<BTreeMap<Stri
     if !path.exists() {
         return Err(Error::Missing {
             path: path.into(),
-            hint: "write one with `candlewick subspace --save-direction`".into(),
+            hint: "write one with `candlewick subspace` (`SubspaceConfig::save`)".into(),
         });
     }
     let bytes = read_at_most(path, FILE_LIMIT)?;
