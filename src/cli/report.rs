@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candlewick::Error;
 use candlewick::circuit::Circuit;
 use candlewick::plot::{NamedScores, ReportOptions, circuit_table, report_with};
-use candlewick::scores::{Conditions, Scores, check_writable, write_whole};
+use candlewick::scores::{Conditions, Scores, check_writable, side_path, write_whole};
 use clap::Args;
 
 use super::Context;
@@ -18,7 +18,8 @@ const OURS: &str = "<meta name=\"generator\" content=\"candlewick ";
 /// Make one HTML page of files of results, which opens anywhere and asks no network for anything.
 ///
 /// Heatmaps with a selector of pairs, bars that add up where they do, edges as a graph, the tokens of a lens, and every row in a
-/// table to sort, filter and save. Several files make one page with a table of contents.
+/// table to sort, filter and save. Several files make one page with a table of contents; a table that belongs beside another of
+/// them (`NAME.measures.parquet`) is shown with it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -54,8 +55,15 @@ pub fn run(args: &ReportArgs, ctx: &Context) -> anyhow::Result<()> {
         })?;
         Ok((path.display().to_string(), scores))
     };
-    let results: Vec<(String, Scores)> =
+    let mut results: Vec<(String, Scores)> =
         args.files.iter().map(read).collect::<Result<_, Error>>()?;
+    let beside: Vec<String> = (results.iter())
+        .flat_map(|(name, scores)| {
+            let kinds = scores.provenance.sides.iter();
+            kinds.map(|kind| side_path(Path::new(name), kind).display().to_string())
+        })
+        .collect();
+    results.retain(|(name, _)| !beside.contains(name));
     for (name, scores) in &results {
         for warning in scores.warnings() {
             ctx.warn(&format!("{name}: {warning}"));

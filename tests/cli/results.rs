@@ -157,6 +157,21 @@ fn a_report_is_one_page_of_many_results_and_replaces_no_other_file() {
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(page.contains("These are results of 2 models"), "{page}");
     assert!(!page.contains('\x1b') && page.contains("\\\\u{1b}[31mMary"));
+    // `*.parquet` has tables that belong beside another one, and are shown with it.
+    let mut with_side = scores();
+    with_side.sides.push(("measures".into(), scores()));
+    with_side.provenance.sides.push("measures".into());
+    with_side
+        .write_parquet(&folder.path().join("has.parquet"))
+        .unwrap();
+    assert!(folder.path().join("has.measures.parquet").exists());
+    let (is_fine, said, stderr) = report("has.measures.parquet has.parquet two.parquet");
+    assert!(is_fine, "{said}{stderr}");
+    let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(page.contains("has.parquet") && !page.contains("has.measures.parquet"));
+    let (is_fine, ..) = report("has.measures.parquet two.parquet");
+    let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(is_fine && page.contains("has.measures.parquet"));
     for (arguments, says) in [
         (
             "one.parquet --out notes.html",

@@ -73,9 +73,12 @@ function csvField(value) {
 }
 
 function rowTable(result, table) {
-  const shownColumns = table.columns.filter((column) => !column.isSame);
-  const same = table.columns.filter((column) => column.isSame && table.n > 0);
   const state = { rows: [...Array(table.n).keys()], page: 0, sort: null, down: true, found: null };
+  const score = table.byName.get("score");
+  // Where no run is subtracted, the value is the score.
+  const isScore = (column) => column.name === "value" && score !== undefined && state.rows.every((row) => column.raw(row) === score.raw(row));
+  const shownColumns = table.columns.filter((column) => !column.isSame && !isScore(column));
+  const same = table.columns.filter((column) => column.isSame && table.n > 0);
   const count = html("output", {});
   const wrong = html("p", { class: "notice", role: "alert", hidden: true });
   const body = html("tbody", {});
