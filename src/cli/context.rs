@@ -139,6 +139,16 @@ impl ContextArgs {
     }
 
     fn read_set(&self) -> anyhow::Result<QuestionSet> {
+        // Of a flag that stands against what another requires, clap forgets the requirement: `--questions` stands against `--question`.
+        let of_one = [("--answer", self.answer.is_some()), ("--lines", self.lines)];
+        if let (Some((flag, _)), true) =
+            (of_one.iter().find(|it| it.1), self.context_file.is_none())
+        {
+            return Err(Error::invalid(format!(
+                "`{flag}` is for one question (`--question TEXT --context-file FILE`); in a file of questions each has its own"
+            ))
+            .into());
+        }
         let set = match (&self.question, &self.context_file, &self.questions) {
             (Some(question), Some(path), _) => QuestionSet::new(
                 "question",

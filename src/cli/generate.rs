@@ -123,11 +123,10 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     let progress = ctx.progress();
     let model = read_weights(opened, ctx)?;
     let mean = mean(&model, &prompts, &edits)?;
-    let stop: Vec<u32> = tokenizer
-        .eos()
-        .filter(|_| !args.ignore_eos)
-        .into_iter()
-        .collect();
+    let stop = match args.ignore_eos {
+        true => Vec::new(),
+        false => tokenizer.ends(),
+    };
     let continued =
         |edits: &[Edit]| continue_all(&model, &prompts, edits, &mean, args, &stop, &progress);
     let plain = (args.compare).then(|| continued(&[])).transpose()?;
@@ -367,6 +366,16 @@ fn write_continuation(
     Ok(())
 }
 
+/// What tokens add to the text of a prompt: of a text of its own some tokenizers leave out the first space.
+fn continued(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> candlewick::Result<String> {
+    let before = tokenizer.decode(prompt)?;
+    let all = tokenizer.decode(&[prompt, tokens].concat())?;
+    match all.strip_prefix(&before) {
+        Some(text) => Ok(text.into()),
+        None => tokenizer.decode(tokens),
+    }
+}
+
 fn as_json(
     tokenizer: &Tokenizer,
     prompt: &Prompt,
@@ -383,7 +392,7 @@ fn as_json(
         "prompt": prompt.text,
         "prompt_ids": prompt.tokens,
         "edits": edits.iter().map(Edit::to_string).collect::<Vec<_>>(),
-        "text": tokenizer.decode(&continuation.tokens)?,
+        "text": continued(tokenizer, &prompt.tokens, &continuation.tokens)?,
         "tokens": tokens,
         "stopped": last.is_some_and(|token| stop.contains(token)),
     }))

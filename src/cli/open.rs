@@ -95,6 +95,7 @@ pub fn open_task(
     n_ctx: usize,
     model_is_embedded: bool,
 ) -> anyhow::Result<Task> {
+    check_answer_space(args)?;
     let tokenizer = &dated(args, tokenizer)?;
     // The embedded model's own task, unless something else is said: one template, so that its picture has a word a column.
     let is_own = model_is_embedded && args.task.is_none() && args.pairs.is_none();
@@ -131,8 +132,19 @@ pub fn open_texts(
     tokenizer: &Tokenizer,
     n_ctx: usize,
 ) -> anyhow::Result<Task> {
+    check_answer_space(args)?;
     let tokenizer = &dated(args, tokenizer)?;
     Ok(from_text_file(path, tokenizer, &text_options(args, n_ctx))?)
+}
+
+/// Of a flag that stands against what another requires, clap forgets the requirement: `--task` and `--texts` stand against `--pairs`.
+fn check_answer_space(args: &TaskArgs) -> Result<(), Error> {
+    match args.answer_space && args.pairs.is_none() {
+        true => Err(Error::invalid(
+            "`--answer-space` is for the answers of `--pairs FILE`, and there is none; leave it out",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// What lines of text are asked for, as far as pairs are too.

@@ -280,7 +280,7 @@ pub fn tell(scores: &Scores, out: &Path, output: &OutputArgs, ctx: &Context) -> 
             duration(all),
             duration((all - measuring).max(0.0)),
             duration(measuring),
-            out.display()
+            visible(&out.display().to_string())
         )?;
     }
     stdout.flush().context("stdout")

@@ -200,6 +200,7 @@ fn notes(config: &AblationConfig, spec: &ModelSpec) -> Vec<String> {
             "interaction: the score of a pair less the scores of its two heads; negative where each stands in for the other".into(),
         );
     }
+    notes.extend(config.sets.iter().filter_map(ranked::words));
     notes
 }
 

@@ -77,8 +77,14 @@ impl Method for HeadConfig {
             .saturating_add(usize::from(tokenizer.adds_bos()));
         if repeated < 2 || length > spec.n_ctx || self.samples == 0 {
             return Err(Error::invalid(format!(
-                "{} sequences of {repeated} tokens twice need at least 1 and 2, and must fit the context of {} (`HeadConfig::repeat_length`, `HeadConfig::samples`)",
+                "{} sequences of {repeated} tokens twice; take one sequence at least and two tokens at least, which must fit the context of {} (`HeadConfig::repeat_length`, `HeadConfig::samples`)",
                 self.samples, spec.n_ctx
+            )));
+        }
+        if self.samples > MOST_SAMPLES {
+            return Err(Error::invalid(format!(
+                "{} sequences; take at most {MOST_SAMPLES} (`HeadConfig::samples`)",
+                self.samples
             )));
         }
         let ordinary = ordinary(tokenizer, spec).len();
@@ -157,6 +163,8 @@ impl Method for HeadConfig {
 const ATTENTION_FROM_END: &str = "attention_from_end";
 const COPYING_AT_ROLE: &str = "copying_at_role";
 
+/// More sequences than a mean needs.
+const MOST_SAMPLES: usize = 100_000;
 /// Heads that are shown of each kind.
 const STRONGEST: usize = 6;
 

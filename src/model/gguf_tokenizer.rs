@@ -43,6 +43,7 @@ pub fn read(gguf: &Gguf) -> Result<(Tokenizer, String)> {
     };
     let bos = special("tokenizer.ggml.bos_token_id")?;
     let eos = special("tokenizer.ggml.eos_token_id")?;
+    let end_of_turn = special("tokenizer.ggml.eot_token_id")?;
     let kind = gguf.string("tokenizer.ggml.model")?;
     let pre = gguf.maybe_string("tokenizer.ggml.pre")?;
     // Of the rules that we read, llama.cpp adds BOS by itself only under SentencePiece's and Llama 3's.
@@ -63,7 +64,12 @@ pub fn read(gguf: &Gguf) -> Result<(Tokenizer, String)> {
     };
     let template = gguf.maybe_string("tokenizer.chat_template")?;
     let tokenizer = Tokenizer::new(inner, bos, add_bos, template.map(str::to_string))?;
-    Ok((tokenizer.with_eos(eos), gguf.digest("tokenizer.")))
+    Ok((
+        tokenizer
+            .with_eos(eos)
+            .with_ends(end_of_turn.into_iter().collect()),
+        gguf.digest("tokenizer."),
+    ))
 }
 
 /// A byte-level BPE.

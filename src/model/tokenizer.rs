@@ -34,6 +34,8 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// Where writing ends, besides `eos`.
+    ends: Vec<u32>,
     add_bos: bool,
     chat_template: Option<String>,
     /// What a chat template is told to be today.
@@ -110,6 +112,7 @@ impl Tokenizer {
             inner: Arc::new(inner),
             bos,
             eos: None,
+            ends: Vec::new(),
             add_bos,
             chat_template,
             date: None,
@@ -122,6 +125,12 @@ impl Tokenizer {
     /// Names the end-of-sequence token, which some chat templates print after each turn.
     pub fn with_eos(mut self, eos: Option<u32>) -> Self {
         self.eos = eos;
+        self
+    }
+
+    /// Names further tokens at which the model stops writing: those of its `generation_config.json`, such as the end of a turn.
+    pub fn with_ends(mut self, ends: Vec<u32>) -> Self {
+        self.ends = ends;
         self
     }
 
@@ -257,6 +266,15 @@ impl Tokenizer {
     /// The end-of-sequence token, where the tokenizer names one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The tokens at which the model stops writing: [`Tokenizer::eos`], and those that its `generation_config.json` (or else its
+    /// `config.json`) names.
+    pub fn ends(&self) -> Vec<u32> {
+        let mut ends: Vec<u32> = self.eos.iter().chain(&self.ends).copied().collect();
+        ends.sort_unstable();
+        ends.dedup();
+        ends
     }
 
     /// Whether the model's own tokenizer puts BOS in front by default.

@@ -10,7 +10,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 pub use by::ComparedBy;
 use cells::{Measured, cells, example_of, labels};
@@ -80,6 +80,21 @@ pub fn compare(first: &Scores, second: &Scores, by: Option<ComparedBy>) -> Resul
         .filter_map(|(key, one)| Some((one, theirs.get(key)?)))
         .collect();
     joined.sort_by_key(|(one, _)| one.row);
+    for (more, scores) in [
+        joined.iter().any(|(one, _)| one.more > 0),
+        joined.iter().any(|(_, other)| other.more > 0),
+    ]
+    .into_iter()
+    .zip([first, second])
+    {
+        if more {
+            return Err(Error::invalid(format!(
+                "several rows of the results of `{}` are one and the same in the other: these are taken apart further, or hold several \
+                 quantities; measure both alike",
+                scores.provenance.method
+            )));
+        }
+    }
     if joined.is_empty() {
         return Err(Error::invalid(format!(
             "they have no row in common: of the first a row is {}, of the second {}",
@@ -89,10 +104,13 @@ pub fn compare(first: &Scores, second: &Scores, by: Option<ComparedBy>) -> Resul
     }
     let numbers: Vec<(f64, f64)> = joined.iter().map(|(a, b)| (a.mean(), b.mean())).collect();
     let n = joined.len();
+    let rows = |cells: &HashMap<Vec<String>, Measured>| {
+        cells.values().map(|cell| 1 + cell.more).sum::<usize>()
+    };
     Ok(Compared {
         table: table(first, second, &joined, by, is_paired)?,
         by,
-        cells: (n, ours.len() - n, theirs.len() - n),
+        cells: (n, rows(&ours) - n, rows(&theirs) - n),
         agreement: Agreement::of(&numbers),
         is_paired,
     })

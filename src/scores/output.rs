@@ -326,7 +326,14 @@ impl Scores {
             let beside = side_path(path, &kind);
             if beside.exists() {
                 let side = Scores::read_own_parquet(&beside)?;
-                scores.sides.push((kind, side));
+                if side.provenance.created == scores.provenance.created {
+                    scores.sides.push((kind, side));
+                } else {
+                    scores.provenance.warnings.push(format!(
+                        "`{}` is of another run than the table beside it, and is left out",
+                        beside.display()
+                    ));
+                }
             } else {
                 let warning = format!("`{}`, which belongs to it, is not there", beside.display());
                 scores.provenance.warnings.push(warning);

@@ -202,10 +202,20 @@ pub(super) fn read_table(
     let mut note = String::new();
     let table = parquet::read(path, format, Schema::AsWritten, |footer| {
         let Some((_, text)) = footer.notes.iter().find(|(name, _)| name == key) else {
-            let is_ours = footer.notes.iter().any(|(name, _)| name == ACTIVATIONS_KEY);
-            return Err(if is_ours {
+            let has = |wanted: &str| {
+                footer
+                    .notes
+                    .iter()
+                    .any(|(name, _)| name.starts_with(wanted))
+            };
+            return Err(if has(ACTIVATIONS_KEY) {
                 "it holds activations that `candlewick cache` wrote; docs/python.md reads them"
                     .into()
+            } else if has("candlewick") {
+                format!(
+                    "no `{key}` in its footer: it is a table of candlewick's of another kind, such as a shard (`candlewick merge`) or the \
+                     summary of a plan (any dataframe library reads it)"
+                )
             } else {
                 format!("no `{key}` in its footer: another program wrote it")
             });

@@ -2,7 +2,8 @@
 
 use candlewick::hooks::Node;
 use candlewick::methods::{
-    ComponentKind, ComponentsConfig, Layers, NodeSet, PatchSource, Ranking, Removal, check,
+    ComponentKind, ComponentsConfig, Heads, Layers, NodeSet, PatchSource, Ranking, Removal,
+    ScalingConfig, check,
 };
 use candlewick::scores::{Detail, Scores, statistics::correlation};
 use candlewick::spec::{Mlp, ModelSpec};
@@ -316,4 +317,14 @@ fn two_tables_rank_by_how_clearly_one_is_above_the_other() {
     let patterns = ablate(&model, &task, &config("pattern:all", PatchSource::Zero));
     let error = Ranking::by_score(&patterns, &model.spec).expect_err("refused");
     assert!(error.to_string().contains("no scores of heads"), "{error}");
+
+    // Two things said of one head are no rank.
+    let mut factors = ScalingConfig::new(Heads::default());
+    factors.factors = vec![0.0, 2.0];
+    let scaled = run_method(&model, &task, &factors, Detail::Mean);
+    let error = Ranking::by_score(&scaled, &model.spec).expect_err("refused");
+    assert!(
+        error.to_string().contains("more than one thing of `a0.h0`"),
+        "{error}"
+    );
 }

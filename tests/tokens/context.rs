@@ -252,6 +252,52 @@ fn an_answer_that_is_not_given_is_the_models_own() {
     );
 }
 
+#[test]
+fn a_question_that_the_model_does_not_answer_is_left_out_and_said() {
+    let mut set = set();
+    set.questions.iter_mut().for_each(|one| one.answer = None);
+    let first = |model: &Model, question: usize| -> u32 {
+        let all = vec![true; set.questions[question].context.len()];
+        let prompt = set.prompt(question, &all, tokenizer(), false, true);
+        let prompt = prompt.expect("known words").expect("it is a prompt");
+        let request = GenerateRequest {
+            max_tokens: 1,
+            ..GenerateRequest::default()
+        };
+        let made = generate(model, &[prompt.ids], &request, &Quiet).unwrap();
+        made.tokens[0][0]
+    };
+    let models = decoders();
+    let mut apart = models
+        .iter()
+        .map(|model| (model, [first(model, 0), first(model, 1)]));
+    let (model, [end, other]) = apart
+        .find(|(_, [a, b])| a != b)
+        .expect("a model that answers two questions differently");
+    let measured = |ends: &[u32]| {
+        let tokenizer = tokenizer().clone().with_ends(ends.to_vec());
+        let task = set.task(&tokenizer, &ExpandOptions::default()).unwrap();
+        let on = Subject { model, task: &task };
+        measurements(on, &config(&set), &Running::default(), &Watch::default())
+    };
+    let found = measured(&[end]).unwrap();
+    assert_eq!(found.examples.len(), 1);
+    assert_eq!(found.examples[0].example, 1);
+    assert!(
+        found
+            .notes
+            .iter()
+            .any(|note| note.contains("left out: question 0,")),
+        "{:?}",
+        found.notes
+    );
+    let error = measured(&[end, other]).unwrap_err().to_string();
+    assert!(
+        error.contains("no answer to any of the questions"),
+        "{error}"
+    );
+}
+
 /// `[first][second][third]` of a tensor of a run of one prompt.
 fn cube(cache: &Cache, hook: Hook) -> Vec<Vec<Vec<f32>>> {
     cache

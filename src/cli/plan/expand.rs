@@ -28,7 +28,7 @@ fn measuring() -> Vec<String> {
 }
 
 /// Flags that the plan gives itself, and where.
-const GIVEN: [(&str, &str); 9] = [
+const GIVEN: [(&str, &str); 10] = [
     ("model", "`models`"),
     ("revision", "`revisions` of a model"),
     ("task", "`tasks`"),
@@ -37,6 +37,10 @@ const GIVEN: [(&str, &str); 9] = [
     ("out", "`out`"),
     ("shard", "`candlewick submit`"),
     ("dry_run", "`candlewick run --dry-run`"),
+    (
+        "save_direction",
+        "a run of its own (`candlewick subspace`), since all runs of a plan would write the one file",
+    ),
     (
         "composition",
         "`candlewick path --composition`, which measures no prompts",
@@ -77,10 +81,33 @@ impl Run {
             return Ok(State::Open);
         }
         match check_out(&self.out, &self.command, false) {
-            Ok(()) => Ok(State::Finished),
+            Ok(()) => Ok(match self.changed_since() {
+                Some(file) => State::Stale(format!(
+                    "the same command before `{}` changed",
+                    file.display()
+                )),
+                None => State::Finished,
+            }),
             Err(Error::OtherResults { made, .. }) => Ok(State::Stale(made)),
             Err(error) => Err(error),
         }
+    }
+
+    /// A file that the command names, or one of a folder that it names, which is newer than its result.
+    fn changed_since(&self) -> Option<PathBuf> {
+        let changed = |path: &Path| path.metadata().and_then(|about| about.modified()).ok();
+        let made = changed(&self.out)?;
+        let words = self.command.windows(2).filter(|words| {
+            words[0].starts_with('-') || words[1].contains(['.', std::path::MAIN_SEPARATOR])
+        });
+        let named = words.map(|words| PathBuf::from(&words[1]));
+        let named = named.filter(|path| *path != self.out && path.exists());
+        let files = named.flat_map(|path| match path.read_dir() {
+            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+            Err(_) => vec![path],
+        });
+        let mut files = files.filter(|path| path.is_file());
+        files.find(|path| changed(path).is_some_and(|time| time > made))
     }
 
     /// In few words, for a line of progress.
@@ -311,6 +338,28 @@ mod tests {
             "candlewick patch --sites z --model org/model --revision step2 --task ioi --n-pairs 2 --seed 5 \
              --out out/run_model=org--model@step2/run_task=ioi/run_method=heads/part-00001.parquet"
         );
+    }
+
+    #[test]
+    fn a_result_is_of_its_inputs_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut plan = plan("patch --sites z");
+        plan.out = folder.path().join("out");
+        let pairs = folder.path().join("pairs.csv");
+        plan.tasks[0].flags = vec!["--pairs".into(), pairs.display().to_string()];
+        let run = expand(&plan, Path::new("p.toml")).unwrap().remove(0);
+        std::fs::create_dir_all(run.out.parent().unwrap()).unwrap();
+        let written = |path: &Path, seconds: u64| {
+            let file = std::fs::File::create(path).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            file.set_modified(time).unwrap();
+        };
+        written(&pairs, 10);
+        assert_eq!(run.changed_since(), None, "nothing is made yet");
+        written(&run.out, 20);
+        assert_eq!(run.changed_since(), None);
+        written(&pairs, 30);
+        assert_eq!(run.changed_since(), Some(pairs));
     }
 
     #[test]

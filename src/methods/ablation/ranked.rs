@@ -18,10 +18,17 @@ use crate::spec::ModelSpec;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ranking(Vec<(Node, f64)>);
 
+const HIGHEST: &str = "highest";
+const LOWEST: &str = "lowest";
+/// Nodes of a set that are named.
+const NAMED: usize = 20;
+/// More random sets of a size than an interval needs.
+const MOST_RANDOM: usize = 10_000;
+
 impl Ranking {
     /// The heads and MLPs of a table by their mean scores.
     /// # Errors
-    /// [`Error::Invalid`] if the table has none, or has them by position; that of a node which the model does not have.
+    /// [`Error::Invalid`] if the table has none, or several of a node, or has them by position; that of a node which the model does not have.
     pub fn by_score(scores: &Scores, spec: &ModelSpec) -> Result<Ranking> {
         let values = node_values(scores, spec)?;
         Ok(Ranking::new(
@@ -78,6 +85,11 @@ impl Ranking {
         random: usize,
         seed: u64,
     ) -> Result<Vec<NodeSet>> {
+        if random > MOST_RANDOM {
+            return Err(Error::invalid(format!(
+                "{random} random sets of each size; take at most {MOST_RANDOM} (`AblationConfig::sets`)"
+            )));
+        }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut sets = Vec::new();
         let mut sizes = sizes.to_vec();
@@ -92,9 +104,9 @@ impl Ranking {
                 )));
             }
             let (name, nodes): (_, Vec<Node>) = if lowest {
-                ("lowest", self.nodes().rev().take(size).collect())
+                (LOWEST, self.nodes().rev().take(size).collect())
             } else {
-                ("highest", self.nodes().take(size).collect())
+                (HIGHEST, self.nodes().take(size).collect())
             };
             sets.push(NodeSet {
                 name: format!("{name} {size}"),
@@ -112,7 +124,23 @@ impl Ranking {
     }
 }
 
-/// The scores of each head and MLP of a table: of each pair, or one mean.
+/// What a set holds that a table ranks so.
+pub(super) fn words(set: &NodeSet) -> Option<String> {
+    let is_ranked = [HIGHEST, LOWEST]
+        .iter()
+        .any(|how| set.name.starts_with(how));
+    let nodes: Vec<String> = set.nodes.iter().take(NAMED).map(Node::to_string).collect();
+    let more = match set.nodes.len() - nodes.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    is_ranked.then(|| format!("{}: {}{more}", set.name, nodes.join(", ")))
+}
+
+/// Components whose rows with a layer and a head are about that head.
+const OF_HEADS: [&str; 3] = ["attn.hook_z", "attn.hook_result", "attn.hook_pattern"];
+
+/// The scores of each head and MLP of a table: of each pair, or one mean; one quantity of each.
 /// # Errors
 /// Those of [`Ranking::by_score`].
 pub(in crate::methods) fn node_values(
@@ -134,12 +162,21 @@ pub(in crate::methods) fn node_values(
         integers(Column::Pos),
     );
     let (components, roles) = (texts(Column::Component), texts(Column::Role));
+    let quantities = [
+        Column::Component,
+        Column::Metric,
+        Column::Src,
+        Column::Dst,
+        Column::Target,
+    ];
+    let quantities = quantities.map(|column| (column.name(), texts(column)));
+    let mut first: BTreeMap<Node, usize> = BTreeMap::new();
     let values = scores.floats(Column::Score.name()).unwrap_or_default();
     let graph = Graph::new(spec);
     let mut found: BTreeMap<Node, Vec<f64>> = BTreeMap::new();
     for (row, value) in values.into_iter().enumerate() {
         let node = match (components[row], layers[row], heads[row]) {
-            (Some("attn.hook_z" | "attn.hook_pattern"), Some(layer), Some(head)) => Node::Head {
+            (Some(of), Some(layer), Some(head)) if OF_HEADS.contains(&of) => Node::Head {
                 layer: layer as usize,
                 head: head as usize,
             },
@@ -152,6 +189,17 @@ pub(in crate::methods) fn node_values(
                 scores.provenance.method
             )));
         }
+        let first = *first.entry(node).or_insert(row);
+        let mut differing = quantities.iter();
+        if let Some((name, all)) = differing.find(|(_, all)| all[row] != all[first]) {
+            return Err(Error::invalid(format!(
+                "the results of `{}` say more than one thing of `{node}`, `{name}` being `{}` and `{}`, and nodes are ranked by one; give \
+                 a table with one score of each head or MLP",
+                scores.provenance.method,
+                all[first].unwrap_or("none"),
+                all[row].unwrap_or("none"),
+            )));
+        }
         graph.row(node)?;
         found
             .entry(node)
@@ -161,8 +209,9 @@ pub(in crate::methods) fn node_values(
     found.retain(|_, values| !values.is_empty());
     if found.is_empty() {
         return Err(Error::invalid(format!(
-            "the results of `{}` have no scores of heads (`attn.hook_z`, `attn.hook_pattern`) or MLPs (`hook_mlp_out`)",
-            scores.provenance.method
+            "the results of `{}` have no scores of heads ({}) or MLPs (`hook_mlp_out`)",
+            scores.provenance.method,
+            OF_HEADS.map(|of| format!("`{of}`")).join(", ")
         )));
     }
     Ok(found)

@@ -26,7 +26,9 @@ use serde_json::{Value, json};
 
 use super::runs::Runs;
 use super::setting::{Setting, check_metric};
-use super::{GradientPath, StepRule, name_with_rules, no_line_between_models, no_steps};
+use super::{
+    GradientPath, StepRule, check_steps, name_with_rules, no_line_between_models, no_steps,
+};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
@@ -209,7 +211,9 @@ impl Method for EdgeAttributionConfig {
             EdgePath::Activations { steps: 0, .. } | EdgePath::Conductance { steps: 0, .. } => {
                 return Err(no_steps());
             }
-            EdgePath::Activations { .. } | EdgePath::Conductance { .. } => {}
+            EdgePath::Activations { steps, .. } | EdgePath::Conductance { steps, .. } => {
+                check_steps(steps)?
+            }
         }
         let to_other_run = match self.path {
             EdgePath::Along(path) => path != GradientPath::Base,

@@ -98,8 +98,23 @@ impl GradientPath {
     pub fn check(self) -> Result<()> {
         match self {
             GradientPath::Inputs { steps: 0, .. } => Err(no_steps()),
+            GradientPath::Inputs { steps, .. } => check_steps(steps),
             _ => Ok(()),
         }
+    }
+}
+
+/// More points than an integral is ever taken from.
+const MOST_STEPS: usize = 100_000;
+
+/// # Errors
+/// [`Error::Invalid`] for more points than anybody waits for.
+pub(super) fn check_steps(steps: usize) -> Result<()> {
+    match steps <= MOST_STEPS {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "{steps} steps of an integral; take at most {MOST_STEPS} (`GradientPath::steps`)"
+        ))),
     }
 }
 

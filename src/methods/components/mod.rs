@@ -267,6 +267,10 @@ impl Prepared for Regressing<'_> {
             let mut rows: Vec<(usize, f64)> = linear.weights.iter().copied().enumerate().collect();
             for (rate, masks) in self.fresh.iter().enumerate() {
                 let outcomes = &fresh[rate * self.config.fresh..][..self.config.fresh];
+                if outcomes.iter().all(|outcome| *outcome == outcomes[0]) {
+                    // Where nothing varies there is nothing to predict.
+                    continue;
+                }
                 let x = regressors(masks);
                 for (which, predictor) in Predictor::ALL.into_iter().enumerate() {
                     let Some(weights) = weights(predictor) else {
@@ -317,23 +321,30 @@ impl Prepared for Regressing<'_> {
         }
         let removed = self.config.removed(self.n());
         for (rate, (count, share)) in removed.into_iter().enumerate() {
-            let of = |which: usize| -> Option<String> {
+            let values = |which: usize| -> Vec<f64> {
                 let cell = self.n() + rate * Predictor::ALL.len() + which;
                 let values = measured.examples.iter().filter_map(|one| one.value(cell));
-                let values: Vec<f64> = values.collect();
+                values.collect()
+            };
+            let of = |which: usize| -> Option<String> {
+                let values = values(which);
                 let predictor = Predictor::ALL[which].name();
                 (!values.is_empty()).then(|| format!("{predictor} {:.3}", mean(&values)))
             };
             let found: Vec<String> = (0..Predictor::ALL.len()).filter_map(of).collect();
             measured.notes.push(format!(
-                "correlation of what is predicted and what happens, on {} fresh masks without {count} of {} ({share}), {}: {}",
+                "correlation of what is predicted and what happens, on {} fresh masks without {count} of {} ({share}), {}",
                 self.config.fresh,
                 self.n(),
-                match measured.examples.len() {
-                    1 => "of one prompt".to_string(),
-                    n => format!("the mean of {n} prompts"),
+                match (values(0).len(), measured.examples.len()) {
+                    (0, _) => "there is none: on no prompt does what happens vary".to_string(),
+                    (1, 1) => format!("of one prompt: {}", found.join(", ")),
+                    (n, all) if n == all => format!("the mean of {n} prompts: {}", found.join(", ")),
+                    (n, all) => format!(
+                        "the mean of {n} of {all} prompts (on the others nothing varies): {}",
+                        found.join(", ")
+                    ),
                 },
-                found.join(", ")
             ));
         }
         measured.drop_unmeasured();

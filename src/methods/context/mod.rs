@@ -413,6 +413,10 @@ impl Prepared for Asking<'_> {
             let pair = &task.pairs()[item];
             let questions = &self.config.questions;
             let asked = Asked::new(model, task, questions, pair, self.running.memory_now())?;
+            let Some(asked) = asked else {
+                examples.push(unmeasured(task, item, f64::NAN, f64::NAN));
+                continue;
+            };
             let n = asked.n_sentences();
             let forwards = self.forwards(pair.index, n);
             let progress = InCells::new(progress, self.rows.cells.len(), forwards);
@@ -439,6 +443,23 @@ impl Prepared for Asking<'_> {
     }
 
     fn conclude(&self, measured: &mut Measured, _: &dyn Progress) -> Result<()> {
+        let silent = |one: &ExampleScores| !one.facts.contains_key(FORWARDS);
+        let unanswered: Vec<String> = (measured.examples.iter().filter(|one| silent(one)))
+            .map(|one| one.example.to_string())
+            .collect();
+        measured.examples.retain(|one| !silent(one));
+        if measured.examples.is_empty() {
+            return Err(Error::invalid(
+                "the model has no answer to any of the questions: what it says first ends the text or the line; give answers, or word the \
+                 questions (`QuestionSet::layout`) so that it answers",
+            ));
+        }
+        if !unanswered.is_empty() {
+            measured.notes.push(format!(
+                "left out: question {}, to which the model has no answer (what it says first ends the text or the line)",
+                unanswered.join(", ")
+            ));
+        }
         measured.drop_unmeasured();
         let place_of: HashMap<Cell, usize> = (measured.cells.iter().cloned())
             .enumerate()

@@ -28,35 +28,33 @@ pub(super) struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    /// The answer is the pair's, or the model's own: greedy, up to its end token, and outside of a chat up to a line break.
+    /// The answer is the pair's, or the model's own: greedy, up to its end token, and outside of a chat up to a line break; `None` where
+    /// that leaves nothing.
     /// # Errors
-    /// Those of running; [`Error::Invalid`] where the model says nothing at all.
+    /// Those of running.
     pub fn new(
         model: &'a Model,
         task: &'a Task,
         questions: &'a QuestionSet,
         pair: &'a Pair,
         memory: usize,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
         let given = &pair.target;
         let mut answer: Vec<u32> = given.answers.iter().chain(&given.then).copied().collect();
         if answer.is_empty() {
             answer = own_answer(model, task, &pair.clean, questions.max_answer, &[])?;
         }
         if answer.is_empty() {
-            return Err(Error::invalid(format!(
-                "the model has no answer to question {}: what it says first ends the text; leave the question out, or word it (`QuestionSet::layout`) so that it answers",
-                pair.index
-            )));
+            return Ok(None);
         }
-        Ok(Asked {
+        Ok(Some(Asked {
             model,
             task,
             questions,
             pair,
             answer,
             memory,
-        })
+        }))
     }
 
     pub fn n_sentences(&self) -> usize {
@@ -182,7 +180,7 @@ pub(super) fn own_answer(
 ) -> Result<Vec<u32>> {
     check_room(&model.spec, prompt.len(), most)?;
     let tokenizer = task.tokenizer();
-    let stop: Vec<u32> = tokenizer.eos().into_iter().collect();
+    let stop = tokenizer.ends();
     let request = GenerateRequest {
         max_tokens: most,
         sampling: Sampling::Greedy,

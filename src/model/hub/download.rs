@@ -47,6 +47,7 @@ mod with_hub {
         "tokenizer_config.json",
         "chat_template.jinja",
         "special_tokens_map.json",
+        "generation_config.json",
     ];
 
     /// Downloads what is needed, and nothing else, into the cache.

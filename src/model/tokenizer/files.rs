@@ -27,6 +27,8 @@ struct Beside {
     map: Value,
     /// The model's `config.json`.
     model: Value,
+    /// `generation_config.json`
+    generation: Value,
 }
 
 /// A special token as the files name it.
@@ -41,7 +43,7 @@ enum Named {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, or else `vocab.json` and `merges.txt` of a byte-level BPE, and beside them `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja` and the model's `config.json` where they exist.
+    /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and the model's `config.json` where they exist.
     /// # Errors
     /// [`Error::Missing`] without a vocabulary; [`Error::Read`]; [`Error::Tokenizer`] if one of them is malformed.
     pub fn from_dir(dir: &Path) -> Result<Self> {
@@ -55,6 +57,7 @@ impl Tokenizer {
             map: value("special_tokens_map.json")?,
             // One that cannot be read is said elsewhere.
             model: value("config.json").unwrap_or_default(),
+            generation: value("generation_config.json")?,
         };
         let json = dir.join("tokenizer.json");
         let mut tokenizer = match read_if_there(&json)? {
@@ -311,7 +314,22 @@ impl Beside {
             Named::Nothing | Named::Unsaid => None,
         };
         let (bos, eos) = (id_of("bos_token").or(in_front), id_of("eos_token"));
-        Ok(Tokenizer::new(inner, bos, add_bos, chat_template(&self.config)?)?.with_eos(eos))
+        let vocabulary = inner.get_vocab_size(true) as u64;
+        let ends =
+            ids(&self.generation["eos_token_id"]).or_else(|| ids(&self.model["eos_token_id"]));
+        let mut ends = ends.unwrap_or_default();
+        ends.retain(|&id| u64::from(id) < vocabulary);
+        let tokenizer = Tokenizer::new(inner, bos, add_bos, chat_template(&self.config)?)?;
+        Ok(tokenizer.with_eos(eos).with_ends(ends))
+    }
+}
+
+/// An id, or a list of them.
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value.as_array() {
+        Some(all) => all.iter().map(id).collect(),
+        None => id(value).map(|id| vec![id]),
     }
 }
 
@@ -381,6 +399,25 @@ mod tests {
             std::fs::write(dir.path().join(name), value.to_string()).unwrap();
         }
         Tokenizer::from_dir(dir.path())
+    }
+
+    #[test]
+    fn writing_ends_where_the_generation_config_says() {
+        let ends = |files: &[(&str, Value)]| folder(files).unwrap().ends();
+        let config = ("tokenizer_config.json", json!({"eos_token": "<|end|>"}));
+        let model = ("config.json", json!({"eos_token_id": 98}));
+        let generation = |ids: Value| ("generation_config.json", json!({"eos_token_id": ids}));
+        assert_eq!(ends(&[]), Vec::<u32>::new());
+        assert_eq!(ends(&[config.clone()]), [257]);
+        assert_eq!(ends(&[config.clone(), model.clone()]), [98, 257]);
+        let all = [config, model, generation(json!([257, 99, 4000]))];
+        assert_eq!(
+            ends(&all),
+            [99, 257],
+            "an id beyond the vocabulary ends nothing"
+        );
+        assert_eq!(ends(&[generation(json!("x"))]), Vec::<u32>::new());
+        assert!(folder(&[("generation_config.json", json!([1]))]).is_ok());
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(super) struct Measured {
     pub values: BTreeMap<i64, f64>,
     pub interval: Option<(f64, f64)>,
     pub n: i64,
+    /// Rows beyond the first of each pair, which only columns of this table alone tell apart.
+    pub more: usize,
 }
 
 impl Measured {
@@ -112,11 +114,7 @@ pub(super) fn cells(
             .insert(examples[row].unwrap_or(0), value)
             .is_some()
         {
-            return Err(Error::invalid(format!(
-                "several rows of the results of `{}` are one and the same in the other: these are taken apart further, or hold several \
-                 quantities; measure both alike",
-                scores.provenance.method
-            )));
+            cell.more += 1;
         }
     }
     if found.is_empty() {

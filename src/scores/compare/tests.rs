@@ -126,3 +126,40 @@ fn what_cannot_be_compared_is_refused() {
         "taken apart further",
     );
 }
+
+#[test]
+fn rows_that_the_other_table_lacks_stand_in_no_way() {
+    let by_position = |component: &str, pos: Option<u32>| Cell {
+        pos: pos.map(|pos| pos as i32),
+        ..Cell::in_layer(component, 0)
+    };
+    let of = |cells: &[Cell]| {
+        let example = ExampleScores {
+            cells: (0..cells.len() as u32).collect(),
+            values: (0..cells.len()).map(|i| i as f64).collect(),
+            ..ExampleScores::default()
+        };
+        let meta = ScoresMeta {
+            metric: "logit_diff".into(),
+            direction: Direction::Denoise,
+            ..ScoresMeta::default()
+        };
+        Scores::assemble(
+            cells,
+            &[example],
+            &meta,
+            Detail::Mean,
+            Provenance::default(),
+        )
+        .unwrap()
+    };
+    let whole = by_position("hook_mlp_out", None);
+    let places = [0, 1].map(|pos| by_position("hook_resid_pre", Some(pos)));
+    let first = of(&[&[whole.clone()][..], &places].concat());
+    let found = compare(&first, &of(&[whole.clone()]), None).unwrap();
+    assert_eq!(found.cells, (1, 2, 0));
+    // What the other has once is not told apart.
+    let other = of(&[whole, by_position("hook_resid_pre", None)]);
+    let error = compare(&first, &other, None).unwrap_err().to_string();
+    assert!(error.contains("one and the same in the other"), "{error}");
+}

@@ -88,6 +88,11 @@ struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     fn find(found: &[&'a str]) -> Result<Self, String> {
+        if let Some(name) =
+            (1..found.len()).find_map(|i| found[..i].contains(&found[i]).then_some(found[i]))
+        {
+            return Err(format!("there are two columns `{name}`; rename one"));
+        }
         let one = |names: &[&str]| {
             let mut known = names.iter();
             known.find_map(|name| found.iter().copied().find(|column| column == name))
@@ -472,5 +477,19 @@ fn check_size(strings: &StringChunked) -> Result<(), String> {
             "column `{}` unpacks to {total} bytes, at most {FILE_LIMIT} are read",
             strings.name()
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_that_is_there_twice_is_refused() {
+        let text = "clean,corrupted,answer,answer\na,b,c,d\n";
+        assert_eq!(
+            read_csv(text).unwrap_err(),
+            "there are two columns `answer`; rename one"
+        );
     }
 }
