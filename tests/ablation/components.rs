@@ -314,8 +314,8 @@ fn two_tables_rank_by_how_clearly_one_is_above_the_other() {
     let by_position = ablate(&model, &task, &config("z:pos", PatchSource::Zero));
     let error = Ranking::by_score(&by_position, &model.spec).expect_err("refused");
     assert!(error.to_string().contains("by position"), "{error}");
-    let patterns = ablate(&model, &task, &config("pattern:all", PatchSource::Zero));
-    let error = Ranking::by_score(&patterns, &model.spec).expect_err("refused");
+    let queries = ablate(&model, &task, &config("q:all", PatchSource::Zero));
+    let error = Ranking::by_score(&queries, &model.spec).expect_err("refused");
     assert!(error.to_string().contains("no scores of heads"), "{error}");
 
     // Two things said of one head are no rank.

@@ -191,7 +191,9 @@ pub(super) fn own_answer(
     let mut made = generate(model, &[prompt.to_vec()], &request, &Quiet)?.tokens;
     let mut answer = made.pop().unwrap_or_default();
     // A turn may end in another token than a text does.
-    let end = answer.iter().position(|&id| tokenizer.is_special(id));
+    let end = answer
+        .iter()
+        .position(|&id| stop.contains(&id) || tokenizer.is_special(id));
     answer.truncate(end.unwrap_or(answer.len()));
     if !task.chat {
         let breaks = |&id: &u32| {
