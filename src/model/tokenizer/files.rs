@@ -408,7 +408,7 @@ mod tests {
         let model = ("config.json", json!({"eos_token_id": 98}));
         let generation = |ids: Value| ("generation_config.json", json!({"eos_token_id": ids}));
         assert_eq!(ends(&[]), Vec::<u32>::new());
-        assert_eq!(ends(&[config.clone()]), [257]);
+        assert_eq!(ends(std::slice::from_ref(&config)), [257]);
         assert_eq!(ends(&[config.clone(), model.clone()]), [98, 257]);
         let all = [config, model, generation(json!([257, 99, 4000]))];
         assert_eq!(

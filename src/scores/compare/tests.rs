@@ -156,7 +156,7 @@ fn rows_that_the_other_table_lacks_stand_in_no_way() {
     let whole = by_position("hook_mlp_out", None);
     let places = [0, 1].map(|pos| by_position("hook_resid_pre", Some(pos)));
     let first = of(&[&[whole.clone()][..], &places].concat());
-    let found = compare(&first, &of(&[whole.clone()]), None).unwrap();
+    let found = compare(&first, &of(std::slice::from_ref(&whole)), None).unwrap();
     assert_eq!(found.cells, (1, 2, 0));
     // What the other has once is not told apart.
     let other = of(&[whole, by_position("hook_resid_pre", None)]);
