@@ -112,9 +112,11 @@ fn task(p: &Provenance) -> String {
     }
     let bos = if p.bos { "with BOS" } else { "without BOS" };
     let chat = if p.chat { ", chat template" } else { "" };
+    // A method may measure what it makes of the pairs, as sequences or exchanges, which are no pairs.
+    let used = p.report.as_ref().map_or(p.examples, |report| report.used);
     format!(
-        "{}: {} pairs, {} dropped, {bos}{chat}, seed {}",
-        p.task, p.examples, p.dropped, p.seed
+        "{}: {used} pairs, {} dropped, {bos}{chat}, seed {}",
+        p.task, p.dropped, p.seed
     )
 }
 
