@@ -1,7 +1,6 @@
 //! `candlewick interchange`: does the model compute what a program says?
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candlewick::Error;
 use candlewick::hooks::Kind;
@@ -217,13 +216,14 @@ impl Ask for InterchangeArgs {
                 PromptChoice::Clean => vec![Side::Clean],
             },
             inputs: self.inputs.as_deref().map(InputTable::read).transpose()?,
-            draws: self.draws.map_or(usual.draws, Draws::Balanced),
+            draws: self
+                .draws
+                .map_or_else(|| usual.draws.clone(), Draws::Balanced),
             decode: match self.decode {
                 DecodeChoice::Outputs => Decode::Outputs,
                 DecodeChoice::Vocabulary => Decode::Vocabulary,
             },
-            program: Arc::clone(&usual.program),
-            seed: None,
+            ..usual
         }))
     }
 }

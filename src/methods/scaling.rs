@@ -265,7 +265,7 @@ impl Prepared for Scaling<'_> {
         Ok(Cost {
             variants: self.scaled_in(unit).len(),
             bytes: self.bytes(length),
-            ..Cost::passes(1.0 + self.scaled_in(unit).len() as f64)
+            ..Cost::passes((unit.items.len() * (1 + self.scaled_in(unit).len())) as f64)
         })
     }
 

@@ -80,14 +80,11 @@ pub fn compare(first: &Scores, second: &Scores, by: Option<ComparedBy>) -> Resul
         .filter_map(|(key, one)| Some((one, theirs.get(key)?)))
         .collect();
     joined.sort_by_key(|(one, _)| one.row);
-    for (more, scores) in [
-        joined.iter().any(|(one, _)| one.more > 0),
-        joined.iter().any(|(_, other)| other.more > 0),
-    ]
-    .into_iter()
-    .zip([first, second])
-    {
-        if more {
+    for (scores, several) in [
+        (first, joined.iter().any(|(one, _)| one.more > 0)),
+        (second, joined.iter().any(|(_, other)| other.more > 0)),
+    ] {
+        if several {
             return Err(Error::invalid(format!(
                 "several rows of the results of `{}` are one and the same in the other: these are taken apart further, or hold several \
                  quantities; measure both alike",

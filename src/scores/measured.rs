@@ -77,7 +77,7 @@ impl Measured {
         sums.into_iter().zip(counts).map(mean).collect()
     }
 
-    /// Drops the cells that no example has: what a method might have given and did not.
+    /// Drops the cells that no example has, with their intervals: what a method might have given and did not.
     pub fn drop_unmeasured(&mut self) {
         let mut place = vec![None; self.cells.len()];
         for &cell in self
@@ -106,6 +106,9 @@ impl Measured {
             example.cells = Arc::clone(&after);
             shared = Some([before, after]);
         }
+        let intervals = std::mem::take(&mut self.intervals).into_iter();
+        let kept = intervals.filter_map(|(cell, of)| Some(((*place.get(cell)?)? as usize, of)));
+        self.intervals = kept.collect();
         let mut kept = place.iter();
         self.cells
             .retain(|_| kept.next().is_some_and(Option::is_some));
@@ -287,6 +290,19 @@ mod tests {
         assert!(low[0].is_some_and(|low| low > -7.0) && low.len() == 2);
         let beside = table.side(crate::scores::MEASURES).unwrap();
         assert!(beside.floats("ci_low").is_none());
+    }
+
+    #[test]
+    fn an_interval_goes_where_its_cell_goes_and_with_it() {
+        let mut measured = measured();
+        // Nobody has the second cell now.
+        measured.examples.truncate(1);
+        measured.cells[2].layer = Some(2);
+        measured.intervals = [(1, None), (2, Some((-7.0, 7.0)))].into();
+        measured.drop_unmeasured();
+        assert_eq!(measured.cells.len(), 2);
+        assert_eq!(measured.cells[1].layer, Some(2));
+        assert_eq!(measured.intervals, [(1, Some((-7.0, 7.0)))].into());
     }
 
     #[test]

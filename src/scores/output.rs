@@ -329,6 +329,7 @@ impl Scores {
                 if side.provenance.created == scores.provenance.created {
                     scores.sides.push((kind, side));
                 } else {
+                    scores.provenance.sides.retain(|other| *other != kind);
                     scores.provenance.warnings.push(format!(
                         "`{}` is of another run than the table beside it, and is left out",
                         beside.display()

@@ -26,9 +26,7 @@ use serde_json::{Value, json};
 
 use super::runs::Runs;
 use super::setting::{Setting, check_metric};
-use super::{
-    GradientPath, StepRule, check_steps, name_with_rules, no_line_between_models, no_steps,
-};
+use super::{GradientPath, StepRule, check_steps, name_with_rules, no_line_between_models};
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind, Ln};
@@ -208,11 +206,8 @@ impl Method for EdgeAttributionConfig {
         check_metric(self.metric(task), self.reference.direction(), at_base)?;
         match self.path {
             EdgePath::Along(path) => path.check()?,
-            EdgePath::Activations { steps: 0, .. } | EdgePath::Conductance { steps: 0, .. } => {
-                return Err(no_steps());
-            }
             EdgePath::Activations { steps, .. } | EdgePath::Conductance { steps, .. } => {
-                check_steps(steps)?
+                check_steps(steps)?;
             }
         }
         let to_other_run = match self.path {

@@ -97,7 +97,6 @@ impl GradientPath {
     /// [`Error::Invalid`] for an integral without points.
     pub fn check(self) -> Result<()> {
         match self {
-            GradientPath::Inputs { steps: 0, .. } => Err(no_steps()),
             GradientPath::Inputs { steps, .. } => check_steps(steps),
             _ => Ok(()),
         }
@@ -108,11 +107,12 @@ impl GradientPath {
 const MOST_STEPS: usize = 100_000;
 
 /// # Errors
-/// [`Error::Invalid`] for more points than anybody waits for.
+/// [`Error::Invalid`] for an integral without points, and for more than anybody waits for.
 pub(super) fn check_steps(steps: usize) -> Result<()> {
-    match steps <= MOST_STEPS {
-        true => Ok(()),
-        false => Err(Error::invalid(format!(
+    match steps {
+        0 => Err(no_steps()),
+        1..=MOST_STEPS => Ok(()),
+        _ => Err(Error::invalid(format!(
             "{steps} steps of an integral; take at most {MOST_STEPS} (`GradientPath::steps`)"
         ))),
     }

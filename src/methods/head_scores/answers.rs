@@ -1,5 +1,7 @@
 //! What a model answers with heads zeroed: precision and recall of one of two answers.
 
+use std::collections::HashMap;
+
 use rand::Rng;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
@@ -26,6 +28,8 @@ pub(super) struct Again<'a> {
     pub sizes: &'a [usize],
     /// Random sets of as many.
     pub draws: usize,
+    /// Prompts that run at once.
+    pub batch: usize,
 }
 
 /// A number that all prompts make together, with its interval: 95% of resamples of the prompts.
@@ -95,24 +99,24 @@ impl Again<'_> {
         };
         let edits: Vec<Edit> = heads.iter().map(zeroed).collect();
         let mut said = vec![false; items.len()];
-        let mut order: Vec<usize> = (0..items.len()).collect();
-        let length = |at: &usize| task.pairs()[items[*at]].clean.len();
-        order.sort_by_key(length);
-        for same in order.chunk_by(|a, b| length(a) == length(b)) {
-            for some in same.chunks(8) {
-                let batch: Vec<usize> = some.iter().map(|&at| items[at]).collect();
-                let pairs = pairs_of(task, &batch);
-                let request = Request {
-                    edits: &edits,
-                    logits: Logits::Last,
-                    ..Request::default()
-                };
-                let logits = run(model, &clean_prompts(&pairs), &request)?.logits;
-                let rows: Vec<Vec<f32>> = logits.expect("asked for").to_vec2()?;
-                for ((&at, pair), row) in some.iter().zip(&pairs).zip(&rows) {
-                    let is_right = pair.target.judge(row).beats == Some(true);
-                    said[at] = is_right == self.truths[at];
-                }
+        let places: HashMap<usize, usize> = items.iter().copied().zip(0..).collect();
+        for mut batch in task.batches(self.batch) {
+            batch.retain(|item| places.contains_key(item));
+            if batch.is_empty() {
+                continue;
+            }
+            let pairs = pairs_of(task, &batch);
+            let request = Request {
+                edits: &edits,
+                logits: Logits::Last,
+                ..Request::default()
+            };
+            let logits = run(model, &clean_prompts(&pairs), &request)?.logits;
+            let rows: Vec<Vec<f32>> = logits.expect("asked for").to_vec2()?;
+            for ((item, pair), row) in batch.iter().zip(&pairs).zip(&rows) {
+                let at = places[item];
+                let is_right = pair.target.judge(row).beats == Some(true);
+                said[at] = is_right == self.truths[at];
             }
         }
         Ok(said)

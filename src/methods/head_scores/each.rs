@@ -43,13 +43,13 @@ impl EachHead<'_> {
         BaseRun::new(self.on.model, prompts, vec![], vec![], none, &[self.kind])
     }
 
-    fn variants(&self, prompts: usize, op: impl Fn(usize) -> Op) -> Vec<Variant> {
+    fn variants(&self, prompts: usize, op: &Op) -> Vec<Variant> {
         let spec = &self.on.model.spec;
         let change = |example: usize, (layer, head): (usize, usize)| Variant {
             example,
             edits: vec![Edit::new(
                 Site::all(Hook::at(self.kind, layer)).heads([head]),
-                op(layer),
+                op.clone(),
             )],
         };
         let of_one = |example| spec.heads().map(move |head| (example, head));
@@ -57,13 +57,13 @@ impl EachHead<'_> {
         all.map(|(example, head)| change(example, head)).collect()
     }
 
-    /// The metric of each prompt with each head changed by `op` of its layer.
+    /// The metric of each prompt with each head changed by `op`.
     pub fn swept(
         &self,
         base: &BaseRun,
         items: &[usize],
         sources: &Sources,
-        op: impl Fn(usize) -> Op,
+        op: &Op,
         progress: &dyn Progress,
     ) -> Result<Swept> {
         let model = self.on.model;
@@ -106,7 +106,7 @@ impl EachHead<'_> {
     pub fn cost(&self, unit: &Unit) -> Result<Cost> {
         let base = self.base(&unit.items)?;
         let targets = targets_of(&pairs_of(self.on.task, &unit.items));
-        let variants = self.variants(unit.items.len(), |_| Op::Zero);
+        let variants = self.variants(unit.items.len(), &Op::Zero);
         let options = self.options();
         let planned = plan(self.on.model, &base, &variants, &targets, 0, &options)?;
         Ok(Cost {

@@ -8,6 +8,8 @@
 //! Source: "Correcting Negative Bias in Large Language Models through Negative Attention Score Alignment"; the formula is put together from its
 //! text, and weights are taken as 1e-9 at least. Left out on purpose: tuning the heads.
 
+use std::collections::HashSet;
+
 use candle_core::DType;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -206,7 +208,7 @@ impl Method for NegativeConfig {
         views
     }
 
-    fn prepare<'a>(&'a self, on: Subject<'a>, _: &'a Running) -> Preparation<'a> {
+    fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
         let spec = &on.model.spec;
         let cell = |(layer, head): (usize, usize)| Cell {
             head: Some(head as u32),
@@ -215,6 +217,7 @@ impl Method for NegativeConfig {
         Ok(Box::new(Looking {
             on,
             config: self,
+            batch: running.batch,
             capture: (0..spec.n_layers)
                 .map(|layer| Hook::at(Kind::Pattern, layer))
                 .collect(),
@@ -227,6 +230,7 @@ impl Method for NegativeConfig {
 struct Looking<'a> {
     on: Subject<'a>,
     config: &'a NegativeConfig,
+    batch: usize,
     capture: Vec<Hook>,
     cells: Vec<Cell>,
 }
@@ -308,9 +312,9 @@ impl Prepared for Looking<'_> {
         let common = ranked.iter().filter(|head| others.contains(head)).count();
         let pairs: Vec<(f64, f64)> = first.into_iter().zip(second).collect();
         measured.notes.push(format!(
-            "two halves of the prompts have {common} of their highest {most} heads in common ({:.1} by chance); the rank correlation of all {n_heads} is {:.3}",
+            "two halves of the prompts have {common} of their highest {most} heads in common ({:.1} by chance); the rank correlation of all {n_heads} is {}",
             (most * most) as f64 / n_heads as f64,
-            rank_correlation(&pairs).unwrap_or(0.0)
+            rank_correlation(&pairs).map_or("not there, since they do not differ".into(), |of| format!("{of:.3}"))
         ));
         let all: Vec<(usize, usize)> = self.on.model.spec.heads().collect();
         let node = |&at: &usize| {
@@ -337,6 +341,7 @@ impl Prepared for Looking<'_> {
                     ranked: &ranked,
                     sizes: &config.sizes(n_heads),
                     draws: config.draws,
+                    batch: self.batch,
                 };
                 add(&again, &again.facts(&mut rng, progress)?, measured);
                 Ok(())
@@ -367,9 +372,13 @@ fn add(again: &Again<'_>, facts: &[Fact], measured: &mut Measured) {
     ));
     let facts: Vec<&Fact> = facts.iter().filter(has_value).collect();
     let cells = facts.iter().map(|fact| fact.cell.clone()).collect();
-    // All prompts make one value together: it stands with the first.
-    let first = measured.append(cells, |i, _| {
-        let value = |fact: &&Fact| fact.value.filter(|_| i == 0);
+    // The prompts that were asked make one value together, and each has it.
+    let task = again.on.task;
+    let asked: HashSet<usize> = (again.items.iter())
+        .map(|&item| task.pairs()[item].index)
+        .collect();
+    let first = measured.append(cells, |_, one| {
+        let value = |fact: &&Fact| fact.value.filter(|_| asked.contains(&one.example));
         facts.iter().map(value).collect()
     });
     for (at, fact) in facts.iter().enumerate() {

@@ -167,13 +167,13 @@ impl Prepared for Replacing<'_> {
         if self.has_others() {
             sources = sources.with(OTHERS, Source::run(means_of_others(model, &base)?)?);
         }
-        let op = |_| match self.has_others() {
+        let op = match self.has_others() {
             true => Op::FromRun(OTHERS.into()),
             false => Op::Zero,
         };
         let swept = self
             .each
-            .swept(&base, &unit.items, &sources, op, progress)?;
+            .swept(&base, &unit.items, &sources, &op, progress)?;
         let mut columns = Columns::new(unit.items.len());
         let is_right = |i: usize| swept.judged[i].top1 == Some(true);
         for measure in 0..4 {

@@ -17,7 +17,7 @@ use crate::hooks::{Hook, Kind, Ln, Node};
 use crate::methods::method::{Subject, clean_prompts, pairs_of, stop_if_asked, targets_of};
 use crate::metric::Metric;
 use crate::run::{
-    BaseRun, Logits, Progress, Quiet, Readout, Request, SweepOptions, Variant, run,
+    BaseRun, Logits, Progress, Quiet, Readout, Request, SweepOptions, Variant, check_room, run,
     sweep_with_capture,
 };
 use crate::scores::statistics::mean;
@@ -100,13 +100,7 @@ impl Search {
                     spec.family
                 ));
             }
-            let longest = task.longest();
-            if longest + more > spec.n_ctx {
-                return bad(format!(
-                    "a prompt of {longest} tokens and {more} more are longer than the context of {} (`Search::answer_tokens`)",
-                    spec.n_ctx
-                ));
-            }
+            check_room(spec, task.longest(), more)?;
         }
         Ok(())
     }
@@ -234,16 +228,12 @@ fn names(heads: &[Head]) -> Vec<String> {
     heads.iter().map(node).collect()
 }
 
-/// Values that all prompts make together: they stand with the first, and have no interval.
+/// Values that all prompts make together: each has them, and there is no interval.
 fn append_facts(measured: &mut Measured, cells: Vec<Cell>, values: &[f64]) {
     let n = cells.len();
-    let all = |i: usize| {
-        values
-            .iter()
-            .map(|value| (i == 0).then_some(*value))
-            .collect()
-    };
-    let first = measured.append(cells, |i, _| all(i));
+    // A score is the value less the run's own metric.
+    let all = |clean: f64| values.iter().map(|value| Some(clean + value)).collect();
+    let first = measured.append(cells, |_, one| all(one.clean));
     measured
         .intervals
         .extend((first..first + n).map(|cell| (cell, None)));

@@ -261,7 +261,7 @@ impl Prepared for Moving<'_> {
         let (sources, op) = (self.sources()?, self.config.op());
         let swept = self
             .each
-            .swept(&base, &unit.items, &sources, |_| op.clone(), progress)?;
+            .swept(&base, &unit.items, &sources, &op, progress)?;
         let mut columns = Columns::new(unit.items.len());
         for head in 0..n_heads(&self.each.on.model.spec) {
             columns.push_some(|i| Some(swept.changed[i][head]));

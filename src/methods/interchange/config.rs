@@ -13,11 +13,12 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::methods::choice::{Layers, check_range};
 use crate::methods::subspace::{Subspace, check_kind, check_role};
+use crate::model::checkpoint::hex;
 use crate::spec::ModelSpec;
 use crate::task::{END, Task};
 
 /// More exchanges than anybody would wait for.
-const MOST_DRAWS: usize = 100_000;
+const MOST_DRAWS: usize = 10_000;
 
 /// Which part of an activation a variable may be.
 #[derive(Debug, Clone, PartialEq)]
@@ -250,8 +251,7 @@ fn check_alignment(name: &str, of: &Alignment, spec: &ModelSpec, task: &Task) ->
 
 /// What tells a value from another one.
 fn hash_of(value: &impl std::fmt::Debug) -> String {
-    let hash = Sha256::digest(format!("{value:?}"));
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(format!("{value:?}")))
 }
 
 /// How many units a hook has, and what they are.

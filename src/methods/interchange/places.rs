@@ -10,6 +10,7 @@ use crate::hooks::{Edit, Hook, Op, Site, Value};
 use crate::methods::gaussian::normal;
 use crate::methods::subspace::Subspace;
 use crate::nn::host::{tensor, to_host};
+use crate::scores::statistics::dot;
 use crate::spec::ModelSpec;
 
 /// Directions whose products are below this have nothing in common.
@@ -70,10 +71,9 @@ impl Place {
         match (&self.taken, &other.taken) {
             (Taken::Units(a), Taken::Units(b)) => a.iter().any(|unit| b.contains(unit)),
             (Taken::Along(a), Taken::Along(b)) => match (a.directions(), b.directions()) {
-                (Some(a), Some(b)) => a.iter().any(|a| {
-                    let product = |b: &Vec<f64>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-                    b.iter().any(|b| product(b).abs() > ORTHOGONAL)
-                }),
+                (Some(a), Some(b)) => a
+                    .iter()
+                    .any(|a| b.iter().any(|b| dot(a, b).abs() > ORTHOGONAL)),
                 _ => true,
             },
             _ => true,

@@ -427,12 +427,7 @@ impl Prepared for Interchanging<'_> {
         measured.notes.extend(notes);
         measured.warnings.extend(warnings);
         measured.found.insert("exchanges".into(), self.exchanges());
-        // Intervals are by cell, so cells that no exchange has are left out only where there are some.
-        if measured.intervals.len() < measured.cells.len() {
-            let kept = measured.intervals.values().copied().collect::<Vec<_>>();
-            measured.intervals = kept.into_iter().enumerate().collect();
-            measured.drop_unmeasured();
-        }
+        measured.drop_unmeasured();
         Ok(())
     }
 }

@@ -347,7 +347,7 @@ impl Prepared for Modulating<'_> {
         Ok(Cost {
             variants: runs - 1,
             bytes: self.bytes(length),
-            ..Cost::passes(runs as f64)
+            ..Cost::passes((unit.items.len() * runs) as f64)
         })
     }
 
