@@ -1,27 +1,37 @@
 //! `candlewick generate`: prompts continued, with edits in force.
 
+mod print;
+mod prompts;
+mod sources;
+
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::time::Instant;
 
 use candlewick::Error;
-use candlewick::hooks::{Edit, Hook, Op};
+use candlewick::hooks::{Edit, Hook};
+use candlewick::methods::{
+    Continuation, Distance, Writer, Written, continuations_table, continued_text,
+};
 use candlewick::model::{EMBEDDED, Model, Tokenizer, open};
 use candlewick::run::{
-    GenerateRequest, MeanOf, Progress, Roles, Sampling, Source, Sources, check_room, generate,
-    run_with_cache,
+    GenerateRequest, Generation, Progress, Roles, Sampling, Sources, check_room, counterfactuals,
+    generate,
 };
+use candlewick::scores::{check_out, write_out};
 use candlewick::spec::ModelSpec;
-use candlewick::text::printable;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use super::Context;
 use super::args::{ModelArgs, TaskArgs};
 use super::feature::SaeArgs;
-use super::open::{load_options, open_task, read_weights};
+use super::open::{load_options, read_weights};
+pub use prompts::given_prompts;
+use prompts::{Prompt, continuation_of};
 
-/// Prompts of the task that are continued if `--n-pairs` says nothing.
-const PROMPTS: u32 = 4;
+/// Prompts whose logits are kept at once, to find the noise behind their texts.
+const AT_ONCE: usize = 8;
 
 /// Continue prompts, greedily or by drawing, with edits in force all the while.
 ///
@@ -37,6 +47,10 @@ const PROMPTS: u32 = 4;
 ///
 /// `--latent 61=4` clamps a latent of a sparse autoencoder, `61+=4` steers along it, `61*=0` takes it out; all other latents and what the
 /// autoencoder does not explain stay as they are.
+///
+/// `--counterfactual` asks what a text would have been. A model that draws its tokens takes the largest of logits plus Gumbel noise; of the text
+/// that is there the noise is found in hindsight, and the edited model draws by the same noise. What the edits do not touch comes
+/// out as it was. Said are the tokens that differ, and how many `--unrelated` prompts go on in another way: the rate of side effects.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("changes").args(["edit", "latent"]).multiple(true))]
 #[command(after_help = "Examples:
@@ -44,7 +58,9 @@ const PROMPTS: u32 = 4;
   candlewick generate --edit z1*=0 --compare --max-tokens 4
   candlewick generate --edit resid_pre0[pos=@S2]=run:corrupted --compare --max-tokens 2
   candlewick generate --latent 61=4 --latent 81*=0 --compare --max-tokens 4
-  candlewick generate --temperature 1 --top-k 10 --seed 7 --json")]
+  candlewick generate --temperature 1 --top-k 10 --seed 7 --json
+  candlewick generate -e z3[head=1]*=0 --counterfactual --n-pairs 9 --out texts.parquet
+  candlewick generate -p 'then Mary' --original ' met Olga' -e z1*=0 --counterfactual")]
 pub struct GenerateArgs {
     /// A text to continue; can be given again.
     #[arg(
@@ -69,6 +85,19 @@ pub struct GenerateArgs {
     /// Also continue without the edits.
     #[arg(long, requires = "changes")]
     pub compare: bool,
+    /// What drawn texts would have been under the edits: each prompt is continued without them, and then with them by the same noise
+    /// [temperature: 1].
+    #[arg(long, requires = "changes", conflicts_with_all = ["compare", "top_k", "top_p"])]
+    pub counterfactual: bool,
+    /// With `--counterfactual`: a text that continues the prompt, in place of a drawn one; once for each prompt.
+    #[arg(long, value_name = "TEXT", requires = "counterfactual")]
+    pub original: Vec<String>,
+    /// With `--counterfactual`: a prompt that the edits should leave alone; can be given again.
+    #[arg(long, value_name = "TEXT", requires = "counterfactual")]
+    pub unrelated: Vec<String>,
+    /// With `--counterfactual`: of the noise that is found for each text [default: that of `--seed`].
+    #[arg(long, value_name = "N", requires = "counterfactual")]
+    pub noise_seed: Option<u64>,
     /// At most so many tokens for each prompt.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
@@ -87,67 +116,120 @@ pub struct GenerateArgs {
     /// A JSON object a line, with every token's id, text and log probability.
     #[arg(long)]
     pub json: bool,
+    /// A table of what was written: `.parquet`, or `.csv` or `.jsonl` for other programs.
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace the results of another command, or a file that is not ours.
+    #[arg(long, requires = "out")]
+    pub force: bool,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub task: TaskArgs,
 }
 
-/// A prompt to continue.
-struct Prompt {
-    text: String,
-    tokens: Vec<u32>,
-    roles: Roles,
-    /// The other prompt of its pair.
-    corrupted: Option<Vec<u32>>,
-}
-
-/// A prompt's continuation.
-#[derive(Default)]
-struct Continuation {
-    tokens: Vec<u32>,
-    log_probs: Vec<f64>,
-}
-
 pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     let mut options = load_options(&args.model)?;
     options.show_download_progress &= !ctx.quiet;
     // Everything that can be wrong is found before the weights are read.
+    if let Some(out) = &args.out {
+        check_out(out, &ctx.command, args.force)?;
+    }
     let opened = open(&args.model.model, &options)?;
     let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
     let edits = edits(args, &spec, ctx)?;
-    let prompts = prompts(args, &tokenizer, spec.n_ctx, ctx)?;
+    let is_embedded = args.model.model == EMBEDDED;
+    let (task, mut prompts) = prompts::prompts(
+        &args.prompt,
+        &args.task,
+        &tokenizer,
+        spec.n_ctx,
+        is_embedded,
+        ctx,
+    )?;
+    let originals = originals(args, &prompts, &tokenizer)?;
+    if !args.unrelated.is_empty() {
+        let (texts, given) = (&args.unrelated, &args.task);
+        let (_, unrelated) =
+            prompts::prompts(texts, given, &tokenizer, spec.n_ctx, is_embedded, ctx)?;
+        prompts.extend(unrelated.into_iter().map(|prompt| Prompt {
+            unrelated: true,
+            ..prompt
+        }));
+    }
     for prompt in &prompts {
         check_room(&spec, prompt.tokens.len(), args.max_tokens as usize)?;
     }
     let progress = ctx.progress();
     let model = read_weights(opened, ctx)?;
-    let mean = mean(&model, &prompts, &edits)?;
-    let stop = match args.ignore_eos {
-        true => Vec::new(),
-        false => tokenizer.ends(),
+    let began = Instant::now();
+    let writing = Writing {
+        args,
+        model: &model,
+        prompts: &prompts,
+        originals: &originals,
+        mean: sources::mean(&model, &prompts, &edits)?,
+        stop: match args.ignore_eos {
+            true => Vec::new(),
+            false => tokenizer.ends(),
+        },
+        tokenizer: &tokenizer,
     };
-    let continued =
-        |edits: &[Edit]| continue_all(&model, &prompts, edits, &mean, args, &stop, &progress);
-    let plain = (args.compare).then(|| continued(&[])).transpose()?;
-    let edited = continued(&edits)?;
-    let mut out = BufWriter::new(io::stdout().lock());
-    for (i, prompt) in prompts.iter().enumerate() {
-        let plain = plain.as_ref().map(|plain| (&[][..], &plain[i]));
-        let runs = plain.into_iter().chain([(&edits[..], &edited[i])]);
-        if args.json {
-            for (edits, continuation) in runs {
-                let row = as_json(&tokenizer, prompt, edits, continuation, &stop)?;
-                writeln!(out, "{row}")?;
-            }
-        } else {
-            writeln!(out, "{}", printable(&prompt.text))?;
-            for (edits, continuation) in runs {
-                write_continuation(&tokenizer, edits, continuation, &mut out)?;
-            }
-        }
+    let continuations = writing.all(&edits, &progress)?;
+    print::print(
+        &continuations,
+        &prompts,
+        &edits,
+        &writing.stop,
+        &tokenizer,
+        args.json,
+    )?;
+    let Some(out) = &args.out else {
+        return Ok(());
+    };
+    let bos = candlewick::task::BosChoice::from(args.task.bos).resolve(&tokenizer)?;
+    let mut scores = continuations_table(
+        &model,
+        Written {
+            continuations: &continuations,
+            task: &task,
+            bos,
+            chat: args.task.chat_template,
+            seed: args.seed(),
+            settings: json!({
+                "edits": edits.iter().map(Edit::to_string).collect::<Vec<_>>(),
+                "max_tokens": args.max_tokens,
+                "temperature": args.drawn_at(),
+                "top_k": args.top_k,
+                "top_p": args.top_p,
+                "noise_seed": args.counterfactual.then(|| args.noise_seed()),
+                "ignore_eos": args.ignore_eos,
+            }),
+            took: began.elapsed(),
+        },
+    )?;
+    let folder = std::env::current_dir().unwrap_or_default();
+    scores.made_by(&ctx.command, &folder.to_string_lossy());
+    write_out(&scores, out, args.force)?;
+    if !args.json {
+        println!("{} rows: {}", scores.table.height(), out.display());
     }
-    Ok(out.flush()?)
+    Ok(())
+}
+
+impl GenerateArgs {
+    fn seed(&self) -> u64 {
+        self.task.seed.unwrap_or(0)
+    }
+
+    fn noise_seed(&self) -> u64 {
+        self.noise_seed.unwrap_or(self.seed())
+    }
+
+    /// The temperature that tokens are drawn at, if they are.
+    fn drawn_at(&self) -> Option<f64> {
+        self.temperature.or(self.counterfactual.then_some(1.0))
+    }
 }
 
 /// Those of activations and of latents, checked.
@@ -168,104 +250,110 @@ fn edits(args: &GenerateArgs, spec: &ModelSpec, ctx: &Context) -> anyhow::Result
     Ok(edits)
 }
 
-/// The prompts given, or those of the task.
-fn prompts(
+/// The continuations that were given, one for each prompt, or none.
+fn originals(
     args: &GenerateArgs,
+    prompts: &[Prompt],
     tokenizer: &Tokenizer,
-    n_ctx: usize,
-    ctx: &Context,
-) -> anyhow::Result<Vec<Prompt>> {
-    if args.prompt.is_empty() {
-        let mut task = args.task.clone();
-        task.n_pairs = task.n_pairs.or(Some(PROMPTS));
-        let task = open_task(&task, tokenizer, n_ctx, args.model.model == EMBEDDED)?;
-        let pairs = task.into_pairs().into_iter().map(|pair| Prompt {
-            corrupted: pair.is_aligned().then_some(pair.corrupted),
-            text: pair.clean_text,
-            tokens: pair.clean,
-            roles: pair.roles,
-        });
-        return Ok(pairs.collect());
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    if !args.original.is_empty() && args.original.len() != prompts.len() {
+        return Err(Error::invalid(format!(
+            "`--original` is given {} times for {} prompts; give it once for each, in their order, or leave it out to have them drawn",
+            args.original.len(),
+            prompts.len()
+        ))
+        .into());
     }
-    let given = given_prompts(&args.prompt, &args.task, tokenizer, n_ctx, ctx)?;
-    let prompts = given.into_iter().map(|(text, tokens)| Prompt {
-        text,
-        tokens,
-        roles: Roles::new(),
-        corrupted: None,
-    });
-    Ok(prompts.collect())
-}
-
-/// Texts of the user's own, as the model reads them: each with its token ids.
-pub(super) fn given_prompts(
-    texts: &[String],
-    task: &TaskArgs,
-    tokenizer: &Tokenizer,
-    n_ctx: usize,
-    ctx: &Context,
-) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
-    let bos = candlewick::task::BosChoice::from(task.bos).resolve(tokenizer)?;
-    let date = task.date.as_deref().map(str::parse).transpose()?;
-    let tokenizer = &tokenizer.clone().with_date(date);
-    let prompts = texts.iter().enumerate().map(|(index, text)| {
-        let text = if task.chat_template {
-            tokenizer.chat(text)?
-        } else {
-            text.clone()
-        };
-        let encoded = tokenizer.encode(&text, bos)?;
-        let (tokens, spans) = (encoded.ids, encoded.spans);
-        let unknown = tokens.iter().position(|&id| Some(id) == tokenizer.unknown());
-        if let Some(word) = unknown.and_then(|at| text.get(spans[at].clone())) {
-            ctx.warn(&format!(
-                "prompt {index}: the vocabulary cannot spell `{}`; the model reads its token for unknown words there",
-                printable(word)
-            ));
-        }
-        if tokens.is_empty() {
+    let of_prompt = |(index, (prompt, text)): (usize, (&Prompt, &String))| {
+        let tokens = continuation_of(prompt, text, &args.task, tokenizer)?;
+        if tokens.len() > args.max_tokens as usize {
             return Err(Error::invalid(format!(
-                "prompt {index} has no token; write something, or put BOS in front (`--bos yes`)"
+                "original {index} has {} tokens; allow as many with `--max-tokens {}`",
+                tokens.len(),
+                tokens.len()
             ))
             .into());
         }
-        if tokens.len() > n_ctx {
-            return Err(Error::TooLong {
-                index,
-                tokens: tokens.len(),
-                limit: n_ctx,
-            }
-            .into());
-        }
-        Ok((text, tokens))
-    });
-    prompts.collect()
+        Ok(tokens)
+    };
+    let pairs = prompts.iter().zip(&args.original).enumerate();
+    pairs.map(of_prompt).collect()
 }
 
-/// Prompts of one length at a time.
-fn continue_all(
-    model: &Model,
-    prompts: &[Prompt],
-    edits: &[Edit],
-    mean: &Sources,
-    args: &GenerateArgs,
-    stop: &[u32],
-    progress: &dyn Progress,
-) -> anyhow::Result<Vec<Continuation>> {
-    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (i, prompt) in prompts.iter().enumerate() {
-        groups.entry(prompt.tokens.len()).or_default().push(i);
+/// All that the continuations of a command share.
+struct Writing<'a> {
+    args: &'a GenerateArgs,
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    prompts: &'a [Prompt],
+    /// Continuations that were given, of the first prompts.
+    originals: &'a [Vec<u32>],
+    mean: Sources,
+    stop: Vec<u32>,
+}
+
+impl Writing<'_> {
+    /// The continuations of every prompt, those of a prompt one after another.
+    fn all(&self, edits: &[Edit], progress: &dyn Progress) -> anyhow::Result<Vec<Continuation>> {
+        let mut all: Vec<Vec<Continuation>> = vec![Vec::new(); self.prompts.len()];
+        for batch in self.batches() {
+            let written = self.batch(&batch, edits, progress)?;
+            for (place, &at) in batch.iter().enumerate() {
+                let mut before: Option<&[u32]> = None;
+                for (writer, generation) in &written {
+                    let one = self.continuation(at, *writer, generation, place, before)?;
+                    all[at].push(one);
+                    before = Some(&generation.tokens[place]);
+                }
+            }
+        }
+        Ok(all.into_iter().flatten().collect())
     }
-    let mut all: Vec<Continuation> = prompts.iter().map(|_| Continuation::default()).collect();
-    for group in groups.values() {
-        let of_group: Vec<&Prompt> = group.iter().map(|&i| &prompts[i]).collect();
-        let roles: Vec<Roles> = of_group.iter().map(|prompt| prompt.roles.clone()).collect();
-        let request = GenerateRequest {
+
+    /// Prompts that run together: of one length, and all with a partner, an original, or none.
+    fn batches(&self) -> Vec<Vec<usize>> {
+        let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for (at, prompt) in self.prompts.iter().enumerate() {
+            let key = (
+                prompt.tokens.len(),
+                prompt.unrelated,
+                at < self.originals.len(),
+            );
+            groups.entry(key).or_default().push(at);
+        }
+        let at_once = match self.args.counterfactual {
+            true => AT_ONCE,
+            false => usize::MAX,
+        };
+        let groups = groups.into_values();
+        groups
+            .flat_map(|group| {
+                group
+                    .chunks(at_once)
+                    .map(<[usize]>::to_vec)
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// What each run writes after the prompts of a batch; with two runs, the unedited one first.
+    fn batch(
+        &self,
+        batch: &[usize],
+        edits: &[Edit],
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Vec<(Writer, Generation)>> {
+        let args = self.args;
+        let prompts: Vec<&Prompt> = batch.iter().map(|&at| &self.prompts[at]).collect();
+        let roles: Vec<Roles> = prompts.iter().map(|prompt| prompt.roles.clone()).collect();
+        let streams: Vec<u64> = batch.iter().map(|&at| at as u64).collect();
+        let tokens: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.tokens.clone()).collect();
+        let edited = GenerateRequest {
             edits,
-            sources: sources(model, &of_group, edits, mean)?,
+            sources: sources::sources(self.model, &prompts, edits, &self.mean)?,
             roles: &roles,
             max_tokens: args.max_tokens as usize,
-            sampling: match args.temperature {
+            sampling: match args.drawn_at() {
                 None => Sampling::Greedy,
                 Some(temperature) => Sampling::Temperature {
                     temperature,
@@ -273,127 +361,58 @@ fn continue_all(
                     top_p: args.top_p,
                 },
             },
-            stop,
-            seed: args.task.seed.unwrap_or(0),
+            stop: &self.stop,
+            seed: args.seed(),
+            streams: &streams,
             keep_logits: false,
         };
-        let tokens: Vec<Vec<u32>> = of_group
-            .iter()
-            .map(|prompt| prompt.tokens.clone())
-            .collect();
-        let generation = generate(model, &tokens, &request, progress)?;
-        let made = generation.tokens.into_iter().zip(generation.log_probs);
-        for (&i, (tokens, log_probs)) in group.iter().zip(made) {
-            all[i] = Continuation { tokens, log_probs };
+        let write =
+            |request: &GenerateRequest<'_>| generate(self.model, &tokens, request, progress);
+        if args.counterfactual {
+            let given = batch
+                .iter()
+                .filter_map(|&at| self.originals.get(at).cloned());
+            let given: Vec<Vec<u32>> = given.collect();
+            let seed = args.noise_seed();
+            let both = counterfactuals(self.model, &tokens, &given, &edited, seed, progress)?;
+            return Ok(vec![
+                (Writer::Original, both.original),
+                (Writer::Counterfactual, both.counterfactual),
+            ]);
         }
-    }
-    Ok(all)
-}
-
-/// The runs that edits name: `clean`, `corrupted`, and `base` for those that freeze.
-fn sources(
-    model: &Model,
-    prompts: &[&Prompt],
-    edits: &[Edit],
-    mean: &Sources,
-) -> candlewick::Result<Sources> {
-    let mut sources = mean.clone();
-    let is_pair = prompts.iter().all(|prompt| prompt.corrupted.is_some());
-    let own: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.tokens.clone()).collect();
-    let other: Vec<Vec<u32>> = (prompts.iter())
-        .filter_map(|prompt| prompt.corrupted.clone())
-        .collect();
-    let runs = [
-        ("base", &own, true),
-        ("clean", &own, is_pair),
-        ("corrupted", &other, is_pair),
-    ];
-    for (name, tokens, exists) in runs {
-        let hooks = hooks_of(edits, |op| match op {
-            Op::Freeze => name == "base",
-            Op::FromRun(run) => run == name && name != "base",
-            _ => false,
-        });
-        if exists && !hooks.is_empty() {
-            let (_, cache) = run_with_cache(model, tokens, &hooks)?;
-            sources = sources.with(name, Source::run(cache)?);
+        let mut written = Vec::new();
+        if args.compare || edits.is_empty() {
+            let plain = GenerateRequest {
+                edits: &[],
+                ..edited.clone()
+            };
+            written.push((Writer::Plain, write(&plain)?));
         }
-    }
-    Ok(sources)
-}
-
-/// The mean over all positions of the corrupted prompts, or of the prompts given, if an edit wants it.
-fn mean(model: &Model, prompts: &[Prompt], edits: &[Edit]) -> candlewick::Result<Sources> {
-    let hooks = hooks_of(edits, |op| matches!(op, Op::Mean));
-    if hooks.is_empty() {
-        return Ok(Sources::default());
-    }
-    let mut mean = MeanOf::new(false);
-    for prompt in prompts {
-        let tokens = prompt.corrupted.as_ref().unwrap_or(&prompt.tokens);
-        let (_, cache) = run_with_cache(model, std::slice::from_ref(tokens), &hooks)?;
-        mean.add(&cache)?;
-    }
-    Ok(Sources::default().with("mean", mean.finish(&model.spec)?))
-}
-
-/// The hooks of some edits, each once.
-fn hooks_of(edits: &[Edit], wanted: impl Fn(&Op) -> bool) -> Vec<Hook> {
-    let mut hooks: Vec<Hook> = Vec::new();
-    for edit in edits.iter().filter(|edit| wanted(&edit.op)) {
-        if !hooks.contains(&edit.site.hook) {
-            hooks.push(edit.site.hook);
+        if !edits.is_empty() {
+            written.push((Writer::Edited, write(&edited)?));
         }
+        Ok(written)
     }
-    hooks
-}
 
-fn write_continuation(
-    tokenizer: &Tokenizer,
-    edits: &[Edit],
-    continuation: &Continuation,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
-    let edits: Vec<String> = edits.iter().map(Edit::to_string).collect();
-    let label = if edits.is_empty() {
-        String::new()
-    } else {
-        format!("  [{}]", edits.join(", "))
-    };
-    let text = printable(&tokenizer.decode(&continuation.tokens)?);
-    let log_prob: f64 = continuation.log_probs.iter().sum();
-    writeln!(out, "  -> {text}{label}  ({log_prob:.2} nats)")?;
-    Ok(())
-}
-
-/// What tokens add to the text of a prompt: of a text of its own some tokenizers leave out the first space.
-fn continued(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> candlewick::Result<String> {
-    let before = tokenizer.decode(prompt)?;
-    let all = tokenizer.decode(&[prompt, tokens].concat())?;
-    match all.strip_prefix(&before) {
-        Some(text) => Ok(text.into()),
-        None => tokenizer.decode(tokens),
+    fn continuation(
+        &self,
+        at: usize,
+        writer: Writer,
+        generation: &Generation,
+        place: usize,
+        before: Option<&[u32]>,
+    ) -> candlewick::Result<Continuation> {
+        let prompt = &self.prompts[at];
+        let tokens = generation.tokens[place].clone();
+        Ok(Continuation {
+            prompt: at,
+            prompt_text: prompt.text.clone(),
+            unrelated: prompt.unrelated,
+            writer,
+            text: continued_text(self.tokenizer, &prompt.tokens, &tokens)?,
+            distance: before.map(|before| Distance::between(before, &tokens)),
+            log_probs: generation.log_probs[place].clone(),
+            tokens,
+        })
     }
-}
-
-fn as_json(
-    tokenizer: &Tokenizer,
-    prompt: &Prompt,
-    edits: &[Edit],
-    continuation: &Continuation,
-    stop: &[u32],
-) -> anyhow::Result<serde_json::Value> {
-    let tokens = continuation.tokens.iter().zip(&continuation.log_probs);
-    let tokens: Vec<_> = tokens
-        .map(|(&id, log_prob)| json!({ "id": id, "text": tokenizer.token(id), "log_prob": log_prob }))
-        .collect();
-    let last = continuation.tokens.last();
-    Ok(json!({
-        "prompt": prompt.text,
-        "prompt_ids": prompt.tokens,
-        "edits": edits.iter().map(Edit::to_string).collect::<Vec<_>>(),
-        "text": continued(tokenizer, &prompt.tokens, &continuation.tokens)?,
-        "tokens": tokens,
-        "stopped": last.is_some_and(|token| stop.contains(token)),
-    }))
 }

@@ -117,7 +117,7 @@ enum Command {
     Circuit(circuit::CircuitArgs),
     Feature(feature::FeatureArgs),
     Subspace(subspace::SubspaceArgs),
-    Generate(generate::GenerateArgs),
+    Generate(Box<generate::GenerateArgs>),
     Scale(scale::ScaleArgs),
     Tokens(tokens::TokensArgs),
     Hooks(hooks::HooksArgs),

@@ -13,6 +13,7 @@ mod columns;
 pub mod components;
 pub mod composition;
 pub mod context;
+pub mod continuations;
 mod dictionary_eval;
 pub mod exact_edges;
 pub mod flow;
@@ -54,6 +55,9 @@ pub use circuits::{
 pub use components::{ComponentKind, ComponentsConfig};
 pub use composition::{CompositionConfig, composition_scores};
 pub use context::{ContextConfig, ContextMethod, KlOrder, Steer};
+pub use continuations::{
+    Continuation, Distance, Writer, Written, changes, continuations_table, continued_text,
+};
 pub use dictionary_eval::DictionaryEvalConfig;
 pub use exact_edges::{
     EdgeConfig, Reference, exact_edge_effects_plain, exact_edges, exact_edges_together,

@@ -5,26 +5,24 @@
 //! a step needs nothing else of the past. [`generate_plain`] runs the whole sequence again for each token, with the same edits;
 //! the tests hold one to the other.
 
+mod counterfactual;
 mod decode;
+mod gumbel;
 mod in_force;
 mod keys;
 mod plain;
 mod request;
 mod sampling;
 mod steps;
+mod walk;
 mod whole;
-
-use std::ops::Range;
 
 use super::progress::Progress;
 use crate::error::Result;
 use crate::model::Model;
-use crate::nn::rope;
-use decode::decode;
-use keys::Keys;
-use request::Unfinished;
-use steps::{check, choose_tokens};
+use walk::walk;
 
+pub use counterfactual::{Counterfactual, counterfactuals};
 pub use plain::generate_plain;
 pub use request::{GenerateRequest, Generation};
 pub use sampling::Sampling;
@@ -54,20 +52,6 @@ pub fn generate(
     request: &GenerateRequest<'_>,
     progress: &dyn Progress,
 ) -> Result<Generation> {
-    model.spec.check_decoder("continuations")?;
-    let reach = check(model, prompts, request)?;
-    let mut keys = Keys::new(&model.spec, prompts.len(), request.edits);
-    let spec = &model.spec;
-    let mut turned_for = prompts[0].len();
-    let mut ropes = rope::Tables::with_room(spec, turned_for, reach);
-    let step = |pass: Range<usize>, batch: &Unfinished<'_>| {
-        if rope::Tables::are_alike(spec, turned_for, pass.end) {
-            return decode(model, &ropes, &mut keys, request, pass, batch);
-        }
-        // The text has grown into other frequencies: what is kept was turned by the old ones.
-        turned_for = pass.end;
-        ropes = rope::Tables::with_room(spec, turned_for, reach);
-        decode(model, &ropes, &mut keys, request, 0..pass.end, batch)
-    };
-    choose_tokens(model, prompts, request, progress, step)
+    let mut choosers = request.choosers(prompts.len());
+    walk(model, prompts, request, &mut choosers, progress)
 }

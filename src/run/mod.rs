@@ -52,7 +52,10 @@ pub use apply::Roles;
 pub use base::BaseRun;
 pub use cache::{Cache, MeanOf, Source, Sources};
 pub use forward::Stage;
-pub use generate::{GenerateRequest, Generation, Sampling, check_room, generate, generate_plain};
+pub use generate::{
+    Counterfactual, GenerateRequest, Generation, Sampling, check_room, counterfactuals, generate,
+    generate_plain,
+};
 pub use gradients::{GradientRequest, Gradients, gradients};
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};

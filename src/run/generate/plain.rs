@@ -32,5 +32,6 @@ pub fn generate_plain(
         });
         Ok(Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?)
     };
-    choose_tokens(model, prompts, request, progress, step)
+    let mut choosers = request.choosers(prompts.len());
+    choose_tokens(model, prompts, request, &mut choosers, progress, step)
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use candle_core::Tensor;
 
 use super::super::{Roles, Sources};
-use super::sampling::Sampling;
+use super::sampling::{Chooser, Sampling};
 use crate::hooks::Edit;
 
 /// What a generation is asked for, besides its prompts.
@@ -24,6 +24,8 @@ pub struct GenerateRequest<'a> {
     pub stop: &'a [u32],
     /// Of the draws. Each prompt draws from a stream of its own, whatever else is in the batch before or after it.
     pub seed: u64,
+    /// The number of each prompt's stream; empty: its place in the batch.
+    pub streams: &'a [u64],
     /// Whether to keep the logits that each token was chosen from.
     pub keep_logits: bool,
 }
@@ -32,6 +34,16 @@ impl GenerateRequest<'_> {
     pub(super) fn roles_of(&self, prompt: usize) -> &Roles {
         static NONE: LazyLock<Roles> = LazyLock::new(Roles::new);
         self.roles.get(prompt).unwrap_or(&NONE)
+    }
+
+    pub(super) fn stream_of(&self, prompt: usize) -> u64 {
+        self.streams.get(prompt).copied().unwrap_or(prompt as u64)
+    }
+
+    /// What chooses the tokens as the sampling says.
+    pub(super) fn choosers(&self, prompts: usize) -> Vec<Chooser> {
+        let chooser = |prompt| Chooser::new(self.sampling, self.seed, self.stream_of(prompt));
+        (0..prompts).map(chooser).collect()
     }
 }
 

@@ -51,31 +51,38 @@ impl Sampling {
     }
 }
 
-/// What chooses the tokens of one prompt.
+/// What chooses the tokens of all prompts of a generation.
+pub(super) trait Choose {
+    /// The token of a prompt at a step, from 0, and its log probability under the logits as they are. `None` for logits that are no
+    /// numbers.
+    fn choose(&mut self, prompt: usize, step: usize, logits: &[f32]) -> Option<(u32, f64)>;
+
+    /// How many tokens a prompt gets at most.
+    fn most(&self, _prompt: usize) -> usize {
+        usize::MAX
+    }
+}
+
+/// What chooses the tokens of one prompt by itself.
 pub(super) struct Chooser {
     sampling: Sampling,
     draws: ChaCha8Rng,
 }
 
 impl Chooser {
-    pub fn new(sampling: Sampling, seed: u64, prompt: usize) -> Self {
+    pub fn new(sampling: Sampling, seed: u64, stream: u64) -> Self {
         let mut draws = ChaCha8Rng::seed_from_u64(seed);
-        draws.set_stream(prompt as u64);
+        draws.set_stream(stream);
         Chooser { sampling, draws }
     }
 
     /// A token and its log probability under the logits as they are. `None` if they hold a NaN or plus infinity, or nothing
     /// finite.
     pub fn choose(&mut self, logits: &[f32]) -> Option<(u32, f64)> {
-        let is_lawful = |x: &f32| x.is_finite() || *x == f32::NEG_INFINITY;
-        let best = argmax(logits)?;
-        let max = f64::from(logits[best]);
-        if !max.is_finite() || !logits.iter().all(is_lawful) {
-            return None;
-        }
-        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+        let normaliser = Normaliser::of(logits)?;
+        let max = normaliser.max;
         let token = match self.sampling {
-            Sampling::Greedy => best,
+            Sampling::Greedy => argmax(logits)?,
             Sampling::Temperature {
                 temperature,
                 top_k,
@@ -86,20 +93,53 @@ impl Chooser {
                 draw(cut_off(weights, top_k, top_p), self.draws.random())
             }
         };
-        let log_prob = f64::from(logits[token]) - max - sum.ln();
-        Some((token as u32, log_prob))
+        Some((token as u32, normaliser.log_prob(logits[token])))
+    }
+}
+
+impl Choose for Vec<Chooser> {
+    fn choose(&mut self, prompt: usize, _: usize, logits: &[f32]) -> Option<(u32, f64)> {
+        self[prompt].choose(logits)
+    }
+}
+
+/// What makes log probabilities of the logits of one position.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Normaliser {
+    max: f64,
+    /// The logarithm of the sum of all probabilities, as multiples of the largest.
+    log_sum: f64,
+}
+
+impl Normaliser {
+    /// `None` if the logits hold a NaN or plus infinity, or nothing finite.
+    pub fn of(logits: &[f32]) -> Option<Self> {
+        let is_lawful = |x: &f32| x.is_finite() || *x == f32::NEG_INFINITY;
+        let max = f64::from(logits[argmax(logits)?]);
+        if !max.is_finite() || !logits.iter().all(is_lawful) {
+            return None;
+        }
+        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+        Some(Normaliser {
+            max,
+            log_sum: sum.ln(),
+        })
+    }
+
+    pub fn log_prob(self, logit: f32) -> f64 {
+        f64::from(logit) - self.max - self.log_sum
     }
 }
 
 /// The first of the largest.
-fn argmax(logits: &[f32]) -> Option<usize> {
+pub(super) fn argmax<T: PartialOrd>(values: &[T]) -> Option<usize> {
     let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
+    for (at, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = at;
         }
     }
-    (!logits.is_empty()).then_some(best)
+    (!values.is_empty()).then_some(best)
 }
 
 /// The tokens that may be drawn, with their weights.

@@ -8,7 +8,7 @@ use super::super::check_prompts;
 use super::super::progress::Progress;
 use super::in_force::check_edits;
 use super::request::{GenerateRequest, Generation, Unfinished};
-use super::sampling::Chooser;
+use super::sampling::Choose;
 use super::whole::not_finite;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelSpec};
@@ -46,6 +46,13 @@ pub(super) fn check(
     let length = check_prompts(model, prompts)?;
     let reach = check_room(&model.spec, length, request.max_tokens)?;
     request.sampling.check()?;
+    if !request.streams.is_empty() && request.streams.len() != prompts.len() {
+        return Err(Error::invalid(format!(
+            "streams of draws were given for {} prompts of {}; give them for each, or for none",
+            request.streams.len(),
+            prompts.len()
+        )));
+    }
     if !request.roles.is_empty() && request.roles.len() != prompts.len() {
         return Err(Error::invalid(format!(
             "roles were given for {} prompts of {}; give them for each, or for none",
@@ -64,15 +71,13 @@ pub(super) fn choose_tokens(
     model: &Model,
     prompts: &[Vec<u32>],
     request: &GenerateRequest<'_>,
+    chooser: &mut dyn Choose,
     progress: &dyn Progress,
     mut step: impl FnMut(Range<usize>, &Unfinished<'_>) -> Result<Tensor>,
 ) -> Result<Generation> {
     let prompt_length = prompts[0].len();
     let mut sequences = prompts.to_vec();
     let mut active: Vec<usize> = (0..prompts.len()).collect();
-    let mut choosers: Vec<Chooser> = (active.iter())
-        .map(|&prompt| Chooser::new(request.sampling, request.seed, prompt))
-        .collect();
     let mut log_probs = vec![Vec::new(); prompts.len()];
     let mut kept = vec![Vec::new(); prompts.len()];
     progress.start("generating", request.max_tokens as u64);
@@ -93,7 +98,7 @@ pub(super) fn choose_tokens(
         let logits = step(pass.clone(), &batch)?.to_vec2::<f32>()?;
         let mut chosen = Vec::with_capacity(active.len());
         for (row, &prompt) in logits.iter().zip(&active) {
-            let Some((token, log_prob)) = choosers[prompt].choose(row) else {
+            let Some((token, log_prob)) = chooser.choose(prompt, generated, row) else {
                 return Err(not_finite(model, request, prompt, pass.end, &batch));
             };
             log_probs[prompt].push(log_prob);
@@ -108,9 +113,9 @@ pub(super) fn choose_tokens(
             sequences[prompt].push(token);
         }
         active.retain(|&prompt| {
-            !sequences[prompt]
-                .last()
-                .is_some_and(|t| request.stop.contains(t))
+            let last = sequences[prompt].last();
+            let is_ended = last.is_some_and(|token| request.stop.contains(token));
+            !is_ended && generated + 1 < chooser.most(prompt)
         });
         progress.advance(1);
         if active.is_empty() {
