@@ -79,7 +79,7 @@ pub fn counterfactuals(
         seed: noise_seed,
         request,
     };
-    let impossible = |log_probs: &Vec<f64>| log_probs.iter().any(|x| *x == f64::NEG_INFINITY);
+    let impossible = |log_probs: &Vec<f64>| log_probs.contains(&f64::NEG_INFINITY);
     if let Some(index) = original.log_probs.iter().position(impossible) {
         return Err(Error::invalid(format!(
             "the model gives a token of the original continuation of prompt {index} the probability 0, so no noise can have made it"
