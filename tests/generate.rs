@@ -549,8 +549,9 @@ fn counterfactuals_of_drawn_texts_are_draws_of_the_edited_model() {
             edits: &list,
             ..Request::default()
         };
-        let edited = run(&model, &[prompt.clone()], &whole).expect("runs").logits;
-        let plain = logits(&model, &[prompt.clone()]).expect("runs");
+        let edited = run(&model, std::slice::from_ref(&prompt), &whole);
+        let edited = edited.expect("runs").logits;
+        let plain = logits(&model, std::slice::from_ref(&prompt)).expect("runs");
         let mut chance = vec![1.0; VOCAB];
         let laws = [
             (&both.original, plain),
