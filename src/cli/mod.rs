@@ -30,6 +30,7 @@ mod path;
 mod picture;
 mod plan;
 mod progress;
+mod rationale;
 mod report;
 mod scale;
 mod session;
@@ -109,6 +110,7 @@ enum Command {
     Attention(attention::AttentionArgs),
     Flow(flow::FlowArgs),
     Context(Box<context::ContextArgs>),
+    Rationale(Box<rationale::RationaleArgs>),
     Cache(cache::CacheArgs),
     Ablate(Box<ablate::AblateArgs>),
     Components(components::ComponentsArgs),
@@ -259,6 +261,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Attention(args) => attention::run(args, ctx),
         Command::Flow(args) => session::run(args, &args.common, ctx),
         Command::Context(args) => session::run(args.as_ref(), &args.common, ctx),
+        Command::Rationale(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Components(args) => session::run(args, &args.common, ctx),
         Command::Interchange(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
@@ -300,6 +303,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Attention(args) => (args, &args.common),
         Command::Flow(args) => (args, &args.common),
         Command::Context(args) => (args.as_ref(), &args.common),
+        Command::Rationale(args) => (args.as_ref(), &args.common),
         Command::Feature(args) => args.asked(),
         Command::Subspace(args) => (args, &args.common),
         Command::Circuit(args) => return args.asked(),
@@ -452,6 +456,10 @@ mod tests {
             ),
             ("flow --method alti-logit", "method threshold"),
             ("flow --method globenc", "method threshold at against"),
+            (
+                "rationale",
+                "replacer replacer_model ratio keep within runs steps against draws",
+            ),
             (
                 "context",
                 "questions question context_file lines answer layout max_answer method kl_order draws head layer lens own_answers steer factor",

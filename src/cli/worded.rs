@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 95] = [
+const FLAGS: [(&str, &str); 104] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -61,6 +61,15 @@ const FLAGS: [(&str, &str); 95] = [
     ("QuestionSet::max_answer", "--max-answer"),
     ("QuestionSet::own_answers", "--own-answers"),
     ("Running::memory", "--memory"),
+    ("RationaleConfig::against", "--against"),
+    ("RationaleConfig::draws", "--draws"),
+    ("RationaleConfig::keep", "--keep"),
+    ("RationaleConfig::ratio", "--ratio"),
+    ("RationaleConfig::replacer", "--replacer"),
+    ("RationaleConfig::runs", "--runs"),
+    ("RationaleConfig::steps", "--steps"),
+    ("RationaleConfig::within", "--within"),
+    ("Replacer::Masked", "--replacer-model"),
     ("RouteConfig::neurons", "--neurons"),
     ("RouteConfig::profile", "--profile"),
     ("Running::shard", "--shard"),

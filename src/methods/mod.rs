@@ -27,6 +27,7 @@ pub mod logits;
 pub mod measure;
 pub mod method;
 pub mod path_patching;
+pub mod rationale;
 mod record;
 mod reference;
 pub mod removal;
@@ -85,6 +86,7 @@ pub use path_patching::{
     NodePath, NodePathConfig, Over, PathConfig, PathSet, Receiver, ReceiverChoice, Receivers,
     Senders, path_patching,
 };
+pub use rationale::{Keep, RationaleConfig, Replacer};
 pub use removal::{Players, Removal, RemovalConfig, Summary};
 pub use scaling::{ModulationConfig, ScalingConfig, scaling};
 pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};

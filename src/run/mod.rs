@@ -158,18 +158,33 @@ pub(crate) fn run_to_answers(
     targets: &[Target],
     hooks: &[Hook],
 ) -> Result<(Vec<Vec<Vec<f32>>>, Cache)> {
+    run_edited_to_answers(model, prompts, targets, hooks, &[])
+}
+
+/// [`run_to_answers`] with edits.
+pub(crate) fn run_edited_to_answers(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    targets: &[Target],
+    hooks: &[Hook],
+    edits: &[Edit],
+) -> Result<(Vec<Vec<Vec<f32>>>, Cache)> {
+    let request = Request {
+        edits,
+        capture: hooks,
+        ..Request::default()
+    };
     if targets
         .iter()
         .all(|target| target.n_tokens() == 1 && target.after == 0)
     {
-        let (logits, cache) = run_with_cache(model, prompts, hooks)?;
-        let rows: Vec<Vec<f32>> = logits.to_vec2()?;
-        return Ok((rows.into_iter().map(|row| vec![row]).collect(), cache));
+        let run = run(model, prompts, &request)?;
+        let rows: Vec<Vec<f32>> = run.logits.expect("asked for").to_vec2()?;
+        return Ok((rows.into_iter().map(|row| vec![row]).collect(), run.cache));
     }
     let request = Request {
-        capture: hooks,
         logits: Logits::All,
-        ..Request::default()
+        ..request
     };
     let examples: Vec<usize> = (0..prompts.len()).collect();
     let (normed, cache) = walk(model, prompts, &examples, &request)?;

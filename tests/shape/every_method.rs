@@ -11,8 +11,8 @@ use candlewick::methods::interchange::{AlignedPart, Alignment, Draws};
 use candlewick::methods::subspace::{SplitBy, Training};
 use candlewick::methods::tokens::{Baseline, NoiseTunnel, OverNoise, Quadrature, ReferenceSet};
 use candlewick::methods::{
-    Along, ComponentKind, ComponentsConfig, DictionaryEvalConfig, LatentActivationsConfig,
-    LatentConfig, Plan,
+    Along, ComponentKind, ComponentsConfig, DictionaryEvalConfig, Keep, LatentActivationsConfig,
+    LatentConfig, Plan, RationaleConfig, Replacer,
 };
 use candlewick::model::Model;
 use candlewick::prelude::*;
@@ -149,6 +149,7 @@ fn every_method() -> Vec<(&'static str, Box<dyn Method>)> {
             }),
         ),
         ("interchange", Box::new(interchange())),
+        ("rationale", Box::new(rationale())),
         ("eap", Box::new(EdgeAttributionConfig::eap())),
         (
             "eap of means",
@@ -444,6 +445,20 @@ fn interchange() -> InterchangeConfig {
         together: true,
         draws: Draws::Balanced(6),
         ..InterchangeConfig::new(program, Alignment::default())
+    }
+}
+
+/// Few runs, two methods beside them.
+fn rationale() -> RationaleConfig {
+    let config = RationaleConfig::new(Replacer::SameClass);
+    RationaleConfig {
+        keep: Keep::Share(0.7),
+        within: 10,
+        runs: 2,
+        steps: 20,
+        against: vec![TokenMethod::GradientTimesInput],
+        draws: 1,
+        ..config
     }
 }
 

@@ -11,6 +11,7 @@ mod mixing;
 #[path = "../models/mod.rs"]
 mod models;
 mod noise;
+mod rationale;
 mod relevance;
 mod removal;
 mod score;

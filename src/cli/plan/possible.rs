@@ -138,6 +138,7 @@ pub fn models(path: &Path) -> Result<Vec<(String, Option<String>)>, Error> {
             Command::Patch(args) => args.values.named(),
             Command::Ablate(args) => args.values.named(),
             Command::Attribute(args) => args.values.named(),
+            Command::Rationale(args) => args.replacer_model.clone().map(|model| (model, None)),
             _ => None,
         };
         for model in std::iter::once((run.model, run.revision)).chain(of_values) {

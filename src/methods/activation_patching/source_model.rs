@@ -69,6 +69,16 @@ impl SourceModel {
         &self.0.id
     }
 
+    /// Its tokenizer.
+    pub(in crate::methods) fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// What it is.
+    pub(in crate::methods) fn spec(&self) -> &ModelSpec {
+        &self.0.spec
+    }
+
     /// Refuses a model whose values do not fit, or to which the task's tokens are others.
     pub(in crate::methods) fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         let own = &self.0.spec;

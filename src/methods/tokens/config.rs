@@ -66,7 +66,7 @@ impl TokenConfig {
     }
 
     /// Forward passes with a gradient for each prompt, about.
-    pub(super) fn passes(&self) -> usize {
+    pub(in crate::methods) fn passes(&self) -> usize {
         self.method.passes() * self.tunnel.map_or(1, |tunnel| tunnel.draws)
     }
 }

@@ -149,14 +149,11 @@ impl Method for TokenConfig {
     }
 
     fn prepare<'a>(&'a self, on: Subject<'a>, running: &'a Running) -> Preparation<'a> {
-        let baselines = self.method.baselines().into_iter();
-        let starts = baselines.map(|baseline| Start::new(on.model, on.task.tokenizer(), baseline));
-        let starts = starts.collect::<Result<Vec<Start>>>()?;
         Ok(Box::new(Sharing {
             on,
             config: self,
             running,
-            starts,
+            starts: self.starts(on)?,
             cells: Cells::new(on),
         }))
     }
@@ -196,6 +193,13 @@ impl Method for TokenConfig {
 }
 
 impl TokenConfig {
+    /// The baselines of the method, looked up.
+    fn starts(&self, on: Subject<'_>) -> Result<Vec<Start>> {
+        let baselines = self.method.baselines().into_iter();
+        let start = |baseline| Start::new(on.model, on.task.tokenizer(), baseline);
+        baselines.map(start).collect()
+    }
+
     fn unit(&self, metric: Metric) -> String {
         let unit = match self.method {
             TokenMethod::SaliencyL1 | TokenMethod::SaliencyL2 => {
@@ -303,6 +307,19 @@ pub(super) fn logit_flows(
         .zip(values)
         .map(|(flow, (own, other))| (flow, *own, *other))
         .collect())
+}
+
+/// The shares of the tokens of some pairs' explained prompts, special tokens included. `[prompt][pos]`
+pub(super) fn token_shares(
+    on: Subject<'_>,
+    items: &[usize],
+    config: &TokenConfig,
+    running: &Running,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<f64>>> {
+    let batch = Batch::new(on, items, config, running, progress)?;
+    let (shares, _) = shares_of(&batch, &config.starts(on)?)?;
+    Ok(shares.into_iter().map(|one| one.tokens).collect())
 }
 
 /// Bytes of a prompt that is explained.
