@@ -11,10 +11,11 @@ use crate::metric::Metric;
 use crate::spec::ModelSpec;
 use crate::task::{Pair, Task};
 
-/// Runs of one prompt, steps of a run and draws of a soft score that anybody would wait for.
+/// Runs of one prompt, steps of a run and draws of a soft score that anybody would wait for, and ranks that say anything of an answer.
 const MOST_RUNS: usize = 1000;
 const MOST_STEPS: usize = 100_000;
 const MOST_DRAWS: usize = 1000;
+const MOST_WITHIN: usize = 1000;
 
 /// How many of a prompt's most important tokens are its rationale. Prints and reads back as `8`, or as `0.5` for a share.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -138,34 +139,30 @@ impl RationaleConfig {
         }
         let counts = [
             (
-                "runs of a prompt",
-                "RationaleConfig::runs",
+                "runs of a prompt (`RationaleConfig::runs`)",
                 self.runs,
                 MOST_RUNS,
             ),
             (
-                "steps of a run",
-                "RationaleConfig::steps",
+                "steps of a run (`RationaleConfig::steps`)",
                 self.steps,
                 MOST_STEPS,
             ),
             (
-                "draws of a soft score",
-                "RationaleConfig::draws",
+                "draws of a soft score (`RationaleConfig::draws`)",
                 self.draws,
                 MOST_DRAWS,
             ),
             (
-                "likeliest tokens",
-                "RationaleConfig::within",
+                "likeliest tokens (`RationaleConfig::within`)",
                 self.within,
-                usize::MAX,
+                MOST_WITHIN,
             ),
         ];
-        for (what, field, count, most) in counts {
+        for (what, count, most) in counts {
             if count == 0 || count > most {
                 return Err(Error::invalid(format!(
-                    "{count} {what}: take from 1 to {most} (`{field}`)"
+                    "{count} {what}: take from 1 to {most}"
                 )));
             }
         }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::replace::begins_word;
 use crate::error::{Error, Result};
 use crate::methods::activation_patching::SourceModel;
 use crate::metric::Target;
@@ -12,6 +11,11 @@ use crate::text::visible;
 
 /// Tokens that are kept of what is expected at a place.
 const LIKELIEST: usize = 256;
+
+/// Whether the vocabulary says that a word begins with this token: a space in front, and no `##`.
+pub(super) fn begins_word(text: &str) -> bool {
+    text.starts_with(' ') && !text.starts_with("##")
+}
 
 /// A masked-language model, and what its tokens are here.
 pub(super) struct Filler {

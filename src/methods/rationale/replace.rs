@@ -7,7 +7,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::masked::Filler;
+use super::masked::{Filler, begins_word};
 use crate::error::{Error, Result};
 use crate::methods::activation_patching::SourceModel;
 use crate::spec::ModelSpec;
@@ -75,11 +75,6 @@ fn class_of(text: &str) -> Class {
         begins_word: begins_word(text),
         made_of,
     }
-}
-
-/// Whether the vocabulary says that a word begins with this token: a space in front, and no `##`.
-pub(super) fn begins_word(text: &str) -> bool {
-    text.starts_with(' ') && !text.starts_with("##")
 }
 
 /// The ordinary tokens of a vocabulary.
