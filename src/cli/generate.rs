@@ -1,23 +1,19 @@
 //! `candlewick generate`: prompts continued, with edits in force.
 
+mod changes;
 mod print;
 mod prompts;
 mod sources;
+mod writing;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use candlewick::Error;
 use candlewick::hooks::{Edit, Hook};
-use candlewick::methods::{
-    Continuation, Distance, Writer, Written, continuations_table, continued_text,
-};
-use candlewick::model::{EMBEDDED, Model, Tokenizer, open};
-use candlewick::run::{
-    GenerateRequest, Generation, Progress, Roles, Sampling, Sources, check_room, counterfactuals,
-    generate,
-};
+use candlewick::methods::{SteerAt, Written, continuations_table, drift};
+use candlewick::model::{EMBEDDED, Tokenizer, open};
+use candlewick::run::{Sampling, check_room};
 use candlewick::scores::{check_out, write_out};
 use candlewick::spec::ModelSpec;
 use clap::{ArgGroup, Args};
@@ -25,13 +21,11 @@ use serde_json::json;
 
 use super::Context;
 use super::args::{ModelArgs, TaskArgs};
-use super::feature::SaeArgs;
 use super::open::{load_options, read_weights};
+use changes::{Changes, LatentChanges, SteeringChanges, dictionary};
 pub use prompts::given_prompts;
 use prompts::{Prompt, continuation_of};
-
-/// Prompts whose logits are kept at once, to find the noise behind their texts.
-const AT_ONCE: usize = 8;
+use writing::Writing;
 
 /// Continue prompts, greedily or by drawing, with edits in force all the while.
 ///
@@ -48,16 +42,21 @@ const AT_ONCE: usize = 8;
 /// `--latent 61=4` clamps a latent of a sparse autoencoder, `61+=4` steers along it, `61*=0` takes it out; all other latents and what the
 /// autoencoder does not explain stay as they are.
 ///
+/// `--steer FILE` adds a vector, times `--alpha`, at the positions of `--at`; `--drift TEXT` says how far all changes move the model on a text that
+/// they are not about.
+///
 /// `--counterfactual` asks what a text would have been. A model that draws its tokens takes the largest of logits plus Gumbel noise; of the text
 /// that is there the noise is found in hindsight, and the edited model draws by the same noise. What the edits do not touch comes
 /// out as it was. Said are the tokens that differ, and how many `--unrelated` prompts go on in another way: the rate of side effects.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("changes").args(["edit", "latent"]).multiple(true))]
+#[command(group = ArgGroup::new("changes").args(["edit", "latent", "steer"]).multiple(true))]
 #[command(after_help = "Examples:
   candlewick generate
   candlewick generate --edit z1*=0 --compare --max-tokens 4
   candlewick generate --edit resid_pre0[pos=@S2]=run:corrupted --compare --max-tokens 2
   candlewick generate --latent 61=4 --latent 81*=0 --compare --max-tokens 4
+  candlewick subspace --layers 2 --method mean-difference --save-direction md.safetensors
+  candlewick generate --steer md.safetensors --alpha=-4 --at -1,generated --compare
   candlewick generate --temperature 1 --top-k 10 --seed 7 --json
   candlewick generate -e z3[head=1]*=0 --counterfactual --n-pairs 9 --out texts.parquet
   candlewick generate -p 'then Mary' --original ' met Olga' -e z1*=0 --counterfactual")]
@@ -82,6 +81,29 @@ pub struct GenerateArgs {
     /// The hook where it is attached, where its files do not say so.
     #[arg(long, value_name = "HOOK", requires = "latent")]
     pub hook: Option<Hook>,
+    /// A vector to add: `FILE` or `FILE:TENSOR` (`.npy`, `.safetensors`, directions of `subspace --save-direction`), with `HOOK=` in front where
+    /// the file does not say the hook; can be given again.
+    #[arg(long, value_name = "[HOOK=]FILE")]
+    pub steer: Vec<String>,
+    /// With `--steer`: what vectors are multiplied by [default: 1].
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        requires = "steer",
+        allow_hyphen_values = true
+    )]
+    pub alpha: Option<f32>,
+    /// With `--steer`: `all`, `prompt`, `generated`, `generated:0-3`, positions and roles of the prompt (`-1,@S2`) [default: all].
+    #[arg(
+        long,
+        value_name = "WHERE",
+        requires = "steer",
+        allow_hyphen_values = true
+    )]
+    pub at: Option<SteerAt>,
+    /// A text that the changes are not about: how far they move its tokens (KL, nats a token), vectors added at each; can be given again.
+    #[arg(long, value_name = "TEXT", requires = "changes")]
+    pub drift: Vec<String>,
     /// Also continue without the edits.
     #[arg(long, requires = "changes")]
     pub compare: bool,
@@ -137,7 +159,7 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     let opened = open(&args.model.model, &options)?;
     let (tokenizer, spec) = (opened.tokenizer().clone(), opened.spec().clone());
-    let edits = edits(args, &spec, ctx)?;
+    let changes = args.changes(&spec, ctx)?;
     let is_embedded = args.model.model == EMBEDDED;
     let (task, mut prompts) = prompts::prompts(
         &args.prompt,
@@ -160,30 +182,46 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
     for prompt in &prompts {
         check_room(&spec, prompt.tokens.len(), args.max_tokens as usize)?;
     }
+    let neutral = given_prompts(&args.drift, &args.task, &tokenizer, spec.n_ctx, ctx)?;
+    for prompt in &prompts {
+        changes.edits(prompt.tokens.len(), args.max_tokens as usize)?;
+    }
     let progress = ctx.progress();
     let model = read_weights(opened, ctx)?;
     let began = Instant::now();
+    let edits = changes.everywhere();
     let writing = Writing {
-        args,
         model: &model,
+        tokenizer: &tokenizer,
         prompts: &prompts,
         originals: &originals,
+        changes: &changes,
         mean: sources::mean(&model, &prompts, &edits)?,
         stop: match args.ignore_eos {
             true => Vec::new(),
             false => tokenizer.ends(),
         },
-        tokenizer: &tokenizer,
+        sampling: args.sampling(),
+        max_tokens: args.max_tokens as usize,
+        seed: args.seed(),
+        compare: args.compare,
+        noise_seed: args.counterfactual.then(|| args.noise_seed()),
     };
-    let continuations = writing.all(&edits, &progress)?;
-    print::print(
-        &continuations,
-        &prompts,
-        &edits,
-        &writing.stop,
-        &tokenizer,
-        args.json,
-    )?;
+    let continuations = writing.all(&progress)?;
+    let said = print::Said {
+        prompts: &prompts,
+        changes: &changes.labels(),
+        stop: &writing.stop,
+        tokenizer: &tokenizer,
+        drift: match &neutral[..] {
+            [] => None,
+            texts => {
+                let tokens: Vec<Vec<u32>> = texts.iter().map(|(_, ids)| ids.clone()).collect();
+                Some((drift(&model, &tokens, &edits)?, texts.len()))
+            }
+        },
+    };
+    said.print(&continuations, args.json)?;
     let Some(out) = &args.out else {
         return Ok(());
     };
@@ -197,7 +235,8 @@ pub fn run(args: &GenerateArgs, ctx: &Context) -> anyhow::Result<()> {
             chat: args.task.chat_template,
             seed: args.seed(),
             settings: json!({
-                "edits": edits.iter().map(Edit::to_string).collect::<Vec<_>>(),
+                "edits": changes.labels(),
+                "drift": said.drift.map(|(nats, _)| nats),
                 "max_tokens": args.max_tokens,
                 "temperature": args.drawn_at(),
                 "top_k": args.top_k,
@@ -226,28 +265,34 @@ impl GenerateArgs {
         self.noise_seed.unwrap_or(self.seed())
     }
 
+    fn sampling(&self) -> Sampling {
+        match self.drawn_at() {
+            None => Sampling::Greedy,
+            Some(temperature) => Sampling::Temperature {
+                temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+            },
+        }
+    }
+
+    fn changes(&self, spec: &ModelSpec, ctx: &Context) -> anyhow::Result<Changes> {
+        let latents = LatentChanges {
+            changes: &self.latent,
+            sae: &dictionary(&self.sae, self.hook),
+        };
+        let steering = SteeringChanges {
+            vectors: &self.steer,
+            alpha: self.alpha,
+            at: self.at.as_ref(),
+        };
+        changes::changes(&self.edit, &latents, &steering, spec, ctx)
+    }
+
     /// The temperature that tokens are drawn at, if they are.
     fn drawn_at(&self) -> Option<f64> {
         self.temperature.or(self.counterfactual.then_some(1.0))
     }
-}
-
-/// Those of activations and of latents, checked.
-fn edits(args: &GenerateArgs, spec: &ModelSpec, ctx: &Context) -> anyhow::Result<Vec<Edit>> {
-    let mut edits = args.edit.clone();
-    if !args.latent.is_empty() {
-        let sae = SaeArgs {
-            sae: args.sae.clone().unwrap_or_else(|| EMBEDDED.into()),
-            hook: args.hook,
-        };
-        let sae = sae.open()?;
-        sae.check(spec)?;
-        sae.doubts.iter().for_each(|doubt| ctx.warn(doubt));
-        let of_latents = args.latent.iter().map(|text| sae.edit(text));
-        edits.extend(of_latents.collect::<candlewick::Result<Vec<_>>>()?);
-    }
-    edits.iter().try_for_each(|edit| edit.check(spec))?;
-    Ok(edits)
 }
 
 /// The continuations that were given, one for each prompt, or none.
@@ -278,141 +323,4 @@ fn originals(
     };
     let pairs = prompts.iter().zip(&args.original).enumerate();
     pairs.map(of_prompt).collect()
-}
-
-/// All that the continuations of a command share.
-struct Writing<'a> {
-    args: &'a GenerateArgs,
-    model: &'a Model,
-    tokenizer: &'a Tokenizer,
-    prompts: &'a [Prompt],
-    /// Continuations that were given, of the first prompts.
-    originals: &'a [Vec<u32>],
-    mean: Sources,
-    stop: Vec<u32>,
-}
-
-impl Writing<'_> {
-    /// The continuations of every prompt, those of a prompt one after another.
-    fn all(&self, edits: &[Edit], progress: &dyn Progress) -> anyhow::Result<Vec<Continuation>> {
-        let mut all: Vec<Vec<Continuation>> = vec![Vec::new(); self.prompts.len()];
-        for batch in self.batches() {
-            let written = self.batch(&batch, edits, progress)?;
-            for (place, &at) in batch.iter().enumerate() {
-                let mut before: Option<&[u32]> = None;
-                for (writer, generation) in &written {
-                    let one = self.continuation(at, *writer, generation, place, before)?;
-                    all[at].push(one);
-                    before = Some(&generation.tokens[place]);
-                }
-            }
-        }
-        Ok(all.into_iter().flatten().collect())
-    }
-
-    /// Prompts that run together: of one length, and all with a partner, an original, or none.
-    fn batches(&self) -> Vec<Vec<usize>> {
-        let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-        for (at, prompt) in self.prompts.iter().enumerate() {
-            let key = (
-                prompt.tokens.len(),
-                prompt.unrelated,
-                at < self.originals.len(),
-            );
-            groups.entry(key).or_default().push(at);
-        }
-        let at_once = match self.args.counterfactual {
-            true => AT_ONCE,
-            false => usize::MAX,
-        };
-        let groups = groups.into_values();
-        groups
-            .flat_map(|group| {
-                group
-                    .chunks(at_once)
-                    .map(<[usize]>::to_vec)
-                    .collect::<Vec<_>>()
-            })
-            .collect()
-    }
-
-    /// What each run writes after the prompts of a batch; with two runs, the unedited one first.
-    fn batch(
-        &self,
-        batch: &[usize],
-        edits: &[Edit],
-        progress: &dyn Progress,
-    ) -> anyhow::Result<Vec<(Writer, Generation)>> {
-        let args = self.args;
-        let prompts: Vec<&Prompt> = batch.iter().map(|&at| &self.prompts[at]).collect();
-        let roles: Vec<Roles> = prompts.iter().map(|prompt| prompt.roles.clone()).collect();
-        let streams: Vec<u64> = batch.iter().map(|&at| at as u64).collect();
-        let tokens: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.tokens.clone()).collect();
-        let edited = GenerateRequest {
-            edits,
-            sources: sources::sources(self.model, &prompts, edits, &self.mean)?,
-            roles: &roles,
-            max_tokens: args.max_tokens as usize,
-            sampling: match args.drawn_at() {
-                None => Sampling::Greedy,
-                Some(temperature) => Sampling::Temperature {
-                    temperature,
-                    top_k: args.top_k,
-                    top_p: args.top_p,
-                },
-            },
-            stop: &self.stop,
-            seed: args.seed(),
-            streams: &streams,
-            keep_logits: false,
-        };
-        let write =
-            |request: &GenerateRequest<'_>| generate(self.model, &tokens, request, progress);
-        if args.counterfactual {
-            let given = batch
-                .iter()
-                .filter_map(|&at| self.originals.get(at).cloned());
-            let given: Vec<Vec<u32>> = given.collect();
-            let seed = args.noise_seed();
-            let both = counterfactuals(self.model, &tokens, &given, &edited, seed, progress)?;
-            return Ok(vec![
-                (Writer::Original, both.original),
-                (Writer::Counterfactual, both.counterfactual),
-            ]);
-        }
-        let mut written = Vec::new();
-        if args.compare || edits.is_empty() {
-            let plain = GenerateRequest {
-                edits: &[],
-                ..edited.clone()
-            };
-            written.push((Writer::Plain, write(&plain)?));
-        }
-        if !edits.is_empty() {
-            written.push((Writer::Edited, write(&edited)?));
-        }
-        Ok(written)
-    }
-
-    fn continuation(
-        &self,
-        at: usize,
-        writer: Writer,
-        generation: &Generation,
-        place: usize,
-        before: Option<&[u32]>,
-    ) -> candlewick::Result<Continuation> {
-        let prompt = &self.prompts[at];
-        let tokens = generation.tokens[place].clone();
-        Ok(Continuation {
-            prompt: at,
-            prompt_text: prompt.text.clone(),
-            unrelated: prompt.unrelated,
-            writer,
-            text: continued_text(self.tokenizer, &prompt.tokens, &tokens)?,
-            distance: before.map(|before| Distance::between(before, &tokens)),
-            log_probs: generation.log_probs[place].clone(),
-            tokens,
-        })
-    }
 }

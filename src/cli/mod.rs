@@ -28,6 +28,7 @@ mod open;
 mod patch;
 mod path;
 mod picture;
+mod pine;
 mod plan;
 mod progress;
 mod rationale;
@@ -116,6 +117,7 @@ enum Command {
     Components(components::ComponentsArgs),
     Interchange(Box<interchange::InterchangeArgs>),
     Path(path::PathArgs),
+    Pine(Box<pine::PineArgs>),
     Circuit(circuit::CircuitArgs),
     Feature(feature::FeatureArgs),
     Subspace(subspace::SubspaceArgs),
@@ -265,6 +267,7 @@ fn dispatch(command: &Command, ctx: &Context) -> anyhow::Result<()> {
         Command::Components(args) => session::run(args, &args.common, ctx),
         Command::Interchange(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Path(args) => path::run(args, ctx),
+        Command::Pine(args) => session::run(args.as_ref(), &args.common, ctx),
         Command::Circuit(args) => circuit::run(args, ctx),
         Command::Feature(args) => {
             let (ask, common) = args.asked();
@@ -299,6 +302,7 @@ fn asked(command: &Command) -> Option<(&dyn session::Ask, &session::CommonArgs)>
         Command::Components(args) => (args, &args.common),
         Command::Interchange(args) => (args.as_ref(), &args.common),
         Command::Path(args) => (args, &args.common),
+        Command::Pine(args) => (args.as_ref(), &args.common),
         Command::Scale(args) => (args, &args.common),
         Command::Attention(args) => (args, &args.common),
         Command::Flow(args) => (args, &args.common),
@@ -454,6 +458,7 @@ mod tests {
                 "interchange",
                 "program variable hook layers position units subspace together inputs prompts draws decode",
             ),
+            ("pine", "questions layout orders"),
             ("flow --method alti-logit", "method threshold"),
             ("flow --method globenc", "method threshold at against"),
             (

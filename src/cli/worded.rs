@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 104] = [
+const FLAGS: [(&str, &str); 105] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -55,6 +55,7 @@ const FLAGS: [(&str, &str); 104] = [
     ("PatchConfig::noise", "--noise"),
     ("PatchConfig::source", "--source"),
     ("PatchConfig::source_model", "--source-model"),
+    ("PineConfig::orders", "--orders"),
     ("PruneConfig::steps", "--steps"),
     ("GenerateRequest::max_tokens", "--max-tokens"),
     ("QuestionSet::layout", "--layout"),

@@ -27,6 +27,7 @@ pub mod logits;
 pub mod measure;
 pub mod method;
 pub mod path_patching;
+pub mod pine;
 pub mod rationale;
 mod record;
 mod reference;
@@ -34,6 +35,7 @@ pub mod removal;
 pub mod scaling;
 pub mod self_repair;
 mod sites;
+pub mod steering;
 pub mod subspace;
 pub mod tokens;
 pub mod verify;
@@ -86,11 +88,13 @@ pub use path_patching::{
     NodePath, NodePathConfig, Over, PathConfig, PathSet, Receiver, ReceiverChoice, Receivers,
     Senders, path_patching,
 };
+pub use pine::PineConfig;
 pub use rationale::{Keep, RationaleConfig, Replacer};
 pub use removal::{Players, Removal, RemovalConfig, Summary};
 pub use scaling::{ModulationConfig, ScalingConfig, scaling};
 pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};
 pub use sites::{Along, Sites, parse_sites};
+pub use steering::{SteerAt, Steering, SteeringVector, drift};
 pub use subspace::{SubspaceConfig, SubspaceMethod};
 pub use tokens::{ScoreConfig, TokenConfig, TokenMethod, TokenScore};
 pub use verify::Verification;

@@ -38,6 +38,7 @@ mod cache;
 pub(crate) mod forward;
 mod generate;
 pub(crate) mod gradients;
+mod pine;
 mod plain;
 pub mod progress;
 pub(crate) mod rows;
@@ -57,6 +58,7 @@ pub use generate::{
     generate_plain,
 };
 pub use gradients::{GradientRequest, Gradients, gradients};
+pub use pine::{Segments, check_pine, pine_greedy, pine_logits};
 pub use plain::sweep_plain;
 pub use progress::{Progress, Quiet};
 pub(crate) use sweep::read as read_metric;

@@ -23,6 +23,7 @@ use crate::hooks::{Axes, Hook};
 use crate::nn::linear::{Right, product};
 use crate::spec::ModelSpec;
 
+pub(crate) use npz::read_npy;
 pub use steer::Steer;
 
 /// The names under which SAELens attaches latents, error and reconstruction to a hook.

@@ -1,6 +1,8 @@
-//! Arrays of an `.npz`, through candle's reader; what it would believe of a header is held against the file first.
+//! Arrays of an `.npz` or `.npy`, through candle's reader; what it would believe of a header is held against the file first.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -37,6 +39,50 @@ pub fn read(path: &Path, names: &[&str]) -> Result<HashMap<String, Tensor>, Stri
         }
     }
     Ok(tensors)
+}
+
+/// Bytes of a header that are looked at.
+const HEADER: u64 = 1 << 16;
+
+/// The array of an `.npy`.
+/// # Errors
+/// What is wrong with the file, in words.
+pub fn read_npy(path: &Path) -> Result<Tensor, String> {
+    let size = std::fs::metadata(path)
+        .map_err(|error| error.to_string())?
+        .len();
+    let mut header = Vec::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(HEADER)
+        .read_to_end(&mut header)
+        .map_err(|error| error.to_string())?;
+    let (length, numbers) = claims(&header).ok_or("its header is not that of an `.npy` file")?;
+    if length > size || numbers > size {
+        return Err(format!(
+            "it claims {numbers} numbers behind a header of {length} bytes, and has {size} bytes"
+        ));
+    }
+    Tensor::read_npy(path).map_err(of_candle)
+}
+
+/// How long the header of an `.npy` says that it is, and how many numbers it says that there are.
+fn claims(header: &[u8]) -> Option<(u64, u64)> {
+    let rest = header.strip_prefix(b"\x93NUMPY")?;
+    let (length, text) = match rest {
+        [1, _, a, b, text @ ..] => (u64::from(u16::from_le_bytes([*a, *b])), text),
+        [_, _, a, b, c, d, text @ ..] => (u64::from(u32::from_le_bytes([*a, *b, *c, *d])), text),
+        _ => return None,
+    };
+    let text = String::from_utf8_lossy(text);
+    let (_, shape) = text.split_once("'shape'")?;
+    let (shape, _) = shape.split_once('(')?.1.split_once(')')?;
+    let dims = shape
+        .split(',')
+        .map(str::trim)
+        .filter(|dim| !dim.is_empty());
+    let numbers = dims.map(|dim| dim.parse::<u64>().ok());
+    let product = |all: u64, dim: Option<u64>| all.checked_mul(dim?);
+    Some((length, numbers.into_iter().try_fold(1, product)?))
 }
 
 /// In one line; an array of Python objects is a pickle, which nobody here runs.

@@ -575,6 +575,13 @@ pub fn every_run(n_pairs: usize) -> Vec<(&'static str, Lab, Box<dyn Method>)> {
             )
         }),
     ));
+    let mut pine = PineConfig::of(&QuestionSet::open("embedded").expect("it ships"));
+    pine.orders = Some(3);
+    all.push((
+        "pine",
+        questions(n_pairs).running(running.clone()),
+        Box::new(pine),
+    ));
     all.push((
         "globenc",
         encoder(n_pairs).running(running.clone()),

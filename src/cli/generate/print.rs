@@ -2,7 +2,6 @@
 
 use std::io::{self, BufWriter, Write};
 
-use candlewick::hooks::Edit;
 use candlewick::methods::{Continuation, Writer, changes};
 use candlewick::model::Tokenizer;
 use candlewick::text::printable;
@@ -10,49 +9,72 @@ use serde_json::{Value, json};
 
 use super::prompts::Prompt;
 
-/// Each prompt with its continuations; as JSON, an object a line.
-pub fn print(
-    continuations: &[Continuation],
-    prompts: &[Prompt],
-    edits: &[Edit],
-    stop: &[u32],
-    tokenizer: &Tokenizer,
-    as_json: bool,
-) -> anyhow::Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
-    let mut last = None;
-    for one in continuations {
-        let edits = match one.writer {
-            Writer::Plain | Writer::Original => &[][..],
-            Writer::Edited | Writer::Counterfactual => edits,
-        };
-        if as_json {
-            let row = json_of(one, &prompts[one.prompt], edits, stop, tokenizer);
-            writeln!(out, "{row}")?;
-            continue;
+/// What continuations are said with.
+pub struct Said<'a> {
+    pub prompts: &'a [Prompt],
+    /// What was changed.
+    pub changes: &'a [String],
+    pub stop: &'a [u32],
+    pub tokenizer: &'a Tokenizer,
+    /// How far the changes move the next token, in nats, on so many neutral texts.
+    pub drift: Option<(f64, usize)>,
+}
+
+impl Said<'_> {
+    /// Each prompt with its continuations; as JSON, an object a line.
+    pub fn print(&self, continuations: &[Continuation], as_json: bool) -> anyhow::Result<()> {
+        let Said {
+            prompts,
+            changes: edits,
+            stop,
+            tokenizer,
+            drift,
+        } = *self;
+        let mut out = BufWriter::new(io::stdout().lock());
+        let mut last = None;
+        for one in continuations {
+            let edits = match one.writer {
+                Writer::Plain | Writer::Original => &[][..],
+                Writer::Edited | Writer::Counterfactual => edits,
+            };
+            if as_json {
+                let row = json_of(one, &prompts[one.prompt], edits, stop, tokenizer);
+                writeln!(out, "{row}")?;
+                continue;
+            }
+            if last.replace(one.prompt) != Some(one.prompt) {
+                let unrelated = if one.unrelated { "  (unrelated)" } else { "" };
+                writeln!(out, "{}{unrelated}", printable(&one.prompt_text))?;
+            }
+            write_continuation(one, edits, tokenizer, &mut out)?;
         }
-        if last.replace(one.prompt) != Some(one.prompt) {
-            let unrelated = if one.unrelated { "  (unrelated)" } else { "" };
-            writeln!(out, "{}{unrelated}", printable(&one.prompt_text))?;
+        if !as_json
+            && continuations
+                .iter()
+                .any(|one| one.writer == Writer::Counterfactual)
+        {
+            writeln!(out)?;
+            for line in changes(continuations) {
+                writeln!(out, "{line}")?;
+            }
         }
-        write_continuation(one, edits, tokenizer, &mut out)?;
+        match drift {
+            Some((nats, texts)) if as_json => {
+                writeln!(out, "{}", json!({ "drift": nats, "texts": texts }))?
+            }
+            Some((nats, texts)) => writeln!(
+                out,
+                "\nchanged tokens of {texts} neutral texts drift by {nats:.4} nats a token"
+            )?,
+            None => {}
+        }
+        Ok(out.flush()?)
     }
-    if !as_json
-        && continuations
-            .iter()
-            .any(|one| one.writer == Writer::Counterfactual)
-    {
-        writeln!(out)?;
-        for line in changes(continuations) {
-            writeln!(out, "{line}")?;
-        }
-    }
-    Ok(out.flush()?)
 }
 
 fn write_continuation(
     one: &Continuation,
-    edits: &[Edit],
+    edits: &[String],
     tokenizer: &Tokenizer,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
@@ -67,7 +89,6 @@ fn write_continuation(
         writeln!(out, "  => {text}  ({log_prob:.2} nats, {differs})")?;
         return Ok(());
     }
-    let edits: Vec<String> = edits.iter().map(Edit::to_string).collect();
     let label = match edits.is_empty() {
         true => String::new(),
         false => format!("  [{}]", edits.join(", ")),
@@ -79,7 +100,7 @@ fn write_continuation(
 fn json_of(
     one: &Continuation,
     prompt: &Prompt,
-    edits: &[Edit],
+    edits: &[String],
     stop: &[u32],
     tokenizer: &Tokenizer,
 ) -> Value {
@@ -91,7 +112,7 @@ fn json_of(
     let mut row = json!({
         "prompt": one.prompt_text,
         "prompt_ids": prompt.tokens,
-        "edits": edits.iter().map(Edit::to_string).collect::<Vec<_>>(),
+        "edits": edits,
         "text": one.text,
         "tokens": tokens,
         "stopped": last.is_some_and(|token| stop.contains(token)),
