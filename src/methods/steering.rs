@@ -251,9 +251,9 @@ impl fmt::Display for Part {
             Part::All => f.write_str("all"),
             Part::Prompt => f.write_str("prompt"),
             Part::Generated(0, None) => f.write_str("generated"),
-            Part::Generated(first, last) => {
-                write!(f, "generated:{first}-{}", last.unwrap_or(usize::MAX))
-            }
+            Part::Generated(first, Some(last)) if first == last => write!(f, "generated:{first}"),
+            Part::Generated(first, Some(last)) => write!(f, "generated:{first}-{last}"),
+            Part::Generated(first, None) => write!(f, "generated:{first}-"),
             Part::At(pos) => write!(f, "{pos}"),
         }
     }

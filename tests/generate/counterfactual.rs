@@ -102,7 +102,7 @@ fn counterfactuals_of_drawn_texts_are_draws_of_the_edited_model() {
         let edited = run(&model, std::slice::from_ref(&prompt), &whole);
         let edited = edited.expect("runs").logits;
         let plain = logits(&model, std::slice::from_ref(&prompt)).expect("runs");
-        let mut chance = vec![1.0; VOCAB];
+        let mut shares: Vec<Vec<f64>> = Vec::new();
         let laws = [
             (&both.original, plain),
             (&both.counterfactual, edited.expect("asked for")),
@@ -125,16 +125,21 @@ fn counterfactuals_of_drawn_texts_are_draws_of_the_edited_model() {
                     "{count} for {share}"
                 );
             }
-            (chance.iter_mut().zip(&weights)).for_each(|(both, weight)| *both *= weight / sum);
+            shares.push(weights.iter().map(|weight| weight / sum).collect());
         }
-        // The same noise keeps more of them than two draws that know nothing of each other would share.
-        let shared: f64 = chance.iter().sum();
+        // One noise chooses token i under p and under q with probability 1 / sum_j max(p_j / p_i, q_j / q_i).
+        let of_both = |i: usize| {
+            let larger = (0..VOCAB).map(|j| {
+                let ratios = shares.iter().map(|share| share[j] / share[i]);
+                ratios.fold(0.0, f64::max)
+            });
+            1.0 / larger.sum::<f64>()
+        };
+        let expected: f64 = (0..VOCAB).map(of_both).sum();
         let pairs = both.original.tokens.iter().zip(&both.counterfactual.tokens);
         let same = pairs.filter(|(a, b)| a == b).count() as f64 / COPIES as f64;
-        assert!(
-            same > 1.5 * shared,
-            "{same} are the same, {shared} by chance"
-        );
+        let noise = 4.0 * (expected * (1.0 - expected) / COPIES as f64).sqrt();
+        assert!((same - expected).abs() < noise, "{same} for {expected}");
     }
 }
 
