@@ -345,19 +345,18 @@ impl Prepared for Ordering<'_> {
 
     fn measure(&self, unit: &Unit, progress: &dyn Progress) -> Result<Vec<ExampleScores>> {
         let task = self.on.task;
-        let mut found = Vec::new();
+        let mut found: [Vec<Vec<InOrder>>; MODES.len()] = Default::default();
         for &item in &unit.items {
             let pair = &task.pairs()[item];
-            found.push([
-                self.run(pair, false, progress)?,
-                self.run(pair, true, progress)?,
-            ]);
+            for (mode, found) in found.iter_mut().enumerate() {
+                found.push(self.run(pair, mode == 1, progress)?);
+            }
             progress.advance(self.cells.len() as u64);
         }
         let gold = |i: usize| self.config.gold.get(&task.pairs()[unit.items[i]].index);
-        let mut columns = Columns::new(found.len());
-        for mode in 0..MODES.len() {
-            let runs = |i: usize| -> &[InOrder] { &found[i][mode] };
+        let mut columns = Columns::new(unit.items.len());
+        for of_mode in &found {
+            let runs = |i: usize| -> &[InOrder] { &of_mode[i] };
             columns.push_some(|i| share(runs(i).iter()));
             for place in 0..self.places {
                 columns.push_some(|i| {
@@ -382,11 +381,11 @@ impl Prepared for Ordering<'_> {
             columns
                 .push_some(|i| Some(f64::from(u8::from(runs(i).iter().all(|run| run.is_right)))));
         }
-        let written = |i: usize| &found[i][0][0];
-        let clean: Vec<f64> = (0..found.len())
+        let written = |i: usize| &found[0][i][0];
+        let clean: Vec<f64> = (0..unit.items.len())
             .map(|i| f64::from(u8::from(written(i).is_right)))
             .collect();
-        let judgements = (0..found.len()).map(|i| written(i).judged).collect();
+        let judgements = (0..unit.items.len()).map(|i| written(i).judged).collect();
         let examples = columns.into_examples(task, &unit.items, &clean);
         Ok(judged(examples, judgements))
     }
