@@ -267,7 +267,7 @@ fn the_slow_twin_of_the_papers_rules_agrees() {
                 capture: &hooks,
                 ..Request::default()
             };
-            let cache = run(&model, &[tokens.clone()], &request)
+            let cache = run(&model, std::slice::from_ref(&tokens), &request)
                 .expect("runs")
                 .cache;
             let read = |hook: Hook| -> Vec<Vec<Vec<f64>>> {
@@ -294,7 +294,7 @@ fn the_slow_twin_of_the_papers_rules_agrees() {
             edits: &edits,
             ..Request::default()
         };
-        let slow = run(&model, &[tokens.clone()], &request)
+        let slow = run(&model, std::slice::from_ref(&tokens), &request)
             .expect("runs")
             .logits;
         let last = tokens.len() - 1;
