@@ -14,6 +14,7 @@ use clap::Args;
 use super::Context;
 use super::args::PrintArgs;
 use super::circuit;
+use super::destination::check_not_read;
 use super::session::{COMMON, Mode};
 use super::show::print;
 
@@ -69,6 +70,7 @@ pub fn run(args: &CompareArgs, ctx: &Context) -> anyhow::Result<()> {
         .into());
     }
     if let Some(out) = &args.out {
+        check_not_read(out, names().map(PathBuf::as_path))?;
         check_out(out, &ctx.command, args.force)?;
     }
     let first = Scores::read_parquet(&args.first)?;

@@ -44,6 +44,27 @@ pub fn destination(output: &OutputArgs, default: &str, ctx: &Context) -> anyhow:
     Err(error.into())
 }
 
+/// Refuses a result in the place of a file that the command reads, which is lost then, whatever `--force` says.
+/// # Errors
+/// [`Error::Invalid`] naming the file.
+pub fn check_not_read<'a>(
+    out: &Path,
+    read: impl IntoIterator<Item = &'a Path>,
+) -> Result<(), Error> {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let Some(place) = real(out) else {
+        return Ok(());
+    };
+    let is_same = |path: &&Path| real(path).as_ref() == Some(&place);
+    match read.into_iter().find(is_same) {
+        None => Ok(()),
+        Some(path) => Err(Error::invalid(format!(
+            "`{}` is what this command reads; write its result to another place",
+            path.display()
+        ))),
+    }
+}
+
 /// Refuses to lose a file that does not say which command made it: a picture, activations, a task of one's own.
 /// # Errors
 /// [`Error::Invalid`] where there is one; those of [`check_writable`].

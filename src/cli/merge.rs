@@ -6,6 +6,7 @@ use candlewick::Error;
 use candlewick::methods::read_shards;
 use clap::Args;
 
+use super::destination::check_not_read;
 use super::{Context, parse_again};
 
 /// Make one table of the files that `--shard` wrote: the same table as without shards.
@@ -37,6 +38,7 @@ pub struct Merging {
 }
 
 pub fn run(args: &MergeArgs, ctx: &Context) -> anyhow::Result<()> {
+    check_not_read(&args.out, args.parts.iter().map(PathBuf::as_path))?;
     let read = read_shards(&args.parts)?;
     let mut command = without_flag(&read.note.command, &["--shard"]);
     command = without_flag(&command, &["--out", "-o"]);

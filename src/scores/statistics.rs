@@ -108,7 +108,10 @@ pub fn wilson(count: usize, of: usize) -> (f64, f64) {
     let centre = (fraction + square / 2.0) / (1.0 + square);
     let spread = fraction * (1.0 - fraction) / n + square / (4.0 * n);
     let half = Z * spread.sqrt() / (1.0 + square);
-    ((centre - half).max(0.0), (centre + half).min(1.0))
+    // Where all or none were counted one end is exact, and rounding must not move it.
+    let low = if count == 0 { 0.0 } else { centre - half };
+    let high = if count == of { 1.0 } else { centre + half };
+    (low.max(0.0), high.min(1.0))
 }
 
 #[cfg(test)]
@@ -128,6 +131,13 @@ mod tests {
                 (found.0 - low).abs() < 1e-5 && (found.1 - high).abs() < 1e-5,
                 "{found:?}"
             );
+        }
+    }
+
+    #[test]
+    fn none_and_all_have_exact_ends() {
+        for n in 1..200 {
+            assert_eq!((wilson(0, n).0, wilson(n, n).1), (0.0, 1.0), "{n}");
         }
     }
 

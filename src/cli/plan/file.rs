@@ -196,6 +196,13 @@ impl Reader<'_> {
             }
         }
         self.distinct(plan.tasks.iter().map(|task| &task.name), "tasks");
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = plan.seeds.iter().find(|seed| !seen.insert(**seed)) {
+            let problem = format!(
+                "seed {twice} is named twice, and its runs would be the same; name it once"
+            );
+            self.problems.push((0, problem));
+        }
         plan
     }
 

@@ -37,9 +37,13 @@ impl Subspace {
                 basis: Some(DMatrix::zeros(0, 0)),
             });
         }
+        // More directions than dimensions are dependent, and have no square triangle.
+        if columns.len() > columns[0].len() {
+            return None;
+        }
         let (q, r) = orthonormal(DMatrix::from_columns(&columns));
         let is_full_rank = r.diagonal().iter().all(|on| on.abs() > ROUNDING);
-        (is_full_rank && columns.len() <= columns[0].len()).then_some(Subspace { basis: Some(q) })
+        is_full_rank.then_some(Subspace { basis: Some(q) })
     }
 
     /// A basis that is orthonormal already.
@@ -120,5 +124,7 @@ mod tests {
         let double = [vec![1.0, 2.0, 0.0], vec![2.0, 4.0, 0.0]];
         assert_eq!(Subspace::spanned(&double), None);
         assert_eq!(Subspace::spanned(&[vec![0.0; 3]]), None);
+        let too_many = [vec![1.0, 0.0], vec![0.0, 1.0], vec![1.0, 1.0]];
+        assert_eq!(Subspace::spanned(&too_many), None);
     }
 }

@@ -66,8 +66,13 @@ impl NoiseTunnel {
     }
 
     /// # Errors
-    /// [`Error::Invalid`] for no draws, or noise that is none.
+    /// [`Error::Invalid`] for no draws, one draw of what varies, or noise that is none.
     pub(super) fn check(self) -> Result<()> {
+        if self.over == OverNoise::Vargrad && self.draws == 1 {
+            return Err(Error::invalid(
+                "the variance of one draw is 0 whatever it is (`vargrad`); give the tunnel at least 2 draws",
+            ));
+        }
         check_draws(self.over.name(), self.draws)?;
         check_noise(self.over.name(), self.noise)
     }
@@ -163,5 +168,11 @@ mod tests {
         assert_eq!(of(OverNoise::Smoothgrad), 3.0);
         assert_eq!(of(OverNoise::SmoothgradSq), 41.0 / 3.0);
         assert!((of(OverNoise::Vargrad) - 14.0 / 3.0).abs() < 1e-12);
+        let one = |over| NoiseTunnel {
+            draws: 1,
+            ..NoiseTunnel::new(over)
+        };
+        assert!(one(OverNoise::Vargrad).check().is_err());
+        assert!(one(OverNoise::Smoothgrad).check().is_ok());
     }
 }
