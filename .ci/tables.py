@@ -141,7 +141,7 @@ def the_footer_tells():
     assert all(str(token) in texts for token in prompt["clean"] + prompt["corrupted"] + prompt["wrong"])
     assert texts[str(prompt["clean"][-1])].strip() == prompt["clean_text"].split()[-1]
     assert texts[str(prompt["answers"][0])].strip()
-    beside = json.loads(pathlib.Path("text.provenance.json").read_text())
+    beside = json.loads(pathlib.Path("text.csv.provenance.json").read_text())
     assert beside["table"] == "text.csv" and beside["method"] == about["method"]
 
 

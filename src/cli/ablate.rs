@@ -25,7 +25,8 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// pair of heads and shows their interaction. `--block QUERIES:KEYS` knocks attention out in each head.
 ///
 /// `--ranked FILE` takes out together the heads and MLPs that a table of any method ranks highest (or `--lowest`), so many for each of
-/// `--sizes`, and random sets of as many beside them. With `--against FILE` they are ranked by how clearly the first table's scores are above
+/// `--sizes`, and random sets of as many beside them; take other prompts than the table's (`--seed`). Of a table of removals (`ablate`, `heads
+/// --score replacement`) the highest are those that do harm, and `--lowest` what is needed. With `--against FILE` they are ranked by how clearly the first table's scores are above
 /// the second's (Welch's t over pairs): what one task needs and another does not.
 ///
 /// `--self-repair` resamples the output of one attention, MLP or head at the last position, and compares its direct effect on
@@ -38,7 +39,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick ablate --together a3.h0,a3.h1 --class first=a0.h0,a0.h2 --source resample
   candlewick ablate --sites z,mlp_out --source-model embedded --n-pairs 8 --out same.parquet
   candlewick ablate --head-pairs a0.h0,a0.h2,a3.h0,a3.h1 --n-pairs 8 --out pairs.parquet
-  candlewick ablate --ranked ablation.parquet --lowest --sizes 1,2 --random-sets 3 --n-pairs 8
+  candlewick ablate --ranked ablation.parquet --lowest --sizes 1,2 --random-sets 3 --seed 9 --n-pairs 8
   candlewick ablate --block @END:@S2 --layers 2,3 --n-pairs 8
   candlewick ablate --self-repair heads --target difference")]
 pub struct AblateArgs {
@@ -148,13 +149,26 @@ impl Ask for AblateArgs {
             mode = mode.and(&["window", "layers", "heads"]);
         }
         mode = mode.and(&["together", "class", "head_pairs", "ranked"]);
+        let of_ranks = ["against", "lowest", "sizes", "random_sets"];
         if self.ranked.is_some() {
-            mode = mode.and(&["against", "lowest", "sizes", "random_sets"]);
+            mode = mode.and(&of_ranks);
+        } else {
+            for flag in of_ranks {
+                mode = mode.instead(
+                    flag,
+                    "give the table that ranks heads and MLPs (`--ranked FILE`)",
+                );
+            }
         }
         if self.has_sets() {
             mode = mode.and(&["at"]);
         }
         mode
+    }
+
+    fn reads(&self) -> Vec<&Path> {
+        let tables = self.ranked.iter().chain(&self.against);
+        tables.map(PathBuf::as_path).collect()
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
@@ -188,8 +202,10 @@ impl Ask for AblateArgs {
             ..PatchConfig::new(sites)
         };
         let knockouts = self.block.iter().map(|text| knockout(text));
+        let ranking = self.ranking(on.spec)?;
         Ok(Box::new(AblationConfig {
-            sets: self.sets(on)?,
+            sets: self.sets(on, ranking.as_ref())?,
+            ranked_by: ranking.map(|ranking| ranking.by().clone()),
             pairs: heads_of_pairs(&self.head_pairs, on.spec)?,
             knockouts: knockouts.collect::<anyhow::Result<_>>()?,
             whole_layers: self.whole_layers,
@@ -268,8 +284,9 @@ impl AblateArgs {
         Ok(Some(Arc::new(reference)))
     }
 
-    fn sets(&self, on: &Asked<'_>) -> anyhow::Result<Vec<NodeSet>> {
-        let mut sets = self.ranked_sets(on)?;
+    fn sets(&self, on: &Asked<'_>, ranking: Option<&Ranking>) -> anyhow::Result<Vec<NodeSet>> {
+        let ranked = ranking.map(|ranking| self.ranked_sets(ranking, on.task.seed));
+        let mut sets = ranked.transpose()?.unwrap_or_default();
         for text in &self.together {
             sets.push(NodeSet {
                 name: text.clone(),
@@ -296,15 +313,19 @@ impl AblateArgs {
 }
 
 impl AblateArgs {
-    fn ranked_sets(&self, on: &Asked<'_>) -> anyhow::Result<Vec<NodeSet>> {
+    /// What `--ranked` and `--against` say.
+    fn ranking(&self, spec: &ModelSpec) -> anyhow::Result<Option<Ranking>> {
         let Some(path) = &self.ranked else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let scores = Scores::read_parquet(path)?;
-        let ranking = match &self.against {
-            Some(path) => Ranking::by_t(&scores, &Scores::read_parquet(path)?, on.spec)?,
-            None => Ranking::by_score(&scores, on.spec)?,
-        };
+        Ok(Some(match &self.against {
+            Some(path) => Ranking::by_t(&scores, &Scores::read_parquet(path)?, spec)?,
+            None => Ranking::by_score(&scores, spec)?,
+        }))
+    }
+
+    fn ranked_sets(&self, ranking: &Ranking, seed: u64) -> candlewick::Result<Vec<NodeSet>> {
         let sizes = if self.sizes.is_empty() {
             let all = ranking.nodes().count();
             [1, 2, 5, 10]
@@ -315,7 +336,7 @@ impl AblateArgs {
             self.sizes.clone()
         };
         let random = self.random_sets.unwrap_or(10);
-        Ok(ranking.sets(&sizes, self.lowest, random, on.task.seed)?)
+        ranking.sets(&sizes, self.lowest, random, seed)
     }
 }
 

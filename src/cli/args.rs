@@ -89,7 +89,7 @@ pub struct TaskArgs {
     /// logit_diff, prob_diff, log_prob, prob, kl, js, rank, top<k> or accuracy [default: the task's].
     #[arg(long, value_name = "NAME")]
     pub metric: Option<String>,
-    /// Of the drawn prompts [default: the task's].
+    /// Of the drawn prompts, of random draws, and of the resamples of intervals [default: the task's].
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -172,10 +172,10 @@ pub struct OutputArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub struct PrintArgs {
-    /// All rows as CSV on stdout, instead of picture and table.
+    /// All rows as CSV on stdout, instead of picture and table, and after them those of tables beside it (`metric` tells them apart).
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
-    /// All rows on stdout, a JSON object a line.
+    /// The same, a JSON object a line.
     #[arg(long)]
     pub json: bool,
     /// How many of the strongest rows of each component to show; with `--csv` or `--json`, only these.

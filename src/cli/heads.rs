@@ -18,10 +18,11 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
 /// what a head writes for (OV) and what it looks for (QK), token by token, from its weights.
 ///
 /// With `--score` heads are scored by what they are to the answers; `candlewick scale --by` scales heads by such a table on other prompts, and
-/// `candlewick ablate --ranked` takes out its highest.
+/// `candlewick ablate --ranked` takes out its highest, or its `--lowest`.
 ///
 /// `replacement`: the probability of the answer where a head says what the other heads of its layer say in the mean; `pos` is what right answers
-/// lose by it, `neg` what wrong ones gain.
+/// lose by it, `neg` what wrong ones gain, each 0 on prompts that go the other way, so that neither is ever below 0. Its `score` is what the
+/// probability becomes less what it was, so that the heads that it ranks highest do harm (`ablate --ranked FILE --lowest` takes out what is needed).
 ///
 /// `ships`: how far the next token's distribution moves without a head's attention, on a task's prompts or on lines of text (`--texts`).
 /// `sahara`: also the heads that together turn the states of all prompts most, found one by one, beside random ones.
@@ -157,9 +158,36 @@ impl Ask for HeadsArgs {
                 "`--score negative-attention`",
                 &["positive", "negative", "highest", "draws"],
             ),
-            None if self.circuit.is_empty() => Mode::new("no `--circuit`", &looks),
+            None if self.circuit.is_empty() => {
+                Mode::new("neither `--score` nor `--circuit`", &looks)
+            }
             None => Mode::new("`--circuit`", &looks).and(&["from", "tokens"]),
         };
+        // A flag of another score says which.
+        let mode = [
+            ("replace_by", "it is for `--score replacement`"),
+            ("change", "it is for `--score ships` or `sahara`"),
+            ("texts", "it is for `--score ships` or `sahara`"),
+            ("steps", "it is for `--score sahara`"),
+            ("rank", "it is for `--score sahara`"),
+            (
+                "draws",
+                "it is for `--score sahara` or `negative-attention`",
+            ),
+            ("decline", "it is for `--score sahara`"),
+            ("refusal", "it is for `--score sahara`"),
+            (
+                "answer_tokens",
+                "it is for `--score sahara` with `--refusal TEXT`",
+            ),
+            ("positive", "it is for `--score negative-attention`"),
+            ("negative", "it is for `--score negative-attention`"),
+            ("highest", "it is for `--score negative-attention`"),
+            ("from", "name heads to read out (`--circuit a3.h1`)"),
+            ("tokens", "name heads to read out (`--circuit a3.h1`)"),
+        ]
+        .into_iter()
+        .fold(mode, |mode, (flag, remedy)| mode.instead(flag, remedy));
         let mode = mode.and(&["score"]).idle(&["metric"]);
         match self.score {
             Some(_) => mode.idle(&["verify"]),
@@ -245,7 +273,7 @@ impl HeadsArgs {
         };
         let config = NegativeConfig::new(positive.clone(), negative.clone());
         Ok(NegativeConfig {
-            highest: self.highest.unwrap_or(config.highest),
+            highest: self.highest,
             draws: self.draws.unwrap_or(config.draws),
             seed,
             ..config

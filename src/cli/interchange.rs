@@ -1,5 +1,6 @@
 //! `candlewick interchange`: does the model compute what a program says?
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candlewick::Error;
@@ -7,7 +8,7 @@ use candlewick::hooks::Kind;
 use candlewick::methods::interchange::{
     AlignedPart, Alignment, Decode, Draws, InputTable, ProgramFile, Side, WrittenPlace,
 };
-use candlewick::methods::subspace::read_subspaces;
+use candlewick::methods::subspace::{model_of_directions, read_subspaces};
 use candlewick::methods::{InterchangeConfig, Layers, Method};
 use candlewick::model::EMBEDDED;
 use candlewick::task::END;
@@ -87,6 +88,15 @@ pub enum DecodeChoice {
     Vocabulary,
 }
 
+/// The file that `--subspace` names, and the method behind it.
+fn directions(typed: &str) -> (&Path, Option<&str>) {
+    let whole = Path::new(typed);
+    match typed.rsplit_once(':') {
+        Some((path, method)) if !whole.exists() => (Path::new(path), Some(method)),
+        _ => (whole, None),
+    }
+}
+
 impl InterchangeArgs {
     fn file(&self) -> candlewick::Result<ProgramFile> {
         match &self.program {
@@ -117,11 +127,7 @@ impl InterchangeArgs {
         ) {
             (Some(Layers(units)), ..) => AlignedPart::Units(units.clone()),
             (None, Some(typed), ..) => {
-                let whole = Path::new(typed);
-                let (path, method) = match typed.rsplit_once(':') {
-                    Some((path, method)) if !whole.exists() => (Path::new(path), Some(method)),
-                    _ => (whole, None),
-                };
+                let (path, method) = directions(typed);
                 AlignedPart::Subspaces(read_subspaces(path, method)?)
             }
             (None, None, Some(_), Some(_)) => {
@@ -159,6 +165,10 @@ impl Ask for InterchangeArgs {
             "inputs", "prompts", "draws", "decode",
         ];
         Mode::new("`interchange`", &acts).idle(&["metric", "verify"])
+    }
+
+    fn reads(&self) -> Vec<&Path> {
+        self.inputs.iter().map(PathBuf::as_path).collect()
     }
 
     fn method(&self, _: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {
@@ -207,9 +217,21 @@ impl Ask for InterchangeArgs {
                 .transpose()
         };
         let alignments = places.iter().map(alignment).collect::<Result<_, _>>()?;
+        let files: BTreeSet<&Path> = match (&self.units, &self.subspace) {
+            (Some(_), _) => BTreeSet::new(),
+            (None, Some(typed)) => BTreeSet::from([directions(typed).0]),
+            (None, None) => (places.iter().flatten())
+                .filter_map(|place| place.subspace.as_deref())
+                .collect(),
+        };
+        let mut directions_of = Vec::new();
+        for file in files {
+            directions_of.extend(model_of_directions(file)?);
+        }
         let usual = InterchangeConfig::new(program, Alignment::default());
         Ok(Box::new(InterchangeConfig {
             alignments,
+            directions_of,
             together: self.together,
             sides: match self.prompts {
                 PromptChoice::Both => vec![Side::Clean, Side::Corrupted],

@@ -1,10 +1,10 @@
 //! `candlewick scale`: what a task's prompts are answered with as heads are scaled.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candlewick::methods::{Heads, Method, ModulationConfig, ScalingConfig};
 use candlewick::scores::Scores;
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::session::{Ask, Asked, CommonArgs, Mode};
 
@@ -24,9 +24,10 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick ablate --sites z --source zero --metric prob --n-pairs 8 --out worth.parquet
   candlewick scale --by worth.parquet --seed 8 --n-pairs 8 --out scaled.parquet
   candlewick scale --by worth.parquet --lambda=-1,1 --shuffles 3 --seed 8 --n-pairs 8")]
+#[command(group = ArgGroup::new("scaled").args(["heads", "by"]).required(true).multiple(true))]
 pub struct ScaleArgs {
     /// The heads, each scaled by itself, such as `a2.h0,a3.h1`, or `0-1` in every layer; of a table only these [default with `--by`: all].
-    #[arg(long, value_name = "HEADS", required_unless_present = "by")]
+    #[arg(long, value_name = "HEADS")]
     pub heads: Option<Heads>,
     /// What they are multiplied by [default: -5,-2,-1,0,0.5,1,2,3,5,8,10].
     #[arg(
@@ -71,6 +72,10 @@ impl Ask for ScaleArgs {
                 .instead("factors", "take `--lambda`"),
         }
         .idle(&["metric", "verify"])
+    }
+
+    fn reads(&self) -> Vec<&Path> {
+        self.by.iter().map(PathBuf::as_path).collect()
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {

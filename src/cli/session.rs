@@ -18,9 +18,10 @@ use candlewick::text::duration;
 use clap::Args;
 
 use super::args::{ModelArgs, OutputArgs, TaskArgs, memory};
+use super::destination::{check_not_read, destination};
 use super::open::{load_options, open_model, open_task, open_texts};
 use super::plan::Stage;
-use super::{Context, destination, show};
+use super::{Context, show};
 
 /// The flags of every measuring command.
 #[derive(Debug, Clone, Args)]
@@ -64,6 +65,11 @@ pub trait Ask {
     /// A file of lines that are read in the place of a task's prompts.
     fn texts(&self) -> Option<&Path> {
         None
+    }
+
+    /// Other files that it reads, which its result must not replace.
+    fn reads(&self) -> Vec<&Path> {
+        Vec::new()
     }
 
     /// Prompts of the command's own, in the place of a task's.
@@ -205,7 +211,14 @@ pub struct Asked<'a> {
 
 /// Measures what a command asks for, or plans it, or a shard of it, or merges shards of it.
 pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<()> {
-    ask.mode().check(&ctx.typed)?;
+    let mut mode = ask.mode();
+    if ask.texts().is_some() {
+        let alone = "a line of text is a prompt alone; leave it out";
+        mode = mode
+            .idle(&["unequal_lengths"])
+            .instead("unequal_lengths", alone);
+    }
+    mode.check(&ctx.typed)?;
     let merging = ctx.merging.as_ref();
     let shard = common.running.shard.filter(|_| merging.is_none());
     let mut options = load_options(&common.model)?;
@@ -225,7 +238,10 @@ pub fn run(ask: &dyn Ask, common: &CommonArgs, ctx: &Context) -> anyhow::Result<
                 format!("{name}.shard-{index}-of-{count}.parquet")
             }
         };
-        destination(&common.output, &default, ctx)?
+        let out = destination(&common.output, &default, ctx)?;
+        let read = ask.reads().into_iter().chain(ask.texts());
+        check_not_read(&out, read.chain(common.task.pairs.as_deref()))?;
+        out
     };
 
     let id = &common.model.model;
@@ -349,14 +365,18 @@ pub fn print_plan(plan: &Plan, model: &Model, has_other: bool) -> anyhow::Result
     writeln!(out, "forward-equivalents  {:.1}", cost.passes + cost.packed)?;
     writeln!(
         out,
-        "memory               {:.0} MB weights{}, {:.0} MB activations",
+        "memory               {:.0} MB weights{}, {:.0} MB activations{}",
         megabytes(model.weights.bytes()),
         if has_other {
             ", as much again for the source model's"
         } else {
             ""
         },
-        megabytes(cost.bytes)
+        megabytes(cost.bytes),
+        match cost.held {
+            0 => String::new(),
+            held => format!(", {:.0} MB for what is fitted", megabytes(held)),
+        }
     )?;
     writeln!(out, "parts                {}", plan.units)?;
     if plan.verified > 0 {

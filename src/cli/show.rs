@@ -9,7 +9,7 @@ use candlewick::Error;
 use candlewick::plot::{
     HeatmapOptions, PageOptions, SvgOptions, facts, listed, page, shared_reach, strongest, svg,
 };
-use candlewick::scores::{Conditions, Scores, SortKeys, write_out};
+use candlewick::scores::{Column, Conditions, Scores, SortKeys, write_out};
 use candlewick::text::{duration, shell_quoted, visible};
 use clap::Args;
 
@@ -117,7 +117,7 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     }
     let pictures = args.picture.check()?;
     let whole = Scores::read_parquet(&args.file)?;
-    let n_rows = whole.table.height();
+    let n_rows = whole.n_rows();
     let scores = chosen(whole, args)?;
     if let Some(pictures) = pictures {
         draw(&scores, args, &pictures)?;
@@ -142,7 +142,7 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
     // A page is whole or not there at all.
     let mut out = Vec::new();
     for (name, fact) in facts(&scores, n_rows) {
-        writeln!(out, "{name:<10}{fact}")?;
+        writeln!(out, "{name:<10}{}", worded(&fact))?;
     }
     writeln!(out)?;
     if lists {
@@ -153,7 +153,16 @@ pub fn run(args: &ShowArgs, ctx: &Context) -> anyhow::Result<()> {
             usize::MAX
         };
         let n = args.print.top.unwrap_or(ROWS);
-        write!(out, "{}", listed(&rows, &columns(args), n, width))?;
+        let named = match args.columns.is_empty() {
+            true => Vec::new(),
+            false => rows
+                .table
+                .get_column_names()
+                .iter()
+                .map(|name| name.to_string())
+                .collect(),
+        };
+        write!(out, "{}", listed(&rows, &named, n, width))?;
     } else {
         print(&scores, &args.print, ctx, &mut out)?;
     }
@@ -228,7 +237,13 @@ fn in_order(scores: &Scores, args: &ShowArgs) -> anyhow::Result<Scores> {
         rows = rows.sorted(keys)?;
     }
     if !args.columns.is_empty() {
-        rows = rows.select(&columns(args))?;
+        let mut columns = columns(args);
+        let metric = Column::Metric.name();
+        // Rows of several quantities are told apart by it.
+        if !scores.sides.is_empty() && columns.iter().all(|name| name != metric) {
+            columns.push(metric.into());
+        }
+        rows = rows.select(&columns)?;
     }
     if let (Some(n), true) = (args.print.top, args.print.csv || args.print.json) {
         rows.table = rows.table.head(Some(n));

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 105] = [
+const FLAGS: [(&str, &str); 108] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -41,6 +41,8 @@ const FLAGS: [(&str, &str); 105] = [
     ("Alignment::roles", "--position"),
     ("InterchangeConfig::alignments", "--variable"),
     ("InterchangeConfig::draws", "--draws"),
+    ("InterchangeConfig::inputs", "--inputs"),
+    ("InterchangeConfig::program", "--program"),
     ("InterchangeConfig::sides", "--prompts"),
     ("InterchangeConfig::together", "--together"),
     ("LatentConfig::exact", "--method exact"),
@@ -83,6 +85,7 @@ const FLAGS: [(&str, &str); 105] = [
     ("Search::steps", "--steps"),
     ("SourceConfig::subject", "--subject"),
     ("ReferenceSet::Corrupted", "--baseline corrupted"),
+    ("RemovalConfig::players", "--players"),
     ("RemovalConfig::removal", "--removal"),
     ("ScoreConfig::gold", "--gold"),
     ("ScoreConfig::methods", "--method"),

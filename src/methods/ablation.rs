@@ -16,6 +16,7 @@
 
 mod config;
 mod ranked;
+mod ranked_by;
 mod sets;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use serde_json::{Value, json};
 pub use config::{AblationConfig, Knockout, NodeSet};
 pub use ranked::Ranking;
 pub(super) use ranked::node_values;
+pub use ranked_by::RankedBy;
 use sets::PAIR;
 pub(super) use sets::{cell_of, heads_and_mlps, site_of};
 
@@ -78,6 +80,9 @@ impl Method for AblationConfig {
         settings["knockouts"] = json!(knockouts);
         settings["whole_layers"] = json!(self.whole_layers);
         settings["positions"] = json!(self.positions.to_string());
+        if let Some(by) = &self.ranked_by {
+            settings["ranked_by"] = by.settings();
+        }
         settings
     }
 
@@ -87,7 +92,8 @@ impl Method for AblationConfig {
 
     fn check(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
         self.check_parts(spec)?;
-        self.patching(spec).check(spec, task)
+        self.patching(spec).check(spec, task)?;
+        self.check_reach(spec, task)
     }
 
     fn load(&self) -> Result<()> {
@@ -140,9 +146,11 @@ impl Prepared for Ablating<'_> {
     fn conclude(&self, measured: &mut Measured, progress: &dyn Progress) -> Result<()> {
         self.patching.conclude(measured, progress)?;
         add_interactions(measured, |node| self.config.single(node));
-        measured
-            .notes
-            .extend(notes(self.config, &self.patching.model.spec));
+        let Patching { model, task, .. } = self.patching;
+        if let Some(by) = &self.config.ranked_by {
+            by.tell(model, task, measured);
+        }
+        measured.notes.extend(notes(self.config, &model.spec));
         Ok(())
     }
 }

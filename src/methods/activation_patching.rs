@@ -291,7 +291,7 @@ impl PatchConfig {
         Ok(())
     }
 
-    /// Pairs of unequal length align by role alone.
+    /// Pairs of unequal length align by role alone, where the two prompts have to align.
     fn check_lengths(&self, task: &Task) -> Result<()> {
         let Err(error) = task.check_aligned() else {
             return Ok(());
@@ -301,10 +301,17 @@ impl PatchConfig {
             let is_square = matches!(sites.kind, Kind::AttnScores | Kind::Pattern);
             sites.resolved(&extent) == Along::Role && !is_square
         };
-        let is_lawful = self.source == PatchSource::Pair
-            && self.noise.is_none()
-            && self.sets.is_empty()
-            && self.sites.iter().all(by_role);
+        let is_lawful = match self.source {
+            PatchSource::Pair => {
+                self.noise.is_none() && self.sets.is_empty() && self.sites.iter().all(by_role)
+            }
+            // What is put in place is no matter of positions in the other prompt, and its run is for the metric alone.
+            PatchSource::Zero
+            | PatchSource::Scale(_)
+            | PatchSource::MeanAll
+            | PatchSource::Block => self.direction.base() == "clean" && self.source_model.is_none(),
+            _ => false,
+        };
         if is_lawful { Ok(()) } else { Err(error) }
     }
 

@@ -242,6 +242,7 @@ impl Prepared for ExactEdges<'_> {
             passes: 2.0 + self.passes_for_values(unit.cells.start == 0),
             packed,
             bytes: self.bytes(length),
+            ..Cost::default()
         })
     }
 

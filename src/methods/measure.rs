@@ -164,8 +164,11 @@ pub fn plan(on: Subject<'_>, method: &dyn Method, running: &Running) -> Result<P
             .cost
             .bytes
             .max(n * one.bytes.max(prepared.bytes(group.1)));
+        plan.cost.held = plan.cost.held.max(one.held);
+        plan.cost.seconds += n as f64 * one.seconds;
     }
     plan.seconds = seconds_of_a_pass(on)? * (plan.cost.passes + plan.cost.packed / 3.0);
+    plan.seconds += plan.cost.seconds;
     if let Some(options) = running.verify {
         let header = method.header(on.task);
         verify::check_method(method, &header.method, prepared.cells(), options)?;

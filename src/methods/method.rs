@@ -157,6 +157,10 @@ pub struct Cost {
     pub packed: f64,
     /// Bytes of activations.
     pub bytes: usize,
+    /// Bytes that are held beside them, however many examples run at once.
+    pub held: usize,
+    /// Seconds of arithmetic beside the runs, such as fits take.
+    pub seconds: f64,
 }
 
 impl Cost {

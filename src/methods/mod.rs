@@ -37,10 +37,11 @@ pub mod self_repair;
 mod sites;
 pub mod steering;
 pub mod subspace;
+mod taken;
 pub mod tokens;
 pub mod verify;
 
-pub use ablation::{AblationConfig, Knockout, NodeSet, Ranking, ablation};
+pub use ablation::{AblationConfig, Knockout, NodeSet, RankedBy, Ranking, ablation};
 pub use activation_patching::{
     PatchConfig, PatchSource, SiteSet, SourceModel, activation_patching,
 };
@@ -96,5 +97,6 @@ pub use self_repair::{RepairConfig, RepairParts, RepairTarget, self_repair};
 pub use sites::{Along, Sites, parse_sites};
 pub use steering::{SteerAt, Steering, SteeringVector, drift};
 pub use subspace::{SubspaceConfig, SubspaceMethod};
+pub use taken::{TakenModel, TakenTable};
 pub use tokens::{ScoreConfig, TokenConfig, TokenMethod, TokenScore};
 pub use verify::Verification;

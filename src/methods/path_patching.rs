@@ -167,6 +167,7 @@ impl Prepared for PathPatching<'_> {
             passes: 2.0,
             packed,
             bytes: self.bytes(length),
+            ..Cost::default()
         })
     }
 

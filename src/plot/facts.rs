@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::scores::{Direction, Provenance, Scores};
 use crate::text::visible;
 
-/// The facts of a table, each with its name, safe to show. `of` is how many rows there were before some were left out.
+/// The facts of a table, each with its name, safe to show. `of` is how many rows there were before some were left out, with those of tables
+/// beside it.
 pub fn facts(scores: &Scores, of: usize) -> Vec<(&'static str, String)> {
     let p = &scores.provenance;
     let base = p.direction.base();
@@ -25,10 +26,18 @@ pub fn facts(scores: &Scores, of: usize) -> Vec<(&'static str, String)> {
             p.mean_clean, p.mean_corrupted
         ),
     };
-    let rows = match scores.table.height() {
-        shown if shown == of => of.to_string(),
+    let own = scores.table.height();
+    let beside = scores.n_rows() - own;
+    let mut rows = match own + beside {
+        shown if shown == of => own.to_string(),
         shown => format!("{shown} of {of}"),
     };
+    if beside > 0 {
+        rows += &match own + beside == of {
+            true => format!(", and {beside} of other measures"),
+            false => format!(", {beside} of them of other measures"),
+        };
+    }
     let unit = match p.unit.as_str() {
         "" => String::new(),
         unit => format!(" ({unit})"),

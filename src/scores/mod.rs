@@ -87,6 +87,12 @@ impl Scores {
         }
     }
 
+    /// Rows of the table and of those beside it.
+    pub fn n_rows(&self) -> usize {
+        let sides = self.sides.iter().map(|(_, side)| side.table.height());
+        self.table.height() + sides.sum::<usize>()
+    }
+
     /// The side table of a kind.
     pub fn side(&self, kind: &str) -> Option<&Scores> {
         let found = self.sides.iter().find(|(name, _)| name == kind);

@@ -2,7 +2,7 @@
 //! is not ours, and the results of other work, are replaced only by force.
 //!
 //! `.parquet` holds all: the table and how it was made. `.csv` and `.jsonl` are for other programs, with how they were made in
-//! `NAME.provenance.json`; they are not read back.
+//! `NAME.csv.provenance.json`; they are not read back.
 
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -94,6 +94,13 @@ pub fn write_out(scores: &Scores, path: &Path, force: bool) -> Result<()> {
         write_text(&provenance_path(path), |out| out.write_all(note.as_bytes()))?;
     }
     write_one(scores, path, format)?;
+    if format != OutFormat::Parquet {
+        let earlier = path.with_extension("provenance.json");
+        if read_note(&earlier).is_some_and(|(table, _)| Some(&*table) == name(path)) {
+            // The note of an earlier version is of the table that was replaced; a file too many is no failure.
+            let _ = fs::remove_file(earlier);
+        }
+    }
     if let Found::Ours(before) = before {
         remove_stale_sides(path, format, &before, scores);
     }
@@ -106,9 +113,23 @@ pub fn side_path(path: &Path, kind: &str) -> PathBuf {
     path.with_extension(format!("{kind}.{ending}"))
 }
 
-/// Where the provenance of a text file stands: `scores.provenance.json` beside `scores.csv`.
+/// Where the provenance of a text file stands: `scores.csv.provenance.json` beside `scores.csv`.
 pub fn provenance_path(path: &Path) -> PathBuf {
-    path.with_extension("provenance.json")
+    let ending = path.extension().unwrap_or_default().to_string_lossy();
+    path.with_extension(format!("{ending}.provenance.json"))
+}
+
+/// Where it stands of a file that is there: earlier versions wrote `scores.provenance.json`, whichever the ending of the table was.
+fn note_beside(path: &Path) -> PathBuf {
+    let (now, before) = (
+        provenance_path(path),
+        path.with_extension("provenance.json"),
+    );
+    let is_of_it = || read_note(&before).is_some_and(|(table, _)| Some(&*table) == name(path));
+    match !now.exists() && is_of_it() {
+        true => before,
+        false => now,
+    }
 }
 
 /// What stands where results should go.
@@ -154,7 +175,7 @@ fn found(path: &Path, format: OutFormat) -> Result<Found> {
             },
         };
     }
-    let beside = provenance_path(path);
+    let beside = note_beside(path);
     match (size(path), size(&beside)) {
         (0, 0) => Ok(Found::Nothing),
         (_, 0) => not_ours(),
@@ -313,7 +334,7 @@ impl Scores {
             Ok(OutFormat::Csv | OutFormat::JsonLines)
         ) && path.exists()
         {
-            let note = read_note(&provenance_path(path));
+            let note = read_note(&note_beside(path));
             return Err(Error::NotReadBack {
                 path: path.to_path_buf(),
                 made: note.map_or(String::new(), |(_, about)| {
@@ -390,11 +411,11 @@ mod tests {
             ("a.parquet", vec!["a.measures.parquet", "a.parquet"]),
             (
                 "a.csv",
-                vec!["a.csv", "a.measures.csv", "a.provenance.json"],
+                vec!["a.csv", "a.csv.provenance.json", "a.measures.csv"],
             ),
             (
                 "a.jsonl",
-                vec!["a.jsonl", "a.measures.jsonl", "a.provenance.json"],
+                vec!["a.jsonl", "a.jsonl.provenance.json", "a.measures.jsonl"],
             ),
         ] {
             let folder = tempfile::tempdir().unwrap();
@@ -452,6 +473,20 @@ mod tests {
                     .any(|name| name.contains("measures"))
             );
         }
+    }
+
+    #[test]
+    fn one_name_with_two_endings_is_two_results_and_an_earlier_note_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        write_out(&scores("candlewick patch --sites z"), &path("a.csv"), false).unwrap();
+        write_out(&scores("candlewick ablate"), &path("a.jsonl"), false).unwrap();
+        assert!(names(folder.path()).contains(&"a.csv.provenance.json".into()));
+        fs::rename(path("a.csv.provenance.json"), path("a.provenance.json")).unwrap();
+        let other = check_out(&path("a.csv"), &words("candlewick ablate"), false).unwrap_err();
+        assert!(matches!(other, Error::OtherResults { .. }), "{other}");
+        write_out(&scores("candlewick patch --sites z"), &path("a.csv"), false).unwrap();
+        assert!(!path("a.provenance.json").exists() && path("a.csv.provenance.json").exists());
     }
 
     #[test]

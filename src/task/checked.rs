@@ -295,14 +295,33 @@ impl Task {
     /// # Errors
     /// [`Error::BadMetric`] naming the first pair that does not.
     pub fn check_metric(&self, metric: Metric) -> Result<()> {
+        // Another metric than the task's is what a method measures by, and nobody can choose it.
+        let is_chosen = metric == self.metric;
         for pair in &self.pairs {
-            metric.check_tokens(&pair.target)?;
+            let checked = metric.check_tokens(&pair.target);
+            checked.map_err(|error| match is_chosen {
+                true => error,
+                false => Error::BadMetric {
+                    metric: metric.to_string(),
+                    reason: format!(
+                        "compares single tokens here, and the answer of pair {} of task `{}` has {}; give answers of one token",
+                        pair.index,
+                        self.name,
+                        pair.target.n_tokens()
+                    ),
+                },
+            })?;
             pair.check_metric(metric)
                 .map_err(|lacks| Error::BadMetric {
                     metric: metric.to_string(),
                     reason: format!(
-                        "needs {lacks}, and pair {} of task `{}` has none; add it, or choose `ExpandOptions::metric = kl`",
-                        pair.index, self.name
+                        "needs {lacks}, and pair {} of task `{}` has none; {}",
+                        pair.index,
+                        self.name,
+                        match is_chosen {
+                            true => "add it, or choose `ExpandOptions::metric = kl`",
+                            false => "add it to the pairs, for it is what is measured here",
+                        }
                     ),
                 })?;
         }

@@ -56,18 +56,23 @@ impl QuestionSet {
                 None => Ok(Vec::new()),
                 Some(answer) => prompt.answer(answer, tokenizer, options.chat, bos)?,
             };
-            let length = prompt.ids.len()
-                + match &answer {
-                    Ok(answer) if answer.is_empty() => self.max_answer,
-                    Ok(answer) => answer.len(),
-                    Err(_) => 0,
-                };
+            let length = prompt.ids.len().saturating_add(match &answer {
+                Ok(answer) if answer.is_empty() => self.max_answer,
+                Ok(answer) => answer.len(),
+                Err(_) => 0,
+            });
             let most = options.max_tokens.unwrap_or(usize::MAX);
             let reason = match answer {
                 Ok(answer) if length <= most => {
                     pairs.push(pair(index, prompt, answer));
                     continue;
                 }
+                Ok(answer) if answer.is_empty() => format!(
+                    "too long: {} tokens and an answer of up to {}, the model takes at most {most}; shorten the context, or the answer \
+                     (`QuestionSet::max_answer`)",
+                    prompt.ids.len(),
+                    self.max_answer
+                ),
                 Ok(_) => format!(
                     "too long: {length} tokens with the answer, the model takes at most {most}; shorten the context"
                 ),

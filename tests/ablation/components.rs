@@ -3,13 +3,14 @@
 use candlewick::hooks::Node;
 use candlewick::methods::{
     ComponentKind, ComponentsConfig, Heads, Layers, NodeSet, PatchSource, Ranking, Removal,
-    ScalingConfig, check,
+    ScalingConfig, TakenModel, check,
 };
+use candlewick::metric::Metric;
 use candlewick::scores::{Detail, Scores, statistics::correlation};
 use candlewick::spec::{Mlp, ModelSpec};
 
 use crate::models::task::task;
-use crate::{ablate, column, config, models, near, nodes, run_method};
+use crate::{ablate, column, config, models, near, run_method};
 
 /// Masks that seldom remove two components together.
 fn seldom_two(kind: ComponentKind) -> ComponentsConfig {
@@ -227,9 +228,15 @@ fn ranked_sets_are_the_strongest_together_and_random_ones_of_their_size() {
     let lowest = ranking.sets(&[2], true, 0, 7).unwrap();
     let last: Vec<Node> = ranking.nodes().rev().take(2).collect();
     assert_eq!(lowest[0].nodes, last);
-    // And they are ablated as sets that were named are.
+    // And they are ablated as sets that were named are, with what ranked them and that it saw these prompts.
     let mut ranked = config("", PatchSource::Mean);
     ranked.sets = vec![sets[3].clone()];
+    let mut by = ranking.by().clone();
+    by.table.model = TakenModel {
+        id: "elsewhere".into(),
+        weight_hash: String::new(),
+    };
+    ranked.ranked_by = Some(by);
     let mut written = config("", PatchSource::Mean);
     written.sets = vec![NodeSet {
         name: "by hand".into(),
@@ -244,6 +251,19 @@ fn ranked_sets_are_the_strongest_together_and_random_ones_of_their_size() {
         &column(&written, "value"),
         "a set",
     );
+    let about = &ranked.provenance;
+    assert_eq!(about.config["ranked_by"]["table"]["method"], "ablation");
+    for (said, what) in [
+        (&about.warnings, "another model, `elsewhere`"),
+        (&about.warnings, "measured on 3 of these 3 prompts too"),
+        (&about.notes, "without the highest `logit_diff` rises most"),
+    ] {
+        assert!(
+            said.iter().any(|line| line.contains(what)),
+            "{what}: {said:?}"
+        );
+    }
+    assert!(written.provenance.config.get("ranked_by").is_none());
 
     for sizes in [&[0][..], &[1000]] {
         let error = ranking.sets(sizes, false, 1, 7).expect_err("refused");
@@ -286,13 +306,6 @@ fn two_tables_rank_by_how_clearly_one_is_above_the_other() {
     let values: Vec<f64> = ranking.nodes().map(t).collect();
     assert_eq!(values.len(), model.spec.n_layers * model.spec.n_heads);
     assert!(values.is_sorted_by(|a, b| a >= b), "{values:?}");
-    assert_eq!(
-        Ranking::by_t(&zero, &zero, &model.spec)
-            .unwrap()
-            .nodes()
-            .next(),
-        nodes("a0.h0").first().copied()
-    );
 
     let refused = |scores: &Scores, against: &Scores, what: &str| {
         let error = Ranking::by_t(scores, against, &model.spec).expect_err("refused");
@@ -305,6 +318,17 @@ fn two_tables_rank_by_how_clearly_one_is_above_the_other() {
         Detail::Mean,
     );
     refused(&means, &mean, "Running::detail");
+    refused(&zero, &zero, "the same scores");
+    let by_prob = ablate(&model, &task, &{
+        let mut other = config("z:all", PatchSource::Zero);
+        other.patch.metric = Some(Metric::Prob);
+        other
+    });
+    refused(
+        &zero,
+        &by_prob,
+        "do not measure one thing, but `logit_diff`",
+    );
     let few = ablate(&model, &task, &{
         let mut few = config("z:all", PatchSource::Zero);
         few.patch.layers = Layers(vec![0]);

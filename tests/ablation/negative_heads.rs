@@ -79,7 +79,7 @@ fn precision_and_recall_are_those_of_whole_runs_without_the_heads() {
     for model in models::two_kinds() {
         let what = &model.spec.family;
         let config = NegativeConfig {
-            highest: 1,
+            highest: Some(1),
             draws: 0,
             ..NegativeConfig::new(
                 "@S1".parse().expect("a role"),
@@ -164,6 +164,11 @@ fn what_cannot_be_scored_is_refused() {
         "does not name the answer `@NONE`",
     );
     says(&negative("@S1", "@S1"), &model.spec, "one place");
+    let too_many = NegativeConfig {
+        highest: Some(1000),
+        ..negative("@S1", "@S2")
+    };
+    says(&too_many, &model.spec, "1000 highest heads of");
     says(
         &negative("@S1", "@S2"),
         &models::encoder().spec,

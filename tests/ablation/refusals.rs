@@ -99,4 +99,41 @@ fn names_and_places_of_sets_are_checked() {
         },
         "knocked out twice",
     );
+    says(
+        &|config| {
+            config.patch.source = PatchSource::Block;
+            config.knockouts = vec![Knockout {
+                queries: Positions::These(vec![Pos::Index(3)]),
+                keys: Positions::These(vec![Pos::FromEnd(1)]),
+            }];
+        },
+        "stand behind the queries",
+    );
+}
+
+#[test]
+fn where_clean_prompts_alone_are_changed_the_others_may_be_of_any_length() {
+    let task = task();
+    let shorter = changed(&task, |pair| {
+        pair.corrupted.truncate(pair.clean.len() - 1);
+    });
+    for model in models::two_kinds() {
+        for source in [
+            PatchSource::Zero,
+            PatchSource::MeanAll,
+            PatchSource::Scale(0.5),
+        ] {
+            let config = config("z", source);
+            let [of, other] = [&task, &shorter].map(|task| {
+                check(&config, &model.spec, task).expect("nothing has to align");
+                crate::column(&crate::ablate(&model, task, &config), "value")
+            });
+            // The mean over all positions is over other prompts.
+            if source != PatchSource::MeanAll {
+                crate::near(&of, &other, "the clean runs");
+            }
+        }
+        let error = check(&config("z", PatchSource::Mean), &model.spec, &shorter);
+        assert!(error.is_err(), "means by position align");
+    }
 }

@@ -9,7 +9,9 @@ use candlewick::methods::interchange::{
     Side, Value,
 };
 use candlewick::methods::subspace::Subspace;
-use candlewick::methods::{InterchangeConfig, Subject, SubspaceConfig, Watch, check, measure};
+use candlewick::methods::{
+    InterchangeConfig, Subject, SubspaceConfig, TakenModel, Watch, check, measure,
+};
 use candlewick::model::Model;
 use candlewick::prelude::{ExpandOptions, Lab, LoadOptions};
 use candlewick::run::{Request, run, run_with_cache};
@@ -565,6 +567,28 @@ fn what_cannot_be_exchanged_is_said_by_name() {
         }),
         "999",
     );
+    // All units of an activation are the whole of it, and the control moves to another place as that of the whole does.
+    let all = |part: AlignedPart| {
+        let mut config = placed(Alignment {
+            part,
+            layers: [1].into(),
+            ..Alignment::default()
+        });
+        config.directions_of = vec![TakenModel {
+            id: "elsewhere".into(),
+            weight_hash: String::new(),
+        }];
+        let found = measured(&model, &task, &config);
+        let warns = |of: &String| of.contains("another model, `elsewhere`");
+        assert!(found.warnings.iter().any(warns), "{:?}", found.warnings);
+        (found.examples, found.notes)
+    };
+    let (whole, _) = all(AlignedPart::Whole);
+    assert_eq!(all(AlignedPart::Units((0..22).collect())).0, whole);
+    let (_, notes) = all(AlignedPart::Units((0..20).collect()));
+    let crowded =
+        "20 of 22 are exchanged, so that a random part of as many has at least 18 of them too";
+    assert!(notes.iter().any(|note| note.contains(crowded)), "{notes:?}");
     let narrow = Subspace::spanned(&[vec![1.0, 0.0]]).expect("a direction");
     let place = format!("{}@END", Hook::at(Kind::ResidPost, 0));
     let spaces = |place: &str, space: &Subspace| Alignment {

@@ -434,14 +434,28 @@ fn what_cannot_be_exchanged_is_refused() {
         &with(&|of| of.dims = 23),
         "the width of `resid_post`",
     );
+    says(
+        model,
+        &six,
+        &with(&|of| {
+            of.methods = vec![SubspaceMethod::BoundlessDas];
+            of.training.most_dims = 23;
+        }),
+        "the width of `resid_post`",
+    );
     says(model, &six, &with(&|of| of.dims = 6), "vary along");
     says(
         model,
         &six,
         &with(&|of| of.train = Some(6)),
-        "6 pairs cannot be split",
+        "take from 2 to 5 for training",
     );
-    says(model, &many(2), &usual, "2 pairs cannot be split");
+    says(
+        model,
+        &many(2),
+        &usual,
+        "take at least 3 (`ExpandOptions::n_pairs`)",
+    );
     says(
         model,
         &six,

@@ -53,6 +53,39 @@ fn results_are_replaced_by_their_own_command_alone() {
 }
 
 #[test]
+fn no_result_replaces_what_its_command_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let ablate = [
+        "ablate",
+        "--n-pairs",
+        "2",
+        "--layers",
+        "0",
+        "--quiet",
+        "-o",
+        "a.parquet",
+    ];
+    assert!(candlewick_in(folder.path(), &ablate).0);
+    let before = fs::read(folder.path().join("a.parquet")).unwrap();
+    for args in [
+        &["compare", "a.parquet", "a.parquet"][..],
+        &["scale", "--by", "a.parquet", "--seed", "8"],
+        &["ablate", "--ranked", "./a.parquet", "--sizes", "1"],
+        &["merge", "a.parquet"],
+    ] {
+        let (is_fine, _, stderr) = candlewick_in(
+            folder.path(),
+            &[args, &["-o", "a.parquet", "--force"]].concat(),
+        );
+        assert!(
+            !is_fine && stderr.contains("is what this command reads"),
+            "{stderr}"
+        );
+    }
+    assert!(fs::read(folder.path().join("a.parquet")).unwrap() == before);
+}
+
+#[test]
 fn default_names_are_numbered_where_they_are_taken() {
     let folder = tempfile::tempdir().unwrap();
     for (pairs, name) in [
@@ -98,7 +131,8 @@ fn text_files_are_written_with_how_they_were_made_beside_them() {
         assert!(is_fine, "{stderr}");
         let table = fs::read_to_string(folder.path().join(name)).unwrap();
         assert!(table.lines().count() > 10 && table.contains("induction"));
-        let beside = fs::read_to_string(folder.path().join("a.provenance.json")).unwrap();
+        let beside =
+            fs::read_to_string(folder.path().join(format!("{name}.provenance.json"))).unwrap();
         let about: serde_json::Value = serde_json::from_str(&beside).unwrap();
         assert_eq!(about["table"], name);
         assert_eq!(about["method"], "head_statistics");

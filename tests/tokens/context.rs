@@ -584,6 +584,21 @@ fn questions_that_are_none_are_refused_in_one_line() {
         "unknown word",
     );
     refused(&|set| set.questions[1].answer = None, "question 1 has none");
+    let mut own = set();
+    own.questions[1].answer = None;
+    own.own_answers = true;
+    own.task(tokenizer(), &ExpandOptions::default())
+        .expect("the model answers all of them");
+    own.max_answer = 100_000_000;
+    let options = ExpandOptions {
+        max_tokens: Some(64),
+        ..ExpandOptions::default()
+    };
+    let error = own.task(tokenizer(), &options).expect_err("too long");
+    assert!(
+        error.to_string().contains("`QuestionSet::max_answer`"),
+        "{error}"
+    );
     refused(&|set| set.questions.clear(), "no question in it");
     refused(
         &|set| set.layout = Some("{question}".into()),

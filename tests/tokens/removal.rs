@@ -366,6 +366,14 @@ fn what_cannot_be_removed_is_refused_before_anything_runs() {
         let message = refused(&model, &wrong).to_string();
         assert!(message.contains(says), "{message}");
     }
+    let without = changed(&task, |pair| pair.roles.clear());
+    let error = check(
+        &config(SHAPLEY, Players::Roles, Removal::Zero),
+        &model.spec,
+        &without,
+    );
+    let message = error.expect_err("no game").to_string();
+    assert!(message.contains("no roles"), "{message}");
     let message = refused(
         &encoder(),
         &config(SHAPLEY, Players::Tokens, Removal::Delete),

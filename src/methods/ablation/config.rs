@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use super::ranked_by::RankedBy;
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::{Node, Positions};
 use crate::methods::activation_patching::PatchConfig;
 use crate::scores::Direction;
 use crate::spec::ModelSpec;
+use crate::task::Task;
 
 /// Nodes that are ablated together, under a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct AblationConfig {
     pub whole_layers: bool,
     /// Where sets and pairs are ablated.
     pub positions: Positions,
+    /// What the sets were ranked by ([`super::Ranking::by`]), which the result says; `None` for sets of one's own.
+    pub ranked_by: Option<RankedBy>,
 }
 
 impl AblationConfig {
@@ -59,6 +63,7 @@ impl AblationConfig {
             knockouts: Vec::new(),
             whole_layers: false,
             positions: Positions::All,
+            ranked_by: None,
         }
     }
 
@@ -87,6 +92,29 @@ impl AblationConfig {
             return Err(Error::invalid(
                 "an ablation makes its own sets of sites; give nodes in `sets`, or patch the sites themselves",
             ));
+        }
+        Ok(())
+    }
+
+    /// Refuses a knockout of what a model that looks back does not see anyway.
+    pub(super) fn check_reach(&self, spec: &ModelSpec, task: &Task) -> Result<()> {
+        if !spec.is_causal() {
+            return Ok(());
+        }
+        for knockout in &self.knockouts {
+            let mut reaches = task.pairs().is_empty();
+            for pair in task.pairs() {
+                let places = |of: &Positions| of.resolve(pair.clean.len(), &pair.roles);
+                let (queries, keys) = (places(&knockout.queries)?, places(&knockout.keys)?);
+                reaches |= queries.iter().max() >= keys.iter().min();
+            }
+            if !reaches {
+                return Err(Error::invalid(format!(
+                    "attention `{}` is none: the model looks back, and in every pair these keys stand behind the queries; queries stand first, as in \
+                     `@END:@S2`",
+                    knockout.label()
+                )));
+            }
         }
         Ok(())
     }

@@ -7,16 +7,21 @@ use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::NodeSet;
+use super::ranked_by::RankedBy;
 use crate::circuit::Graph;
 use crate::error::{Error, Result};
 use crate::hooks::Node;
+use crate::methods::taken::TakenTable;
 use crate::scores::statistics::mean;
 use crate::scores::{Column, Scores};
 use crate::spec::ModelSpec;
 
 /// Nodes in the order of a number, the largest first.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ranking(Vec<(Node, f64)>);
+pub struct Ranking {
+    nodes: Vec<(Node, f64)>,
+    by: RankedBy,
+}
 
 const HIGHEST: &str = "highest";
 const LOWEST: &str = "lowest";
@@ -31,16 +36,28 @@ impl Ranking {
     /// [`Error::Invalid`] if the table has none, or several of a node, or has them by position; that of a node which the model does not have.
     pub fn by_score(scores: &Scores, spec: &ModelSpec) -> Result<Ranking> {
         let values = node_values(scores, spec)?;
-        Ok(Ranking::new(
-            values.into_iter().map(|(node, of)| (node, moments(&of).0)),
-        ))
+        let by = RankedBy {
+            table: TakenTable::of(scores),
+            against: None,
+        };
+        let ranked = values.into_iter().map(|(node, of)| (node, moments(&of).0));
+        Ok(Ranking::new(ranked, by))
     }
 
     /// The same by how clearly the scores of one table are above those of another: Welch's t over their pairs, as Shah et al. 2024 choose
     /// what to remove (arXiv 2404.11534, section 5).
     /// # Errors
-    /// Those of [`Ranking::by_score`]; [`Error::Invalid`] for tables of means, or of different nodes.
+    /// Those of [`Ranking::by_score`]; [`Error::Invalid`] for tables of means, of different quantities or nodes, or of one and the same scores.
     pub fn by_t(scores: &Scores, against: &Scores, spec: &ModelSpec) -> Result<Ranking> {
+        let (table, other) = (TakenTable::of(scores), TakenTable::of(against));
+        let measures = |of: &TakenTable| (of.quantity(), of.unit.clone());
+        if measures(&table) != measures(&other) {
+            return Err(Error::invalid(format!(
+                "the two tables do not measure one thing, but {} and {}; measure both alike",
+                table.quantity(),
+                other.quantity()
+            )));
+        }
         let (all, others) = (node_values(scores, spec)?, node_values(against, spec)?);
         let mut ranked = Vec::with_capacity(all.len());
         for (node, of) in all {
@@ -61,18 +78,32 @@ impl Ranking {
             let apart = own - of_other;
             ranked.push((node, if apart == 0.0 { 0.0 } else { apart / error }));
         }
-        Ok(Ranking::new(ranked))
+        if ranked.iter().all(|(_, t)| *t == 0.0) {
+            return Err(Error::invalid(
+                "the two tables have the same scores, so none is above another; give tables of two tasks, or of two kinds of prompts",
+            ));
+        }
+        let by = RankedBy {
+            table,
+            against: Some(other),
+        };
+        Ok(Ranking::new(ranked, by))
     }
 
-    fn new(nodes: impl IntoIterator<Item = (Node, f64)>) -> Ranking {
+    fn new(nodes: impl IntoIterator<Item = (Node, f64)>, by: RankedBy) -> Ranking {
         let mut nodes: Vec<(Node, f64)> = nodes.into_iter().collect();
         nodes.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        Ranking(nodes)
+        Ranking { nodes, by }
+    }
+
+    /// What they are ranked by, for whoever ablates them (`AblationConfig::ranked_by`).
+    pub fn by(&self) -> &RankedBy {
+        &self.by
     }
 
     /// From the largest.
     pub fn nodes(&self) -> impl DoubleEndedIterator<Item = Node> {
-        self.0.iter().map(|ranked| ranked.0)
+        self.nodes.iter().map(|ranked| ranked.0)
     }
 
     /// For each size the set of the highest so many nodes, or of the lowest, and random sets of as many.
@@ -96,11 +127,11 @@ impl Ranking {
         sizes.sort_unstable();
         sizes.dedup();
         for size in sizes {
-            if !(1..=self.0.len()).contains(&size) {
+            if !(1..=self.nodes.len()).contains(&size) {
                 return Err(Error::invalid(format!(
                     "a set of {size} of {} ranked nodes; take from 1 to {}",
-                    self.0.len(),
-                    self.0.len()
+                    self.nodes.len(),
+                    self.nodes.len()
                 )));
             }
             let (name, nodes): (_, Vec<Node>) = if lowest {
@@ -113,10 +144,10 @@ impl Ranking {
                 nodes,
             });
             for draw in 1..=random {
-                let drawn = sample(&mut rng, self.0.len(), size);
+                let drawn = sample(&mut rng, self.nodes.len(), size);
                 sets.push(NodeSet {
                     name: format!("random {size} ({draw})"),
-                    nodes: drawn.into_iter().map(|i| self.0[i].0).collect(),
+                    nodes: drawn.into_iter().map(|i| self.nodes[i].0).collect(),
                 });
             }
         }
@@ -174,6 +205,17 @@ pub(in crate::methods) fn node_values(
     let values = scores.floats(Column::Score.name()).unwrap_or_default();
     let graph = Graph::new(spec);
     let mut found: BTreeMap<Node, Vec<f64>> = BTreeMap::new();
+    let is_negative = |number: &Option<i64>| number.is_some_and(|number| number < 0);
+    if let Some(row) =
+        (0..height).find(|&row| is_negative(&layers[row]) || is_negative(&heads[row]))
+    {
+        return Err(Error::invalid(format!(
+            "the results of `{}` have a row of layer {} and head {}, and there are none below 0",
+            scores.provenance.method,
+            layers[row].map_or("none".into(), |layer| layer.to_string()),
+            heads[row].map_or("none".into(), |head| head.to_string()),
+        )));
+    }
     for (row, value) in values.into_iter().enumerate() {
         let node = match (components[row], layers[row], heads[row]) {
             (Some(of), Some(layer), Some(head)) if OF_HEADS.contains(&of) => Node::Head {
@@ -201,10 +243,13 @@ pub(in crate::methods) fn node_values(
             )));
         }
         graph.row(node)?;
-        found
-            .entry(node)
-            .or_default()
-            .extend(value.filter(|value| value.is_finite()));
+        if let Some(value) = value.filter(|value| !value.is_finite()) {
+            return Err(Error::invalid(format!(
+                "the results of `{}` have a score of `{node}` that is not finite ({value}), and nodes are ranked by numbers; measure it again",
+                scores.provenance.method
+            )));
+        }
+        found.entry(node).or_default().extend(value);
     }
     found.retain(|_, values| !values.is_empty());
     if found.is_empty() {

@@ -300,6 +300,7 @@ impl Prepared for Patching<'_> {
                 + unit.items.len() as f64 * self.passes_for_values(unit.cells.start == 0),
             packed: planned.forwards,
             bytes: 2 * base.bytes() + planned.wave_bytes,
+            ..Cost::default()
         })
     }
 

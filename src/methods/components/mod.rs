@@ -128,6 +128,16 @@ impl<'a> Regressing<'a> {
         let (mut cells, sites): (Vec<Cell>, Vec<Site>) =
             config.components(&model.spec).into_iter().unzip();
         let n = cells.len();
+        let (masks, held) = (config.n_masks(n), regression::held(config.n_masks(n), n));
+        if let Some(memory) = running.memory.filter(|memory| *memory < held) {
+            return Err(Error::invalid(format!(
+                "a fit to {masks} masks of {n} {} holds {} MB, and {} MB may be taken (`Running::memory`); take fewer masks \
+                 (`ComponentsConfig::masks`), fewer layers, or more memory",
+                config.kind.name(),
+                held.div_ceil(1_000_000),
+                memory / 1_000_000
+            )));
+        }
         let seed = config.seed(task);
         let removed = config.removed(n);
         for (_, rate) in &removed {
@@ -217,6 +227,8 @@ impl Prepared for Regressing<'_> {
             variants,
             packed: variants as f64,
             bytes: items * self.bytes(length),
+            held: regression::held(self.fitted.len(), self.n()),
+            seconds: items as f64 * regression::seconds(self.fitted.len(), self.n()),
             ..Cost::passes((2.0 + estimates) * items as f64)
         })
     }

@@ -16,6 +16,22 @@ const LAST: f64 = 1e-4;
 /// Of the masks, so many choose the penalty.
 const HELD_OUT: f64 = 0.1;
 
+/// Sweeps over all weights that a fit takes in the mean, and seconds for a number of a sweep: measured on a slow core, good to a factor of three.
+const SWEEPS: f64 = 60.0;
+const SECONDS: f64 = 1.2e-9;
+
+/// Bytes that a fit to so many masks of so many components holds at once: the masks as they are, as rows, as columns, and as columns of unit
+/// variance.
+pub(super) fn held(masks: usize, components: usize) -> usize {
+    masks.saturating_mul(components).saturating_mul(1 + 3 * 8)
+}
+
+/// Seconds that the fits to the outcomes of one prompt take, and to shuffled ones: at each penalty, and at the one that is chosen.
+pub(super) fn seconds(masks: usize, components: usize) -> f64 {
+    let fits = 2.0 * f64::from(PENALTIES + 2);
+    fits * SWEEPS * SECONDS * masks as f64 * components as f64
+}
+
 /// Masks whose components are there or not each by itself.
 pub(super) fn drawn(n: usize, keep: f64, masks: usize, seed: u64) -> Vec<Mask> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -126,6 +126,13 @@ impl Method for AltiFlowConfig {
         }
         LayeredCells::check(spec, task)?;
         if self.logit {
+            let metric = self.metric.unwrap_or(task.metric);
+            if metric.needs_reference() {
+                return Err(Error::NoGradient {
+                    metric: metric.to_string(),
+                    reason: "at the clean prompt it is at its minimum, so every share would be zero; use `ExpandOptions::metric = log_prob`".into(),
+                });
+            }
             self.tokens().check(spec, task)?;
         }
         Ok(())

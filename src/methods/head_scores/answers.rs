@@ -37,6 +37,10 @@ pub(super) struct Fact {
     pub cell: Cell,
     pub value: Option<f64>,
     pub interval: Option<(f64, f64)>,
+    /// The sets of heads that have the number, and all.
+    pub sets: (usize, usize),
+    /// The share of resamples of the prompts that do not have it.
+    pub undefined: f64,
 }
 
 impl Again<'_> {
@@ -72,6 +76,7 @@ impl Again<'_> {
             let resampled: Vec<[Option<f64>; 3]> = (0..RESAMPLES).map(|_| resampled()).collect();
             for (which, measure) in MEASURES.iter().enumerate() {
                 let mut of: Vec<f64> = resampled.iter().filter_map(|all| all[which]).collect();
+                let has_it = |said: &&Vec<bool>| quality(said, self.truths, &all)[which].is_some();
                 let ends = [0.025, 0.975].map(|q| percentile(&mut of, q));
                 facts.push(Fact {
                     cell: Cell {
@@ -82,6 +87,8 @@ impl Again<'_> {
                     },
                     value: found[which],
                     interval: (of.len() > RESAMPLES / 2).then_some((ends[0], ends[1])),
+                    sets: (said.iter().filter(has_it).count(), said.len()),
+                    undefined: 1.0 - of.len() as f64 / RESAMPLES as f64,
                 });
             }
         }

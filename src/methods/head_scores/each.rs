@@ -115,6 +115,7 @@ impl EachHead<'_> {
             passes: 2.0 * unit.items.len() as f64,
             packed: planned.forwards,
             bytes: 2 * base.bytes() + planned.wave_bytes,
+            ..Cost::default()
         })
     }
 

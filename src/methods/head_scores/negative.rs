@@ -33,6 +33,8 @@ use crate::task::{Pair, Task};
 
 /// Heads that are listed.
 const LISTED: usize = 10;
+/// Heads that count as highest in a model that has many.
+const HIGHEST: usize = 20;
 
 /// Negative heads, by the attention from behind two answers that each prompt names.
 ///
@@ -46,8 +48,8 @@ const LISTED: usize = 10;
 pub struct NegativeConfig {
     pub positive: Candidate,
     pub negative: Candidate,
-    /// Heads that count as highest, where the model has four times as many; else a quarter of its heads.
-    pub highest: usize,
+    /// Heads that count as highest [default: 20, or a quarter of all where there are fewer than 80].
+    pub highest: Option<usize>,
     /// Random sets of heads.
     pub draws: usize,
     /// Of the halves, random heads and the bootstrap [default: the task's].
@@ -60,14 +62,15 @@ impl NegativeConfig {
         NegativeConfig {
             positive,
             negative,
-            highest: 20,
+            highest: None,
             draws: 10,
             seed: None,
         }
     }
 
     fn n_highest(&self, heads: usize) -> usize {
-        self.highest.min(heads / 4).max(1)
+        self.highest
+            .unwrap_or_else(|| HIGHEST.min(heads / 4).max(1))
     }
 
     /// How many heads are zeroed together: one, a quarter of the highest, all of them.
@@ -171,10 +174,16 @@ impl Method for NegativeConfig {
             self.looked(task, pair)?;
         }
         let heads = spec.n_layers * spec.n_heads;
-        if self.highest == 0 || self.draws > heads * 1000 {
+        if let Some(highest) = self.highest.filter(|n| !(1..=heads).contains(n)) {
             return Err(Error::invalid(format!(
-                "{} highest heads and {} random sets; take one head or more, and fewer sets (`NegativeConfig::highest`, `NegativeConfig::draws`)",
-                self.highest, self.draws
+                "{highest} highest heads of {heads}; take from 1 to {heads} (`NegativeConfig::highest`)"
+            )));
+        }
+        if self.draws > heads * 1000 {
+            return Err(Error::invalid(format!(
+                "{} random sets of {heads} heads; take at most {} (`NegativeConfig::draws`)",
+                self.draws,
+                heads * 1000
             )));
         }
         Ok(())
@@ -370,6 +379,28 @@ fn add(again: &Again<'_>, facts: &[Fact], measured: &mut Measured) {
         again.items.len(),
         again.truths.iter().filter(|is| **is).count()
     ));
+    // A mean or an interval that some runs or resamples have no part in is of the others alone.
+    let is_partial =
+        |fact: &&Fact| fact.value.is_some() && (fact.undefined > 0.0 || fact.sets.0 < fact.sets.1);
+    for fact in facts.iter().filter(is_partial) {
+        let Cell { component, src, .. } = &fact.cell;
+        let arm = match src {
+            Some(size) => format!("{component} {size}"),
+            None => component.clone(),
+        };
+        let measure = fact.cell.measure.as_deref().unwrap_or_default();
+        let (there, all) = fact.sets;
+        let of_sets = match there < all {
+            true => format!(
+                "is the mean of {there} of {all} sets (the others never give the positive answer); "
+            ),
+            false => String::new(),
+        };
+        measured.notes.push(format!(
+            "`{measure}` of {arm} {of_sets}is not there in {:.0}% of the resamples of its interval, which is of the others",
+            100.0 * fact.undefined
+        ));
+    }
     let facts: Vec<&Fact> = facts.iter().filter(has_value).collect();
     let cells = facts.iter().map(|fact| fact.cell.clone()).collect();
     // The prompts that were asked make one value together, and each has it.

@@ -45,7 +45,7 @@ pub enum ReplaceBy {
 ///
 /// Rows: each head, with the probability of the answer without it, `score` less that with it; beside it `drop` (the same the other way
 /// round, as the paper has it), `pos` over the prompts that the model answers right (its likeliest token is the answer) and `neg` over the
-/// others. Of these the `score` is the measure itself.
+/// others. Both are cut at 0 prompt by prompt before the mean is taken, so neither is ever below 0; `drop` is not cut. Of these the `score` is the measure itself.
 /// # Units
 /// Probability.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -98,11 +98,11 @@ impl Method for ReplacementConfig {
             View::Grids,
             of_kind(
                 POSITIVE,
-                "positive heads: the probability that right answers lose without them",
+                "positive heads: the probability that right answers lose without them (0 for a prompt that gains)",
             ),
             of_kind(
                 NEGATIVE,
-                "negative heads: the probability that the answer gains without them where the model is wrong",
+                "negative heads: the probability that the answer gains without them where the model is wrong (0 for a prompt that loses)",
             ),
             View::Strongest,
         ]
@@ -203,7 +203,7 @@ impl Prepared for Replacing<'_> {
                 format!("`{POSITIVE}` has no rows: the model answers none of {all} prompts right")
             }
             (right, wrong) => format!(
-                "`{POSITIVE}` is over {right} prompts that the model answers right, `{NEGATIVE}` over {wrong} others"
+                "`{POSITIVE}` is over {right} prompts that the model answers right, `{NEGATIVE}` over {wrong} others; both are cut at 0 on each prompt"
             ),
         });
         if self.by == ReplaceBy::Others && !self.has_others() {

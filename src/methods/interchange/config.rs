@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::hooks::{Hook, Kind};
 use crate::methods::choice::{Layers, check_range};
 use crate::methods::subspace::{Subspace, check_kind, check_role};
+use crate::methods::taken::TakenModel;
 use crate::model::checkpoint::hex;
 use crate::spec::ModelSpec;
 use crate::task::{END, Task};
@@ -97,6 +98,8 @@ pub struct InterchangeConfig {
     pub inputs: Option<InputTable>,
     pub draws: Draws,
     pub decode: Decode,
+    /// The models that directions which are exchanged were found in, where their files say so.
+    pub directions_of: Vec<TakenModel>,
     /// Of the draws and of the bootstrap [default: the task's].
     pub seed: Option<u64>,
 }
@@ -112,6 +115,7 @@ impl InterchangeConfig {
             inputs: None,
             draws: Draws::Balanced(100),
             decode: Decode::default(),
+            directions_of: Vec::new(),
             seed: None,
         }
     }
@@ -147,6 +151,7 @@ impl InterchangeConfig {
             "inputs": self.inputs.as_ref().map(hash_of),
             "draws": self.draws,
             "decode": self.decode,
+            "directions_of": self.directions_of,
         })
     }
 

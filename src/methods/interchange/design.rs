@@ -54,6 +54,8 @@ pub(super) struct Design<'a> {
     /// The number of the first item: those before it are the pairs of the task.
     pub first_item: usize,
     pub seed: u64,
+    /// What does nothing of what was given.
+    pub doubts: Vec<String>,
 }
 
 impl<'a> Design<'a> {
@@ -138,6 +140,9 @@ impl<'a> Design<'a> {
             items,
             first_item: task.pairs().len(),
             seed: config.seed(task),
+            doubts: config.inputs.as_ref().map_or_else(Vec::new, |table| {
+                table.idle(task, config.program.reads().as_ref())
+            }),
         })
     }
 

@@ -141,9 +141,42 @@ impl Prompt<'_> {
     }
 }
 
+impl InputTable {
+    /// What of it does nothing: rows of pairs that the task does not have, and columns that nothing reads, of all that are read.
+    pub(super) fn idle(&self, task: &Task, read: Option<&BTreeSet<&str>>) -> Vec<String> {
+        let known: BTreeSet<usize> = task.pairs().iter().map(|pair| pair.index).collect();
+        let pairs: BTreeSet<usize> = self.rows.keys().map(|(pair, _)| *pair).collect();
+        let foreign: Vec<usize> = pairs.difference(&known).copied().collect();
+        let mut idle = Vec::new();
+        if let Some(first) = foreign.first() {
+            idle.push(format!(
+                "the inputs have rows of {} pairs that are not among the {} of the task, the first of pair {first}",
+                foreign.len(),
+                known.len()
+            ));
+        }
+        let columns: BTreeSet<&str> = self
+            .rows
+            .values()
+            .flat_map(|row| row.keys().map(String::as_str))
+            .collect();
+        let unread = columns
+            .iter()
+            .filter(|name| read.is_some_and(|read| !read.contains(*name)));
+        let unread: Vec<String> = unread.map(|name| format!("`{}`", one_line(name))).collect();
+        if !unread.is_empty() {
+            idle.push(format!(
+                "the program reads nothing of these columns of the inputs: {}",
+                unread.join(", ")
+            ));
+        }
+        idle
+    }
+}
+
 /// The prompts of a task, each once, with their columns.
 /// # Errors
-/// Those of decoding.
+/// Those of decoding; [`Error::Invalid`] for a column of a table that would replace what the task says.
 pub(super) fn prompts<'a>(
     task: &'a Task,
     sides: &[Side],
@@ -173,6 +206,17 @@ pub(super) fn prompts<'a>(
             }
             for side in [None, Some(side)] {
                 let row = table.and_then(|table| table.rows.get(&(pair.index, side)));
+                let mut names = row.into_iter().flat_map(Inputs::keys);
+                let of_a_role = |name: &&String| {
+                    let role = name.strip_suffix(".pos").unwrap_or(name);
+                    prompt.roles().contains_key(role)
+                };
+                if let Some(name) = names.find(of_a_role) {
+                    return Err(Error::invalid(format!(
+                        "the inputs have a column `{}`, which is what the task says of a role; give it another name",
+                        one_line(name)
+                    )));
+                }
                 inputs.extend(
                     row.into_iter()
                         .flatten()
@@ -209,6 +253,29 @@ mod tests {
         ] {
             let error = InputTable::parse(text).unwrap_err();
             assert!(error.contains(says) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_of_a_table_does_nothing_is_named_and_what_would_replace_the_task_is_refused() {
+        let tokenizer = crate::model::tokenizer::tests::word_level(["Al", "Bo", "met"]);
+        let pair = Pair::new([0, 2, 1], [1, 2, 0]).role("S", [0]);
+        let task = Task::new("t", &tokenizer, crate::metric::Metric::Kl, [pair]).unwrap();
+        let table = InputTable::parse("example,colour,n\n0,red,2\n7,red,2\n9,red,1\n").unwrap();
+        let idle = table.idle(&task, Some(&BTreeSet::from(["n", "S"])));
+        assert!(
+            idle[0].contains("2 pairs") && idle[0].contains("pair 7"),
+            "{idle:?}"
+        );
+        assert!(idle[1].ends_with(": `colour`"), "{idle:?}");
+        assert_eq!(table.idle(&task, None).len(), 1);
+        for name in ["S", "S.pos"] {
+            let table = InputTable::parse(&format!("example,{name}\n0,1\n")).unwrap();
+            let error = prompts(&task, &[Side::Clean], Some(&table)).unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("column `{name}`")),
+                "{error}"
+            );
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Place {
     pub taken: Taken,
 }
 
-/// The places of an alignment, by layer and role.
+/// The places of an alignment, by layer and role; what takes all units or dimensions of an activation is the whole of it.
 pub(super) fn places(of: &Alignment, spec: &ModelSpec) -> Vec<Place> {
     let layers = (0..spec.n_layers).filter(|&layer| of.layers.has(layer));
     let mut all = Vec::new();
@@ -41,10 +41,17 @@ pub(super) fn places(of: &Alignment, spec: &ModelSpec) -> Vec<Place> {
         for role in &of.roles {
             let taken = match &of.part {
                 AlignedPart::Whole => Some(Taken::Whole),
+                AlignedPart::Units(units) if units.len() == units_of(hook, spec).0 => {
+                    Some(Taken::Whole)
+                }
                 AlignedPart::Units(units) => Some(Taken::Units(units.clone())),
                 AlignedPart::Subspaces(spaces) => {
                     let space = spaces.get(&format!("{hook}@{role}"));
-                    space.cloned().map(Taken::Along)
+                    let width = hook.width(spec);
+                    space.map(|space| match space.dims(width) == width {
+                        true => Taken::Whole,
+                        false => Taken::Along(space.clone()),
+                    })
                 }
             };
             all.extend(taken.map(|taken| Place {
@@ -101,6 +108,20 @@ impl Place {
         })
     }
 
+    /// Of a part that is more than half of the activation, so that no other of its size has nothing in common with it: how many units or
+    /// dimensions it has, and how many there are.
+    pub fn crowded(&self, spec: &ModelSpec) -> Option<(usize, usize)> {
+        let (taken, all) = match &self.taken {
+            Taken::Whole => return None,
+            Taken::Units(units) => (units.len(), units_of(self.hook, spec).0),
+            Taken::Along(space) => {
+                let width = self.hook.width(spec);
+                (space.dims(width), width)
+            }
+        };
+        (2 * taken > all).then_some((taken, all))
+    }
+
     /// The same of another part of as many units or dimensions; the whole has none, and moves to another position instead.
     pub fn random(&self, spec: &ModelSpec, rng: &mut ChaCha8Rng) -> Place {
         let taken = match &self.taken {
@@ -109,7 +130,7 @@ impl Place {
                 let (n, _) = units_of(self.hook, spec);
                 let mut others: Vec<usize> = (0..n).filter(|unit| !units.contains(unit)).collect();
                 others.shuffle(rng);
-                // Where most of them are taken, some stay.
+                // Where most of them are taken, some stay, and the result says so.
                 let mut own = units.clone();
                 own.shuffle(rng);
                 others.extend(own);

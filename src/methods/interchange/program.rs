@@ -123,6 +123,19 @@ impl Program {
         self.variables.iter().position(|(known, _)| known == name)
     }
 
+    /// The names that its expressions read; `None` where a closure reads what nobody knows.
+    pub(super) fn reads(&self) -> Option<BTreeSet<&str>> {
+        let functions = self.variables.iter().map(|(_, of)| of);
+        let mut all = BTreeSet::new();
+        for function in functions.chain([&self.output]) {
+            let Function::Expression(expression) = function else {
+                return None;
+            };
+            all.extend(expression.names().0);
+        }
+        Some(all)
+    }
+
     /// What decides its values.
     pub(super) fn settings(&self) -> Json {
         let text = |(name, function): &(String, Function)| json!([name, function.to_string()]);
@@ -164,7 +177,8 @@ impl Program {
                 if let Some(unknown) = names.into_iter().find(|name| !known.contains(name)) {
                     let later = self.find(unknown).map(|_| "; define it above");
                     return Err(refuse(format!(
-                        "there is no column `{unknown}`{}; there are {}",
+                        "there is no column `{unknown}`{}; there are {} (a task without these roles takes another program, \
+                         `InterchangeConfig::program`, or columns of one's own, `InterchangeConfig::inputs`)",
                         later.unwrap_or_default(),
                         known.iter().copied().collect::<Vec<_>>().join(", ")
                     )));

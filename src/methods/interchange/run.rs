@@ -416,6 +416,22 @@ impl Prepared for Interchanging<'_> {
                 ));
             }
         }
+        let places = self.design.exchanged.iter().flat_map(|set| &set.places);
+        let crowded = places.flatten().filter_map(|place| {
+            let (taken, all) = place.crowded(&self.on.model.spec)?;
+            Some(format!(
+                "at `{}` {taken} of {all} are exchanged, so that a random part of as many has at least {} of them too: `{RANDOM}` is no place \
+                 without the variable there",
+                place.name(),
+                2 * taken - all
+            ))
+        });
+        let crowded: BTreeSet<String> = crowded.collect();
+        notes.extend(crowded);
+        warnings.extend(self.design.doubts.iter().cloned());
+        let other = (self.config.directions_of.iter())
+            .filter_map(|of| of.warning("directions that are exchanged are", self.on.model));
+        warnings.extend(other.collect::<BTreeSet<String>>());
         for cell in 0..measured.cells.len() {
             let values: Vec<f64> = Self::of_cell(measured, cell).collect();
             let count = values.iter().filter(|value| **value > 0.5).count();

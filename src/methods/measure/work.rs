@@ -284,10 +284,15 @@ impl<'a> Work<'a> {
         let mut warnings = Vec::new();
         let task = self.on.task;
         if task.pairs().len() < task.asked {
+            let first = task.dropped.first();
             warnings.push(format!(
-                "{} of {} pairs are usable; `candlewick tokens` with the same model and task shows why the others were dropped",
+                "{} of {} pairs are usable{}",
                 task.pairs().len(),
-                task.asked
+                task.asked,
+                first.map_or(String::new(), |one| format!(
+                    "; the first of the others, {}, is dropped for this: {}",
+                    one.index, one.reason
+                ))
             ));
         }
         let wrong = examples.iter().filter(|one| one.clean <= 0.0).count();

@@ -229,6 +229,7 @@ impl Prepared for NodePaths<'_> {
             passes: 2.0,
             packed: steps().map(|step| walk(step.node, spec, share)).sum(),
             bytes: self.bytes(length),
+            ..Cost::default()
         })
     }
 

@@ -41,7 +41,7 @@ use crate::hooks::{Edit, Hook, Kind, Node, Pos, Site};
 use crate::run::{Progress, Variant};
 use crate::scores::{Cell, Direction, ExampleScores, Measured, ScoresMeta};
 use crate::spec::{Mlp, ModelSpec};
-use crate::task::{Pair, Task};
+use crate::task::{END, Pair, Task};
 
 /// The measure of an estimate's error, in the side table.
 const STANDARD_ERROR: &str = "standard_error";
@@ -114,6 +114,13 @@ impl Method for RemovalConfig {
                 "`{}` is for pieces of the prompt, and {} are none; remove them by `pair`, `zero` or `mean`",
                 self.removal,
                 self.players.name()
+            )));
+        }
+        // Every task has the role at which the answer is read, and alone that is no game.
+        if self.players == Players::Roles && task.all_roles().iter().all(|role| role == END) {
+            return Err(Error::invalid(format!(
+                "the pairs have no roles but `{END}`, so there is nothing to share out; give the pairs roles, or let `tokens` play \
+                 (`RemovalConfig::players`)"
             )));
         }
         if self.players == Players::Mlps && spec.mlp == Mlp::None {

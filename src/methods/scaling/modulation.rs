@@ -24,12 +24,13 @@ use crate::methods::method::{
     Cost, Method, Needs, Preparation, Prepared, Running, Subject, Unit, check_answers,
     clean_prompts, pairs_of, stop_if_asked, targets_of, units,
 };
+use crate::methods::taken::TakenTable;
 use crate::metric::{Judgement, Metric, Target};
 use crate::run::{Logits, Progress, Request, run};
 use crate::scores::statistics::mean;
 use crate::scores::{Bars, Cell, Direction, ExampleScores, Measured, Scores, ScoresMeta, View};
 use crate::spec::ModelSpec;
-use crate::task::Task;
+use crate::task::{Pair, Task};
 
 /// Most lambdas and deals: more than anybody would wait for.
 const MOST: usize = 1000;
@@ -48,10 +49,8 @@ pub struct ModulationConfig {
     pub lambdas: Vec<f32>,
     /// Times that the worths are dealt out at random.
     pub shuffles: usize,
-    /// Clean prompts that are left out of the task: those that the worths were measured on.
-    pub seen: HashSet<Vec<u32>>,
-    /// The model that they were measured on, where that is known.
-    pub of_model: Option<String>,
+    /// The table that they are from, if they are from one: prompts that it was measured on are left out of the task.
+    pub table: Option<TakenTable>,
     /// Of the deals and the bootstrap [default: the task's].
     pub seed: Option<u64>,
 }
@@ -70,10 +69,10 @@ impl ModulationConfig {
                 about.method
             )));
         }
-        let removes = matches!(about.direction, Direction::Ablate | Direction::Noise);
+        let table = TakenTable::of(scores);
         let metric = about.metric.parse::<Metric>();
         let worse_is_higher = metric.is_ok_and(|metric| !metric.is_better_higher());
-        let sign = if removes == worse_is_higher {
+        let sign = if table.is_of_removals() == worse_is_higher {
             1.0
         } else {
             -1.0
@@ -87,8 +86,7 @@ impl ModulationConfig {
             worth,
             lambdas: vec![1.0],
             shuffles: 10,
-            seen: about.prompts.iter().map(|it| it.clean.clone()).collect(),
-            of_model: Some(about.model.id.clone()),
+            table: Some(table),
             seed: None,
         })
     }
@@ -105,7 +103,8 @@ impl ModulationConfig {
     /// The pairs whose clean prompt the worths were not measured on.
     fn held_out(&self, task: &Task) -> Vec<usize> {
         let pairs = task.pairs().iter().enumerate();
-        let unseen = pairs.filter(|(_, pair)| !self.seen.contains(&pair.clean));
+        let is_seen = |pair: &Pair| self.table.as_ref().is_some_and(|it| it.has_seen(pair));
+        let unseen = pairs.filter(|(_, pair)| !is_seen(pair));
         unseen.map(|(item, _)| item).collect()
     }
 
@@ -155,7 +154,8 @@ impl Method for ModulationConfig {
         let worth: BTreeMap<String, f64> =
             worth.map(|(node, of)| (node.to_string(), *of)).collect();
         json!({
-            "worth": worth, "lambdas": self.lambdas, "shuffles": self.shuffles, "seen": self.seen.len(), "of_model": self.of_model,
+            "worth": worth, "lambdas": self.lambdas, "shuffles": self.shuffles,
+            "table": self.table.as_ref().map(TakenTable::settings),
         })
     }
 
@@ -423,17 +423,12 @@ impl Prepared for Modulating<'_> {
                 self.config.shuffles
             ));
         }
-        if let Some(other) = self
-            .config
-            .of_model
-            .as_ref()
-            .filter(|id| **id != model.origin.id)
-        {
-            measured.warnings.push(format!(
-                "the table is of model `{other}`, and its heads are scaled in `{}`; measure the same model for heads that are the same",
-                model.origin.id
-            ));
-        }
+        let table = self.config.table.as_ref();
+        let other = table.and_then(|table| {
+            let what = "the table whose scores scale heads is";
+            table.model.warning(what, model)
+        });
+        measured.warnings.extend(other);
         Ok(())
     }
 }
@@ -452,8 +447,7 @@ mod tests {
             worth: worth.collect(),
             lambdas: vec![1.0],
             shuffles: 1,
-            seen: HashSet::new(),
-            of_model: None,
+            table: None,
             seed: None,
         };
         let sorted = |mut values: Vec<f64>| {

@@ -31,7 +31,7 @@ pub use config::{SplitBy, SubspaceConfig, SubspaceMethod, Training};
 pub use data::das_loss;
 pub use fit::{Points, Probe};
 pub(super) use places::{check_kind, check_role};
-pub use save::read_subspaces;
+pub use save::{model_of_directions, read_subspaces};
 pub use space::Subspace;
 pub use split::rank_one_edit;
 
@@ -102,9 +102,21 @@ impl Method for SubspaceConfig {
             most_dims,
         } = self.training;
         let of_width = format!(", the width of `{}`", self.kind.short());
+        // The default is all of a narrower activation.
+        let is_bounded = self.methods.contains(&SubspaceMethod::BoundlessDas);
+        let default = Training::default().most_dims;
+        let most_of_training = match is_bounded && most_dims != default {
+            true => width,
+            false => usize::MAX,
+        };
         for (what, value, most, why) in [
             ("`SubspaceConfig::dims", self.dims, width, of_width.as_str()),
-            ("`Training::most_dims", most_dims, usize::MAX, ""),
+            (
+                "`Training::most_dims",
+                most_dims,
+                most_of_training,
+                of_width.as_str(),
+            ),
             ("`SubspaceConfig::draws", self.draws, MOST_DRAWS, ""),
             ("`Training::steps", steps, MOST_STEPS, ""),
         ] {

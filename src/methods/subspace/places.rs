@@ -73,13 +73,20 @@ impl Split {
         let pairs = task.pairs();
         let train = config.train.unwrap_or((pairs.len() / 2).max(LEAST_TRAIN));
         if train < LEAST_TRAIN || train >= pairs.len() {
-            return Err(Error::invalid(format!(
-                "{} pairs cannot be split into {train} that a subspace is found on and at least one that judges it; take at least {} \
-                 pairs (`ExpandOptions::n_pairs`), or {LEAST_TRAIN} to {} of them for training (`SubspaceConfig::train`)",
-                pairs.len(),
-                LEAST_TRAIN + 1,
-                pairs.len().saturating_sub(1).max(LEAST_TRAIN)
-            )));
+            let most = pairs.len().saturating_sub(1);
+            return Err(Error::invalid(match config.train {
+                Some(_) if most >= LEAST_TRAIN => format!(
+                    "a subspace cannot be found on {train} of {} pairs and judged by at least one other; take from {LEAST_TRAIN} to {most} for \
+                     training (`SubspaceConfig::train`)",
+                    pairs.len()
+                ),
+                _ => format!(
+                    "a subspace is found on {LEAST_TRAIN} pairs or more and judged by others, and there are {} in all; take at least {} \
+                     (`ExpandOptions::n_pairs`)",
+                    pairs.len(),
+                    LEAST_TRAIN + 1
+                ),
+            }));
         }
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(task.seed));

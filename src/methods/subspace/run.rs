@@ -149,6 +149,7 @@ impl<'a> Exchanging<'a> {
         let about = json!({
             "version": crate::BUILD,
             "model": model.origin.full_id(),
+            "weight_hash": model.origin.weight_hash.get(),
             "task": task.name,
             "seed": task.seed,
         });

@@ -7,7 +7,7 @@ use super::options::{Color, HeatmapOptions};
 use crate::plot::panel::Panel;
 use crate::plot::scale::{Scale, ScaleOf};
 use crate::scores::Provenance;
-use crate::text::{cut, width};
+use crate::text::{cut, visible, width};
 
 /// What the numbers and colours are.
 pub(super) fn legend(
@@ -41,12 +41,17 @@ pub(super) fn legend(
             .map(|&step| shade(Some(step), scale, 5, options.color));
         writeln!(text, "{}", cells.collect::<String>()).expect("a String takes all");
     }
+    // Where nothing is but 0, no hundred is anything.
+    let says = |scale: &Scale, panel: &Panel, is_zero: bool| match is_zero && !panel.is_normalised {
+        true => format!("every number is 0 ({})", visible(&about.metric)),
+        false => scale.legend(panel.is_normalised, about),
+    };
+    let is_zero = |panel: &Panel| panel.limit() == 0.0;
     let mut lines = match options.scale {
-        ScaleOf::Run => vec![scales[0].legend(panels[0].is_normalised, about)],
+        ScaleOf::Run => vec![says(&scales[0], &panels[0], panels.iter().all(is_zero))],
         ScaleOf::Panel => (panels.iter().zip(scales))
             .map(|(panel, scale)| {
-                let says = scale.legend(panel.is_normalised, about);
-                format!("{}: {says}", panel.title)
+                format!("{}: {}", panel.title, says(scale, panel, is_zero(panel)))
             })
             .collect(),
     };

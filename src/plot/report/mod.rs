@@ -246,7 +246,7 @@ fn section(at: usize, result: &NamedScores) -> Result<Value> {
         "metric": visible(&about.metric),
         "unit": visible(&about.unit),
         "quantity": Scale::of_run(&[]).caption(false, about),
-        "facts": facts(scores, scores.table.height()),
+        "facts": facts(scores, scores.n_rows()),
         "command": command,
         "folder": visible(&about.folder),
         "notes": notes,

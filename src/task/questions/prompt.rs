@@ -11,6 +11,8 @@ use crate::text::{clipped, printable};
 
 const IN_A_CHAT: &str = "{context}\n\n{question}";
 const PLAIN: &str = "{context}\n\nQuestion: {question}\nAnswer:";
+/// The words that it brings.
+const WORDS_OF_PLAIN: &str = "Question: Answer:";
 const CONTEXT: &str = "{context}";
 const QUESTION: &str = "{question}";
 
@@ -70,7 +72,17 @@ impl QuestionSet {
             return Ok(Err("empty prompt: it has no tokens".into()));
         }
         if let Err(reason) = check_known(tokenizer, &encoded, &text) {
-            return Ok(Err(reason));
+            let of_the_layout = tokenizer.encode(WORDS_OF_PLAIN, false)?;
+            let is_ours = self.layout.is_none()
+                && !chat
+                && check_known(tokenizer, &of_the_layout, WORDS_OF_PLAIN).is_err();
+            let remedy = match is_ours {
+                true => {
+                    "; the usual layout has words that it lacks, so write one without (`QuestionSet::layout = '{context} {question}'`)"
+                }
+                false => "",
+            };
+            return Ok(Err(reason + remedy));
         }
         let mut sentences = Vec::with_capacity(spans.len());
         for (at, span) in spans.iter().enumerate() {

@@ -81,11 +81,13 @@ impl QuestionSet {
             ));
         }
         let has = |one: &Question| one.answer.is_some();
-        if let Some(without) = self.questions.iter().position(|one| !has(one))
+        if !self.own_answers
+            && let Some(without) = self.questions.iter().position(|one| !has(one))
             && let Some(with) = self.questions.iter().position(has)
         {
             return Err(Error::invalid(format!(
-                "question {with} has an answer and question {without} has none; give all of them one, or none to have the model answer"
+                "question {with} has an answer and question {without} has none; give all of them one, or none to have the model answer, or have it \
+                 answer all of them (`QuestionSet::own_answers`)"
             )));
         }
         (self.questions.iter().enumerate()).try_for_each(|(index, question)| {
