@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::attention::softcap_slope;
-use super::host::{dot, host, is_host, on_host, simd, tensor, to_host};
+use super::host::{dot, host, is_host, on_host, tensor, to_host};
 use super::linear::{Right, product};
 use super::matrix::{host_matrix, is_host_matrix};
 use super::norm;
@@ -102,13 +102,7 @@ pub fn unembed_columns(
     let (rows, x) = (to_host(&rows)?, to_host(x)?);
     let value = |row: usize, token: u32| {
         let at = wanted.binary_search(&token).expect("collected above") * d;
-        finish(
-            token,
-            simd(
-                #[inline(always)]
-                || dot(&x[row * d..(row + 1) * d], &rows[at..at + d]),
-            ),
-        )
+        finish(token, dot(&x[row * d..(row + 1) * d], &rows[at..at + d]))
     };
     Ok(columns
         .iter()

@@ -133,9 +133,17 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { value }
 }
 
-/// Sum of products, in sixteen partial sums.
-#[inline(always)]
+/// Sum of products, in sixteen partial sums. Inside of a kernel body call [`dot_inline`], which is compiled with it.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    simd(
+        #[inline(always)]
+        || dot_inline(a, b),
+    )
+}
+
+/// [`dot`] in a body that [`simd`] runs. Anywhere else each of its multiply-adds is a call of the C library.
+#[inline(always)]
+pub fn dot_inline(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 16];
     let (whole_a, rest_a) = a.as_chunks::<16>();
     let (whole_b, rest_b) = b.as_chunks::<16>();
@@ -146,6 +154,19 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let tail: f32 = rest_a.iter().zip(rest_b).map(|(x, y)| x * y).sum();
     fold(sums) + tail
+}
+
+/// Sum, in sixteen partial sums; in a body that [`simd`] runs.
+#[inline(always)]
+pub fn sum(x: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let (whole, rest) = x.as_chunks::<16>();
+    for chunk in whole {
+        for i in 0..16 {
+            sums[i] += chunk[i];
+        }
+    }
+    fold(sums) + rest.iter().sum::<f32>()
 }
 
 /// Adds sixteen partial sums, pairwise.

@@ -15,6 +15,7 @@ pub mod clip;
 pub mod embed;
 mod frequencies;
 pub mod host;
+pub mod inner;
 pub mod linear;
 mod lines;
 pub mod matrix;

@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::host::{dot, fold, host, is_host, on_host, simd, tensor};
+use super::host::{dot_inline, fold, host, is_host, on_host, simd, sum, tensor};
 use super::rules::NormRule;
 use crate::error::Result;
 use crate::spec::{NormKind, NormWeights, QkNorm};
@@ -137,7 +137,7 @@ pub fn backward(
                                 dx[j] = dy[j] * weight[j];
                             }
                             let along = match rule {
-                                NormRule::Exact => dot(dx, n) / d as f32,
+                                NormRule::Exact => dot_inline(dx, n) / d as f32,
                                 NormRule::FrozenScale => 0.0,
                             };
                             let mean = match kind {
@@ -271,18 +271,6 @@ fn run(
 /// A block of rows begins with the first of the rows of weights.
 fn rows_at_once(weight: &[f32], d: usize) -> usize {
     32usize.next_multiple_of((weight.len() / d.max(1)).max(1))
-}
-
-#[inline(always)]
-fn sum(x: &[f32]) -> f32 {
-    let mut sums = [0f32; 16];
-    let (whole, rest) = x.as_chunks::<16>();
-    for chunk in whole {
-        for i in 0..16 {
-            sums[i] += chunk[i];
-        }
-    }
-    fold(sums) + rest.iter().sum::<f32>()
 }
 
 #[inline(always)]

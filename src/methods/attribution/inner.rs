@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::nodes::{Estimates, Places};
 use super::qk_fix::{self, Prompt};
@@ -11,7 +12,7 @@ use super::runs::Runs;
 use crate::error::Result;
 use crate::hooks::{Axes, Hook, Kind};
 use crate::methods::sites::{Along, roles_with_other};
-use crate::nn::host::{dot, host, on_host, simd};
+use crate::nn::host::{dot_inline, host, on_host, simd};
 use crate::run::backward::Probe;
 use crate::run::rows::Rows;
 use crate::scores::Cell;
@@ -126,6 +127,9 @@ impl Probe for NodeProbe<'_> {
     }
 }
 
+/// Numbers that one thread takes at a time.
+const BLOCK: usize = 16 * 1024;
+
 /// Inner products of a change and a gradient, one for each row and unit (head or neuron; one for a stream), and for patterns each key.
 pub(super) struct Inner {
     /// `[rows, units, keys]`
@@ -146,13 +150,24 @@ impl Inner {
         };
         let (change, gradient) = (change.contiguous()?, gradient.contiguous()?);
         let (change, gradient) = (host(&change)?, host(&gradient)?);
-        let values = simd(
-            #[inline(always)]
-            || -> Vec<f64> {
-                let pairs = change.chunks_exact(width).zip(gradient.chunks_exact(width));
-                pairs.map(|(a, b)| f64::from(dot(a, b))).collect()
-            },
-        );
+        let mut values = vec![0.0; change.len() / width];
+        let block = (BLOCK / width).max(1);
+        let (change, gradient) = (&*change, &*gradient);
+        values
+            .par_chunks_mut(block)
+            .zip(change.par_chunks(block * width))
+            .zip(gradient.par_chunks(block * width))
+            .for_each(|((values, a), b)| {
+                simd(
+                    #[inline(always)]
+                    || {
+                        let rows = a.chunks_exact(width).zip(b.chunks_exact(width));
+                        for (value, (a, b)) in values.iter_mut().zip(rows) {
+                            *value = f64::from(dot_inline(a, b));
+                        }
+                    },
+                )
+            });
         Ok(Inner {
             values,
             units,

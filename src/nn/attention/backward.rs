@@ -11,7 +11,7 @@ use super::kernel::softmax_row;
 use super::shape::{KeysValues, SegmentPlace, Shape, visible};
 use super::task::Gather;
 use crate::error::Result;
-use crate::nn::host::{dot, host, on_host, simd, tensor};
+use crate::nn::host::{dot_inline, host, on_host, simd, tensor};
 use crate::nn::linear::{View, small_product};
 use crate::nn::lines::Lines;
 use crate::nn::rules::{PatternRule, Rules, SoftcapRule};
@@ -389,7 +389,7 @@ fn through_softmax(slope: &mut [f32], pattern: &[f32], keys: usize) {
         #[inline(always)]
         || {
             for (slope, pattern) in slope.chunks_exact_mut(keys).zip(pattern.chunks_exact(keys)) {
-                let along = dot(slope, pattern);
+                let along = dot_inline(slope, pattern);
                 for (slope, weight) in slope.iter_mut().zip(pattern) {
                     *slope = weight * (*slope - along);
                 }

@@ -1,5 +1,7 @@
 //! What sources write differently, times what readers ask for: all edges of a layer in one product.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -11,8 +13,9 @@ use crate::hooks::{Hook, Kind, Letter, Node};
 use crate::methods::attribution::GradientPath;
 use crate::methods::attribution::runs::{Runs, at_rows, over, post_scale};
 use crate::model::Model;
-use crate::nn::host::{host, on_host, to_host};
-use crate::nn::linear::{Right, View, product, small_product};
+use crate::nn::host::{host, on_host, simd, sum, to_host};
+use crate::nn::inner::{RowsOf, inner_products};
+use crate::nn::linear::{View, small_product};
 use crate::nn::matrix::host_matrix;
 use crate::run::backward::reader_column;
 use crate::run::tape::Tape;
@@ -124,16 +127,18 @@ impl EdgeWeights {
     }
 }
 
-/// Most values of spread differences held at once.
-const SPREAD: usize = 12 << 20;
+/// Most values held at once at the width of the model.
+const SPREAD: usize = 16 << 20;
 
 /// Room that is used again for each stretch of tokens.
 #[derive(Default)]
 struct Scratch {
     /// `[sources, rows, d_model]`
     sources: Vec<f32>,
-    /// `[3 n_heads, rows, d_model]`
+    /// `[readers, rows, d_model]`
     readers: Vec<f32>,
+    /// `[sources, readers]`
+    block: Vec<f32>,
 }
 
 impl Edges<'_> {
@@ -181,7 +186,7 @@ impl Edges<'_> {
     }
 
     /// What is interpolated as one, and the rows of the nodes that it holds.
-    fn groups(&self) -> Result<Vec<(Hook, std::ops::Range<usize>)>> {
+    fn groups(&self) -> Result<Vec<(Hook, Range<usize>)>> {
         let heads = self.graph.n_heads;
         let mut groups = vec![(Hook::global(Kind::Embed), 0..1)];
         for layer in 0..self.graph.n_layers {
@@ -195,56 +200,59 @@ impl Edges<'_> {
         Ok(groups)
     }
 
-    /// Multiplies what sources write with what readers ask for, a few tokens at a time.
+    /// Multiplies what sources write with what readers ask for, as many tokens at a time as there is room for.
     pub fn contract(
         &self,
         sums: &Sums<'_>,
         written: &Written,
-        sources: std::ops::Range<usize>,
+        sources: Range<usize>,
         scores: &mut [Vec<f32>],
     ) -> Result<()> {
         let d = self.runs.model.spec.d_model;
-        let at_once = if self.config.by_position {
-            1
-        } else {
-            // A quarter of the memory, in f32.
-            (SPREAD.min(self.memory / 16) / (d * sources.len())).max(1)
-        };
-        let mut scratch = Scratch::default();
+        // A quarter of the memory, in f32, for both sides.
+        let room = SPREAD.min(self.memory / 16);
+        let at_once = (room / (d * (sources.len() + self.readers()))).max(1);
         let size = self.graph.n_src() * self.graph.n_dst();
+        // The rows of each table of scores: those of a prompt, or one by one.
+        let mut tables: Vec<(Range<usize>, &mut [f32])> = Vec::new();
         for (i, scores) in scores.iter_mut().enumerate() {
             let rows = self.runs.rows_of(i);
-            let first_pos = self.runs.rows.segments[i].positions[0] as usize;
-            let mut start = rows.start;
-            while start < rows.end {
-                let stretch = start..rows.end.min(start + at_once);
-                let at = if self.config.by_position {
-                    (first_pos + start - rows.start) * size
-                } else {
-                    0
-                };
-                let scores = &mut scores[at..at + size];
-                let (sources, rows) = (&sources, stretch.clone());
-                self.contract_rows(sums, written, sources, rows, &mut scratch, scores)?;
-                start = stretch.end;
+            if self.config.by_position {
+                let first = self.runs.rows.segments[i].positions[0] as usize;
+                let at = scores.chunks_exact_mut(size).skip(first);
+                tables.extend(rows.zip(at).map(|(row, scores)| (row..row + 1, scores)));
+            } else {
+                tables.push((rows, scores));
             }
+        }
+        let mut scratch = Scratch::default();
+        let mut tables = tables.as_mut_slice();
+        for start in (0..self.runs.rows.total).step_by(at_once) {
+            let rows = start..self.runs.rows.total.min(start + at_once);
+            self.contract_rows(sums, written, &sources, &rows, &mut scratch, tables)?;
+            let done = tables.partition_point(|(of, _)| of.end <= rows.end);
+            tables = &mut tables[done..];
         }
         Ok(())
     }
 
+    /// Queries, keys and values of every head of a layer, and what its MLP reads.
+    fn readers(&self) -> usize {
+        3 * self.graph.n_heads + usize::from(self.graph.has_mlp)
+    }
+
+    /// Adds what some rows give to the tables that have any of them.
     fn contract_rows(
         &self,
         sums: &Sums<'_>,
         written: &Written,
-        sources: &std::ops::Range<usize>,
-        rows: std::ops::Range<usize>,
+        sources: &Range<usize>,
+        rows: &Range<usize>,
         scratch: &mut Scratch,
-        scores: &mut [f32],
+        tables: &mut [(Range<usize>, &mut [f32])],
     ) -> Result<()> {
-        let spec = &self.runs.model.spec;
-        let (d, n) = (spec.d_model, rows.len());
+        let d = self.runs.model.spec.d_model;
         self.spread_sources(written, sources, rows.clone(), &mut scratch.sources)?;
-        let dense = scratch.sources.as_slice();
         let n_dst = self.graph.n_dst();
         // Of the sources here, how many a column reads.
         let read_by = |column: usize| {
@@ -252,6 +260,12 @@ impl Edges<'_> {
                 .n_sources(column)
                 .clamp(sources.start, sources.end)
                 - sources.start
+        };
+        let apart = rows.len() * d;
+        // The rows of a table that are here, as a stretch of each source and reader.
+        let here = |of: &Range<usize>| {
+            let of = of.start.max(rows.start)..of.end.min(rows.end);
+            (of.start < of.end).then(|| ((of.start - rows.start) * d, of.len() * d))
         };
         for (layer, of_layer) in sums.layers.iter().enumerate() {
             if of_layer.letters.is_empty() {
@@ -261,50 +275,39 @@ impl Edges<'_> {
             let first = self.graph.column(head, Some(Letter::Q))?;
             let by_heads = read_by(first);
             // The MLP's column follows those of the heads; it reads the heads of its own layer too where it comes after them.
-            let columns = 3 * spec.n_heads + usize::from(self.graph.has_mlp);
+            let columns = self.readers();
             let count = by_heads.max(read_by(first + columns - 1));
             if count == 0 {
                 continue;
             }
-            let readers = &mut scratch.readers;
-            self.spread_readers(layer, of_layer, rows.clone(), readers)?;
-            let mut block = vec![0f32; count * columns];
-            let sizes = [count, n * d, columns];
-            product(
-                &mut block,
-                &dense[..count * n * d],
-                readers.as_slice(),
-                sizes,
-                Right::OutIn,
-                false,
-            );
-            for (i, row) in block.chunks_exact(columns).enumerate().take(by_heads) {
-                let at = (sources.start + i) * n_dst + first;
-                let scores = &mut scores[at..at + columns];
-                scores
-                    .iter_mut()
-                    .zip(row)
-                    .for_each(|(score, x)| *score += x);
-            }
-            for (i, row) in block.chunks_exact(columns).enumerate().skip(by_heads) {
-                let column = first + columns - 1;
-                scores[(sources.start + i) * n_dst + column] += row[columns - 1];
+            self.spread_readers(layer, of_layer, rows.clone(), &mut scratch.readers)?;
+            for (of, scores) in tables.iter_mut() {
+                let Some((start, length)) = here(of) else {
+                    break;
+                };
+                let written = RowsOf::new(&scratch.sources, start, apart, count);
+                let read = RowsOf::new(&scratch.readers, start, apart, columns);
+                scratch.block.clear();
+                scratch.block.resize(count * columns, 0.0);
+                inner_products(&mut scratch.block, columns, written, read, length);
+                for (i, row) in scratch.block.chunks_exact(columns).enumerate() {
+                    let at = (sources.start + i) * n_dst + first;
+                    let from = if i < by_heads { 0 } else { columns - 1 };
+                    let scores = &mut scores[at + from..at + columns];
+                    let more = scores.iter_mut().zip(&row[from..]);
+                    more.for_each(|(score, x)| *score += x);
+                }
             }
         }
         let count = read_by(n_dst - 1);
-        let mut block = vec![0f32; count];
-        let at_logits = &sums.logits[rows.start * d..rows.end * d];
-        let sizes = [count, n * d, 1];
-        product(
-            &mut block,
-            &dense[..count * n * d],
-            at_logits,
-            sizes,
-            Right::OutIn,
-            false,
-        );
-        for (i, x) in block.iter().enumerate() {
-            scores[(sources.start + i) * n_dst + n_dst - 1] += x;
+        for (of, scores) in tables.iter_mut() {
+            let Some((start, length)) = here(of) else {
+                break;
+            };
+            let written = RowsOf::new(&scratch.sources, start, apart, count);
+            let read = RowsOf::new(&sums.logits, rows.start * d + start, apart, 1);
+            let at = sources.start * n_dst + n_dst - 1;
+            inner_products(&mut scores[at..], n_dst, written, read, length);
         }
         Ok(())
     }
@@ -313,8 +316,8 @@ impl Edges<'_> {
     fn spread_sources(
         &self,
         written: &Written,
-        sources: &std::ops::Range<usize>,
-        rows: std::ops::Range<usize>,
+        sources: &Range<usize>,
+        rows: Range<usize>,
         dense: &mut Vec<f32>,
     ) -> Result<()> {
         let model = self.runs.model;
@@ -368,7 +371,7 @@ impl Edges<'_> {
         &self,
         layer: usize,
         sums: &LayerSums,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         dense: &mut Vec<f32>,
     ) -> Result<()> {
         let model = self.runs.model;
@@ -379,7 +382,7 @@ impl Edges<'_> {
         let w_qkv = on_host(&of_layer.w_qkv)?;
         let w_qkv = host(&w_qkv)?;
         let weight = &of_layer.pre;
-        let columns = 3 * heads + usize::from(self.graph.has_mlp);
+        let columns = self.readers();
         dense.resize(columns * rows.len() * d, 0.0);
         dense
             .par_chunks_exact_mut(rows.len() * d)
@@ -425,19 +428,28 @@ impl Edges<'_> {
 /// Multiplies rows by a norm's weight and centres them, before (`first`) or after.
 fn weigh(rows: &mut [f32], weight: &[f32], centre: bool, first: bool) {
     let d = weight.len();
-    let centred = |row: &mut [f32]| {
-        if centre {
-            let mean = row.iter().sum::<f32>() / d as f32;
-            row.iter_mut().for_each(|x| *x -= mean);
-        }
-    };
-    for row in rows.chunks_exact_mut(d) {
-        if first {
-            centred(row);
-        }
-        row.iter_mut().zip(weight).for_each(|(x, w)| *x *= w);
-        if !first {
-            centred(row);
-        }
+    simd(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(d) {
+                if centre && first {
+                    centred(row);
+                }
+                for (x, w) in row.iter_mut().zip(weight) {
+                    *x *= w;
+                }
+                if centre && !first {
+                    centred(row);
+                }
+            }
+        },
+    )
+}
+
+#[inline(always)]
+fn centred(row: &mut [f32]) {
+    let mean = sum(row) / row.len() as f32;
+    for x in row {
+        *x -= mean;
     }
 }

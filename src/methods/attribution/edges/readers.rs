@@ -144,10 +144,7 @@ impl Probe for EdgeProbe<'_, '_> {
                 .chunks_exact_mut(width)
                 .zip(gradient.chunks_exact(width));
             for ((sum, gradient), scale) in rows.zip(&scales) {
-                let factor = share / scale;
-                for (sum, gradient) in sum.iter_mut().zip(gradient) {
-                    *sum += factor * gradient;
-                }
+                accumulate_into(sum, gradient, share / scale);
             }
         }
         let (Some(parts), NormRule::Exact) = (parts, self.sums.rules.norm) else {

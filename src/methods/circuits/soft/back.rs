@@ -9,7 +9,7 @@ use super::tap::SoftTap;
 use crate::error::Result;
 use crate::hooks::{Kind, Letter, Ln};
 use crate::model::Model;
-use crate::nn::host::{dot, host, simd, tensor, to_host};
+use crate::nn::host::{dot, dot_inline, host, simd, tensor, to_host};
 use crate::nn::linear::{View, small_product};
 use crate::run::backward::Descent;
 use crate::run::gradients::Nobody;
@@ -58,7 +58,7 @@ impl Back<'_> {
                     // A loop: what `sum` calls is not compiled for the machine that `simd` chose.
                     let mut sum = 0.0;
                     for (a, b) in rows {
-                        sum += f64::from(dot(a, b));
+                        sum += f64::from(dot_inline(a, b));
                     }
                     sum
                 },
