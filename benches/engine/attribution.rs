@@ -57,7 +57,7 @@ pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
         &ours,
         &theirs,
         1.0,
-        "(target 2.5)",
+        "(target 2.4)",
     );
     let before = peak_memory();
     let (ours, theirs) = interleaved(
@@ -128,13 +128,13 @@ pub fn attribution(model: &Model, tokenizer: &Tokenizer) -> Result<()> {
         line("EAP, every edge", "(target 5)", &|| {
             all(&EdgeAttributionConfig::eap())
         })?;
-        line("EAP-IG, 5 steps", "(target 16)", &|| {
+        line("EAP-IG, 5 steps", "(target 15)", &|| {
             all(&EdgeAttributionConfig::eap_ig(5))
         })?;
-        line("AtP, q k v z mlp_out", "", &|| {
+        line("AtP, q k v z mlp_out", "(target 3)", &|| {
             all(&NodeAttributionConfig::atp(patch()?))
         })?;
-        line("AtP*, q k v z mlp_out", "", &|| {
+        line("AtP*, q k v z mlp_out", "(target 30)", &|| {
             all(&NodeAttributionConfig::atp_star(patch()?))
         })?;
     }
