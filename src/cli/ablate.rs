@@ -39,7 +39,7 @@ use super::session::{Ask, Asked, CommonArgs, Mode};
   candlewick ablate --together a3.h0,a3.h1 --class first=a0.h0,a0.h2 --source resample
   candlewick ablate --sites z,mlp_out --source-model embedded --n-pairs 8 --out same.parquet
   candlewick ablate --head-pairs a0.h0,a0.h2,a3.h0,a3.h1 --n-pairs 8 --out pairs.parquet
-  candlewick ablate --ranked ablation.parquet --lowest --sizes 1,2 --random-sets 3 --seed 9 --n-pairs 8
+  candlewick ablate --ranked ablation.parquet --lowest --sizes 1,2 --random-sets 3 --seed 9
   candlewick ablate --block @END:@S2 --layers 2,3 --n-pairs 8
   candlewick ablate --self-repair heads --target difference")]
 pub struct AblateArgs {

@@ -5,7 +5,7 @@ use candlewick::error::{self, Remedy};
 use candlewick::text::visible;
 
 /// The flag for each thing that messages of the library name, with the value that it always has where it has one.
-const FLAGS: [(&str, &str); 108] = [
+const FLAGS: [(&str, &str); 109] = [
     ("AblationConfig::sets", "--together"),
     ("AttentionConfig::heads", "--heads"),
     ("AttentionConfig::layers", "--layers"),
@@ -86,6 +86,7 @@ const FLAGS: [(&str, &str); 108] = [
     ("SourceConfig::subject", "--subject"),
     ("ReferenceSet::Corrupted", "--baseline corrupted"),
     ("RemovalConfig::players", "--players"),
+    ("Steering::at", "--at"),
     ("RemovalConfig::removal", "--removal"),
     ("ScoreConfig::gold", "--gold"),
     ("ScoreConfig::methods", "--method"),

@@ -331,7 +331,7 @@ impl Steering {
                 self.vector.values.len(),
                 match self.site.positions {
                     Positions::All => "",
-                    _ => "; where it is added is said apart from the hook (`--at`)",
+                    _ => "; where it is added is said apart from the hook (`Steering::at`)",
                 }
             )));
         }

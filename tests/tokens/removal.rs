@@ -366,7 +366,9 @@ fn what_cannot_be_removed_is_refused_before_anything_runs() {
         let message = refused(&model, &wrong).to_string();
         assert!(message.contains(says), "{message}");
     }
-    let without = changed(&task, |pair| pair.roles.clear());
+    let without = changed(&task, |pair| {
+        pair.roles = [("END".to_string(), vec![pair.clean.len() - 1])].into();
+    });
     let error = check(
         &config(SHAPLEY, Players::Roles, Removal::Zero),
         &model.spec,
