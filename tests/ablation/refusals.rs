@@ -117,6 +117,7 @@ fn where_clean_prompts_alone_are_changed_the_others_may_be_of_any_length() {
     let shorter = changed(&task, |pair| {
         pair.corrupted.truncate(pair.clean.len() - 1);
         let last = pair.corrupted.len() - 1;
+        *pair = pair.clone().shifted_role("END", [last + 1], [last]);
         for (role, clean) in pair.roles.clone() {
             let corrupted: Vec<usize> = clean.iter().map(|&at| at.min(last)).collect();
             *pair = pair.clone().shifted_role(role, clean, corrupted);
