@@ -11,7 +11,7 @@ use candlewick::task::questions::read_sentences;
 use candlewick::task::{Question, QuestionSet, Task};
 use clap::{Args, ValueEnum};
 
-use super::open::{dated, text_options};
+use super::open::ask;
 use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Ask which sentences of a context an answer rests on.
@@ -205,25 +205,12 @@ impl Ask for ContextArgs {
                 "factor",
             ],
         )
-        .idle(&[
-            "task",
-            "pairs",
-            "corruption",
-            "template",
-            "unequal_lengths",
-            "answer_space",
-            "metric",
-            "verify",
-        ])
-        .instead("task", "give `--questions FILE`")
-        .instead("pairs", "give `--questions FILE`")
+        .of_questions()
     }
 
     fn task(&self, tokenizer: &Tokenizer, spec: &ModelSpec) -> anyhow::Result<Option<Task>> {
         let args = &self.common.task;
-        let tokenizer = dated(args, tokenizer)?;
-        let set = self.set()?;
-        Ok(Some(set.task(&tokenizer, &text_options(args, spec.n_ctx))?))
+        Ok(Some(ask(self.set()?, args, tokenizer, spec.n_ctx)?))
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {

@@ -7,7 +7,9 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use candlewick::Error;
 use candlewick::model::{EMBEDDED, LoadOptions, Model, ModelSpec, Opened, Tokenizer, open};
-use candlewick::task::{ExpandOptions, Task, TaskFile, expand, from_pairs_file, from_text_file};
+use candlewick::task::{
+    ExpandOptions, QuestionSet, Task, TaskFile, expand, from_pairs_file, from_text_file,
+};
 
 use super::Context;
 use super::args::{DTypeChoice, DeviceChoice, ModelArgs, TaskArgs};
@@ -137,6 +139,18 @@ pub fn open_texts(
     Ok(from_text_file(path, tokenizer, &text_options(args, n_ctx))?)
 }
 
+/// Questions in the place of a task.
+/// # Errors
+/// As [`QuestionSet::task`].
+pub fn ask(
+    set: &QuestionSet,
+    args: &TaskArgs,
+    tokenizer: &Tokenizer,
+    n_ctx: usize,
+) -> anyhow::Result<Task> {
+    Ok(set.task(&dated(args, tokenizer)?, &text_options(args, n_ctx))?)
+}
+
 /// Of a flag that stands against what another requires, clap forgets the requirement: `--task` and `--texts` stand against `--pairs`.
 fn check_answer_space(args: &TaskArgs) -> Result<(), Error> {
     match args.answer_space && args.pairs.is_none() {
@@ -148,7 +162,7 @@ fn check_answer_space(args: &TaskArgs) -> Result<(), Error> {
 }
 
 /// What lines of text are asked for, as far as pairs are too.
-pub fn text_options(args: &TaskArgs, n_ctx: usize) -> ExpandOptions {
+fn text_options(args: &TaskArgs, n_ctx: usize) -> ExpandOptions {
     ExpandOptions {
         n_pairs: args.n_pairs.map(|n| n as usize),
         seed: args.seed,
@@ -160,7 +174,7 @@ pub fn text_options(args: &TaskArgs, n_ctx: usize) -> ExpandOptions {
 }
 
 /// The tokenizer with the day that its chat template prints.
-pub fn dated(args: &TaskArgs, tokenizer: &Tokenizer) -> anyhow::Result<Tokenizer> {
+fn dated(args: &TaskArgs, tokenizer: &Tokenizer) -> anyhow::Result<Tokenizer> {
     let date = args.date.as_deref().map(str::parse).transpose()?;
     Ok(tokenizer.clone().with_date(date))
 }

@@ -8,7 +8,7 @@ use candlewick::model::{EMBEDDED, ModelSpec, Tokenizer};
 use candlewick::task::{QuestionSet, Task};
 use clap::Args;
 
-use super::open::{dated, text_options};
+use super::open::ask;
 use super::session::{Ask, Asked, CommonArgs, Mode};
 
 /// Answer questions whichever order their documents stand in, by attention that does not know the order (PINE).
@@ -67,26 +67,12 @@ impl Ask for PineArgs {
     }
 
     fn mode(&self) -> Mode {
-        Mode::new("`candlewick pine`", &["questions", "layout", "orders"])
-            .idle(&[
-                "task",
-                "pairs",
-                "corruption",
-                "template",
-                "unequal_lengths",
-                "answer_space",
-                "metric",
-                "verify",
-            ])
-            .instead("task", "give `--questions FILE`")
-            .instead("pairs", "give `--questions FILE`")
+        Mode::new("`candlewick pine`", &["questions", "layout", "orders"]).of_questions()
     }
 
     fn task(&self, tokenizer: &Tokenizer, spec: &ModelSpec) -> anyhow::Result<Option<Task>> {
         let args = &self.common.task;
-        let tokenizer = dated(args, tokenizer)?;
-        let set = self.set()?;
-        Ok(Some(set.task(&tokenizer, &text_options(args, spec.n_ctx))?))
+        Ok(Some(ask(self.set()?, args, tokenizer, spec.n_ctx)?))
     }
 
     fn method(&self, on: &Asked<'_>) -> anyhow::Result<Box<dyn Method>> {

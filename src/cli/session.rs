@@ -142,6 +142,22 @@ impl Mode {
         self
     }
 
+    /// Questions of `--questions FILE` are asked, and no task's.
+    pub fn of_questions(self) -> Self {
+        self.idle(&[
+            "task",
+            "pairs",
+            "corruption",
+            "template",
+            "unequal_lengths",
+            "answer_space",
+            "metric",
+            "verify",
+        ])
+        .instead("task", "give `--questions FILE`")
+        .instead("pairs", "give `--questions FILE`")
+    }
+
     /// Refuses a flag that was typed and would do nothing.
     /// # Errors
     /// [`Error::Invalid`] naming it.

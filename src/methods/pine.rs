@@ -5,7 +5,6 @@
 //! cut out of the prompt as it is written, so that one order differs from another by nothing but the order.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -18,9 +17,9 @@ use super::method::{
     stop_if_asked,
 };
 use crate::error::{Error, Result};
-use crate::metric::{Judgement, Target, log_softmax};
+use crate::metric::{Judgement, Metric};
 use crate::model::ModelSpec;
-use crate::run::{Logits, Progress, Request, Segments, check_pine, pine_logits, run};
+use crate::run::{Progress, Segments, check_pine, pine_logits, run_to_answers};
 use crate::scores::{Bars, Cell, Direction, ExampleScores, Measured, ScoresMeta, View};
 use crate::task::{Pair, QuestionSet, Task};
 
@@ -261,46 +260,29 @@ impl Ordering<'_> {
     /// The prompt in each order, with attention as it is or without order.
     fn run(&self, pair: &Pair, is_pine: bool, progress: &dyn Progress) -> Result<Vec<InOrder>> {
         let (model, segments) = (self.on.model, segments_of(pair)?);
-        let read: Range<usize> = pair.target.positions(pair.clean.len());
+        let from = pair.target.positions(pair.clean.len()).start;
         let mut all = Vec::new();
         for order in self.orders_of(pair, segments.lengths.len()) {
             stop_if_asked(progress)?;
             let (tokens, ordered) = segments.ordered(&pair.clean, &order);
             let logits: Vec<Vec<f32>> = if is_pine {
-                pine_logits(model, &tokens, &ordered, read.start)?.to_vec2()?
+                pine_logits(model, &tokens, &ordered, from)?.to_vec2()?
             } else {
-                let request = Request {
-                    logits: Logits::All,
-                    ..Request::default()
-                };
-                let logits = run(model, &[tokens], &request)?.logits.expect("asked for");
-                logits
-                    .get(0)?
-                    .narrow(0, read.start, read.len())?
-                    .to_vec2()?
+                let target = std::slice::from_ref(&pair.target);
+                run_to_answers(model, &[tokens], target, &[])?.0.remove(0)
             };
             let rows: Vec<&[f32]> = logits.iter().map(Vec::as_slice).collect();
             let judged = pair.target.judge_whole(&rows);
             all.push(InOrder {
                 order,
                 is_right: judged.top1 == Some(true),
-                log_prob: log_prob(&pair.target, &rows),
+                log_prob: Metric::LogProb.value_whole(&rows, &pair.target, None)?,
                 judged,
                 logits,
             });
         }
         Ok(all)
     }
-}
-
-/// Of the answer, whichever of several, in nats.
-fn log_prob(target: &Target, rows: &[&[f32]]) -> f64 {
-    let of_step = |(step, row): (Target, &&[f32])| {
-        let log_probs = log_softmax(row);
-        let answers = step.answers.iter().map(|&id| log_probs[id as usize].exp());
-        answers.sum::<f64>().ln()
-    };
-    target.steps().zip(rows).map(of_step).sum()
 }
 
 /// The share of those that are right.

@@ -10,7 +10,8 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use candle_core::DType;
+use candle_core::Device;
+use candle_core::safetensors::Load;
 use safetensors::SafeTensors;
 
 use crate::error::{Error, Result};
@@ -69,7 +70,7 @@ impl SteeringVector {
             }
             let array = read_npy(path).map_err(malformed)?;
             let shape = array.dims().to_vec();
-            (String::new(), shape, to_host(&array.to_dtype(DType::F32)?)?)
+            (String::new(), shape, to_host(&array)?)
         } else {
             let bytes = read_at_most(path, FILE_LIMIT)?;
             let file = SafeTensors::deserialize(&bytes)
@@ -78,13 +79,15 @@ impl SteeringVector {
             let view = file
                 .tensor(&name)
                 .map_err(|error| malformed(error.to_string()))?;
-            let values = floats(&view).ok_or_else(|| {
-                malformed(format!(
+            let array = view.load(&Device::Cpu)?;
+            if !array.dtype().is_float() {
+                return Err(malformed(format!(
                     "`{}` is not of f64, f32, f16 or bf16",
                     visible(&name)
-                ))
-            })?;
-            (name, view.shape().to_vec(), values)
+                )));
+            }
+            let shape = view.shape().to_vec();
+            (name, shape, to_host(&array)?)
         };
         // A matrix of one row is a vector too.
         if shape.iter().filter(|&&dim| dim != 1).count() > 1 || values.is_empty() {
@@ -141,26 +144,6 @@ fn chosen(names: &[&str], wanted: Option<&str>) -> std::result::Result<String, S
             ))
         }
     }
-}
-
-fn floats(view: &safetensors::tensor::TensorView<'_>) -> Option<Vec<f32>> {
-    use safetensors::Dtype;
-    let bytes = view.data();
-    Some(match view.dtype() {
-        Dtype::F64 => (bytes.chunks_exact(8))
-            .map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32)
-            .collect(),
-        Dtype::F32 => (bytes.chunks_exact(4))
-            .map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")))
-            .collect(),
-        Dtype::F16 => (bytes.chunks_exact(2))
-            .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
-        Dtype::BF16 => (bytes.chunks_exact(2))
-            .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
-        _ => return None,
-    })
 }
 
 /// Where a vector is added: `all`; `prompt`; `generated`, or of these some steps, `generated:0-3`; positions and roles of the prompt, `-1`,

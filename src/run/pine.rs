@@ -121,13 +121,13 @@ pub fn pine_logits(
             length - 1
         )));
     }
+    let ropes = rope::Tables::new(&model.spec, length);
     let mut tap = PineTap {
         model,
-        ropes: rope::Tables::new(&model.spec, length),
+        ropes: &ropes,
         plan: Plan::new(tokens, segments),
         qkv: [None, None, None],
     };
-    let ropes = rope::Tables::new(&model.spec, length);
     let rows = Rows::whole_as(&[0], length);
     let x = forward::embed(model, tokens, &rows, &mut tap)?;
     let mut stream = forward::Stream { rows, x: Some(x) };
@@ -243,7 +243,7 @@ impl Plan {
 /// The tap of such a run: what attention mixes is replaced.
 struct PineTap<'a> {
     model: &'a Model,
-    ropes: rope::Tables,
+    ropes: &'a rope::Tables,
     plan: Plan,
     qkv: [Option<Tensor>; 3],
 }

@@ -13,6 +13,14 @@ pub fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// `e^x` as shares of their sum.
+pub fn softmax(values: &[f64]) -> Vec<f64> {
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let each: Vec<f64> = values.iter().map(|value| (value - most).exp()).collect();
+    let sum: f64 = each.iter().sum();
+    each.into_iter().map(|one| one / sum).collect()
+}
+
 /// The mean; NaN of an empty list.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64

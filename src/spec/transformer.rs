@@ -467,10 +467,9 @@ impl ModelSpec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(n_layers: usize, n_heads: usize) -> ModelSpec {
+impl ModelSpec {
+    /// A model with heads and nothing else, which a test adds to.
+    pub(crate) fn bare(n_layers: usize, n_heads: usize) -> ModelSpec {
         ModelSpec {
             family: "test".into(),
             n_layers,
@@ -502,12 +501,17 @@ mod tests {
             encoder: None,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn heads_come_in_the_order_of_the_forward_pass() {
-        let heads: Vec<_> = spec(2, 3).heads().collect();
+        let heads: Vec<_> = ModelSpec::bare(2, 3).heads().collect();
         assert_eq!(heads, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
-        assert_eq!(spec(0, 3).heads().count(), 0);
+        assert_eq!(ModelSpec::bare(0, 3).heads().count(), 0);
     }
 
     #[test]
@@ -525,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_window_of_layers_is_cut_off_at_both_ends() {
-        let spec = spec(10, 1);
+        let spec = ModelSpec::bare(10, 1);
         for (layer, width, window) in [
             (5, 0, 5..=5),
             (5, 1, 5..=5),

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::model::ModelSpec;
 use crate::nn::attention::{Shape, visible};
 use crate::nn::host::dot;
+use crate::scores::statistics::softmax;
 
 /// One layer's attention in the base run, and the queries and keys that are put in place.
 pub(super) struct Layer<'a> {
@@ -126,11 +127,4 @@ fn one_head(of: &Layer<'_>, prompt: Prompt, head: usize, rows: usize) -> (Vec<f6
         }
     }
     (of_queries, of_keys)
-}
-
-fn softmax(scores: &[f64]) -> Vec<f64> {
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let terms: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-    let total: f64 = terms.iter().sum();
-    terms.into_iter().map(|term| term / total).collect()
 }

@@ -158,9 +158,7 @@ mod tests {
     use crate::metric::Metric;
     use crate::model::{Loaded, Model, Tokenizer};
     use crate::run::{Logits, Request, run};
-    use crate::spec::{
-        Activation, Block, Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
-    };
+    use crate::spec::{Activation, Encoder, Mlp, ModelSpec, NormKind, NormPlacement, Position};
     use crate::task::Pair;
 
     const WORDS: [&str; 7] = ["paris", "is", "in", "france", "rome", "italy", "."];
@@ -191,37 +189,20 @@ mod tests {
 
     fn bert() -> Model {
         let spec = ModelSpec {
-            family: "bert".into(),
-            n_layers: 2,
-            n_heads: 2,
-            n_kv_heads: 2,
-            d_model: 8,
-            d_head: 4,
             d_mlp: 12,
             d_vocab: 10,
             n_ctx: 8,
             norm: NormKind::Layer,
-            norm_eps: 1e-5,
             norm_placement: NormPlacement::Stream,
-            block: Block::Sequential,
             position: Position::Learned,
-            attn_scale: vec![0.5; 2],
-            attn_softcap: None,
-            windows: vec![None; 2],
-            qk_norm: QkNorm::None,
-            qkv_clip: None,
             mlp: Mlp::Plain,
             activation: Activation::Gelu,
-            embed_norm: false,
-            embed_scale: None,
-            residual_multiplier: None,
-            logit_scale: None,
-            final_softcap: None,
             tied: false,
             encoder: Some(Encoder {
                 n_segments: Some(2),
                 first_norm: true,
             }),
+            ..ModelSpec::bare(2, 2)
         };
         Model::random(spec, 4).expect("a whole spec")
     }

@@ -10,6 +10,7 @@ use crate::methods::method::stop_if_asked;
 use crate::metric::{Metric, Target};
 use crate::model::Model;
 use crate::run::{Progress, Quiet, run_to_answers};
+use crate::scores::statistics::softmax;
 
 /// Furthest that one step moves the chance behind an importance: log odds of its ends are infinite.
 const MOST: f64 = 0.9999;
@@ -240,11 +241,4 @@ pub(super) fn search_plain(model: &Model, draws: &Draws<'_>) -> Result<Rationale
         steps: config.steps,
         stopped: false,
     })
-}
-
-fn softmax(scores: &[f64]) -> Vec<f64> {
-    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let each: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
-    let sum: f64 = each.iter().sum();
-    each.into_iter().map(|one| one / sum).collect()
 }

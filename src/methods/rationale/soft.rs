@@ -225,40 +225,21 @@ mod tests {
     use crate::metric::Target;
     use crate::model::Model;
     use crate::run::{Quiet, Request, run};
-    use crate::spec::{
-        Activation, Block, Mlp, ModelSpec, NormKind, NormPlacement, Position, QkNorm,
-    };
+    use crate::spec::{Activation, Mlp, ModelSpec, NormPlacement, Position};
 
     fn models() -> [Model; 2] {
         let spec = ModelSpec {
-            family: "tiny".into(),
-            n_layers: 2,
-            n_heads: 4,
             n_kv_heads: 2,
             d_model: 14,
-            d_head: 4,
             d_mlp: 12,
             d_vocab: 20,
             n_ctx: 16,
-            norm: NormKind::Rms,
-            norm_eps: 1e-5,
             norm_placement: NormPlacement::Pre,
-            block: Block::Sequential,
             position: Position::Learned,
-            attn_scale: vec![0.5; 2],
-            attn_softcap: None,
-            windows: vec![None; 2],
-            qk_norm: QkNorm::None,
-            qkv_clip: None,
             mlp: Mlp::Gated,
             activation: Activation::Silu,
-            embed_norm: false,
-            embed_scale: None,
-            residual_multiplier: None,
-            logit_scale: None,
-            final_softcap: None,
             tied: false,
-            encoder: None,
+            ..ModelSpec::bare(2, 4)
         };
         let other = ModelSpec {
             n_heads: 2,

@@ -168,7 +168,10 @@ impl SameNoise<'_> {
             .into_iter()
             .map(|logit| f64::from(logit) / self.temperature)
             .collect();
-        let log_probs = log_softmax(scaled)?;
+        let normaliser = Normaliser::of(&scaled)?;
+        let log_probs: Vec<f64> = (scaled.iter())
+            .map(|&logit| normaliser.log_prob(logit))
+            .collect();
         Some(hindsight(&log_probs, token as usize, &uniforms))
     }
 }
@@ -191,12 +194,4 @@ impl Choose for SameNoise<'_> {
             false => original.len(),
         }
     }
-}
-
-fn log_softmax(mut values: Vec<f64>) -> Option<Vec<f64>> {
-    let max = values[argmax(&values)?];
-    let sum: f64 = values.iter().map(|x| (x - max).exp()).sum();
-    let log_sum = max + sum.ln();
-    values.iter_mut().for_each(|x| *x -= log_sum);
-    Some(values)
 }

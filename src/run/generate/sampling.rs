@@ -113,21 +113,22 @@ pub(super) struct Normaliser {
 
 impl Normaliser {
     /// `None` if the logits hold a NaN or plus infinity, or nothing finite.
-    pub fn of(logits: &[f32]) -> Option<Self> {
-        let is_lawful = |x: &f32| x.is_finite() || *x == f32::NEG_INFINITY;
-        let max = f64::from(logits[argmax(logits)?]);
-        if !max.is_finite() || !logits.iter().all(is_lawful) {
+    pub fn of<T: Copy + PartialOrd + Into<f64>>(logits: &[T]) -> Option<Self> {
+        let wide = || logits.iter().map(|&x| x.into());
+        let is_lawful = |x: f64| x.is_finite() || x == f64::NEG_INFINITY;
+        let max = logits[argmax(logits)?].into();
+        if !max.is_finite() || !wide().all(is_lawful) {
             return None;
         }
-        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+        let sum: f64 = wide().map(|x| (x - max).exp()).sum();
         Some(Normaliser {
             max,
             log_sum: sum.ln(),
         })
     }
 
-    pub fn log_prob(self, logit: f32) -> f64 {
-        f64::from(logit) - self.max - self.log_sum
+    pub fn log_prob(self, logit: impl Into<f64>) -> f64 {
+        logit.into() - self.max - self.log_sum
     }
 }
 
