@@ -1,6 +1,6 @@
 //! `candlewick context`: which sentences of a context an answer rests on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use candlewick::Error;
@@ -206,6 +206,11 @@ impl Ask for ContextArgs {
             ],
         )
         .of_questions()
+    }
+
+    fn reads(&self) -> Vec<&Path> {
+        let questions = self.questions.iter().map(Path::new);
+        questions.chain(self.context_file.as_deref()).collect()
     }
 
     fn task(&self, tokenizer: &Tokenizer, spec: &ModelSpec) -> anyhow::Result<Option<Task>> {

@@ -1,5 +1,6 @@
 //! `candlewick pine`: questions whose documents stand in every order, with attention that does not know it and without.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use candlewick::Error;
@@ -68,6 +69,10 @@ impl Ask for PineArgs {
 
     fn mode(&self) -> Mode {
         Mode::new("`candlewick pine`", &["questions", "layout", "orders"]).of_questions()
+    }
+
+    fn reads(&self) -> Vec<&Path> {
+        self.questions.iter().map(Path::new).collect()
     }
 
     fn task(&self, tokenizer: &Tokenizer, spec: &ModelSpec) -> anyhow::Result<Option<Task>> {

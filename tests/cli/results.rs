@@ -83,6 +83,16 @@ fn no_result_replaces_what_its_command_reads() {
         );
     }
     assert!(fs::read(folder.path().join("a.parquet")).unwrap() == before);
+    let questions = "context,question,answer\nthen Mary met Olga .,then Mary went to,the\n";
+    fs::write(folder.path().join("q.csv"), questions).unwrap();
+    for command in ["context", "pine"] {
+        let args = [command, "--questions", "q.csv", "-o", "q.csv", "--force"];
+        let (is_fine, _, stderr) = candlewick_in(folder.path(), &args);
+        assert!(
+            !is_fine && stderr.contains("is what this command reads"),
+            "{stderr}"
+        );
+    }
 }
 
 #[test]
